@@ -80,7 +80,8 @@ def pytest_ignore_collect(collection_path, config):
         return None
     if collection_path.is_dir():
         return collection_path == Path(__file__).parent / "parts" or None
-    return "braindecode_vis.parts" in collection_path.read_text() or None
+    text = collection_path.read_text()
+    return "braindecode_vis.parts" in text or "tests.parts" in text or None
 
 
 def pytest_configure(config):

@@ -162,12 +162,10 @@ def ladder(monkeypatch):
     [
         ("trials", {"diffusion_prior"}),
         ("voxels", {"diffusion_prior", "salient"}),
-        ("images", None),
-        ("categories", None),
     ],
 )
 def test_the_ladder_has_a_row_for_every_objective(ladder, tmp_path, kind, missing):
-    """Voxels have no time before the stimulus; single folds of real data are for what needs neither words nor times.
+    """Voxels have no time before the stimulus.
 
     The prior that is trained with the encoder is for images, and no rung of retrieval.
     """
@@ -178,9 +176,8 @@ def test_the_ladder_has_a_row_for_every_objective(ladder, tmp_path, kind, missin
         # What a row is compared with reads the same data; a plain row with data of its own is its own subject.
         assert of.settings == rung.settings or "objectives" not in rung.encoder, name
         used += rung.encoder.get("objectives", [{"kind": "clip"}])
-    if missing is not None:
-        assert {one["kind"] for one in used} == set(list_kinds("objective")) - missing
-        assert [one["masked"] for one in used if "masked" in one] == [1]
+    assert {one["kind"] for one in used} == set(list_kinds("objective")) - missing
+    assert [one["masked"] for one in used if "masked" in one] == [1]
 
 
 def test_the_ladder_asks_every_objective_at_its_defaults(ladder, tmp_path):
@@ -190,3 +187,72 @@ def test_the_ladder_asks_every_objective_at_its_defaults(ladder, tmp_path):
     assert sorted({one["kind"] for one in plain}) == sorted(list_kinds("objective"))
     for rung in rows.values():
         validate_component("encoder", rung.encoder)
+
+
+@pytest.fixture
+def reality(table):
+    """The ladder on real recordings, imported beside the others."""
+    return importlib.import_module("reality")
+
+
+@pytest.mark.parametrize(
+    "kind, classes",
+    [("neurons", False), ("voxels", False), ("series", False), ("voxels", True), ("series", True)],
+)
+def test_a_row_on_reality_is_a_valid_encoder(reality, kind, classes):
+    rows = reality.list_rows(kind, classes)
+    for rung in rows.values():
+        validate_component("encoder", rung.encoder)
+    assert next(iter(rows)) == "ridge"
+    assert len(reality.list_objectives(rows["network, CLIP"])) == 12
+    kinds = {rung.encoder["kind"] for rung in rows.values()}
+    assert kinds >= {"ridge", "linear_gaussian", "average", "network"}
+
+
+def test_sessions_that_are_opened_took_no_part_in_choices(reality):
+    assert not set(reality.OPENED) & set(reality.CHOICE)
+    assert not set(reality.SESSIONS) & set(reality.DATA)
+
+
+def test_values_of_both_roles_have_the_mean_of_two_way_identification(reality):
+    """Each picture is left out as query and as distractor; the mean of the pseudo-values is the score itself."""
+    from braindecode_vis.base.arrays import Embeddings
+    from braindecode_vis.scoring.retrieval import compute_k_way_hits, compute_ranks
+
+    rng = np.random.default_rng(0)
+    ids = [f"i{number}" for number in range(12)]
+    gallery = Embeddings(rng.normal(size=(12, 5)).astype(np.float32), ids, "x")
+    order = rng.permutation(12)
+    seen = gallery.vectors[order] + rng.normal(size=(12, 5)).astype(np.float32)
+    queries = Embeddings(seen, [ids[number] for number in order], "x")
+    ranked = compute_ranks(queries, gallery, n_top=12)
+    values = reality.count_both_roles(ranked)
+    np.testing.assert_allclose(
+        values.mean(), compute_k_way_hits(ranked, 2).mean(), rtol=1e-12
+    )  # sums of halves
+    without = [
+        compute_k_way_hits(compute_ranks(queries.select(rest), gallery.select(rest), n_top=1), 2).mean()
+        for rest in ([name for name in ids if name != gone] for gone in queries.ids)
+    ]
+    np.testing.assert_allclose(values, 12 * values.mean() - 11 * np.array(without), rtol=1e-9)
+
+
+def test_rows_that_ran_are_read_and_not_run_again(reality, tmp_path, capsys):
+    ran = ["--data", "phantom_mixture", "--only", "linear Gaussian", "--size", "tiny"]
+    reality.main([str(tmp_path), "--out", str(tmp_path / "out"), *ran])
+    printed = capsys.readouterr().out
+    first = (tmp_path / "out" / "reality.md").read_text()
+    reality.main([str(tmp_path), "--out", str(tmp_path / "out"), *ran])
+    reality.main([str(tmp_path), "--out", str(tmp_path / "out"), "--tables"])
+    again = capsys.readouterr().out
+    assert printed.count("phantom_mixture, ") == 2
+    assert "phantom_mixture, " not in again
+    assert (tmp_path / "out" / "reality.md").read_text() == first
+    assert "| linear Gaussian |" in first
+
+
+def test_what_is_not_there_is_left_out(reality, tmp_path, capsys):
+    reality.main([str(tmp_path), "--out", str(tmp_path / "out"), "--data", "digits69"])
+    assert "left out" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        reality.main([str(tmp_path), "--out", str(tmp_path / "out"), "--data", "v4_210225"])

@@ -37,6 +37,7 @@ from tests.datasets.test_digits69 import make_phantom_file as make_digits
 from tests.datasets.test_muse_n170 import make_runs as make_muse
 from tests.embeddings.test_caption_bank import write_git
 from tests.generation.hub_models import write_sd, write_sdxl, write_token_unclip
+from tests.parts.phantom.tiny import embed
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 
@@ -258,11 +259,6 @@ def write_corpus(root):
     config = CorpusConfig.model_validate({"channels": channels, "held_out": 0.1})
     add_sources(folder, sorted(people.glob("site*")), config)
     return folder
-
-
-def embed(stimuli):
-    """A few pixels stand in for a network."""
-    return np.stack([image[::8, ::8].ravel() / 255.0 for image in stimuli.iterate_images()])
 
 
 def write_arrays(root):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -83,13 +84,41 @@ def test_files_that_the_tables_name_are_there():
     assert not missing
 
 
+def test_a_data_set_costs_what_the_page_says():
+    """The files that name the example are those of the tables of steps, and its lines are counted."""
+    start = TEXT.index("## A data set")
+    section = TEXT[start : TEXT.index("```python", start)]
+    steps = set(re.findall(r"`((?:braindecode_vis|tests|configs|data_manifests)/[\w/]+\.\w+)`", section))
+    listed = {name.replace("my_lab", "v4_photographs") for name in steps}
+    folders = ("braindecode_vis", "configs", "data_manifests", "tests")
+    files = [
+        path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".yaml", ".tsv")
+    ]
+    texts = {path.relative_to(ROOT).as_posix(): f"{path.name}\n{path.read_text()}" for path in files}
+    naming = {name for name, text in texts.items() if re.search("v4[-_]photographs", text)}
+    assert naming - listed == {"tests/test_contributing.py"}
+    own = [f"v4_photographs{ending}.py" for ending in ("", "_format")] + ["test_v4_photographs.py"]
+    assert (
+        sum(len((ROOT / name).read_text().splitlines()) for name in naming if Path(name).name in own) <= 250
+    )
+    shared = [name for name in naming & listed if "v4_photographs" not in name]
+    # Presets of a phantom are a line for each of four sizes, and one that closes them.
+    n_lines = sum(len(re.findall("^.*v4[-_]photographs.*$", texts[name], re.M)) for name in shared) + 5
+    assert f"and {n_lines} in the files of steps" in section
+
+
 def test_the_examples_run_together(copy, tmp_path):
     rng = np.random.default_rng(0)
     light = rng.uniform(0.2, 1, size=(40, 1, 1))  # so that brightness can be decoded
     pictures = (light * rng.integers(0, 256, (40, 8, 8))).astype(np.uint8)
     shown = np.repeat(np.arange(40), 2)
     voxels = pictures.reshape(40, -1)[shown] @ rng.normal(size=(64, 60)) / 1000
-    np.savez(tmp_path / "gratings.npz", voxels=voxels, pictures=pictures, shown=shown)
+    with h5py.File(tmp_path / "gratings.h5", "w") as file:
+        for key, values in (("voxels", voxels), ("pictures", pictures), ("shown", shown)):
+            file[key] = values
     out = tmp_path / "run"
     asked = ["--set", "evaluation.metrics=[{kind: brightness_gap}]"]
     network = "{kind: network, network: {kind: my_net}, objectives: [{kind: fourth_power}], epochs: 2, batch_size: 16}"
@@ -101,7 +130,7 @@ def test_the_examples_run_together(copy, tmp_path):
         ["analyze", out, "--analysis", "my_question"],
         ["train", "my_lab_ridge", *trained],
     )
-    assert "80 trials, 80 declared" in told
+    assert "80 as declared" in told
     metrics = {row["metric"]: row for row in read_scores(out) if row["method"] == "decoded"}
     assert metrics["top1"]["value"] > 0.5
     assert metrics["brightness_gap"]["p_value"] < 0.05

@@ -19,11 +19,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from braindecode_vis import cli
-from braindecode_vis.base.checks import ConfigError, DataError, check_file, describe_unfetched, refuse_damage
+from braindecode_vis.base.checks import DataError, check_file, describe_unfetched, refuse_damage
 from braindecode_vis.base.store import find_damage, read_json, read_provenance
 from braindecode_vis.cli import main
 from braindecode_vis.cli.failures import describe_failure, stop_cleanly
-from braindecode_vis.config import read_config
 from tests.test_cli import SMALL
 
 pytestmark = pytest.mark.whole
@@ -333,22 +332,6 @@ def test_damaged_records_of_a_run(tmp_path):
         with pytest.raises(DataError, match=r"provenance\.json is damaged"):
             read_provenance(tmp_path / "provenance.json")
         assert find_damage(tmp_path) == "its provenance.json was missing or damaged"
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("seed=false", "seed is False, but input should be a number, not true or false"),
-        ("evaluation.n_bootstrap=true", "n_bootstrap is True, but input should be a number"),
-        ("encoder.alphas=[1.0, true]", "alphas is .*, but input should be a number, not true or false"),
-        ("encoder.alphas=[1.0e+308]", "alphas is .*, but input should be a number of single precision"),
-        ("dataset.n_train=18446744073709551616", r"n_train is .*, but input should be below 2\^63"),
-    ],
-)
-def test_numbers_that_no_computation_can_use(override, message):
-    """``n_top=true`` was one and ``seed=false`` zero; a batch of 2^64 ended in an overflow somewhere in torch."""
-    with pytest.raises(ConfigError, match=message):
-        read_config("synthetic_digits", [override])
 
 
 def test_a_folder_in_place_of_a_table_is_told_before_runs_are_compared(tmp_path, command_line):

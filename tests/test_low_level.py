@@ -20,11 +20,8 @@ from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline import decoding
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.scoring.metrics.image import compute_image_metric
+from tests.parts.audit.test_results import QUICK
 
-QUICK = [
-    "dataset.n_train=60", "dataset.n_test=20", "dataset.n_voxels=24", "evaluation.n_bootstrap=100",
-    "evaluation.n_permutations=100", "encoder.alphas=[1,10,100]",
-]  # fmt: skip
 TARGET = "{kind: taesd, weights: random, image_size: 32, device: cpu}"
 LOW = f"reconstruction.low_level={{target: {TARGET}}}"
 

@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom, are kept without outputs, and hold no logic of their own."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def test_every_subject_has_its_notebook():
         "01_quickstart", "02_preprocessing_quality", "03_retrieval", "04_reconstruction_gallery",
         "05_time_and_regions", "06_bring_your_own_data", "07_own_eeg", "08_own_fmri",
         "09_digits_fmri", "10_faces_eeg", "11_categories_fmri", "12_live",
+        "13_v4_photographs",
     ]  # fmt: skip
 
 
@@ -71,7 +73,7 @@ def test_notebooks_are_thin_and_explained(path):
 
 REAL = [path for path in NOTEBOOKS if "09" <= path.stem < "12"]  # recordings that a user's machine fetches
 # A minute and a half together; `make docs` runs them too.
-LONG = [path for path in NOTEBOOKS if "02" <= path.stem < "09" or path.stem == "12_live"]
+LONG = [path for path in NOTEBOOKS if "02" <= path.stem < "09" or path.stem > "12"]
 
 
 @pytest.fixture
@@ -116,3 +118,19 @@ def test_notebook_runs(path, monkeypatch, request):
     drawn = [o.data for o in outputs if "data" in o and o.data.get("text/plain", "").startswith("<Figure")]
     assert all("image/png" in data for data in drawn), "a figure is shown as text"
     assert sum(output.output_type == "execute_result" or "data" in output for output in outputs) >= 1
+
+
+@pytest.mark.usefixtures("settings")
+def test_the_command_shows_the_demo_of_the_quickstart(workspace, command_line):
+    """What the notebook above has made is reused; where this test is run alone, the command makes it."""
+    words = ("demo", "--size", "tiny", "--snr", "0.3", "--out", workspace / "demo")
+    done = command_line(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["scores"]
+    (top,) = [r for r in rows if r["metric"] == "mean_rank" and r["method"] == "decoded"]
+    assert 1 <= top["value"] <= top["gallery_size"]
+    assert (workspace / "demo" / "report.html").is_file()
+    again = command_line(*words)
+    assert "computed" not in again.stderr
+    assert "unseen concepts" in again.stdout
+    assert "follow mixture" in again.stdout

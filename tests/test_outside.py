@@ -20,6 +20,8 @@ from braindecode_vis.base import registry
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.settings import OUTSIDE
 from braindecode_vis.config import check_files, dump_config, list_kinds, read_config
+from braindecode_vis.pipeline.learning import predict_out_of_fold
+from braindecode_vis.pipeline.runs import open_run
 
 #: Role -> key of the entry points, kind, class.
 ENTRIES = {
@@ -316,6 +318,13 @@ def test_a_component_of_every_role_goes_through_a_whole_run(installed, tmp_path,
     assert "wrong" not in call("audit", out).stdout
     scores = json.loads((out / "scores.json").read_text())
     assert {"brightness_gap", "top1", "pixcorr"} <= {row["metric"] for row in scores}
+    assert {"decoded", "shuffled", "nearest", "mean_image", "mean_embedding", "oracle"} <= {
+        row["method"] for row in scores
+    }
+    (top1,) = [row for row in scores if (row["metric"], row["method"]) == ("top1", "decoded")]
+    assert top1["value"] > 0.3  # chance is 1 in 12
+    predicted = predict_out_of_fold(open_run(read_config(source), out))[0].predicted
+    assert len(set(predicted.ids)) == 48  # the training images
     provenance = json.loads((out / "provenance.json").read_text())
     named = {entry["kind"]: entry for entry in provenance["outside"]}
     assert set(named) == {

@@ -10,7 +10,7 @@ from braindecode_vis.base import remote
 from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.pipeline.runs import read_scores
 from tests.datasets.test_file_damage import LOADERS, configure, preprocess
-from tests.parts.phantom.test_assemble import embed
+from tests.parts.phantom.tiny import embed
 
 FEW = ("--set", "evaluation.n_bootstrap=100", "--set", "evaluation.n_permutations=100")
 

@@ -11,6 +11,11 @@ import time
 import numpy as np
 import pytest
 
+from braindecode_vis import pipeline
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.config import read_config
+from braindecode_vis.pipeline import together
+from braindecode_vis.pipeline.runs import open_run
 from tests.test_cli import SMALL, call_anew, check_refusal
 
 pytestmark = pytest.mark.whole
@@ -43,7 +48,7 @@ def read_vectors(out):
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("together")
     process = launch("run", "synthetic_digits", "--out", out, *SMALL, *NETWORK, "--json")
     told, errors = process.communicate()
@@ -51,8 +56,8 @@ def together(tmp_path_factory):
     return out, told, errors
 
 
-def test_two_processes_train_what_one_trains(together, tmp_path, command_line):
-    out, told, errors = together
+def test_two_processes_train_what_one_trains(trained, tmp_path, command_line):
+    out, told, errors = trained
     assert json.loads(told)["scores"] == json.loads((out / "scores.json").read_text())
     assert errors.count("train fold01") == 1
     for path in out.glob("stages/train/*/provenance.json"):
@@ -70,7 +75,7 @@ def test_two_processes_train_what_one_trains(together, tmp_path, command_line):
 
 
 @pytest.mark.slow  # kills of one process are in tests/test_pipeline.py
-def test_a_killed_launch_goes_on_where_it_was(together, tmp_path):
+def test_a_killed_launch_goes_on_where_it_was(trained, tmp_path):
     process = launch("train", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
     while process.poll() is None and not list(tmp_path.glob("work/*/out_of_fold0/checkpoint.safetensors")):
         time.sleep(0.01)
@@ -81,13 +86,22 @@ def test_a_killed_launch_goes_on_where_it_was(together, tmp_path):
     errors = process.communicate()[1]
     assert process.returncode == 0, errors
     assert call_anew("retrieve", tmp_path).returncode == 0
-    expected, found = read_vectors(together[0]), read_vectors(tmp_path)
+    expected, found = read_vectors(trained[0]), read_vectors(tmp_path)
     assert found.keys() == expected.keys()
     for name, vectors in expected.items():
         np.testing.assert_array_equal(found[name], vectors, err_msg=name)
 
 
-def test_processes_that_see_different_folders_end_with_a_sentence(tmp_path):
+def test_a_process_that_does_not_see_what_the_first_one_wrote_ends_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(together, "broadcast_flag", lambda *flag: False)  # the first process has written
+    run = open_run(read_config("synthetic_digits"), tmp_path)
+    following = together._SharedRun(run.config, run.folder, run.listener, {}, follows=True)
+    with pytest.raises(DataError, match=f"what the first process wrote is not in {tmp_path} here, on "):
+        pipeline.preprocess(following)
+
+
+@pytest.mark.slow  # two processes that load torch
+def test_processes_that_see_different_folders_end(tmp_path):
     script = f'exec {sys.executable} -m braindecode_vis "$@" --out {tmp_path}/$RANK'
     process = launch(
         "-c", script, "bash", "train", "synthetic_digits", *SMALL, *NETWORK, program=("--no-python", "bash")

@@ -9,8 +9,6 @@
     python benchmarks/studies/ladder.py VOXELS --out FOLDER --stage worth --seeds 3 --config deeprecon_ridge --set ...
     python benchmarks/studies/ladder.py EASY --out FOLDER --stage defaults --seeds 1 --top 1
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage recipes --seeds 3
-    python benchmarks/studies/ladder.py DIGITS --out FOLDER --stage worth --config digits69_network_10fold
-    python benchmarks/studies/ladder.py HAXBY --out FOLDER --stage worth --config haxby_slices --top 1
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage fusion --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage tower --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage salient --base "eegproject, width 256" \
@@ -22,16 +20,15 @@
 A fifth of the training concepts is for choices: every rung but those of the stage ``test`` learns from the other
 concepts and is scored on this fifth, never on the test concepts. Each exemplar makes a gallery of its own, with one
 image per concept. ``test`` trains on all training concepts and opens the test trials. Intervals are 95 % bootstraps
-over concepts of the mean over seeds, crossed with people where there are several, and wider by sqrt 2 after folds.
+over concepts of the mean over seeds, crossed with people where there are several.
 What is done already is kept in FOLDER, one file of ranks per rung and seed, with the processor time of the training.
 ``frontier`` sets accuracy beside that time, for every network as it is and with what helped, and for what papers
 publish as far as one embedding serves.
 ``worth`` asks of every objective what it adds to the cheapest good training, in a fifth of the time: each row has a
 reference that differs from it in the objective alone, and Holm's correction is over the rows. ``defaults`` asks the
 same of the defaults in six epochs, and whether the own term of each falls (EASY: a phantom of SNR 0.4 and 200 concepts,
-of which 40 are asked). Words and attributes are those in ``phantom_truth``. Real recordings that are parted by folds
-(single images, or runs of categories, whose targets are the sentence vectors of their names) are scored on all folds by
-this stage, since nothing is chosen on them.
+of which 40 are asked). Words and attributes are those in ``phantom_truth``. Real recordings, and drives that no target
+holds, have a ladder of their own: ``benchmarks/reality.py``.
 """
 
 from __future__ import annotations
@@ -51,9 +48,8 @@ import yaml
 
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.base.contracts import BrainEncoder, Context, EncoderSettings
+from braindecode_vis.base.contracts import BrainEncoder, Context
 from braindecode_vis.base.registry import list_kinds, validate_component
-from braindecode_vis.base.roles import complete
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import find_package_data
@@ -187,8 +183,6 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
 
     `truth` holds the captions and attributes of the phantom's images.
     """
-    if kind in ("images", "categories"):
-        return list_worth_of_folds(kind)
     base = combine("eegproject, width 256")
     if kind == "voxels":  # without neighbours or times
         base = change(base, augmentations=[{"kind": "gaussian_noise"}, {"kind": "repetition_averaging"}])
@@ -311,32 +305,6 @@ def list_by_pairs(use: Any, mixing: list[dict[str, Any]]) -> dict[str, Rung]:
         "CUA": use("cua"),
         "CUA, cross": use({"kind": "cua", "cross": True}),
         "CLIP + MMD": use(clip, {"kind": "mmd", "weight": 1, "normalise": False}),
-    }
-
-
-def list_worth_of_folds(kind: str) -> dict[str, Rung]:
-    """Return the objectives that need neither words nor times nor averages, for some ten trials of voxels a class."""
-    base = change(NETWORKS[VOXELS], optimiser={"lr": 1e-3}, repeats="single")
-    clip, mixing = {"kind": "clip"}, [{"kind": "trial_mixing"}]
-
-    def use(*objectives: Any, **changes: Any) -> Rung:
-        named = [{"kind": one} if isinstance(one, str) else one for one in objectives]
-        return change(base, objectives=named, **changes)
-
-    own = {
-        "images": {
-            "CLIP + within cluster": use(clip, "within_cluster", n_clusters=4),
-        },
-        "categories": {
-            "CLIP + MV-DHEL of repetition halves": use(clip, {"kind": "multiview", "weight": 1}),
-            "MV-InfoNCE alone": use(INFONCE),
-        },
-    }
-    return {
-        PLAIN: base,
-        **list_by_pairs(use, mixing),
-        "momentum distillation": use("distillation", teacher={"decay": 0.98, "queue": 32}),
-        **own[kind],
     }
 
 
@@ -540,7 +508,6 @@ class Task:
     asked: np.ndarray
     galleries: list[list[str]]
     truth: Path
-    by_fold: bool = False
 
 
 def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[str]) -> list[Task]:
@@ -549,15 +516,13 @@ def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[
         changes = [f"target={json.dumps(own)}", "prior.kind=identity", "generator.kind=nearest", *changes]
     run = open_run(read_config(config, changes, root=root), folder)
     prepared = preprocess(run)
-    has_images = not complete(EncoderSettings, run.config.encoder).decodes_categories
-    banks = [part.embeddings for part in embed(run)] if has_images else embed_names(prepared)
-    by_fold = stage == "worth" and run.config.split.kind in ("kfold", "leave_one_run_out")
+    banks = [part.embeddings for part in embed(run)]
     ids = prepared.responses.stimulus_ids
     concepts = prepared.stimuli.concepts_of(ids).astype(str)
     tasks = []
     for fold, bank in zip(prepared.split.folds, banks, strict=True):
         train, asked = fold.train, fold.test
-        if stage != "test" and not by_fold:
+        if stage != "test":
             names = np.unique(concepts[train])
             chosen = make_generator(0, "ladder").permutation(names)[: round(SHARE * len(names))]
             held = np.isin(concepts[train], chosen)
@@ -566,18 +531,9 @@ def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[
         images = images.sort_values(["concept", "id"])
         number = images.groupby("concept").cumcount()
         galleries = [images["id"][number == k].tolist() for k in sorted(number.unique())]
-        galleries = [images["id"].tolist()] if by_fold else galleries
         truth = root / "phantom_truth"
-        tasks.append(Task(prepared, bank, run.config.retrieval, train, asked, galleries, truth, by_fold))
+        tasks.append(Task(prepared, bank, run.config.retrieval, train, asked, galleries, truth))
     return tasks
-
-
-def embed_names(prepared: Any) -> list[Embeddings]:
-    """Return the sentence vector of each category's name, once for every fold."""
-    texts = find_texts(prepared.stimuli, None, "a photo of a {concept}")
-    encoder = SentenceEncoder(find_sentence_folder(MINILM, "--stage worth"))
-    bank = Embeddings(average_texts(texts, encoder.encode), prepared.stimuli.ids, MINILM)
-    return [bank] * len(prepared.split.folds)
 
 
 def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
@@ -600,8 +556,6 @@ def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
         subjects = own.trials["subject"].to_numpy(dtype=object)
         ranked = rank_fold(source, encoder.predict(own), subjects, ids, protocol="ladder")
         columns = {"subject": subjects, "id": ranked.query_ids, "concept": own.trials["concept"]}
-        if task.by_fold:  # each trial is a unit of its own
-            columns |= dict.fromkeys(("id", "concept"), own.trials["run"] + " " + own.trials["stimulus_id"])
         tables.append(pd.DataFrame({**columns, "rank": ranked.worst_ranks, "size": len(ids)}))
     found = pd.concat(tables, ignore_index=True).assign(seed=seed, seconds=seconds)
     return found.assign(**describe_term(encoder))
@@ -635,13 +589,11 @@ def place_captions(task: Task, targets: Embeddings) -> Embeddings:
     return Embeddings(placed.astype(np.float32), stimuli.ids, targets.space)
 
 
-def tabulate(
-    folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5, over_folds: bool = False
-) -> pd.DataFrame:
+def tabulate(folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5) -> pd.DataFrame:
     """Return top-1 and top-5 with intervals, and the paired difference in one of them to a reference.
 
     `p` flips the signs of whole concepts, corrected after Holm over the rows; `corrected` is the interval of the
-    difference at the level that Bonferroni asks of so many rows. After folds all are wider by sqrt 2.
+    difference at the level that Bonferroni asks of so many rows.
     """
     rows, names = [], list(rungs)
     compared = {name: rungs[name].reference or reference for name in names}
@@ -658,7 +610,7 @@ def tabulate(
         row: dict[str, Any] = {"rung": name, "seeds": read[name]["seed"].nunique()}
         for k in (1, 5):
             values = find_hits(name, k, drawn[name])
-            found = interval_of_rows(values.to_numpy(), **name_units(values), over_folds=over_folds)
+            found = interval_of_rows(values.to_numpy(), **name_units(values))
             row[f"top-{k}"] = f"{values.mean():.3f} ({write_limits(found)})"
             if k == 1:
                 row |= {"top1": values.mean(), "low": found.low, "high": found.high}
@@ -667,13 +619,11 @@ def tabulate(
             seeds = (seeds[0] & seeds[1],) * 2  # one of them may have been run with more
         values, other = find_hits(name, top, seeds[0]), find_hits(of, top, seeds[1])
         pair = values.to_numpy(), other[values.index].to_numpy()
-        gain = paired_difference(*pair, **name_units(values), over_folds=over_folds)
+        gain = paired_difference(*pair, **name_units(values))
         row["difference"] = f"{gain.mean:+.3f} ({write_limits(gain.interval, '+')})"
         if name != compared[name]:
             level = 1 - 0.05 / n_compared
-            wide = paired_difference(
-                *pair, **name_units(values), level=level, n_boot=20_000, over_folds=over_folds
-            )
+            wide = paired_difference(*pair, **name_units(values), level=level, n_boot=20_000)
             row["corrected"] = write_limits(wide.interval, "+")
             row["p"] = wide.p_value
         if "first" in read[name]:
@@ -762,13 +712,11 @@ def main() -> None:
     tasks = open_for(())
     has_voxels = "voxel" in tasks[0].prepared.responses.dims
     kind = "voxels" if has_voxels else "trials"
-    if tasks[0].by_fold:
-        kind = "categories" if len(tasks[0].prepared.stimuli) < 10 else "images"
     rungs = list_rungs(options.stage, options.base, kind, tasks[0].truth)
     usual = [*NETWORKS, *TESTED] if options.stage == "test" else list(rungs)
     only = options.only or [name for name in usual if name != VOXELS or has_voxels]
     rungs = {name: rung for name, rung in rungs.items() if name in only}
-    folder = options.out / ("test" if options.stage == "test" or tasks[0].by_fold else "validation")
+    folder = options.out / ("test" if options.stage == "test" else "validation")
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
         for name, rung in rungs.items():
@@ -785,7 +733,7 @@ def main() -> None:
             top5 = (table["rank"] <= 5).mean()
             print(f"{name}, seed {seed}: top-5 {top5:.3f}, {time.process_time() - started:.0f} s", flush=True)
     reference = next(iter(rungs))
-    table = tabulate(folder, rungs, reference, options.top, tasks[0].by_fold)
+    table = tabulate(folder, rungs, reference, options.top)
     size = table.attrs["size"]
     print(
         f"gallery of {size}, chance {1 / size:.3f} and {5 / size:.3f}; differences in top-{options.top} to {reference}"

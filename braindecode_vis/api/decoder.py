@@ -474,13 +474,21 @@ class Decoder(BaseEstimator):
         Parameters
         ----------
         run
-            From `decode` or `open_run`. If it selects voxels or channels, the decoder takes trials of those.
+            From `decode` or `open_run`, or its folder, which `open_run` opens. If it selects voxels or channels, the
+            decoder takes trials of those.
         fold
             From 0; needed where there are several.
+
+        Raises
+        ------
+        DataError
+            If it is neither, or the folder holds no run.
         """
         from braindecode_vis.api import fold_decoder
+        from braindecode_vis.api.decoding_run import DecodingRun, open_run
 
-        return fold_decoder.take_decoder(cls, run._run, fold)
+        opened = run if isinstance(run, DecodingRun) else open_run(run)
+        return fold_decoder.take_decoder(cls, opened._run, fold)
 
     def export(self, out: str | Path, *, to: str, X: Any = None, licence: str | None = None) -> Path:
         """Write the fitted encoder for other programs, with a model card, and return the path.

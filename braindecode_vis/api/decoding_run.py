@@ -574,8 +574,8 @@ def decode(
         What is predicted of each picture: ``pixels``, ``pca``, ``efficientnet-lite0``, ...; a mapping gives settings.
         Decoders of classes have none.
     encoder
-        ``ridge``, a network such as ``atm_s``, or for classes ``lda`` and ``logistic``; a mapping gives settings. By
-        default ridge, and lda for classes.
+        ``ridge``, a network such as ``atm_s``, ``auto``, which tries several within a budget of time, or for classes
+        ``lda`` and ``logistic``; a mapping gives settings. By default ridge, and lda for classes.
     split
         ``published`` (the split that the data declare), ``kfold`` or a number of folds, ``leave-one-image-out``,
         ``leave-one-run-out``, ``leave-one-group-out``, ``leave-one-subject-out``, ...; a mapping gives settings. By

@@ -677,9 +677,15 @@ def read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool)
                 f"{kind!r} is a network, whose settings belong one level down: encoder={{'kind': 'network', "
                 f"'network': {{'kind': {kind!r}}}}}, beside those of the training."
             )
-        return dict(encoder)
+        return _choose_list(dict(encoder), knows_images)
     name = encoder.replace("-", "_").lower()
     # The name of a network stands for the network encoder with it; an encoder's own name goes first.
     if name in list_kinds("network") and name not in list_kinds("encoder"):
         return {"kind": "network", "network": {"kind": name}}
-    return {"kind": name if ":" not in encoder else encoder}
+    return _choose_list({"kind": name if ":" not in encoder else encoder}, knows_images)
+
+
+def _choose_list(encoder: dict[str, Any], knows_images: bool) -> dict[str, Any]:
+    """Let auto try decoders of classes where the data know no images, unless it was given what to try."""
+    chooses = encoder.get("kind") == "auto" and not knows_images
+    return {"candidates": "classes", **encoder} if chooses else encoder

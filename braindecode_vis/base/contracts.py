@@ -78,6 +78,9 @@ class Context:
         The fitted brain encoder, for a prior that asks it how likely images are.
     pretrained
         Folder of the encoder that the run has pretrained, for a brain encoder whose settings say ``uses_pretraining``.
+    earlier
+        Folder of a fit of the same settings to the same trials, which is made again: what time decided there is decided
+        alike.
     """
 
     images: StimulusSet | None = None
@@ -87,6 +90,7 @@ class Context:
     device: str = "auto"
     encoder: Any = None
     pretrained: Path | None = None
+    earlier: Path | None = None
 
     def take_part(self, name: str) -> Context:
         """Return the context of one of several trainings, for example of a fold: a folder and a name of its own."""
@@ -714,7 +718,7 @@ class EncoderSettings(ComponentSettings):
         return bool(getattr(self, "pool", False))
 
     def list_members(self) -> Sequence[Any]:
-        """Return the settings of the encoders that it averages: its setting ``members``, if it has one."""
+        """Return the settings of the encoders that it holds: its setting ``members``, if it has one."""
         members: Sequence[Any] = getattr(self, "members", ())
         return members
 

@@ -231,9 +231,9 @@ def _remember(role: type[Role], component: Any, settings: Any) -> Role:
 
 
 def list_encoders(settings: Any) -> list[EncoderSettings]:
-    """Return the settings of a brain encoder, and of an average those of its members behind, with all of their role."""
+    """Return the settings of a brain encoder, and behind them those of all that it holds, with all of their role."""
     whole = complete(EncoderSettings, settings)
-    return [whole, *(complete(EncoderSettings, member) for member in whole.list_members())]
+    return [whole, *(inner for member in whole.list_members() for inner in list_encoders(member))]
 
 
 def find_image_encoder_role(settings: ImageEncoderSettings) -> type[ImageEncoder]:

@@ -22,20 +22,17 @@ def list_datasets(root: Path | None = None) -> Iterator[tuple[Manifest, str]]:
     Parameters
     ----------
     root
-        Folder that holds one folder per data set, or one data set.
+        Folder that holds one folder per data set, or one data set; one that does not exist yet holds none.
+
+    Raises
+    ------
+    DataError
+        If it is a file.
     """
-    check_folder(root)
+    if root is not None and root.expanduser().is_file():
+        raise DataError(f"the root {root} is a file; pass the folder that holds the data sets with --root.")
     for manifest in read_manifests().values():
         yield manifest, describe_presence(root, manifest)
-
-
-def check_folder(root: Path | None) -> Path | None:
-    """Return `root` if it is a folder or None; otherwise raise."""
-    if root is not None and not root.expanduser().is_dir():
-        raise DataError(
-            f"the root {root} is not a folder; pass the folder that holds the data sets with --root."
-        )
-    return root
 
 
 def describe_presence(root: Path | None, manifest: Manifest) -> str:

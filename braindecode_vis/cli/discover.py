@@ -271,11 +271,16 @@ def describe(
                 print_explanation(entry)
         return
     header = read_header(path)
+    if not header.about:
+        raise ConfigError(
+            f"{path} has no header that explains it; begin the file with comment lines (# ...) that say what it is. "
+            "Its settings: braindecode-vis configs NAME for a shipped one, or the file itself."
+        )
     if as_json:
         print_json({"run_folder": None, "scores": [], "config": str(path), **asdict(header)})
         return
     console = make_console(stderr=False)
-    console.print(f"{path.stem}: {header.about or 'no header'}", markup=False)
+    console.print(f"{path.stem}: {header.about}", markup=False)
     for label, text in (("source", header.source), ("as published", header.as_published)):
         if text:
             console.print(f"{label}: {text}", markup=False)

@@ -750,8 +750,8 @@ class RunConfig(Settings):
 
 
 def _names_classes(kind: str) -> bool:
-    # Asked of the class: some settings, such as those of an average, say nothing without their members.
-    return bool(getattr(find_component("encoder", kind), "decodes_categories", False))
+    # Asked of the class: some settings, such as those of an average, say nothing without what they hold.
+    return getattr(find_component("encoder", kind), "decodes_categories", False) is True
 
 
 def list_analyses() -> list[str]:

@@ -37,14 +37,11 @@ from braindecode_vis.base.checks import (
     is_there,
     refuse_damage,
 )
-from braindecode_vis.base.digests import digest_file, digest_files
+from braindecode_vis.base.digests import digest_file
 from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings, FmriRecipe, make_stimulus_id
 from braindecode_vis.datasets.bids.fmri_files import (
     RunFiles,
     check_no_overlap,
-    find_image_folder,
-    hash_image_folder,
-    make_named_stimuli,
 )
 from braindecode_vis.datasets.layout import Array, File, Layout
 from braindecode_vis.datasets.manifests import (
@@ -60,8 +57,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     FmriSource,
     Geometry,
     Roi,
-    join_geometries,
-    number_betas,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import (
     MaskedVolumes,
@@ -69,6 +64,7 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume,
     read_volume_header,
 )
+from braindecode_vis.datasets.sources.pictured_betas import PicturedSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +93,7 @@ LAYOUT = Layout(
 _COCO, _IMAGENET = re.compile(r"^COCO_"), re.compile(r"^n\d{8}_")
 
 
-class Bold5000BetasConfig(AtlasSettings):
+class Bold5000BetasConfig(AtlasSettings, PicturedSettings):
     """Where the betas lie, and in which form they are read.
 
     Parameters
@@ -115,8 +111,6 @@ class Bold5000BetasConfig(AtlasSettings):
         Regions of the tables, for example ``[LHEarlyVis, RHLOC]``; all by default.
     images
         Folder of the pictures; ``stimuli`` or ``BOLD5000_Stimuli`` below the root by default, if it holds all of them.
-    pad_subjects
-        As in `BetasPlan`.
     zscore
         As in `BetasPlan`. The tables do not say where a session ends, so that ``session`` means all of them there.
     """
@@ -126,23 +120,21 @@ class Bold5000BetasConfig(AtlasSettings):
     betas: str = VERSION
     form: Literal["auto", "volumes", "rois"] = "auto"
     rois: tuple[str, ...] = ()
-    images: Path | None = None
-    pad_subjects: bool = False
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
+    title: ClassVar[str] = "BOLD5000"
+    unit: ClassVar[str] = "percent signal change"
 
-    def hash_inputs(self) -> dict[str, str]:
-        """Return the digest of every file that is read."""
-        root = self.find_root()
-        paths = [path for found in self._find() for path in found.paths]
-        listed = _find_one(root, LIST)
-        digests = digest_files({path.name: path for path in [*paths, *([listed] if listed else [])]})
-        return digests | hash_image_folder(self.images, self._find_beside()) | self.hash_atlas()
+    def list_files(self) -> list[Path]:
+        """Return the files of every subject, and the list of repeated pictures."""
+        listed = _find_one(self.find_root(), LIST)
+        return [path for found in self._find() for path in found.paths] + ([listed] if listed else [])
+
+    def list_image_folders(self) -> tuple[str, ...]:
+        """Return the folders below the root in which pictures are usually unpacked."""
+        return _IMAGE_FOLDERS
 
     def open_betas(self) -> FmriSource:
         """Return the betas as lazy parts."""
-        import pandas as pd
-
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
         listed = _find_one(self.find_root(), LIST)
@@ -152,17 +144,11 @@ class Bold5000BetasConfig(AtlasSettings):
             opens = _open_rois if found.form == "rois" else _open_volumes
             opened, geometries[found.subject] = opens(found, trials)
             parts += opened
-        parts = number_betas(parts)
-        shown = pd.concat([part.trials for part in parts], ignore_index=True)
-        check_no_overlap(shown, title="BOLD5000")
-        stimuli = make_named_stimuli(shown, self.images, title="BOLD5000", beside=self._find_beside())
+        parts, shown = self.number_parts(parts)
         parts = [replace(part, trials=part.trials.drop(columns="path")) for part in parts]
         n_test = shown.loc[shown["split"] == "test", "stimulus_id"].nunique()
         notes = {"protocol": f"BOLD5000 release 2.0, {self.betas}; test: {n_test} repeated pictures"}
-        geometry = join_geometries(geometries)
-        return FmriSource(
-            tuple(parts), stimuli, self.make_plan(), "percent signal change", geometry, notes=notes
-        )
+        return self.join_subjects(parts, geometries, shown, notes)
 
     @collect_findings("data")
     def check(self) -> Iterator[CheckFinding]:
@@ -176,9 +162,6 @@ class Bold5000BetasConfig(AtlasSettings):
             text = f"{len(trials)} trials, {source.find_geometry(subject).n_voxels} voxels"
             yield CheckFinding(f"subject {subject}", True, text)
             yield compare_fact(f"subject {subject} repeated pictures", n, declared, self.find_root())
-
-    def _find_beside(self) -> Path | None:
-        return find_image_folder(self.find_root(), _IMAGE_FOLDERS)
 
     def _find(self) -> list[Found]:
         root = self.find_root()

@@ -25,14 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_file
-from braindecode_vis.base.digests import digest_files
-from braindecode_vis.datasets.bids.fmri_files import (
-    check_no_overlap,
-    find_image_folder,
-    hash_image_folder,
-    make_named_stimuli,
-    read_numbers,
-)
+from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.layout import Array, File, Layout
 from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_fact
 from braindecode_vis.datasets.sources.betas_source import (
@@ -41,10 +34,9 @@ from braindecode_vis.datasets.sources.betas_source import (
     FmriSource,
     Geometry,
     Roi,
-    join_geometries,
-    number_betas,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import check_same_space, read_volume, read_volume_header
+from braindecode_vis.datasets.sources.pictured_betas import PicturedSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +85,7 @@ IMAGE_PLACES = tuple(
 )
 
 
-class CneuromodThingsConfig(AtlasSettings):
+class CneuromodThingsConfig(AtlasSettings, PicturedSettings):
     """Where the collection lies, whose betas are read, and what is tested.
 
     Parameters
@@ -119,8 +111,6 @@ class CneuromodThingsConfig(AtlasSettings):
         test images among them, which the notes of the result say.
     images
         Folder of the THINGS images; ``stimuli/images_fmri`` beside the events by default, if it holds all of them.
-    pad_subjects
-        As in `BetasPlan`.
     """
 
     kind: Literal["cneuromod_things"] = "cneuromod_things"
@@ -131,8 +121,6 @@ class CneuromodThingsConfig(AtlasSettings):
     rois: tuple[str, ...] = ()
     mask_file: Path | None = None
     min_noise_ceiling: float | None = None
-    images: Path | None = None
-    pad_subjects: bool = False
 
     #: With ``concepts``, every so manieth category is tested, by its number in the task (720 of them), whatever
     #: is read.
@@ -143,8 +131,11 @@ class CneuromodThingsConfig(AtlasSettings):
     # The content of the files is hashed among the inputs, wherever they lie.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "events", "images", "mask_file"})
 
-    def hash_inputs(self) -> dict[str, str]:
-        """Return the digest of every file that is read."""
+    title: ClassVar[str] = "CNeuroMod-THINGS"
+    unit: ClassVar[str] = "z over all trials"
+
+    def list_files(self) -> list[Path]:
+        """Return betas, events, regions and noise ceilings of every subject, and the mask that is set."""
         paths: list[Path] = []
         for subject in self._find_subjects():
             paths.append(self._find_betas(subject))
@@ -152,31 +143,27 @@ class CneuromodThingsConfig(AtlasSettings):
             paths += [path for name in self.rois for path in self._find_roi(subject, name)]
             ceiling = self._find_ceiling(subject)
             paths += [ceiling] if ceiling is not None else []
-        paths += [self.mask_file.expanduser()] if self.mask_file is not None else []
-        digests = digest_files({path.name: path for path in paths})
-        return digests | hash_image_folder(self.images, self._find_beside()) | self.hash_atlas()
+        return paths + ([self.mask_file.expanduser()] if self.mask_file is not None else [])
+
+    def list_image_folders(self) -> tuple[str, ...]:
+        """Return the folders below the root in which pictures are usually unpacked."""
+        beside = [] if self.events is None else [f"{self.events.expanduser()}/stimuli/images_fmri"]
+        return (*beside, *IMAGE_PLACES, "object_images", "images_fmri")
 
     def open_betas(self) -> FmriSource:
         """Return the betas as lazy runs."""
-        import pandas as pd
-
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
-        subjects = self._find_subjects()
-        for subject in subjects:
+        for subject in self._find_subjects():
             opened, geometries[f"{subject:02d}"] = self._open_subject(subject)
             parts += opened
-        parts = number_betas(parts)
-        shown = pd.concat([part.trials for part in parts], ignore_index=True)
-        check_no_overlap(shown, title="CNeuroMod-THINGS")
+        parts, shown = self.number_parts(parts)
         self._check_split(shown)
         shown["path"] = shown["concept"] + "/" + shown["stimulus_id"] + ".jpg"
-        stimuli = make_named_stimuli(shown, self.images, title="CNeuroMod-THINGS", beside=self._find_beside())
         notes: dict[str, Any] = {"protocol": self._describe(shown), "rois_kept": list(self.rois)}
         if self.min_noise_ceiling is not None:
             notes["voxels_chosen_with_test_images"] = f"noise ceiling >= {self.min_noise_ceiling:g} %"
-        geometry = join_geometries(geometries)
-        return FmriSource(tuple(parts), stimuli, self.make_plan(), "z over all trials", geometry, notes=notes)
+        return self.join_subjects(parts, geometries, shown, notes)
 
     @collect_findings("layout")
     def check(self) -> Iterator[CheckFinding]:
@@ -287,11 +274,6 @@ class CneuromodThingsConfig(AtlasSettings):
             for session, run in runs
         }
 
-    def _find_beside(self) -> Path | None:
-        root = self.find_root()
-        beside = [] if self.events is None else [f"{self.events.expanduser()}/stimuli/images_fmri"]
-        return find_image_folder(root, (*beside, *IMAGE_PLACES, "object_images", "images_fmri"))
-
     # --- one person -----------------------------------------------------------------------------------------
 
     def _open_subject(self, subject: int) -> tuple[list[BetasPart], Geometry]:
@@ -354,22 +336,20 @@ class CneuromodThingsConfig(AtlasSettings):
             chosen &= np.any([values > 0 for values in rois.values()], axis=0)
         if self.mask_file is not None:
             chosen &= _read_in_space(self.mask_file.expanduser(), betas) > 0
-        ceiling_path, maps = self._find_ceiling(subject), {}
+        ceiling_path = self._find_ceiling(subject)
+        maps: dict[str, np.ndarray] = {}
         if ceiling_path is not None:
             ceiling = np.nan_to_num(_read_in_space(ceiling_path, betas))
             chosen &= ceiling >= self.min_noise_ceiling
-            maps["noise_ceiling"] = ceiling[chosen]
+            maps["noise_ceiling"] = ceiling
         if not chosen.any():
             raise ConfigError(
                 f"no voxel of subject {subject:02d} is left; lower dataset.min_noise_ceiling, or name other "
                 "dataset.rois."
             )
-        keep = np.flatnonzero(chosen)
-        kept = np.zeros(mask.shape, bool)
-        kept[tuple(np.argwhere(mask)[keep].T)] = True
-        regions = {name: Roi(values[keep].astype(np.int16), {1: name}) for name, values in rois.items()}
-        geometry = Geometry.from_mask(kept, betas.affine, regions)
-        return Geometry(geometry.voxel_ids, kept, betas.affine, regions, maps=maps), keep
+        regions = {name: Roi(values.astype(np.int16), {1: name}) for name, values in rois.items()}
+        geometry = Geometry.from_mask(mask, betas.affine, regions, maps)
+        return geometry.select(chosen), np.flatnonzero(chosen)
 
     def _read_union(self, subject: int, name: str, betas: BetasFile) -> np.ndarray:
         values = [_read_in_space(path, betas) > 0 for path in self._find_roi(subject, name)]

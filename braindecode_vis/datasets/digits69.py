@@ -13,27 +13,17 @@ Du, Du, Huang, He (2018), IEEE Transactions on Neural Networks and Learning Syst
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.digests import digest_file
-from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import hash_file, write_responses, write_stimuli
 from braindecode_vis.datasets.layout import Array, File, Layout
-from braindecode_vis.datasets.manifests import (
-    CheckFinding,
-    RecordedSettings,
-    check_one_file,
-    check_root,
-    compare_facts,
-    read_manifest,
-)
-
-if TYPE_CHECKING:
-    import pandas as pd
+from braindecode_vis.datasets.loaded import LoadedSettings, tabulate_trials
+from braindecode_vis.datasets.manifests import check_one_file, read_manifest
 
 FILE_NAME = "digit69_28x28.mat"
 _CONCEPTS = {1: "six", 2: "nine"}
@@ -56,7 +46,7 @@ LAYOUT = Layout(
 )
 
 
-class Digits69Config(RecordedSettings):
+class Digits69Config(LoadedSettings):
     """Where the file lies, and whether to insist on the published bytes.
 
     Parameters
@@ -72,39 +62,40 @@ class Digits69Config(RecordedSettings):
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "verify"})
 
-    def hash_inputs(self) -> dict[str, str]:
-        """Return the digest of the source file."""
-        return {FILE_NAME: digest_file(_find_file(self.root))}
+    files = LAYOUT
+
+    def find_files(self) -> dict[str, Path]:
+        """Return the file."""
+        return {FILE_NAME: LAYOUT.find(self.find_root(), "data")}
+
+    def read(self) -> tuple[Responses, StimulusSet]:
+        """Return training and test trials, and the image of each."""
+        return read_digits69(self.find_files()[FILE_NAME])
 
     def write(self, folder: Path, *, seed: int) -> None:
-        """Read the file and write responses and stimuli below `folder`."""
-        responses, stimuli = read_digits69(_find_file(self.root))
+        """Write responses and stimuli below `folder`, once the file was read and is found to be the published one."""
+        responses, stimuli = self.read()
         # After reading: a damaged file has a clearer message of its own.
-        if self.verify:
-            finding = _check_published(_find_file(self.root))
-            if not finding.ok:
-                raise DataError(f"{finding.message}, or accept this copy with --set dataset.verify=false.")
+        finding = check_one_file(self.find_root(), self.manifest, self.manifest.files[0])
+        if self.verify and not finding.ok:
+            raise DataError(f"{finding.message}, or accept this copy with --set dataset.verify=false.")
         write_responses(folder / "responses", responses)
         write_stimuli(folder / "stimuli", stimuli)
 
-    def check(self) -> list[CheckFinding]:
-        """Verify the bytes and recompute every fact that the manifest declares."""
-        path = _find_file(self.root)
-        findings = [_check_published(path)]
-        try:
-            responses, stimuli = read_digits69(path)
-        except DataError as error:
-            return [*findings, CheckFinding("content", False, str(error))]
-        return findings + _check_facts(responses, stimuli)
-
-
-def _find_file(root: Path | None) -> Path:
-    return LAYOUT.find(check_root(root, read_manifest("digits69")), "data")
-
-
-def _check_published(path: Path) -> CheckFinding:
-    manifest = read_manifest("digits69")
-    return check_one_file(path.parent, manifest, manifest.files[0])
+    def count_facts(self, responses: Responses, stimuli: StimulusSet) -> dict[str, Any]:
+        """Return the numbers of trials, voxels and pixels."""
+        trials = responses.trials
+        per_class = {split: own["concept"].value_counts() for split, own in trials.groupby("split")}
+        assert stimuli.pixels is not None
+        return {
+            "n_train": int((trials["split"] == "train").sum()),
+            "n_test": int((trials["split"] == "test").sum()),
+            "n_voxels": responses.data.shape[1],
+            "image_height": stimuli.pixels.shape[1],
+            "image_width": stimuli.pixels.shape[2],
+            "n_train_per_class": int(per_class["train"].min()),
+            "n_test_per_class": int(per_class["test"].min()),
+        }
 
 
 def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
@@ -147,58 +138,33 @@ def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
         concepts = [_CONCEPTS[int(label)] for label in labels]
         blocks.append(voxels)
         images.append(stimuli)
+        names = [f"{split}_{i:02d}_{concept}" for i, concept in enumerate(concepts)]
         tables.append(
-            pd.DataFrame(
-                {
-                    "subject": "01", "session": "01", "run": "01",
-                    "stimulus_id": [f"{split}_{i:02d}_{concept}" for i, concept in enumerate(concepts)],
-                    "repetition": 0, "split": split, "concept": concepts,
-                }
+            tabulate_trials(
+                subject="01",
+                session="01",
+                run="01",
+                stimulus_id=names,
+                repetition=0,
+                split=split,
+                concept=concepts,
             )
-        )  # fmt: skip
+        )
     trials = pd.concat(tables, ignore_index=True)
     data = np.concatenate(blocks).astype(np.float32)
     responses = Responses(
-        data=data,
-        dims=("trial", "voxel"),
-        trials=trials,
-        unit="arbitrary",
-        coords={"voxel_id": np.arange(data.shape[1])},
+        data, ("trial", "voxel"), trials, "arbitrary", {"voxel_id": np.arange(data.shape[1])}
     )
-    return responses, _make_stimuli(np.concatenate(images), trials)
+    pixels = _stand_upright(np.concatenate(images))
+    ids, concepts = trials["stimulus_id"].tolist(), trials["concept"].tolist()
+    return responses, StimulusSet.from_pixels(pixels, ids, concepts, source=FILE_NAME)
 
 
-def _make_stimuli(flat: np.ndarray, trials: pd.DataFrame) -> StimulusSet:
-    import pandas as pd
-
+def _stand_upright(flat: np.ndarray) -> np.ndarray:
+    """Return the images, uint8 of shape (n, 28, 28, 3)."""
     if flat.shape[1] != 28 * 28:
         raise DataError(
             f"the images have {flat.shape[1]} pixels instead of 28 x 28; the file is not as published."
         )
     upright = flat.reshape(-1, 28, 28).transpose(0, 2, 1)  # column-major on disk
-    pixels = np.repeat(upright[..., None], 3, axis=-1).astype(np.uint8)
-    table = pd.DataFrame(
-        {
-            "stimulus_id": trials["stimulus_id"],
-            "concept": trials["concept"],
-            "path": FILE_NAME,
-            "sha256": [hash_pixels(image) for image in pixels],
-        }
-    )
-    return StimulusSet(table, pixels=pixels)
-
-
-def _check_facts(responses: Responses, stimuli: StimulusSet) -> list[CheckFinding]:
-    trials = responses.trials
-    per_class = {split: own["concept"].value_counts() for split, own in trials.groupby("split")}
-    assert stimuli.pixels is not None
-    found = {
-        "n_train": int((trials["split"] == "train").sum()),
-        "n_test": int((trials["split"] == "test").sum()),
-        "n_voxels": responses.data.shape[1],
-        "image_height": stimuli.pixels.shape[1],
-        "image_width": stimuli.pixels.shape[2],
-        "n_train_per_class": int(per_class["train"].min()),
-        "n_test_per_class": int(per_class["test"].min()),
-    }
-    return compare_facts(found, read_manifest("digits69").facts, None)
+    return np.repeat(upright[..., None], 3, axis=-1).astype(np.uint8)

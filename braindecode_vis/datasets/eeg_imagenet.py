@@ -45,6 +45,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     MeegSource,
     SampleType,
     add_cleaning,
+    choose_layout,
     find_picture_folder,
     find_scalp_positions,
     list_stimuli,
@@ -208,7 +209,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
 
     def _find_images(self) -> Path | None:
         root = self.find_root()
-        return find_picture_folder(self.images, [root / "imageNet_images", root / "images"])
+        return find_picture_folder(self.images, [root / PICTURES, root / "images"])
 
     def _make_parts(
         self, archives: list[Archive], channels: tuple[str, ...]
@@ -300,6 +301,8 @@ def _check_facts(archives: list[Archive]) -> list[CheckFinding]:
     return compare_facts(found, declared, None)
 
 
+PART_NAME, PICTURES = "EEG-ImageNet_{part}.pth", "imageNet_images"
+_EXPECTED = f"{PART_NAME.format(part=1)} and {PART_NAME.format(part=2)}, or EEG-ImageNet.pth"
 _NAME = re.compile(r"EEG-?ImageNet(?:_(\d+))?\.pth$", re.IGNORECASE)
 _KEYS = ("eeg_data", "granularity", "subject", "label", "image")
 _VOLT_BELOW = 1e-2  # no scalp potential reaches 10 mV, and none is below 10 nV
@@ -347,27 +350,15 @@ def find_archives(root: Path, layout: str) -> list[Path]:
     ConfigError
         If both layouts are there and none was asked for.
     """
+    named: dict[Path, re.Match[str]] = {}
     for folder in (root, root / "data"):
-        files = sorted(folder.glob("*.pth")) if folder.is_dir() else []
-        named = {path: match for path in files if (match := _NAME.match(path.name))}
-        if named:
-            break
-    else:
-        raise DataError(
-            f"no file of EEG-ImageNet was found in {root}: expected EEG-ImageNet_1.pth and EEG-ImageNet_2.pth, "
-            "or EEG-ImageNet.pth."
-        )
-    parts = [path for path, match in named.items() if match[1]]
-    single = [path for path, match in named.items() if not match[1]]
-    if parts and single and layout == "auto":
-        raise ConfigError(
-            f"{folder} holds EEG-ImageNet both in parts and in one file; choose one with --set dataset.layout=parts "
-            "or single."
-        )
-    chosen = {"parts": parts, "single": single, "auto": parts or single}[layout]
-    if not chosen:
-        raise DataError(f"{folder} does not hold EEG-ImageNet in the layout {layout!r}, only the other one.")
-    return chosen
+        files = sorted(folder.glob("*.pth")) if folder.is_dir() and not named else []
+        named |= {path: match for path in files if (match := _NAME.match(path.name))}
+    there = {
+        "parts": [path for path, match in named.items() if match[1]],
+        "single": [path for path, match in named.items() if not match[1]],
+    }
+    return there[choose_layout(there, layout, root, title="EEG-ImageNet", expected=_EXPECTED)]
 
 
 def open_archive(
@@ -400,13 +391,7 @@ def open_archive(
     try:
         content = _load_restricted(path)
     except _NeedsTrustError as error:
-        if not (trust and read):
-            raise ConfigError(
-                f"{path} holds more than tensors and text ({error}), so opening it can run any code; if you trust "
-                "where it comes from, say so for this call: pass --set dataset.trust_pickle=true (a configuration file "
-                "or a run folder cannot), and it is converted once, in a process of its own."
-            ) from error
-        return _convert(path, scratch, n_channels)
+        return _convert(path, scratch, n_channels, trust and read, str(error))
     entries, labels = _list_entries(content, path)
     tensors = [entry["eeg_data"] for entry in content["dataset"]]
     wrong = [
@@ -531,13 +516,11 @@ plain["labels"] = [str(label) for label in content["labels"]]
 """
 
 
-def _convert(path: Path, scratch: Path | None, n_channels: int) -> Archive:
+def _convert(path: Path, scratch: Path | None, n_channels: int, trusted: bool, named: str) -> Archive:
     import pandas as pd
 
-    if scratch is None:
-        raise ConfigError(f"{path} must be converted before it is read; give it a scratch folder.")
-    folder = scratch / path.stem
-    info = convert_trusted(_CONVERT, path, folder, n_channels, where=str(path))
+    why = f"{path} holds more than tensors and text ({named}), so opening it can run any code"
+    folder, info = convert_trusted(_CONVERT, path, scratch, path.stem, n_channels, trusted=trusted, why=why)
     labels = info.pop("labels")
     entries = pd.DataFrame(info).rename(columns={"image": "file"})
     _check_entries(entries, labels, path)

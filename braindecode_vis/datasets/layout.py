@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.base.checks import DataError, check_columns, check_file, refuse_damage
+from braindecode_vis.base.checks import DataError, check_columns, check_file, check_option, refuse_damage
 from braindecode_vis.base.remote import open_hdf5
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.manifests import CheckFinding, look_at
@@ -71,6 +71,8 @@ class File:
         Key to array. A ``.npy`` has one, whose key stays in the layout.
     columns
         Of a table, those that the reader needs.
+    member
+        Name of a picture in an archive, with its `number` from 1.
     """
 
     path: str
@@ -79,6 +81,7 @@ class File:
     hint: str
     arrays: Mapping[str, Array] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    member: str = "{number:04d}.jpg"
 
     def find(self, key: str) -> Array | None:
         """Return the description of the array that a file calls `key`."""
@@ -110,12 +113,22 @@ class Layout:
         file = self.files[name]
         return check_file(self.place(root, name, **labels), what=file.what, hint=hint or file.hint)
 
-    def list_labels(self, root: Path, name: str, **labels: Any) -> list[dict[str, str]]:
-        """Return the other labels of every file of this kind below `root` that has `labels`, sorted by path."""
+    def list_files(self, root: Path, name: str, **labels: Any) -> list[tuple[Path, dict[str, str]]]:
+        """Return every file of this kind below `root` that has `labels`, and its other labels; sorted by path."""
         path = _fill(self.files[name].path, labels)
         found = sorted(root.glob(_FIELD.sub("*", path)))
-        matches = [_match(path, entry.relative_to(root).as_posix()) for entry in found]
-        return [match for match in matches if match is not None]
+        matches = [(entry, _match(path, entry.relative_to(root).as_posix())) for entry in found]
+        return [(entry, match) for entry, match in matches if match is not None]
+
+    def list_labels(self, root: Path, name: str, **labels: Any) -> list[dict[str, str]]:
+        """Return the labels of these files alone."""
+        return [found for _, found in self.list_files(root, name, **labels)]
+
+    def check_labels(self, root: Path, name: str, **labels: Any) -> None:
+        """Raise `ConfigError` if files of this kind are there, but none has a label, the setting of a data set."""
+        for label, value in labels.items():
+            there = [found[label] for found in self.list_labels(root, name)]
+            check_option(f"dataset.{label}", value, there or [value])
 
     @contextmanager
     def open(self, path: Path, name: str, *, hint: str = "copy or fetch it again") -> Iterator[OpenFile]:
@@ -236,12 +249,13 @@ class Layout:
             _WRITERS[file.form](temporary, pairs)
         return path
 
-    def write_pictures(self, root: Path, name: str, paths: Mapping[str, Path], **labels: Any) -> Path:
-        """Write an archive of picture files, each under the name that is its key."""
+    def write_pictures(self, root: Path, name: str, files: Iterable[Path], **labels: Any) -> Path:
+        """Write an archive of picture files, in their order."""
         path = self.place(root, name, **labels)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_atomically(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            for member, source in paths.items():
+            for number, source in enumerate(files, start=1):
+                member = self.files[name].member.format(number=number)
                 # A fixed date, so that the same pictures give the same bytes.
                 archive.writestr(zipfile.ZipInfo(member), source.read_bytes())
         return path

@@ -297,6 +297,11 @@ def read_ideal_observer(root: Path, n_repetitions: int) -> float | None:
     return None if None in known or not known else float(np.mean(known))
 
 
+def read_drive(root: Path) -> str:
+    """Return what the higher regions of a simulated data set follow; before that was a choice, the embedded network."""
+    return str(read_json(root / _TRUTH / "phantom.json")["config"].get("drive", "embedded"))
+
+
 def find_package_data(folder: str) -> Path:
     """Return the folder of shipped files, inside an installed package or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent

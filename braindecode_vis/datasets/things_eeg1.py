@@ -33,14 +33,12 @@ from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
     PLACES,
-    RawReader,
     check_length,
     describe_images,
     hash_images,
-    list_boundaries,
     list_channels,
     list_recording_files,
-    list_sensors,
+    make_part,
     make_shown_table,
     make_stimuli,
     open_recording,
@@ -56,6 +54,7 @@ from braindecode_vis.datasets.manifests import (
 )
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
+    HeldFile,
     MeegSettings,
     MeegSource,
     add_cleaning,
@@ -218,18 +217,12 @@ class ThingsEeg1Config(MeegSettings):
         return make_stimuli(shown, self.images, guesses, lambda file, _: (file, f"object_images/{file}"))
 
 
-@dataclass(frozen=True)
-class _SubjectRecording:
-    """The recording of one subject."""
+@dataclass(frozen=True, kw_only=True)
+class _SubjectRecording(HeldFile):
+    """The recording of one subject; its events table lies with the raw recording in either layout."""
 
-    subject: int
     layout: Literal["raw", "eeglab"]
-    path: Path
     events: Path
-
-    @property
-    def where(self) -> str:
-        return f"subject {self.subject:02d}, session 01, file {self.path}"
 
 
 def _find_recordings(root: Path, layout: str) -> dict[int, _SubjectRecording]:
@@ -261,7 +254,11 @@ def _list_recordings(root: Path, layout: str) -> dict[int, _SubjectRecording]:
         label = path.name.split("_")[0]
         events = root / label / "eeg" / f"{label}_task-rsvp_events.tsv"
         found[int(match[1])] = _SubjectRecording(
-            int(match[1]), "raw" if layout == "raw" else "eeglab", path, events
+            subject=int(match[1]),
+            session=1,
+            path=path,
+            layout="raw" if layout == "raw" else "eeglab",
+            events=events,
         )
     return found
 
@@ -269,7 +266,7 @@ def _list_recordings(root: Path, layout: str) -> dict[int, _SubjectRecording]:
 def _open_part(
     item: _SubjectRecording, raw: Any, names: tuple[str, ...], tests: frozenset[str]
 ) -> ContinuousPart:
-    rows = find_channels(raw.ch_names, names, item.where)
+    find_channels(raw.ch_names, names, item.where)
     events = read_events(item.events, item.where, tests)
     check_length(float(events["onset"].iloc[-1]), raw, item.where, "fetch both again")
     sfreq = float(raw.info["sfreq"])
@@ -280,12 +277,8 @@ def _open_part(
     electrodes = list_channels(raw, ("eeg",))
     # Half of a large montage was not connected, and the reference may have been restored as a channel of zeros.
     unused = [n for n in electrodes if n not in names and (n == "Cz" or len(electrodes) > _LARGEST_MONTAGE)]
-    # Kept for references and repairs, which need more than the stored channels.
-    sensors = list_sensors(raw, ("eeg",), unused)
-    return ContinuousPart(
-        recording, names, sfreq, int(raw.n_times), RawReader(raw, rows), sensors, tuple(raw.info["bads"]),
-        list_boundaries(raw),
-    )  # fmt: skip
+    # The others are kept for references and repairs, which need more than the stored channels.
+    return make_part(recording, raw, names, ("eeg",), item.where, leave_out=unused)
 
 
 def _check_repetitions(parts: list[ContinuousPart], max_dropped: float) -> None:

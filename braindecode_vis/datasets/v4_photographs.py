@@ -13,19 +13,16 @@ files as in cowleygroup/V4_compact_models@f4552ad9.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from braindecode_vis.base.arrays import Responses
-from braindecode_vis.base.checks import DataError, check_option
-from braindecode_vis.base.digests import digest_files
-from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
-from braindecode_vis.base.store import write_responses, write_stimuli
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.layout import Array, File, Layout
-from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, collect_findings, compare_fact
+from braindecode_vis.datasets.loaded import LoadedSettings, find_first_of_same, tabulate_trials
 
 _HINT = "fetch the session, or name another with --set dataset.session=..."
 LAYOUT = Layout(
@@ -38,10 +35,10 @@ LAYOUT = Layout(
         {"counts": Array(("neuron", "picture", "repeat"))},  # NaN where a picture has fewer repeats
     ),
     pictures=File(
-        "images/images_{session}.zip", "pictures", "the archive of pictures", f"{_HINT} (201016 to 201020 have none)"
+        "images/images_{session}.zip", "pictures", "the archive of pictures", f"{_HINT} (201016 to 201020 have none)",
+        member="image{number:04d}.jpg",
     ),
 )  # fmt: skip
-PICTURE_NAME = "image{number:04d}.jpg"
 # The last session of each animal, in the order of their recording.
 _LAST = {"WE": "190929", "PE": "210326", "RA": "211103"}
 
@@ -51,7 +48,7 @@ def find_animal(session: str) -> str:
     return next((animal for animal, last in _LAST.items() if session <= last), "RA")
 
 
-class V4PhotographsConfig(RecordedSettings):
+class V4PhotographsConfig(LoadedSettings):
     """Which session is read, as means or single trials.
 
     Parameters
@@ -68,45 +65,22 @@ class V4PhotographsConfig(RecordedSettings):
     session: str = "201025"
     trials: Literal["averaged", "single"] = "averaged"
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root"})
+    files = LAYOUT
 
-    def hash_inputs(self) -> dict[str, str]:
-        """Return the digest of the counts and of the pictures."""
-        root = self._find_session()
-        names = (self.trials, "pictures")
-        return digest_files({name: LAYOUT.find(root, name, session=self.session) for name in names})
-
-    def write(self, folder: Path, *, seed: int) -> None:
-        """Write responses of dims (trial, channel), a channel for each neuron, and the pictures below `folder`."""
-        responses, stimuli = self._read()
-        write_responses(folder / "responses", responses)
-        write_stimuli(folder / "stimuli", stimuli)
-
-    @collect_findings("layout")
-    def check(self) -> Iterator[CheckFinding]:
-        """Open every session that is there, and compare the counts of the chosen one with the manifest."""
-        root, facts = self._find_session(), self.manifest.facts
-        pictured = LAYOUT.list_labels(root, "pictures")
-        for labels in LAYOUT.list_labels(root, self.trials):
-            names = (self.trials, "pictures") if labels in pictured else (self.trials,)
-            yield from LAYOUT.check(root, names, **labels)
-        responses, stimuli = self._read()
-        for fact, found in (("n_neurons", responses.data.shape[1]), ("n_pictures", len(stimuli))):
-            if self.session in facts[fact]:
-                yield compare_fact(f"{fact} of {self.session}", found, facts[fact][self.session], root)
-
-    def _find_session(self) -> Path:
-        """Return the root if the session is there."""
+    def find_files(self) -> dict[str, Path]:
+        """Return the counts and the pictures of the session, which must be there."""
         root = self.find_root()
-        there = [labels["session"] for labels in LAYOUT.list_labels(root, self.trials)]
-        check_option("dataset.session", self.session, there or [self.session])
-        return root
+        LAYOUT.check_labels(root, self.trials, session=self.session)
+        return {name: LAYOUT.find(root, name, session=self.session) for name in (self.trials, "pictures")}
 
-    def _read(self) -> tuple[Responses, StimulusSet]:
+    def count_facts(self, responses: Responses, stimuli: StimulusSet) -> dict[str, Any]:
+        """Return the numbers of neurons and of different pictures of the session."""
+        found = {"n_neurons": responses.data.shape[1], "n_pictures": len(stimuli)}
+        return {f"{name} of {self.session}": number for name, number in found.items()}
+
+    def read(self) -> tuple[Responses, StimulusSet]:
         """Return every trial as a training trial, until a split says otherwise, and the different pictures."""
-        import pandas as pd
-
-        root, session = self._find_session(), self.session
+        root, session, places = self.find_root(), self.session, self.find_files()
         counts = LAYOUT.read(root, self.trials, "counts", session=session)
         counts = counts.reshape(*counts.shape[:2], -1)  # (n_neurons, n_pictures, n_repeats)
         pictures = LAYOUT.read_pictures(root, "pictures", session=session)
@@ -117,17 +91,15 @@ class V4PhotographsConfig(RecordedSettings):
             )
         # A repeat that did not happen is NaN for all neurons; other gaps are refused with the responses.
         shown, repeat = np.nonzero(~np.isnan(counts).all(axis=0))
-        # A picture that an archive holds twice is one stimulus: folds must not train on what they test.
-        same: dict[str, int] = {}
-        kept = np.array([same.setdefault(hash_pixels(picture), n) for n, picture in enumerate(pictures)])
+        kept = find_first_of_same(pictures)  # some archives hold a picture twice
         ids = np.array([f"{session}_image{n + 1:04d}" for n in range(len(pictures))], object)
         names = ids[kept[shown]]
-        table = pd.DataFrame({"stimulus_id": names, "concept": names, "split": "train"})
-        table = table.assign(subject=find_animal(session), session=session, run="01")
-        table["repetition"] = table.groupby("stimulus_id").cumcount()
+        table = tabulate_trials(
+            stimulus_id=names, concept=names, split="train", subject=find_animal(session), session=session
+        )
         data = counts[:, shown, repeat].T.astype(np.float32)  # (n_trials, n_neurons)
         coords = {"modality": "spikes", "ch_names": [f"neuron {n + 1}" for n in range(data.shape[1])]}
         responses = Responses(data, ("trial", "channel"), table, "spikes per 100 ms", coords)
-        source = LAYOUT.place(Path(), "pictures", session=session).as_posix()
         first = np.unique(kept)
+        source = places["pictures"].relative_to(root).as_posix()
         return responses, StimulusSet.from_pixels(pictures[first], ids[first].tolist(), source=source)

@@ -14,7 +14,7 @@ from braindecode_vis.base.checks import BraindecodeVisError, DataError
 from braindecode_vis.base.contracts import Dataset
 from braindecode_vis.base.parts import Part, find_parts
 from braindecode_vis.config import check_files
-from braindecode_vis.datasets.manifests import find_manifest
+from braindecode_vis.datasets.manifests import find_manifest, read_drive
 from braindecode_vis.pipeline.decoding import open_branches, reconstruct, retrieve
 from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import needs_predictions, predict_out_of_fold, train
@@ -91,12 +91,14 @@ def report(run: Run) -> Path:
     parts, n_problems = summary.describe_run(run), len(run.seen["problems of parts"])
     parts["sections"] = [
         *recording_figures.describe_recording(run, has_time_course=any(a.has_time_course for a in additions)),
+        *summary.describe_choice(run),
         *parts.get("sections", []),
         *recording_figures.describe_publication(run, rows),
         *summary.describe_ceilings(run.seen.get("response_ceilings")),
         *_make_sections(run, added),
     ]
-    simulated = find_phantom(run.config) is not None
+    phantom = find_phantom(run.config)
+    simulated = phantom is not None
     warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
     warnings += [*run.seen.get("not computed", []), *summary.describe_imagined(prepared)]
     if not run.config.decodes_categories:
@@ -108,10 +110,11 @@ def report(run: Run) -> Path:
                 "No image file is at hand, so that retrieval alone is scored and no image was made."
             )
     warnings += filter(None, [run.seen.get("leaks not checked")])
-    if simulated:
+    if phantom is not None:
         warnings.insert(
             0,
-            f"Simulated subjects, in the files of {manifest.title}. No recording was made; the data are simulated.",
+            f"Simulated subjects (drive {read_drive(phantom)}), in the files of {manifest.title}. No recording was "
+            "made; the data are simulated.",
         )
     content = ReportContent(
         title=run.config.name,

@@ -126,6 +126,11 @@ class Run:
         """The run folder whose records say what was made before."""
         return self.folder.path
 
+    @property
+    def earlier(self) -> Path | None:
+        """Folder of the artifact that is made a second time; None where a run makes its own."""
+        return None
+
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """Return what `make` gave the first time it was asked for `key`."""
         if key not in self.seen:
@@ -295,7 +300,9 @@ def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
                 show = stack.enter_context(run.listener.watch(f"{name}:"))
             show(done, total, text)
 
-        yield Context(checkpoints=folder, progress=tell, device=run.config.retrieval.device)
+        yield Context(
+            checkpoints=folder, progress=tell, device=run.config.retrieval.device, earlier=run.earlier
+        )
     if not run.follows:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # not empty: another component's checkpoints wait there; or never made

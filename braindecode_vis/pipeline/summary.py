@@ -25,6 +25,7 @@ from braindecode_vis.report.page import ExtraSection, RankContent
 from braindecode_vis.report.words import describe_encoder
 from braindecode_vis.scoring.caption_scores import join_sources, name_decoded
 from braindecode_vis.scoring.label_exchange import find_exchange
+from braindecode_vis.training.auto import FILE as CHOICE
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -234,6 +235,38 @@ def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFra
             ExtraSection("Held-out runs", "Each run was decoded by the others.", table=tabulate_runs(items)),
         ],
     }
+
+
+def describe_choice(run: Run) -> list[ExtraSection]:
+    """Return the section on the encoders that were tried in inner folds; none where no encoder was chosen."""
+    rows, record = [], {}
+    for number, fold in enumerate(train(run)):
+        if not (path := fold.artifact.path / CHOICE).is_file():
+            return []
+        record = store.read_json(path)
+        for place, one in enumerate(record["candidates"]):
+            settings = run.config.encoder.candidates[place].model_dump(mode="json")
+            rows.append(
+                {
+                    "fold": number, "encoder": describe_encoder(settings), "inner score": one.get("mean"),
+                    "ci_low": one.get("ci_low"), "ci_high": one.get("ci_high"), "behind the best": one.get("behind"),
+                    "standard error": one.get("standard_error"), "seconds": one["seconds"],
+                    "outcome": "chosen" if place == record["chosen"] else one["left_out"] or "not chosen",
+                }
+            )  # fmt: skip
+    measured = (
+        "share of trials whose class is named right (chance depends on the classes)"
+        if run.config.decodes_categories
+        else "two-way identification of the seen image (chance 0.5)"
+    )
+    budget = run.config.encoder.budget
+    caption = (
+        f"Each encoder was fitted in {record['n_folds']} inner folds of the training trials and scored on the trials "
+        f"that were left out: {measured}, with a 95 % interval that resamples {record['unit']}. The first that is "
+        "behind the best by one standard error at the most was chosen and fitted on all training trials. "
+        f"Budget: {'none' if budget is None else f'{budget:g} s'}. Test trials took no part."
+    )
+    return [ExtraSection("Choice of the encoder", caption, table=pd.DataFrame(rows))]
 
 
 def describe_ceilings(rows: list[dict[str, Any]] | None) -> list[ExtraSection]:

@@ -201,6 +201,9 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
         epochs = encoder.get("epochs")
         facts = [f"{epochs} epochs" if epochs else "", describe_objectives(encoder)]
         return ", ".join([_NAMES.get(name, name.replace("_", " ")), *filter(None, facts)])
+    candidates = encoder.get("candidates")
+    if isinstance(candidates, list) and all(isinstance(one, Mapping) for one in candidates):
+        return f"chosen by inner folds among {', '.join(map(describe_encoder, candidates))}"
     members = encoder.get("members")
     if isinstance(members, list) and all(isinstance(member, Mapping) for member in members):
         named, asked = [describe_encoder(member) for member in members], encoder.get("for_generator")

@@ -12,6 +12,7 @@ import pytest
 import braindecode_vis as bdv
 
 N_PICTURES, N_REPEATS, N_FEATURES = 30, 2, 60
+FEW = {"evaluation.n_permutations": 200, "evaluation.n_bootstrap": 200}
 
 
 def make_experiment(seed=0, noise=0.3):
@@ -33,9 +34,7 @@ def run(tmp_path_factory):
     data = bdv.from_arrays(
         X, images=pictures, shown=shown, title="Mine", unit="microvolt", citation="Me (2026)"
     )
-    return bdv.decode(
-        data, split=5, out=tmp_path_factory.mktemp("run"), settings={"evaluation.n_permutations": 200}
-    )
+    return bdv.decode(data, split=5, out=tmp_path_factory.mktemp("run"), settings=FEW)
 
 
 def test_import_is_light():
@@ -91,7 +90,6 @@ def test_an_opened_run_gives_the_same(run):
 def test_the_same_from_a_folder_gives_the_same_to_the_last_digit(kind, tmp_path, command_line):
     """The folder had a grid, repetitions and folds of its own: top-1 .150 where `decode` gave .200."""
     X, pictures, shown = make_experiment()
-    few = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100}
     folder = tmp_path / "folder"
     folder.mkdir()
     np.save(folder / "data.npy", X)
@@ -105,9 +103,9 @@ def test_the_same_from_a_folder_gives_the_same_to_the_last_digit(kind, tmp_path,
         labels = np.array(["face", "house"])[shown % 2]
         pd.DataFrame({"concept": labels, "run": runs}).to_csv(folder / "trials.csv", index=False)
         data = bdv.from_arrays(X, labels=labels, run=runs)
-    expected = bdv.decode(data, settings=few)
+    expected = bdv.decode(data, settings=FEW)
     assert command_line("new", folder).returncode == 0
-    sets = [part for key, value in few.items() for part in ("--set", f"{key}={value}")]
+    sets = [part for key, value in FEW.items() for part in ("--set", f"{key}={value}")]
     configs = [folder / "decode.yaml"] + (["arrays_ridge"] if kind == "pictures" else [])
     for config in configs:
         out = tmp_path / f"out-{getattr(config, 'stem', config)}"
@@ -162,10 +160,8 @@ def test_audit_and_compare(run, tmp_path):
     assert not (found["level"] == "leak").any()
     X, pictures, shown = make_experiment()
     noise = np.random.default_rng(1).normal(size=X.shape)
-    other = bdv.decode(
-        bdv.from_arrays(X + 3 * noise, images=pictures, shown=shown), split=5, out=tmp_path,
-        settings={"evaluation.n_permutations": 200},
-    )  # fmt: skip
+    data = bdv.from_arrays(X + 3 * noise, images=pictures, shown=shown)
+    other = bdv.decode(data, split=5, out=tmp_path, settings=FEW)
     table = run.compare(other)
     assert table.set_index("metric").loc["pixcorr", "difference"] < 0
 
@@ -189,10 +185,8 @@ def test_a_picture_under_two_ids_is_split_as_one():
     data = bdv.from_arrays(X, images=doubled, shown=other)
     assert len(data.stimuli) == N_PICTURES
     assert any("became one" in note for note in data.notes)
-    both = bdv.decode(data, split=5, settings={"evaluation.n_permutations": 200})
-    one = bdv.decode(
-        bdv.from_arrays(X, images=pictures, shown=shown), split=5, settings={"evaluation.n_permutations": 200}
-    )
+    both = bdv.decode(data, split=5, settings=FEW)
+    one = bdv.decode(bdv.from_arrays(X, images=pictures, shown=shown), split=5, settings=FEW)
     assert get_score(both, "pixcorr") == pytest.approx(get_score(one, "pixcorr"), abs=0.02)
 
 
@@ -200,7 +194,7 @@ def test_leave_one_image_out_and_groups():
     X, pictures, shown = make_experiment()
     X, shown = X[shown < 15], shown[shown < 15]
     data = bdv.from_arrays(X, images=pictures[:15], shown=shown, group=np.arange(30) // 6)
-    few = {"evaluation.n_permutations": 200, "evaluation.n_bootstrap": 200, "encoder.alphas": [1.0]}
+    few = {**FEW, "evaluation.n_permutations": 100, "encoder.alphas": [1.0]}  # each is a refit
     one = bdv.decode(data, split="leave-one-image-out", settings=few)
     assert one.scores["protocol"].str.contains(r"leave one image out \(15 images\)").all()
     assert get_score(one, "top1") > 0.5
@@ -216,9 +210,8 @@ def test_classes_without_pictures_across_subjects_folds_and_groups():
         X, labels=labels, subject=np.repeat(["a", "b", "c"], 40), run=np.tile(np.repeat([1, 2], 20), 3),
         group=np.arange(120) // 10,
     )  # fmt: skip
-    few = {"evaluation.n_permutations": 200}
     for split in ("leave-one-subject-out", "leave-one-run-out", 4, "leave-one-group-out", None):
-        run = bdv.decode(data, encoder="lda", split=split, settings=few)
+        run = bdv.decode(data, encoder="lda", split=split, settings=FEW)
         assert run.decodes_categories
         values = run.scores.query("metric == 'accuracy' and method == 'decoded'")["value"]
         assert values.mean() > 0.8
@@ -313,6 +306,8 @@ def test_classes_without_pictures_across_subjects_folds_and_groups():
             "must be a mapping",
         ),
         (lambda X, p, s: bdv.open_run("/nowhere"), "is no run folder"),
+        (lambda X, p, s: bdv.Decoder.from_run("/nowhere"), "is no run folder"),
+        (lambda X, p, s: bdv.Decoder.from_run(3), "takes the folder of a run, not int"),
         (lambda X, p, s: bdv.describe("encodr"), "encoder"),
     ],
 )
@@ -359,7 +354,7 @@ def test_known_things_are_tables():
 def test_another_run_in_the_same_folder_is_refused(tmp_path):
     """Data and scores of the earlier run were overwritten without a word."""
     X, pictures, shown = make_experiment()
-    quick = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "encoder.alphas": [1.0]}
+    quick = {**FEW, "encoder.alphas": [1.0]}
 
     def decode(factor=1.0, title=None, **options):
         data = bdv.from_arrays(X * factor, images=pictures, shown=shown, title=title)
@@ -401,7 +396,7 @@ def test_times_that_are_not_even_are_said():
 def test_pictures_that_groups_share_are_a_leak_that_says_what_to_do():
     X, pictures, shown = make_experiment()
     data = bdv.from_arrays(X, images=pictures, shown=shown, group=np.arange(len(shown)) % 3)
-    quick = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "encoder.alphas": [1.0]}
+    quick = {**FEW, "encoder.alphas": [1.0]}
     with pytest.warns(bdv.LeakWarning, match="set split.images to true"):
         bdv.decode(data, split="leave-one-group-out", settings=quick)
 

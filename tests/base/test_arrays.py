@@ -24,38 +24,56 @@ def make_trials(n):
     )  # fmt: skip
 
 
-def test_responses_name_the_first_bad_trial():
-    data = np.zeros((5, 3), np.float32)
-    data[3, 1] = np.nan
-    data[4] = np.inf
-    with pytest.raises(
-        DataError, match=r"1 non-finite value\(s\) in trial 3 \(subject 01, run 03, stimulus image3\)"
-    ):
-        Responses(data, ("trial", "voxel"), make_trials(5), "z")
+def make_responses(data=None, dims=("trial", "voxel"), *, n_trials=5, lacking=(), coords=None):
+    data = np.zeros((5, 3)) if data is None else data
+    return Responses(data, dims, make_trials(n_trials).drop(columns=list(lacking)), "z", coords or {})
+
+
+def embed(ids="ab", *, width=3, space="clip"):
+    return Embeddings(np.ones((len(ids), width)), list(ids), space)
+
+
+def record(onsets, known=frozenset()):
+    events = pd.DataFrame({"onset": onsets, "stimulus_id": list("aba")[: len(onsets)]})
+    return Recording("01", "01", "01", "eeg", (), events, known)
+
+
+def score(value, n_queries):
+    return Score("decoded", "top1", value, 0.1, n_queries, protocol="p", subject="01", split="test", seed=0)
+
+
+NAN_AND_INFINITE = np.zeros((5, 3), np.float32)
+NAN_AND_INFINITE[3, 1], NAN_AND_INFINITE[4] = np.nan, np.inf
+
+
+@pytest.mark.parametrize(
+    ("words", "make"),
+    [
+        (r"1 non-finite value\(s\) in trial 3 \(subject 01, run 03, stimulus image3\)",
+         lambda: make_responses(NAN_AND_INFINITE)),
+        ("first dimension", lambda: make_responses(dims=("voxel", "trial"))),
+        ("cannot have the dims", lambda: make_responses(dims=("trial",))),
+        ("4 rows but the data have 5", lambda: make_responses(n_trials=4)),
+        ("voxel axis has 3 entries", lambda: make_responses(coords={"voxel_id": [1, 2]})),
+        (r"is missing the column\(s\) repetition", lambda: make_responses(lacking=["repetition"])),
+        ("'clip' cannot meet those of space 'dino'", lambda: check_same_space(embed(), embed(space="dino"))),
+        ("have shapes", lambda: check_same_space(embed(), embed(width=4))),
+        ("no embedding of stimulus 'd'", lambda: embed("abc").select(["a", "d"])),
+        ("repeat ids", lambda: embed("aa").select(["a"])),
+        ("rests on no query", lambda: score(0.5, 0)),
+        ("not finite", lambda: score(float("nan"), 3)),
+        ("row 2 starts before row 1", lambda: record([0.0, 2.0, 1.0])),
+        (r"1 event\(s\).*'b'", lambda: record([0.0, 2.0], frozenset({"a"}))),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_in_one_sentence(words, make):
+    with pytest.raises(DataError, match=words):
+        make()
 
 
 def test_finite_extremes_are_not_mistaken_for_infinities():
     data = np.full((4, 3), np.finfo(np.float32).max, np.float32)
     Responses(data, ("trial", "voxel"), make_trials(4), "z")
-
-
-@pytest.mark.parametrize(
-    ("dims", "n_trials", "coords", "message"),
-    [
-        (("voxel", "trial"), 5, {}, "first dimension"),
-        (("trial",), 5, {}, "cannot have the dims"),
-        (("trial", "voxel"), 4, {}, "4 rows but the data have 5"),
-        (("trial", "voxel"), 5, {"voxel_id": [1, 2]}, "voxel axis has 3 entries"),
-    ],
-)
-def test_responses_refuse_what_does_not_fit(dims, n_trials, coords, message):
-    with pytest.raises(DataError, match=message):
-        Responses(np.zeros((5, 3)), dims, make_trials(n_trials), "z", coords)
-
-
-def test_trial_table_needs_its_columns():
-    with pytest.raises(DataError, match=r"is missing the column\(s\) repetition"):
-        Responses(np.zeros((2, 3)), ("trial", "voxel"), make_trials(2).drop(columns="repetition"), "z")
 
 
 def test_select_keeps_rows_and_table_together():
@@ -65,45 +83,13 @@ def test_select_keeps_rows_and_table_together():
     np.testing.assert_array_equal(picked.data, responses.data[[1, 3]])
 
 
-def test_embeddings_meet_only_in_one_space():
-    left = Embeddings(np.ones((2, 3)), ["a", "b"], "clip")
-    with pytest.raises(DataError, match="'clip' cannot meet those of space 'dino'"):
-        check_same_space(left, Embeddings(np.ones((2, 3)), ["a", "b"], "dino"))
-    with pytest.raises(DataError, match="have shapes"):
-        check_same_space(left, Embeddings(np.ones((2, 4)), ["a", "b"], "clip"))
-
-
 def test_embeddings_are_picked_by_id():
     bank = Embeddings(np.arange(6.0).reshape(3, 2), ["a", "b", "c"], "toy")
     np.testing.assert_array_equal(bank.select(["c", "a", "c"]).vectors, [[4, 5], [0, 1], [4, 5]])
-    with pytest.raises(DataError, match="no embedding of stimulus 'd'"):
-        bank.select(["a", "d"])
-    with pytest.raises(DataError, match="repeat ids"):
-        Embeddings(np.ones((2, 2)), ["a", "a"], "toy").select(["a"])
 
 
-def test_a_score_rests_on_queries_and_is_finite():
-    row = {
-        "method": "decoded",
-        "metric": "top1",
-        "chance": 0.1,
-        "protocol": "p",
-        "subject": "01",
-        "split": "test",
-    }
-    assert Score(value=0.5, n_queries=10, seed=0, **row).as_row()["chance"] == 0.1
-    with pytest.raises(DataError, match="rests on no query"):
-        Score(value=0.5, n_queries=0, seed=0, **row)
-    with pytest.raises(DataError, match="not finite"):
-        Score(value=float("nan"), n_queries=3, seed=0, **row)
-
-
-def test_recording_checks_its_events():
-    events = pd.DataFrame({"onset": [0.0, 2.0, 1.0], "stimulus_id": ["a", "b", "a"]})
-    with pytest.raises(DataError, match="row 2 starts before row 1"):
-        Recording("01", "01", "01", "eeg", (), events)
-    with pytest.raises(DataError, match=r"1 event\(s\).*'b'"):
-        Recording("01", "01", "01", "eeg", (), events.iloc[:2], frozenset({"a"}))
+def test_a_score_is_a_row_of_the_table():
+    assert score(0.5, 10).as_row()["chance"] == 0.1
 
 
 @pytest.mark.parametrize(("n_columns", "k"), [(1, 1), (9, 4), (16, 4), (500, 10), (4112, 16), (700, 0)])

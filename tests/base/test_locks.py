@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from types import SimpleNamespace
 
 import filelock
 import pytest
@@ -28,16 +28,18 @@ def write_holder(path, host="elsewhere", pid=1, beat=0, job=""):
 
 
 def test_two_that_ask_at_once_make_an_artifact_once(tmp_path):
-    made, found, said = [], [], []
+    made, found, said, waiting = [], [], [], threading.Semaphore(0)
 
     def compute(folder):
         made.append(folder)
-        time.sleep(0.4)
+        for _ in range(2):  # until the two others say that they wait; who makes it twice waits in vain
+            waiting.acquire(timeout=2)
         (folder / "number.txt").write_text("1")
 
     def ask():
         folder = RunFolder(tmp_path)
-        asked = {"version": 1, "fields": {}, "upstream": {}, "compute": compute, "tell": said.append}
+        tell = lambda words: (said.append(words), waiting.release())  # noqa: E731
+        asked = {"version": 1, "fields": {}, "upstream": {}, "compute": compute, "tell": tell}
         found.append(folder.produce("train", **asked))
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -103,39 +105,44 @@ def test_a_link_in_the_place_of_a_lease_is_not_followed(tmp_path):
     assert path.is_symlink()
 
 
-def test_where_locks_stay_on_their_node_the_number_counts(tmp_path, monkeypatch):
-    """No lock is held here, and nothing is compared with a clock: whether the number changes is all that counts."""
-    monkeypatch.setattr(locks, "_STILL_S", 0.5)
-    monkeypatch.setattr(locks, "_POLL_S", 0.02)
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that waiting alone moves; `beat` is called after each wait."""
+    made = SimpleNamespace(now=0.0, beat=lambda: None)
+
+    def sleep(seconds):
+        made.now += seconds
+        made.beat()
+
+    monkeypatch.setattr(locks, "time", SimpleNamespace(monotonic=lambda: made.now, sleep=sleep))
+    return made
+
+
+def test_where_locks_stay_on_their_node_the_number_counts(tmp_path, clock):
+    """No lock is held here, and no time of the file counts: whether the number changes is all."""
     path, said = tmp_path / ".lease-a", []
     write_holder(path, job="train-0")
     os.utime(path, (2e9, 2e9))  # the other clock is years ahead
-    until = time.monotonic() + 1.0
 
-    def work():
-        beat = 0
-        while time.monotonic() < until:
-            beat += 1
-            write_holder(path, beat=beat, job="train-0")
-            time.sleep(0.1)
+    def beat():
+        if clock.now < 30:
+            write_holder(path, beat=int(clock.now / locks.BEAT_S), job="train-0")
 
-    worker = threading.Thread(target=work)
-    worker.start()
+    clock.beat = beat
     with take(path, said=said):
-        assert time.monotonic() > until
-    worker.join()
+        assert (
+            25 + locks._STILL_S < clock.now < 26 + locks._STILL_S
+        )  # the number changed at 25 s for the last time
     assert said == ["waiting for process 1 on elsewhere (job train-0), which makes it"]
 
 
-def test_a_lock_that_a_dead_node_still_holds_is_left_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "_SILENT_S", 0.3)
-    monkeypatch.setattr(locks, "_POLL_S", 0.02)
+def test_a_lock_that_a_dead_node_still_holds_is_left_behind(tmp_path, clock):
     path = tmp_path / ".lease-a"
     with path.open("w+b") as other:
         locks.fcntl.flock(other, locks.fcntl.LOCK_EX)
         write_holder(path)
         with take(path):
-            pass
+            assert locks._SILENT_S < clock.now < locks._SILENT_S + 1
     assert not path.exists()
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
 from braindecode_vis.parts.phantom.formats import nsd_format
+from braindecode_vis.parts.phantom.formats.file_writers import write_tsv
 
 SHAPE = (7, 6, 5)
 AFFINE = np.array([[-1.8, 0, 0, 60], [0, 1.8, 0, -70], [0, 0, 1.8, -40], [0, 0, 0, 1.0]])
@@ -31,8 +33,9 @@ def make_labels() -> tuple[np.ndarray, np.ndarray]:
 
 def write_root(root: Path, *, sessions=(1, 2, 3, 4), form="nii.gz", subject=1, images: bool = True) -> Path:
     design = make_design()
-    nsd_format.write_expdesign(root, design)
-    nsd_format.write_responses(root, subject, nsd_format.make_responses(design, subject, 4))
+    LAYOUT.write(root, "design", design)
+    behaviour = LAYOUT.place(root, "behaviour", subject=subject)
+    write_tsv(behaviour, nsd_format.make_responses(design, subject, 4), missing="NaN")
     for session in sessions:
         if form == "hdf5":
             write_hdf5_betas(root, subject, session, make_betas(session))

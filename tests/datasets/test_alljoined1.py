@@ -10,15 +10,16 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.store import read_json, read_responses, read_stimuli
+from braindecode_vis.base.store import read_json, read_stimuli
 from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64, BROKEN, SFREQ, Alljoined1Config
 from braindecode_vis.datasets.alljoined.sessions import number_blocks
 from braindecode_vis.datasets.manifests import read_manifest
-from braindecode_vis.datasets.nsd.experiment_design import read_design
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT, read_design
 from braindecode_vis.datasets.sources.meeg_source import find_scalp_positions
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.alljoined_format import write_session
 from braindecode_vis.preprocessing.meeg import write_meeg
+from tests.datasets.reading import prepare, refusals
 from tests.references import assert_close
 
 
@@ -29,7 +30,7 @@ def design(tmp_path_factory):
     made = nsd_format.make_nsd_expdesign(
         2, 4, images_per_subject=1200, n_shared=1000, n_images=3000, n_runs=3
     )
-    return nsd_format.write_expdesign(root, made)
+    return LAYOUT.write(root, "design", made)
 
 
 def make_codes(n_blocks=3, n=8, seed=0):
@@ -98,8 +99,7 @@ def test_raw_sessions_are_referenced_cut_and_paired_with_images(tmp_path, design
     codes = make_codes()
     path, data, onsets = make_raw(tmp_path / "raw", codes)
     shared = read_design(design).shared
-    write_meeg(config(tmp_path, design), tmp_path / "out")
-    responses = read_responses(tmp_path / "out/responses")
+    responses, stimuli = prepare(config(tmp_path, design), tmp_path / "out")
     assert responses.data.shape == (48, 64, 307)
     assert responses.unit == "V"
     assert responses.trials["stimulus_id"].tolist() == [f"nsd{shared[code - 1]:05d}" for code in codes]
@@ -117,7 +117,6 @@ def test_raw_sessions_are_referenced_cut_and_paired_with_images(tmp_path, design
     assert bump[BIOSEMI64.index("Oz")] == pytest.approx(63e-6, rel=0.05)
     notes = read_json(tmp_path / "out/responses/meta.json")["provenance"]
     assert notes["processing"] == "reference average, no filter"
-    stimuli = read_stimuli(tmp_path / "out/stimuli")
     assert stimuli.ids.tolist() == sorted(set(responses.trials["stimulus_id"]))
     assert (stimuli.table["nsd_id"] == stimuli.table["stimulus_id"].str[3:].astype(int) - 1).all()
     part = config(tmp_path, design, reference="none", channels=("Oz", "Fp1")).open_epochs().parts[0]
@@ -129,8 +128,7 @@ def test_epochs_are_taken_as_they_are(tmp_path, design):
     codes = make_codes()
     _, data = make_epochs(tmp_path / "final_eeg/05_125", codes)
     (tmp_path / "test_indices.json").write_text(json.dumps([int(read_design(design).shared[0]) - 1]))
-    write_meeg(config(tmp_path, design), tmp_path / "out")
-    responses = read_responses(tmp_path / "out/responses")
+    responses, _ = prepare(config(tmp_path, design), tmp_path / "out")
     np.testing.assert_allclose(responses.data, data[..., 26:], rtol=1e-6)
     np.testing.assert_allclose(responses.coords["times"][[0, -1]], [0, 307 / SFREQ])
     assert responses.trials["run"].tolist() == number_blocks(codes)
@@ -145,8 +143,7 @@ def test_tables_give_the_same_trials_without_pandas(tmp_path, design, complib):
     shared = read_design(design).shared
     ids = shared[[4, 0, 7, 4, 959]] - 1
     _, data = make_table(tmp_path / "05_125", ids, complib=complib)
-    write_meeg(config(tmp_path, design, window=(-0.05, 0.6)), tmp_path / "out")
-    responses = read_responses(tmp_path / "out/responses")
+    responses, _ = prepare(config(tmp_path, design, window=(-0.05, 0.6)), tmp_path / "out")
     np.testing.assert_array_equal(
         responses.data, data[..., 1:].astype(np.float32)
     )  # -26/512 lies before -0.05
@@ -240,41 +237,34 @@ def test_known_gaps_are_left_out_and_others_are_missing(tmp_path, design):
 
 
 def test_wrong_codes_channels_and_files_are_named(tmp_path, design):
-    with pytest.raises(DataError, match="no session of Alljoined1 was found"):
-        config(tmp_path, design).open_epochs()
+    refuse = refusals(config, root=tmp_path, design=design)
+    refuse(DataError, "no recording of Alljoined1 was found")
     path, _, _ = make_raw(tmp_path, make_codes())
     with pytest.raises(DataError, match=r"name it with --set dataset\.design=FILE"):
         config(tmp_path, None).open_epochs()
     with pytest.raises(DataError, match="design of NSD was not found"):
         config(tmp_path, tmp_path / "absent.mat").open_epochs()
-    with pytest.raises(DataError, match=r"is missing the channel\(s\) FT9"):
-        config(tmp_path, design, channels=("FT9",)).open_epochs()
+    refuse(DataError, r"is missing the channel\(s\) FT9", channels=("FT9",))
     make_raw(tmp_path, np.r_[make_codes(), 65536])
-    with pytest.raises(DataError, match=r"event\(s\) that mean no image, first code 65536"):
-        config(tmp_path, design).open_epochs()
+    refuse(DataError, r"event\(s\) that mean no image, first code 65536")
     make_raw(tmp_path, make_codes()[:-3])
-    with pytest.raises(DataError, match="does not match its images"):
-        config(tmp_path, design).open_epochs()
+    refuse(DataError, "does not match its images")
     make_raw(tmp_path, make_codes(), names={"Oz": "A29"})
-    with pytest.raises(DataError, match=r"is missing the channel\(s\) Oz"):
-        config(tmp_path, design).open_epochs()
+    refuse(DataError, r"is missing the channel\(s\) Oz")
     make_epochs(tmp_path, make_codes())
-    with pytest.raises(ConfigError, match="layouts epochs, raw"):
-        config(tmp_path, design).open_epochs()
+    refuse(ConfigError, "layouts epochs, raw")
     make_epochs(tmp_path, make_codes() + 900)
-    with pytest.raises(DataError, match="epochs that mean no image, first code"):
-        config(tmp_path, design, layout="epochs").open_epochs()
+    refuse(DataError, "epochs that mean no image, first code", layout="epochs")
     path.unlink()
     make_epochs(tmp_path, make_codes())
     for options, message in (
-        ({"sfreq": 256}, "512 Hz and are not resampled"),
+        ({"sfreq": 256}, "512 Hz and published epochs are not resampled"),
         ({"mvnn": "epochs"}, "needs the raw"),
     ):
         with pytest.raises(ConfigError, match=message):
             config(tmp_path, design, **options).open_epochs()
     make_epochs(tmp_path / "14_70", make_codes())
-    with pytest.raises(ConfigError, match="session 1 twice"):
-        config(tmp_path, design).open_epochs()
+    refuse(ConfigError, "session 1 twice")
 
 
 def test_damaged_files_are_named(tmp_path, design):
@@ -328,17 +318,14 @@ def test_bad_electrodes_are_repaired_before_the_average(tmp_path, design):
     codes = make_codes()
     _, data, onsets = make_raw(tmp_path / "raw", codes)
     options = {"channels": ("Oz", "Pz"), "baseline": None}
-    write_meeg(config(tmp_path, design, **options), tmp_path / "plain")
-    plain = read_responses(tmp_path / "plain/responses")
+    plain, _ = prepare(config(tmp_path, design, **options), tmp_path / "plain")
     changes = {"bads": ("Pz",), "bad_channels": "interpolate", "h_freq": 40.0}
-    write_meeg(config(tmp_path, design, **options, **changes), tmp_path / "out")
-    repaired = read_responses(tmp_path / "out/responses")
+    repaired, _ = prepare(config(tmp_path, design, **options, **changes), tmp_path / "out")
     assert not np.allclose(repaired.data[:, 1], plain.data[:, 1], atol=1e-7)
     notes = read_json(tmp_path / "out/responses/meta.json")["provenance"]
     assert notes["processing"] == "reference average, 0 to 40 Hz"
     changes = {"bads": ("Fp1",), "bad_channels": "drop"}
-    write_meeg(config(tmp_path, design, **options, **changes), tmp_path / "drop")
-    dropped = read_responses(tmp_path / "drop/responses")
+    dropped, _ = prepare(config(tmp_path, design, **options, **changes), tmp_path / "drop")
     good = np.delete(data[:64], BIOSEMI64.index("Fp1"), axis=0)
     row = BIOSEMI64.index("Oz")
     expected = (data[row] - good.mean(axis=0))[onsets[5] : onsets[5] + 307]

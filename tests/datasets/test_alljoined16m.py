@@ -17,6 +17,7 @@ from braindecode_vis.datasets.alljoined.blocks import (
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.parts.phantom.formats.alljoined_format import EXTRA, write_block, write_trial_table
 from braindecode_vis.preprocessing.meeg import write_meeg
+from tests.datasets.reading import demand_change, prepare, refusals
 
 SFREQ = 256
 RECORDED = tuple(
@@ -95,8 +96,7 @@ def test_blocks_become_trials(tmp_path):
 
 def test_whitening_learns_from_training_blocks_of_each_session(tmp_path):
     make_subject(tmp_path, sessions=(1, 2))
-    write_meeg(config(tmp_path), tmp_path / "out")
-    responses = read_responses(tmp_path / "out/responses")
+    responses, _ = prepare(config(tmp_path), tmp_path / "out")
     assert responses.unit == "whitened"
     assert responses.coords["whitening"].shape == (2, 32, 32)
 
@@ -184,26 +184,21 @@ def test_missing_and_damaged_blocks_are_named(tmp_path):
     with pytest.raises(DataError, match="no recording of Alljoined-1"):
         Alljoined16mConfig(root=tmp_path).open_epochs()
     path = make_block(tmp_path, [1, 2, 3])
-    with pytest.raises(DataError, match="subject 01, session 01 is missing its block 01"):
-        config(tmp_path, blocks=None).open_epochs()
-    with pytest.raises(DataError, match=r"Alljoined-1\.6M subject 4 is not there"):
-        config(tmp_path, subjects=(4,)).open_epochs()
+    refuse = refusals(config, root=tmp_path)
+    refuse(DataError, "subject 01, session 01 is missing its block 01", blocks=None)
+    refuse(DataError, r"Alljoined-1\.6M subject 4 is not there", subjects=(4,))
     whole = path.read_bytes()
     path.write_bytes(whole[:-5000])
-    with pytest.raises(DataError, match=r"block 05, file .* is truncated: \d+ of \d+ bytes"):
-        config(tmp_path, blocks=(5,)).open_epochs()
+    refuse(DataError, r"block 05, file .* is truncated: \d+ of \d+ bytes", blocks=(5,))
     findings = config(tmp_path, blocks=(5,)).check()
     assert not findings[-1].ok
     path.write_bytes(b"<html>")
-    with pytest.raises(DataError, match="is no EDF file"):
-        config(tmp_path, blocks=(5,)).open_epochs()
+    refuse(DataError, "is no EDF file", blocks=(5,))
     path.unlink()
-    with pytest.raises(DataError, match="should hold one EDF file, but holds 0"):
-        config(tmp_path, blocks=(5,)).open_epochs()
+    refuse(DataError, "should hold one EDF file, but holds 0", blocks=(5,))
     make_block(tmp_path, [1, 2, 3], block=6, unit="mV")
     (path.parent).rmdir()
-    with pytest.raises(DataError, match="no scalp potentials in V"):
-        config(tmp_path, blocks=(6,)).open_epochs()
+    refuse(DataError, "no scalp potentials in V", blocks=(6,))
 
 
 def make_flat(root, *, subject=1, seed=0, dump=True, epochs=None, whitened=True, **changes):
@@ -235,8 +230,7 @@ def make_flat(root, *, subject=1, seed=0, dump=True, epochs=None, whitened=True,
 @pytest.mark.parametrize("dump", [True, False], ids=["pickle", "npy"])
 def test_the_authors_epochs_meet_their_table(tmp_path, dump):
     made = make_flat(tmp_path, dump=dump)
-    write_meeg(Alljoined16mConfig(root=tmp_path), tmp_path / "out")
-    responses, stimuli = read_responses(tmp_path / "out/responses"), read_stimuli(tmp_path / "out/stimuli")
+    responses, stimuli = prepare(Alljoined16mConfig(root=tmp_path), tmp_path / "out")
     np.testing.assert_array_equal(responses.data[:3], made["training"].astype(np.float32))
     np.testing.assert_array_equal(responses.data[3:], made["test"].astype(np.float32))
     assert "AFz" in responses.coords["ch_names"]
@@ -276,31 +270,22 @@ def test_large_files_stay_on_disk(tmp_path):
 
 def test_preprocessed_files_that_do_not_fit_are_named(tmp_path):
     make_flat(tmp_path, epochs=9)
-    with pytest.raises(DataError, match=r"holds 9 epochs, but its table keeps 3 train trials"):
-        Alljoined16mConfig(root=tmp_path).open_epochs()
+    refuse = refusals(Alljoined16mConfig, root=tmp_path)
+    refuse(DataError, r"holds 9 epochs, but its table keeps 3 train trials")
     make_flat(tmp_path, times=np.arange(200) / 250)
-    with pytest.raises(
-        DataError, match=r"32 channels and 200 times, but holds float64 of shape \(3, 32, 250\)"
-    ):
-        Alljoined16mConfig(root=tmp_path).open_epochs()
+    refuse(DataError, r"32 channels and 200 times, but holds float64 of shape \(3, 32, 250\)")
     make_flat(tmp_path)
-    with pytest.raises(ConfigError, match="has 250 Hz and published epochs are not resampled"):
-        Alljoined16mConfig(root=tmp_path, sfreq=125).open_epochs()
-    with pytest.raises(DataError, match=r"is missing the channel\(s\) FCz"):
-        Alljoined16mConfig(root=tmp_path, channels=("FCz",)).open_epochs()
-    with pytest.raises(ConfigError, match="hold all sessions of a subject"):
-        Alljoined16mConfig(root=tmp_path, sessions=(1,)).open_epochs()
+    refuse(ConfigError, "has 250 Hz and published epochs are not resampled", sfreq=125)
+    refuse(DataError, r"is missing the channel\(s\) FCz", channels=("FCz",))
+    refuse(ConfigError, "hold all sessions of a subject", sessions=(1,))
     folder = tmp_path / "preprocessed_eeg/sub-01"
     make_table(tmp_path, [(1, 1, "stim_test", 16540, False, "dog")], subject=2)
-    with pytest.raises(DataError, match="calls the picture 16540 'dog', where it was 'boat' before"):
-        Alljoined16mConfig(root=tmp_path).open_epochs()
+    refuse(DataError, "calls the picture 16540 'dog', where it was 'boat' before")
     (tmp_path / "preprocessed_eeg/sub-02/experiment_metadata_categories.parquet").unlink()
     (folder / "experiment_metadata_categories.parquet").rename(folder / "stim_order.parquet")
-    with pytest.raises(DataError, match="is missing experiment_metadata_categories"):
-        Alljoined16mConfig(root=tmp_path).open_epochs()
+    refuse(DataError, "is missing experiment_metadata_categories")
     (folder / "preprocessed_eeg_test_flat.npy").unlink()
-    with pytest.raises(DataError, match="subject 01 is missing its test file"):
-        Alljoined16mConfig(root=tmp_path).open_epochs()
+    refuse(DataError, "subject 01 is missing its test file")
 
 
 def test_a_pickle_that_names_code_is_not_opened(tmp_path):
@@ -315,7 +300,7 @@ def test_a_pickle_that_names_code_is_not_opened(tmp_path):
 def test_categories_reach_raw_blocks_and_both_layouts_must_be_chosen_from(tmp_path):
     make_flat(tmp_path)
     make_block(tmp_path, [7, 8, 9])
-    with pytest.raises(ConfigError, match="both raw and preprocessed"):
+    with pytest.raises(ConfigError, match="in the layouts preprocessed, raw; choose one"):
         Alljoined16mConfig(root=tmp_path).open_epochs()
     events = config(tmp_path, blocks=(5,)).open_epochs().parts[0].recording.events
     assert events["concept"].tolist() == ["aardvark", "aardvark", "00009"]
@@ -349,14 +334,8 @@ def test_declared_facts(tmp_path):
 
 def test_cleaning_options_change_raw_trials_and_are_refused_for_epochs(tmp_path):
     make_subject(tmp_path / "raw", sessions=(1,))
-    plain_config = config(tmp_path / "raw", mvnn="none")
-    write_meeg(plain_config, tmp_path / "plain")
-    plain = read_responses(tmp_path / "plain/responses")
-    for number, change in enumerate(({"h_freq": 30.0}, {"reference": "average"}, {"scaling": "robust"})):
-        write_meeg(config(tmp_path / "raw", mvnn="none", **change), tmp_path / str(number))
-        changed = read_responses(tmp_path / str(number) / "responses")
-        assert changed.data.shape == plain.data.shape
-        assert not np.allclose(changed.data, plain.data, atol=1e-8)
+    changes = ({"h_freq": 30.0}, {"reference": "average"}, {"scaling": "robust"})
+    demand_change(config, {"root": tmp_path / "raw", "mvnn": "none"}, tmp_path, *changes)
     make_flat(tmp_path / "flat")
     with pytest.raises(ConfigError, match=r"dataset.h_freq needs continuous recordings"):
         Alljoined16mConfig(root=tmp_path / "flat", h_freq=30.0).open_epochs()

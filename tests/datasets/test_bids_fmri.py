@@ -12,23 +12,10 @@ from pydantic import ValidationError
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
 from braindecode_vis.datasets.bids.fmri_files import find_runs
-from braindecode_vis.parts.phantom.formats.file_writers import write_volume, write_volumes
+from braindecode_vis.parts.phantom.formats.file_writers import write_volume
+from tests.parts.phantom.tiny import write_noise
 
 SHAPE = (3, 3, 2)
-
-
-def write_image(path, n_volumes=40, t_r=2.0, shape=SHAPE, affine=None, seed=0):
-    """Synthetic volumes: noise around a hundred, nothing recorded from anyone."""
-    rng = np.random.default_rng(seed)
-    volumes = (100 + rng.standard_normal(shape) for _ in range(n_volumes))
-    return write_volumes(
-        path,
-        volumes,
-        shape=shape,
-        n_volumes=n_volumes,
-        affine=np.eye(4) if affine is None else affine,
-        t_r=t_r,
-    )
 
 
 def write_events(path, n=4, names=None, **columns):
@@ -44,9 +31,9 @@ def write_run(root, stem, *, derivative=None, **options):
     folder = root.joinpath(*[part for part in stem.split("_") if part.startswith(("sub-", "ses-"))], "func")
     write_events(folder / f"{stem}_events.tsv", **options)
     if derivative is None:
-        return write_image(folder / f"{stem}_bold.nii.gz")
+        return write_noise(folder / f"{stem}_bold.nii.gz", 40, SHAPE)
     derived = root / "derivatives" / "fmriprep" / folder.relative_to(root)
-    return write_image(derived / f"{stem}{derivative}")
+    return write_noise(derived / f"{stem}{derivative}", 40, SHAPE)
 
 
 def make_config(root, **options):
@@ -271,10 +258,10 @@ def test_timing_and_grids_must_agree(tmp_path):
     write_run(tmp_path, "sub-01_task-see_run-02")
     moved = np.eye(4)
     moved[2, 3] = 3
-    write_image(tmp_path / "sub-01/func/sub-01_task-see_run-02_bold.nii.gz", affine=moved)
+    write_noise(tmp_path / "sub-01/func/sub-01_task-see_run-02_bold.nii.gz", 40, SHAPE, affine=moved)
     with pytest.raises(DataError, match=r"lies up to 3.00 mm away"):
         prepare(tmp_path)
-    write_image(tmp_path / "sub-01/func/sub-01_task-see_run-02_bold.nii.gz", shape=(3, 3, 3))
+    write_noise(tmp_path / "sub-01/func/sub-01_task-see_run-02_bold.nii.gz", 40, (3, 3, 3))
     with pytest.raises(DataError, match="other spaces"):
         prepare(tmp_path)
 
@@ -300,7 +287,7 @@ def test_inputs_are_hashed_by_content(tmp_path):
     config = make_config(tmp_path)
     before = config.hash_inputs()
     assert set(before) == {"sub-01_task-see_run-01_bold.nii.gz", "sub-01_task-see_run-01_events.tsv"}
-    write_image(tmp_path / "sub-01/func/sub-01_task-see_run-01_bold.nii.gz", seed=1)
+    write_noise(tmp_path / "sub-01/func/sub-01_task-see_run-01_bold.nii.gz", 40, SHAPE, seed=1)
     assert config.hash_inputs() != before
     assert "root" not in config.hashed_fields()
     mask = write_volume(tmp_path / "mask.nii.gz", np.ones(SHAPE, np.uint8), np.eye(4))
@@ -313,12 +300,8 @@ def copy_real(shared, name, tmp_path, n_volumes, t_r, pattern="*"):
     root = tmp_path / name
     shutil.copytree(shared / "data/bids_metadata" / name, root)
     for events in sorted(root.rglob(f"{pattern}_events.tsv")):
-        write_image(
-            events.with_name(events.name.replace("_events.tsv", "_bold.nii.gz")),
-            n_volumes,
-            t_r,
-            shape=(2, 2, 2),
-        )
+        image = events.with_name(events.name.replace("_events.tsv", "_bold.nii.gz"))
+        write_noise(image, n_volumes, t_r=t_r)
     return root
 
 

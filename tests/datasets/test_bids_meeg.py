@@ -10,11 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
 from braindecode_vis.datasets.bids.meeg_files import RawReader, list_channels, open_recording
 from braindecode_vis.parts.phantom.formats import bids_eeg
-from braindecode_vis.preprocessing.meeg import write_meeg
+from tests.datasets.reading import demand_change, prepare, refusals
 
 NAMES, TYPES = ["Oz", "PO7", "EOG1"], ["eeg", "eeg", "eog"]
 IMAGES = ["ant_01b", "bee_01b", "coat_rack_13s", "dog_02s"]
@@ -62,11 +61,6 @@ def root(base, tmp_path):
     return shutil.copytree(base, tmp_path / "data")
 
 
-def run(config, folder):
-    write_meeg(config, folder)
-    return read_responses(folder / "responses"), read_stimuli(folder / "stimuli")
-
-
 def find_table(root, kind="events"):
     return root / f"sub-01/ses-01/eeg/sub-01_ses-01_task-images_run-01_{kind}.tsv"
 
@@ -76,7 +70,7 @@ SPLIT = {"column": "part", "test": ("test",)}
 
 def test_the_phantom_is_read_by_its_recipe(base, tmp_path):
     config = BidsMeegConfig(root=base, split=SPLIT, sfreq=250, window=(0.0, 0.1), tmax=0.3)
-    responses, stimuli = run(config, tmp_path)
+    responses, stimuli = prepare(config, tmp_path)
     trials = responses.trials
     assert responses.unit == "V"
     assert responses.coords["ch_names"] == ["Oz", "PO7"]
@@ -169,25 +163,25 @@ def test_events_are_chosen_by_type_and_text_stays_text(root):
 
 def test_a_wrong_recipe_is_named(base):
     one = {"root": base, "subjects": ("02",)}
-    with pytest.raises(DataError, match=r"no column 'stim_fil' \(did you mean 'stim_file'\?\)"):
-        BidsMeegConfig(stimulus_column="stim_fil", **one).open_epochs()
-    with pytest.raises(ConfigError, match="finds no test trial: no part is validation"):
-        BidsMeegConfig(split={"column": "part", "test": ("validation",)}, **one).open_epochs()
+    refuse = refusals(BidsMeegConfig, **one)
+    refuse(DataError, r"no column 'stim_fil' \(did you mean 'stim_file'\?\)", stimulus_column="stim_fil")
+    refuse(
+        ConfigError,
+        "finds no test trial: no part is validation",
+        split={"column": "part", "test": ("validation",)},
+    )
     first = 600 + 201 % 7
-    with pytest.raises(DataError, match=r"shows 4 image\(s\) both in training and in test"):
-        BidsMeegConfig(
-            split={"column": "sample", "test": tuple(str(first + 500 * i) for i in range(4))}, **one
-        ).open_epochs()
+    refuse(
+        DataError,
+        r"shows 4 image\(s\) both in training and in test",
+        split={"column": "sample", "test": tuple(str(first + 500 * i) for i in range(4))},
+    )
     with pytest.raises(ValidationError, match="given for both training and test"):
         BidsMeegConfig(split={"column": "part", "test": ("a",), "train": ("a",)})
-    with pytest.raises(ConfigError, match=r"dataset.split is none"):
-        BidsMeegConfig(mvnn="epochs", **one).open_epochs()
-    with pytest.raises(ConfigError, match="of the types eeg, eog"):
-        BidsMeegConfig(picks=("Oz", "EOG1"), **one).open_epochs()
-    with pytest.raises(DataError, match=r"is missing the channel\(s\) Cz"):
-        BidsMeegConfig(picks=("Cz",), **one).open_epochs()
-    with pytest.raises(DataError, match="no channel for picks 'mag'"):
-        BidsMeegConfig(picks="mag", **one).open_epochs()
+    refuse(ConfigError, r"dataset.split is none", mvnn="epochs")
+    refuse(ConfigError, "of the types eeg, eog", picks=("Oz", "EOG1"))
+    refuse(DataError, r"is missing the channel\(s\) Cz", picks=("Cz",))
+    refuse(DataError, "no channel for picks 'mag'", picks="mag")
     assert [f.ok for f in BidsMeegConfig(stimulus_column="x", **one).check()] == [True, False, False]
 
 
@@ -199,22 +193,19 @@ def test_missing_and_damaged_files_are_named(root):
     lines = kept.splitlines()
     lines[1] = "soon\t" + lines[1].split("\t", 1)[1]
     table.write_text("\n".join(lines))
-    with pytest.raises(DataError, match=r"has 'soon' in the column onset, line 2"):
-        BidsMeegConfig(**one, sidecars=False).open_epochs()
+    refuse = refusals(BidsMeegConfig, **one)
+    refuse(DataError, r"has 'soon' in the column onset, line 2", sidecars=False)
     table.unlink()
-    with pytest.raises(DataError, match=r"subject 01, session 01.*no .*events.tsv beside it"):
-        BidsMeegConfig(**one, sidecars=False).open_epochs()
+    refuse(DataError, r"subject 01, session 01.*no .*events.tsv beside it", sidecars=False)
     table.write_text(kept)
     channels = find_table(root, "channels")
     channels.write_text(channels.read_text().replace("Oz\t", "Iz\t"))
-    with pytest.raises(DataError, match=r"If only its sidecars are at fault, set dataset.sidecars to false"):
-        BidsMeegConfig(**one).open_epochs()
+    refuse(DataError, r"If only its sidecars are at fault, set dataset.sidecars to false")
     assert BidsMeegConfig(**one, sidecars=False).open_epochs().ch_names == tuple(
         NAMES
     )  # no type but eeg is known
     table.with_name(table.name.replace("_events.tsv", "_eeg.eeg")).unlink()
-    with pytest.raises(DataError, match="cannot be opened"):
-        BidsMeegConfig(**one, sidecars=False).open_epochs()
+    refuse(DataError, "cannot be opened", sidecars=False)
 
 
 def test_images_are_hashed_or_missing_ones_named(root):
@@ -278,7 +269,7 @@ def test_real_recordings_run_through_the_whole_path(shared, tmp_path, ending):
     table = pd.DataFrame({"onset": onset, "duration": 0.1, "stim_file": [f"{c}.png" for c in "abcabc"]})
     table.to_csv(folder / "sub-01_task-view_events.tsv", sep="\t", index=False)
     config = BidsMeegConfig(root=root, tmax=0.2, window=(0.0, 0.1), baseline=None, max_dropped=0.99)
-    responses, _ = run(config, tmp_path / "out")
+    responses, _ = prepare(config, tmp_path / "out")
     assert responses.data.shape[1] == len(list_channels(raw, ("eeg",)))
     n_times = responses.data.shape[2]
     assert abs(n_times - 0.1 * sfreq) <= 1  # the ends fall between samples
@@ -330,7 +321,7 @@ def test_the_real_tables_of_things_meg_need_no_sidecars(shared, tmp_path):
     }  # fmt: skip
     with pytest.raises(DataError, match=r"no channel for picks 'auto': .* set dataset.sidecars to false"):
         BidsMeegConfig(**recipe).open_epochs()
-    responses, _ = run(BidsMeegConfig(**recipe, sidecars=False), tmp_path / "out")
+    responses, _ = prepare(BidsMeegConfig(**recipe, sidecars=False), tmp_path / "out")
     assert (responses.unit, responses.coords["modality"]) == ("T", "meg")
     assert set(responses.trials["split"]) == {"train", "test"}
     assert responses.trials["concept"].iloc[0] == "1760.0"
@@ -365,13 +356,8 @@ def test_electrodes_and_shared_sidecars_are_inputs(root):
 
 def test_cleaning_options_change_the_trials(root, tmp_path):
     options = {"root": root, "split": SPLIT, "sfreq": 250, "window": (0.0, 0.1), "tmax": 0.3}
-    plain, _ = run(BidsMeegConfig(**options), tmp_path / "plain")
-    for number, change in enumerate(({"h_freq": 30.0}, {"reference": "average"}, {"scaling": "zscore"})):
-        config = BidsMeegConfig(**options, **change)
-        assert config.hashed_fields() != BidsMeegConfig(**options).hashed_fields()
-        changed, _ = run(config, tmp_path / str(number))
-        assert changed.data.shape == plain.data.shape
-        assert not np.allclose(changed.data, plain.data, atol=1e-8)
+    changes = ({"h_freq": 30.0}, {"reference": "average"}, {"scaling": "zscore"})
+    demand_change(BidsMeegConfig, options, tmp_path, *changes)
     with pytest.raises(
         ConfigError, match=r"dataset.scaling is fitted on training trials, but dataset.split is none"
     ):
@@ -387,7 +373,7 @@ def test_channels_that_a_recording_marks_as_bad_can_be_dropped(root, tmp_path):
     kept = BidsMeegConfig(**options).open_epochs()
     assert kept.ch_names == ("Oz", "PO7")
     assert list(kept.notes["channels_marked_bad_but_kept"].values()) == [["PO7"]]
-    dropped, _ = run(BidsMeegConfig(**options, bad_channels="drop"), tmp_path / "out")
+    dropped, _ = prepare(BidsMeegConfig(**options, bad_channels="drop"), tmp_path / "out")
     assert dropped.coords["ch_names"] == ["Oz"]
     assert len(dropped.trials["session"].unique()) == 2  # from the recordings that did not mark it, too
 

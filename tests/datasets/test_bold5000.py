@@ -2,24 +2,14 @@
 
 import shutil
 
-import nibabel as nib
-import numpy as np
 import pandas as pd
 import pytest
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.store import read_responses
 from braindecode_vis.datasets.bold5000 import Bold5000Config, find_concept
 from braindecode_vis.datasets.manifests import read_manifest
-from braindecode_vis.parts.phantom.formats.file_writers import write_volumes
-from braindecode_vis.preprocessing.bold import write_bold
-
-
-def write_image(path, n_volumes=194):
-    """Synthetic volumes: noise around a hundred, nothing recorded from anyone."""
-    rng = np.random.default_rng(0)
-    volumes = (100 + rng.standard_normal((2, 2, 2)) for _ in range(n_volumes))
-    return write_volumes(path, volumes, shape=(2, 2, 2), n_volumes=n_volumes, affine=np.eye(4), t_r=2.0)
+from tests.datasets.reading import read_in_parcels
+from tests.parts.phantom.tiny import write_noise
 
 
 def write_session(root, session="01", types=("imagenet", "rep_coco", "scenes"), names=None):
@@ -30,7 +20,7 @@ def write_session(root, session="01", types=("imagenet", "rep_coco", "scenes"), 
         {"onset": [6.0, 16.0, 26.0], "duration": 1.0, "ImgName": names, "ImgType": types, "stim_file": names}
     )
     table.to_csv(f"{stem}_events.tsv", sep="\t", index=False)
-    write_image(stem.with_name(stem.name + "_bold.nii.gz"), 30)
+    write_noise(stem.with_name(stem.name + "_bold.nii.gz"), 30)
     return stem.with_name(stem.name + "_events.tsv")
 
 
@@ -88,9 +78,9 @@ def test_real_events(shared, tmp_path, derivative):
         name = events.name.replace("_events.tsv", "_bold.nii.gz")
         if derivative:
             folder = root / "derivatives/fmriprep" / events.parent.relative_to(root)
-            write_image(folder / name.replace("_bold", "_bold_space-T1w_preproc"))
+            write_noise(folder / name.replace("_bold", "_bold_space-T1w_preproc"), 194)
         else:
-            write_image(events.with_name(name))
+            write_noise(events.with_name(name), 194)
     source = prepare(root)
     trials = pd.concat([run.trials for run in source.runs])
     facts = read_manifest("bold5000").facts
@@ -126,18 +116,4 @@ def test_real_events(shared, tmp_path, derivative):
 
 def test_whole_brain_in_parcels_around_the_onset(tmp_path):
     write_session(tmp_path)
-    labels = np.array([[[1, 2], [1, 2]], [[3, 3], [0, 3]]], np.int16)
-    nib.Nifti1Image(labels, np.eye(4)).to_filename(tmp_path / "atlas.nii.gz")
-    names = ("7Networks_LH_Vis_1", "7Networks_RH_Limbic_OFC_1", "7Networks_RH_Default_PFC_3")
-    (tmp_path / "atlas.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(names, start=1)))
-    model = {"kind": "window", "start": 0, "stop": 10, "keep": "times"}
-    atlas = {"files": (tmp_path / "atlas.nii.gz",), "labels": tmp_path / "atlas.txt"}
-    (tmp_path / "phantom_truth").mkdir()  # simulated, and smaller than the published set
-    config = Bold5000Config(root=tmp_path, mask="varying", model=model, atlas=atlas, zscore="none")
-    write_bold(config, tmp_path / "out")
-    responses = read_responses(tmp_path / "out/responses")
-    assert responses.dims == ("trial", "parcel", "time")
-    assert responses.data.shape == (3, 3, 5)
-    assert responses.coords["parcel_names"] == list(names)
-    assert responses.coords["parcel_networks"] == ["Vis", "Limbic", "Default"]
-    assert list(responses.coords["times"]) == [0, 2, 4, 6, 8]
+    read_in_parcels(Bold5000Config, tmp_path, n_trials=3)

@@ -5,9 +5,8 @@ import pytest
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.datasets.bold5000 import Bold5000BetasConfig
-from braindecode_vis.parts.phantom.formats.bold5000_nod_format import write_region, write_session
-from braindecode_vis.parts.phantom.formats.file_writers import write_volume
+from braindecode_vis.datasets.bold5000 import LAYOUT, VERSION, Bold5000BetasConfig
+from braindecode_vis.parts.phantom.formats.file_writers import write_volume, write_volumes
 from braindecode_vis.preprocessing.betas import write_fmri
 
 SHAPE, AFFINE = (4, 3, 2), np.diag([2.0, 2, 2, 1])
@@ -22,8 +21,8 @@ def write_person(root, subject, seed=0):
     mask = rng.random(SHAPE) < 0.5
     betas = rng.standard_normal((7, *SHAPE)).astype(np.float32)
     for session, rows in ((1, slice(0, 4)), (2, slice(4, 7))):
-        volumes = betas[rows]
-        write_session(root, subject, session, iter(volumes), len(volumes), shape=SHAPE, affine=AFFINE)
+        path = LAYOUT.place(root, "volumes", subject=subject, betas=VERSION, session=session)
+        write_volumes(path, betas[rows], shape=SHAPE, n_volumes=len(betas[rows]), affine=AFFINE)
     write_volume(root / f"{subject}_brainmask.nii.gz", mask.astype(np.uint8), AFFINE)
     (root / f"{subject}_imgnames.txt").write_text("\n".join(NAMES) + "\n")
     return betas[:, mask], mask
@@ -33,7 +32,7 @@ def write_rois(root, subject):
     rng = np.random.default_rng(1)
     tables = {roi: rng.standard_normal((7, n)) for roi, n in (("LHEarlyVis", 3), ("RHLOC", 2))}
     for roi, table in tables.items():
-        write_region(root, subject, roi, table)
+        LAYOUT.write(root, "rois", {"betas": table}, subject=subject, betas=VERSION, roi=roi)
     return tables
 
 

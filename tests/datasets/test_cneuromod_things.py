@@ -8,36 +8,25 @@ import pytest
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.config import read_config
 from braindecode_vis.datasets.cneuromod_things import CneuromodThingsConfig
-from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
-from braindecode_vis.pipeline.reporting import run_all
-from braindecode_vis.pipeline.runs import open_run, read_scores
 from braindecode_vis.preprocessing.betas import write_fmri
+from tests.datasets.reading import refuse_changes, run_to_report
+from tests.parts.phantom.tiny import make_tiny
 
-SIZE = SIZES["cneuromod-things"]["tiny"].replace(n_subjects=2)
 OUTPUT = "THINGS/glmsingle/sub-01/glmsingle/output"
 EVENTS = "THINGS/fmriprep/sourcedata/things"
 STEM = "sub-01_task-things_space-T1w_model-fitHrfGLMdenoiseRR"
 
 
-def make_root(folder):
-    make_phantom(
-        "cneuromod-things", folder, size=SIZE, config=PhantomConfig(snr=0.5),
-        embed=lambda stimuli: np.random.default_rng(0).standard_normal((len(stimuli), 8)),
-    )  # fmt: skip
-    return folder
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return make_root(tmp_path_factory.mktemp("cneuromod"))
+    return make_tiny("cneuromod-things", tmp_path_factory.mktemp("cneuromod"), 0.5, n_subjects=2)
 
 
 @pytest.fixture
 def own_root(tmp_path):
     """A root that a test may damage."""
-    return make_root(tmp_path / "cneuromod")
+    return make_tiny("cneuromod-things", tmp_path / "cneuromod", 0.5, n_subjects=2)
 
 
 def find_betas(root):
@@ -123,48 +112,38 @@ def test_check_tells_counts(root):
 def test_what_is_missing_is_named(own_root):
     config = CneuromodThingsConfig(root=own_root, subjects=(1,))
     events = own_root / EVENTS / "sub-01/ses-02/func/sub-01_ses-02_task-things_run-02_events.tsv"
-    text = events.read_text()
-    events.write_text("\n".join(text.splitlines()[:-1]) + "\n")
-    with pytest.raises(DataError, match=r"session 02, run 02: .* lists \d+ trials, but .* has \d+ betas"):
-        config.open_betas()
-    lines = text.splitlines()
-    column = lines[0].split("\t").index("category_nr")
-    cells = lines[2].split("\t")
-    events.write_text(
-        "\n".join([*lines[:2], "\t".join([*cells[:column], "1\b1", *cells[column + 1 :]]), *lines[3:]])
-    )
-    with pytest.raises(DataError, match="in the column category_nr, line 3, where a number must be"):
-        config.open_betas()
-    events.unlink()
-    with pytest.raises(DataError, match="session 02, run 02, but its events are not there"):
-        config.open_betas()
-    # A collection of DataLad without its content is links to nothing.
-    path = find_betas(own_root)
-    path.unlink()
-    path.symlink_to("../../.git/annex/objects/none")
-    with pytest.raises(DataError, match="which is not there; in a data set of datalad"):
-        config.open_betas()
-    path.unlink()
-    with pytest.raises(DataError, match=r"was not found at .*; fetch it with datalad get"):
-        config.open_betas()
-    with h5py.File(path, "w") as file:
-        file["mask_array"], file["mask_affine"] = np.ones((2, 2, 2)), np.eye(4)
-    with pytest.raises(DataError, match="holds no sessions"):
-        config.open_betas()
-    with h5py.File(path, "a") as file:
-        file["1/1/betas"] = np.zeros((4, 7))
-    with pytest.raises(DataError, match=r"betas of shape \(4, 7\) do not fit the mask of 8 voxels"):
-        config.open_betas()
+    lines, path = events.read_text().splitlines(), find_betas(own_root)
+    column, cells = lines[0].split("\t").index("category_nr"), lines[2].split("\t")
+    damaged = "\t".join([*cells[:column], "1\b1", *cells[column + 1 :]])
+
+    def link():
+        """A collection of DataLad without its content is links to nothing."""
+        path.unlink()
+        path.symlink_to("../../.git/annex/objects/none")
+
+    def write(**arrays):
+        with h5py.File(path, "a") as file:
+            for name, values in arrays.items():
+                file[name] = values
+
+    refuse_changes(
+        config,
+        (DataError, r"session 02, run 02: .* lists \d+ trials, but .* has \d+ betas",
+         lambda: events.write_text("\n".join(lines[:-1]) + "\n")),
+        (DataError, "in the column category_nr, line 3, where a number must be",
+         lambda: events.write_text("\n".join([*lines[:2], damaged, *lines[3:]]))),
+        (DataError, "session 02, run 02, but its events are not there", events.unlink),
+        (DataError, "which is not there; in a data set of datalad", link),
+        (DataError, r"was not found at .*; fetch it with datalad get", path.unlink),
+        (DataError, "holds no sessions", lambda: write(mask_array=np.ones((2, 2, 2)), mask_affine=np.eye(4))),
+        (DataError, r"betas of shape \(4, 7\) do not fit the mask of 8 voxels",
+         lambda: write(**{"1/1/betas": np.zeros((4, 7))})),
+    )  # fmt: skip
     with pytest.raises(DataError, match=r"no events .* --set dataset\.events=DIR"):
         CneuromodThingsConfig(root=own_root / "THINGS/glmsingle", subjects=(1,))._find_events_folder()
 
 
 def test_the_configuration_runs_from_files_to_a_report(root, tmp_path):
-    overrides = [
-        "target={kind: pixels, size: 8}", "encoder={kind: ridge, alphas: [1000]}",
-        "evaluation={n_bootstrap: 100, n_permutations: 100}",
-    ]  # fmt: skip
-    run = open_run(read_config("cneuromod_things_ridge", overrides, root=root), tmp_path / "run")
-    run_all(run)
-    assert (run.folder.path / "report.html").is_file()
-    assert any("a split of ours" in str(row["protocol"]) for row in read_scores(run.folder.path))
+    run_to_report(
+        "cneuromod_things_ridge", root, tmp_path / "run", "a split of ours", "encoder.alphas=[1000]"
+    )

@@ -8,8 +8,8 @@ import pytest
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.datasets.kamitani.bdata import encode_stimulus_id
-from braindecode_vis.datasets.kamitani.deeprecon import DeepreconConfig
-from braindecode_vis.parts.phantom.formats.kamitani_format import write_experiment
+from braindecode_vis.datasets.kamitani.deeprecon import FILE_NAME, DeepreconConfig
+from braindecode_vis.parts.phantom.formats.kamitani_format import write_bdata
 from braindecode_vis.preprocessing.betas import write_fmri
 
 TRAIN = ["n01518878_10042", "n01518878_5958"]
@@ -28,10 +28,8 @@ def write_file(root, experiment, codes, variant="original_VC", subject=1, xyz=XY
     labels = pd.DataFrame({"DataType": 1, "stimulus_id": np.asarray(codes, float), "Run": 1, "Block": 1})
     data = np.random.default_rng(len(experiment)).standard_normal((len(codes), len(xyz)))
     rois = {"ROI_VC": np.arange(len(xyz)) < 2}
-    path = write_experiment(
-        root, subject, experiment, [data], labels, rois, voxel_xyz=xyz, variant=variant, **options
-    )
-    return path, data
+    path = root / FILE_NAME.format(subject=subject, experiment=experiment, variant=variant)
+    return write_bdata(path, [data], labels, rois, voxel_xyz=xyz, naming="dataset", **options), data
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from braindecode_vis.base.store import read_json, read_responses, read_stimuli
 from braindecode_vis.datasets.eeg_imagenet import CHANNELS, WARNING, EegImagenetConfig
 from braindecode_vis.parts.phantom.formats.eeg_imagenet_format import write_part
 from braindecode_vis.preprocessing.meeg import write_meeg
+from tests.datasets.reading import refusals
 
 COARSE = [f"n0210{i:04d}" for i in range(2)]
 FINE = [f"n0744{i:04d}" for i in range(16)]
@@ -187,44 +188,30 @@ def test_a_non_finite_epoch_is_named(tmp_path):
 
 
 def test_damage_and_wrong_places_are_told(tmp_path):
-    with pytest.raises(DataError, match=r"expected EEG-ImageNet_1\.pth"):
-        EegImagenetConfig(root=tmp_path).open_epochs()
+    refuse = refusals(EegImagenetConfig, root=tmp_path)
+    refuse(DataError, r"expected EEG-ImageNet_1\.pth")
     path = tmp_path / "EEG-ImageNet_1.pth"
     make_part(path, (0,), per_block=2)
-    with pytest.raises(
-        DataError, match=r"in EEG-ImageNet_1\.pth.*, subject 9 is not there; found .*: fetch it"
-    ):
-        EegImagenetConfig(root=tmp_path, subjects=(9,)).open_epochs()
-    with pytest.raises(DataError, match="in the layout 'single'"):
-        EegImagenetConfig(root=tmp_path, layout="single").open_epochs()
-    with pytest.raises(ConfigError, match="ends at 600"):
-        EegImagenetConfig(root=tmp_path, samples=(0, 600)).open_epochs()
-    with pytest.raises(ConfigError, match="ascending pair"):
-        EegImagenetConfig(root=tmp_path, samples=(9, 9)).open_epochs()
-    with pytest.raises(ConfigError, match="not 'Fz2'"):
-        EegImagenetConfig(root=tmp_path, channels=("Fz2",)).open_epochs()
-    with pytest.raises(DataError, match="no entry of granularity fine3 of subject 0"):
-        EegImagenetConfig(root=tmp_path, granularity="fine3").open_epochs()
-    with pytest.raises(DataError, match=r"folder of images .* does not exist"):
-        EegImagenetConfig(root=tmp_path, images=tmp_path / "absent").open_epochs()
+    refuse(DataError, r"in EEG-ImageNet_1\.pth.*, subject 9 is not there; found .*: fetch it", subjects=(9,))
+    refuse(DataError, "in the layout 'single'", layout="single")
+    refuse(ConfigError, "ends at 600", samples=(0, 600))
+    refuse(ConfigError, "ascending pair", samples=(9, 9))
+    refuse(ConfigError, "not 'Fz2'", channels=("Fz2",))
+    refuse(DataError, "no entry of granularity fine3 of subject 0", granularity="fine3")
+    refuse(DataError, r"folder of images .* does not exist", images=tmp_path / "absent")
     whole = path.read_bytes()
     (tmp_path / "EEG-ImageNet_2.pth").write_bytes(whole)
-    with pytest.raises(DataError, match="subject 0 is in both"):
-        EegImagenetConfig(root=tmp_path).open_epochs()
+    refuse(DataError, "subject 0 is in both")
     (tmp_path / "EEG-ImageNet_2.pth").rename(tmp_path / "EEG-ImageNet.pth")
-    with pytest.raises(ConfigError, match="both in parts and in one file"):
-        EegImagenetConfig(root=tmp_path).open_epochs()
+    refuse(ConfigError, "in the layouts parts, single; choose one")
     assert len(EegImagenetConfig(root=tmp_path, layout="parts").hash_inputs()) == 1
     (tmp_path / "EEG-ImageNet.pth").unlink()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="damaged or cut short"):
-        EegImagenetConfig(root=tmp_path).open_epochs()
+    refuse(DataError, "damaged or cut short")
     path.write_bytes(b"<html>log in first</html>")
-    with pytest.raises(DataError, match="is damaged"):
-        EegImagenetConfig(root=tmp_path).open_epochs()
+    refuse(DataError, "is damaged")
     torch.save({"model": torch.zeros(2)}, path)
-    with pytest.raises(DataError, match="dictionary of dataset, labels and images, but holds model"):
-        EegImagenetConfig(root=tmp_path).open_epochs()
+    refuse(DataError, "dictionary of dataset, labels and images, but holds model")
 
 
 def test_pictures_at_hand_are_hashed(tmp_path):

@@ -11,12 +11,13 @@ import pytest
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.cli.catalogue import check
 from braindecode_vis.datasets.sources.file_damage import check_data_file, check_data_files, check_texts
-from braindecode_vis.parts.phantom import FORMATS, SIZES, PhantomConfig, make_phantom
+from braindecode_vis.parts.phantom import FORMATS
 from braindecode_vis.parts.phantom.formats.nsd_repacks import write_tar
 from braindecode_vis.pipeline.preparing import write_dataset
 from braindecode_vis.pipeline.runs import SilentListener
 from braindecode_vis.preprocessing.whole_check import check_trials
-from tests.parts.phantom.test_assemble import LOADERS, embed
+from tests.parts.phantom.test_assemble import LOADERS
+from tests.parts.phantom.tiny import make_tiny
 
 # Format -> a file of its samples.
 SAMPLES = {
@@ -62,11 +63,7 @@ def phantoms(tmp_path_factory):
     base = tmp_path_factory.mktemp("phantoms")
 
     def make(name):
-        if not (base / name).exists():
-            make_phantom(
-                name, base / name, size=SIZES[name]["tiny"], config=PhantomConfig(snr=0.3), embed=embed
-            )
-        return base / name
+        return base / name if (base / name).exists() else make_tiny(name, base / name)
 
     return make
 

@@ -1,5 +1,7 @@
 """Layouts: what is written is what is read in every form, and what does not fit is said in a sentence."""
 
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from scipy.io import savemat
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.layout import Array, File, Layout
+from tests.datasets.reading import save_images
 
 ARRAYS = {
     "data{subject}": Array(("voxel of {subject}", "image"), "float32"),
@@ -72,15 +75,13 @@ def test_arrays_in_groups_are_checked(tmp_path):
 
 
 def test_pictures_are_in_the_order_of_their_names_in_whatever_folder(tmp_path):
-    paths = {}
-    for n in (2, 1):
-        path = tmp_path / f"{n}.png"
-        Image.new("RGB", (3, 3), (n, 0, 0)).save(path)
-        paths[f"folder{3 - n}/image{n:04d}.png"] = path
-    LAYOUT.write_pictures(tmp_path, "pictures", paths, session="a")
+    paths = save_images(tmp_path, np.ones((2, 3, 3, 3), np.uint8) * np.uint8([[[[1]]], [[[2]]]]))
+    with zipfile.ZipFile(LAYOUT.write_pictures(tmp_path, "pictures", [], session="a"), "w") as archive:
+        for n in (2, 1):
+            archive.write(paths[n - 1], f"folder{3 - n}/image{n:04d}.png")
     assert LAYOUT.read_pictures(tmp_path, "pictures", session="a")[:, 0, 0, 0].tolist() == [1, 2]
     assert [f.message for f in LAYOUT.check(tmp_path, ["pictures"], session="a")] == ["2 pictures"]
-    Image.new("RGB", (4, 4)).save(paths["folder1/image0002.png"])
+    Image.new("RGB", (4, 4)).save(paths[1])
     LAYOUT.write_pictures(tmp_path, "pictures", paths, session="a")
     with pytest.raises(DataError, match="not of one size"):
         LAYOUT.read_pictures(tmp_path, "pictures", session="a")

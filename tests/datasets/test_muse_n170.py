@@ -14,6 +14,7 @@ from braindecode_vis.encoders.category_decoders import LdaConfig
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.preprocessing.splits import LeaveOneRunOutConfig
 from tests.constants import replace_constants
+from tests.datasets.reading import refusals
 
 N_EVENTS = 24
 
@@ -126,24 +127,20 @@ def test_other_content_is_named(tmp_path, options, message):
 
 
 def test_damage_and_misuse_are_told(tmp_path):
-    with pytest.raises(DataError, match=r"expected data_\*\.csv"):
-        MuseN170Config(root=tmp_path).open_epochs()
+    refuse = refusals(MuseN170Config, root=tmp_path)
+    refuse(DataError, r"expected data_\*\.csv")
     (tmp_path / "data_a.csv").write_text("")
-    with pytest.raises(DataError, match="cannot be read as a table"):
-        MuseN170Config(root=tmp_path).open_epochs()
+    refuse(DataError, "cannot be read as a table")
     (tmp_path / "data_a.csv").unlink()
     make_run(tmp_path / "data_a.csv")
     packed = gzip.compress((tmp_path / "data_a.csv").read_bytes())
     (tmp_path / "data_a.csv").unlink()
     (tmp_path / "data_a.csv.gz").write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(DataError, match="cannot be read as a table"):
-        MuseN170Config(root=tmp_path).open_epochs()
+    refuse(DataError, "cannot be read as a table")
     with pytest.raises(DataError, match="cannot be unpacked"):
         hash_text(tmp_path / "data_a.csv.gz")
-    with pytest.raises(ConfigError, match="some of TP9, AF7, AF8, TP10, not Right AUX"):
-        MuseN170Config(root=tmp_path, channels=("Right AUX",)).open_epochs()
-    with pytest.raises(ConfigError, match=r"not 30 and 1\."):
-        MuseN170Config(root=tmp_path, l_freq=30, h_freq=1).open_epochs()
+    refuse(ConfigError, "some of TP9, AF7, AF8, TP10, not Right AUX", channels=("Right AUX",))
+    refuse(ConfigError, r"not 30 and 1\.", l_freq=30, h_freq=1)
     findings = MuseN170Config(root=tmp_path).check()
     assert not findings[0].ok
 

@@ -2,31 +2,21 @@
 
 import shutil
 
-import nibabel as nib
-import numpy as np
 import pandas as pd
 import pytest
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.store import read_responses
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nod import NodConfig
-from braindecode_vis.parts.phantom.formats.file_writers import write_volumes
-from braindecode_vis.preprocessing.bold import write_bold
-
-
-def write_image(path, n_volumes):
-    """Synthetic volumes: noise around a hundred, nothing recorded from anyone."""
-    rng = np.random.default_rng(0)
-    volumes = (100 + rng.standard_normal((2, 2, 2)) for _ in range(n_volumes))
-    return write_volumes(path, volumes, shape=(2, 2, 2), n_volumes=n_volumes, affine=np.eye(4), t_r=2.0)
+from tests.datasets.reading import read_in_parcels
+from tests.parts.phantom.tiny import write_noise
 
 
 def write_run(root, session, task, table):
     stem = root / f"sub-01/ses-{session}/func/sub-01_ses-{session}_task-{task}_run-01"
     stem.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(f"{stem}_events.tsv", sep="\t", index=False, na_rep="n/a")
-    write_image(stem.with_name(stem.name + "_bold.nii.gz"), 30)
+    write_noise(stem.with_name(stem.name + "_bold.nii.gz"), 30)
 
 
 def make_tables():
@@ -83,7 +73,7 @@ def test_real_events(shared, tmp_path):
     shutil.copytree(shared / "data/bids_metadata/ds004496", root)
     for events in sorted(root.rglob("*run-*_events.tsv")):
         n = 241 if "task-coco" in events.name else 256
-        write_image(events.with_name(events.name.replace("_events.tsv", "_bold.nii.gz")), n)
+        write_noise(events.with_name(events.name.replace("_events.tsv", "_bold.nii.gz")), n)
     source = prepare(root)
     facts = read_manifest("nod").facts
     trials = pd.concat([run.trials for run in source.runs])
@@ -104,18 +94,4 @@ def test_whole_brain_in_parcels_around_the_onset(tmp_path):
         (("imagenet01", "imagenet"), ("coco", "coco")), make_tables(), strict=True
     ):
         write_run(tmp_path, session, task, table)
-    labels = np.array([[[1, 2], [1, 2]], [[3, 3], [0, 3]]], np.int16)
-    nib.Nifti1Image(labels, np.eye(4)).to_filename(tmp_path / "atlas.nii.gz")
-    names = ("7Networks_LH_Vis_1", "7Networks_RH_Limbic_OFC_1", "7Networks_RH_Default_PFC_3")
-    (tmp_path / "atlas.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(names, start=1)))
-    model = {"kind": "window", "start": 0, "stop": 10, "keep": "times"}
-    atlas = {"files": (tmp_path / "atlas.nii.gz",), "labels": tmp_path / "atlas.txt"}
-    (tmp_path / "phantom_truth").mkdir()  # simulated, and smaller than the published set
-    config = NodConfig(root=tmp_path, mask="varying", model=model, atlas=atlas, zscore="none")
-    write_bold(config, tmp_path / "out")
-    responses = read_responses(tmp_path / "out/responses")
-    assert responses.dims == ("trial", "parcel", "time")
-    assert responses.data.shape == (4, 3, 5)
-    assert responses.coords["parcel_names"] == list(names)
-    assert responses.coords["parcel_networks"] == ["Vis", "Limbic", "Default"]
-    assert list(responses.coords["times"]) == [0, 2, 4, 6, 8]
+    read_in_parcels(NodConfig, tmp_path, n_trials=4)

@@ -14,7 +14,12 @@ from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nsd.beta_files import SurfaceBetas
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, check_design_facts
-from braindecode_vis.datasets.nsd.experiment_design import describe_protocol, make_trials, read_design
+from braindecode_vis.datasets.nsd.experiment_design import (
+    LAYOUT,
+    describe_protocol,
+    make_trials,
+    read_design,
+)
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.pipeline.scoring import describe_protocol as describe_run_protocol
@@ -31,6 +36,7 @@ from tests.datasets.nsd_phantom import (
     write_hdf5_betas,
     write_root,
 )
+from tests.datasets.reading import refuse_changes
 
 
 @pytest.fixture(scope="module")
@@ -253,60 +259,45 @@ def test_betas_already_divided_are_refused(own_root):
     np.testing.assert_allclose(source.parts[0].read(0, 3), divided[find_general()].T[:3])
 
 
-def test_betas_still_multiplied_are_refused(own_root):
+def test_what_does_not_belong_together_is_refused(own_root):
+    two, path = NsdConfig(root=own_root, sessions=2), own_root / "nsddata/ppdata/subj01/behav/responses.tsv"
+    betas, table, design = make_betas(1), pd.read_csv(path, sep="\t"), make_design()
     with pytest.raises(DataError, match=r"still multiplied by 300"):
         NsdConfig(root=own_root, sessions=2, divide_by=1).open_betas()
 
+    def write(volumes, affine=AFFINE):
+        options = {"shape": volumes.shape[1:], "n_trials": len(volumes), "affine": affine}
+        nsd_format.write_betas(own_root, 1, 1, volumes, **options)
 
-def test_a_design_with_fewer_trials_than_betas_is_refused(own_root):
-    betas = np.concatenate([make_betas(1), make_betas(2)[:3]])
-    nsd_format.write_betas(own_root, 1, 1, betas, shape=SHAPE, n_trials=N_TRIALS + 3, affine=AFFINE)
-    with pytest.raises(DataError, match=r"fewer trials \(30\) .* than .*session01.* has betas \(33\)"):
-        NsdConfig(root=own_root, sessions=2).open_betas()
+    def write_hdf5():
+        find_betas(own_root, 1).unlink()
+        write_hdf5_betas(own_root, 1, 1, betas[..., :-1])
 
+    def write_behaviour(table):
+        write(betas)
+        table.to_csv(path, sep="\t", index=False)
 
-def test_mask_of_another_shape_or_affine(own_root):
-    nsd_format.write_betas(
-        own_root,
-        1,
-        1,
-        make_betas(1),
-        shape=SHAPE,
-        n_trials=N_TRIALS,
-        affine=AFFINE + np.eye(4) * [1, 0, 0, 0],
-    )
-    with pytest.raises(DataError, match=r"affine of .*session01.* differs from that of the mask by up to 1:"):
-        NsdConfig(root=own_root, sessions=2).open_betas()
-    small = make_betas(1)[..., :-1]
-    nsd_format.write_betas(own_root, 1, 1, small, shape=(7, 6, 4), n_trials=N_TRIALS, affine=AFFINE)
-    with pytest.raises(DataError, match=r"volumes of \(7, 6, 4\), but the mask has \(7, 6, 5\)"):
-        NsdConfig(root=own_root, sessions=2).open_betas()
-    find_betas(own_root, 1).unlink()
-    write_hdf5_betas(own_root, 1, 1, small)
-    with pytest.raises(DataError, match=r"shape \(30, 4, 6, 7\); as MATLAB writes it"):
-        NsdConfig(root=own_root, sessions=2).open_betas()
+    def shift_design():
+        design["subjectim"] = design["subjectim"] - design["subjectim"].min()
+        savemat(own_root / "nsddata/experiments/nsd/nsd_expdesign.mat", design)
 
-
-def test_ids_from_zero_are_detected(own_root):
-    path = own_root / "nsddata/ppdata/subj01/behav/responses.tsv"
-    table = pd.read_csv(path, sep="\t")
-    table.assign(**{"73KID": table["73KID"] - 1}).to_csv(path, sep="\t", index=False)
-    with pytest.raises(DataError, match=r"73KID in .*responses\.tsv counts from 0"):
-        NsdConfig(root=own_root, sessions=2).open_betas()
-    table.assign(**{"73KID": table["73KID"] + (table.index == 3)}).to_csv(path, sep="\t", index=False)
-    with pytest.raises(DataError, match="disagree in 1 trials of session 01, first in trial 4"):
-        NsdConfig(root=own_root, sessions=2).open_betas()
-    table.iloc[:40].to_csv(path, sep="\t", index=False)
-    with pytest.raises(DataError, match=r"session 02 of subject 01 has 10 trials in .*, but 30 in"):
-        NsdConfig(root=own_root, sessions=2).open_betas()
-
-
-def test_a_shifted_design_is_detected(own_root):
-    design = make_design()
-    design["subjectim"] = design["subjectim"] - design["subjectim"].min()
-    savemat(own_root / "nsddata/experiments/nsd/nsd_expdesign.mat", design)
-    with pytest.raises(DataError, match=r"subjectim in .* counts from 0"):
-        NsdConfig(root=own_root, sessions=2).open_betas()
+    refuse_changes(
+        two,
+        (DataError, r"fewer trials \(30\) .* than .*session01.* has betas \(33\)",
+         lambda: write(np.concatenate([betas, make_betas(2)[:3]]))),
+        (DataError, r"affine of .*session01.* differs from that of the mask by up to 1:",
+         lambda: write(betas, AFFINE + np.eye(4) * [1, 0, 0, 0])),
+        (DataError, r"volumes of \(7, 6, 4\), but the mask has \(7, 6, 5\)", lambda: write(betas[..., :-1])),
+        (DataError, r"shape \(30, 4, 6, 7\); as MATLAB writes it", write_hdf5),
+        # Ids from zero, a trial of another image, and a table that is cut.
+        (DataError, r"73KID in .*responses\.tsv counts from 0",
+         lambda: write_behaviour(table.assign(**{"73KID": table["73KID"] - 1}))),
+        (DataError, "disagree in 1 trials of session 01, first in trial 4",
+         lambda: write_behaviour(table.assign(**{"73KID": table["73KID"] + (table.index == 3)}))),
+        (DataError, r"session 02 of subject 01 has 10 trials in .*, but 30 in",
+         lambda: write_behaviour(table.iloc[:40])),
+        (DataError, r"subjectim in .* counts from 0", shift_design),
+    )  # fmt: skip
 
 
 def test_a_truncated_session_is_named(own_root, tmp_path):
@@ -364,7 +355,7 @@ def write_surface(root, session, values):
 @pytest.fixture
 def surface_root(tmp_path):
     root = tmp_path / "surface"
-    nsd_format.write_expdesign(root, make_design())
+    LAYOUT.write(root, "design", make_design())
     values = np.random.default_rng(0).standard_normal((N_TRIALS, 80)) * 2
     values[:, 5] = np.nan
     write_surface(root, 1, values)

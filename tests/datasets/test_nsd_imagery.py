@@ -12,6 +12,7 @@ from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
 from braindecode_vis.parts.phantom.formats.file_writers import write_volumes
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.nsd_phantom import AFFINE, SHAPE, find_general, write_root
+from tests.datasets.reading import refuse_changes
 
 EXPS = ["visA"] * 6 + ["attA"] * 4 + ["imgA_1"] * 6 + ["visB"] * 6 + ["imgB_2"] * 6
 CUES = list("ABCABC") + list("ABCA") + list("AABBCC") + list("DEFDEF") + list("FEDFED")
@@ -118,33 +119,26 @@ def test_hashes_see_betas_and_images(root):
     assert {"betas_nsdimagery.nii.gz", "nsdimagery_stimuli.pkl3", "scene.png"} <= names
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"exps": EXPS[:-1], "cues": CUES[:-1]}, r"lists 27 experiments and 27 cues, but .* has 28 betas"),
-        ({"exps": ["seeA", *EXPS[1:]]}, "names the experiment 'seeA'"),
-        ({"cues": ["Z", *CUES[1:]]}, "maps no stimulus to the cue 'Z'"),
-    ],
-)
-def test_odd_stimulus_tables_are_refused(root, change, words):
-    write_stimuli(root / "nsddata_stimuli/stimuli/nsdimagery_stimuli.pkl3", **change)
-    with pytest.raises(DataError, match=words):
-        make(root).open_betas()
+def test_what_is_odd_or_missing_is_named(root):
+    listed = root / "nsddata_stimuli/stimuli/nsdimagery_stimuli.pkl3"
+    refuse_changes(
+        make(root),
+        (DataError, r"lists 27 experiments and 27 cues, but .* has 28 betas",
+         lambda: write_stimuli(listed, exps=EXPS[:-1], cues=CUES[:-1])),
+        (DataError, "names the experiment 'seeA'", lambda: write_stimuli(listed, exps=["seeA", *EXPS[1:]])),
+        (DataError, "maps no stimulus to the cue 'Z'", lambda: write_stimuli(listed, cues=["Z", *CUES[1:]])),
+        (DataError, "is missing cues, image_map", lambda: listed.write_bytes(pickle.dumps({"exps": []}))),
+        (DataError, r"1 of 6 imagery images are not in .*, first 'scene'",
+         lambda: (write_stimuli(listed), (root.parent / "images/scene.png").unlink())),
+        (DataError, r"betas_nsdimagery\.nii\.gz does not exist",
+         lambda: next(root.glob("**/betas_nsdimagery.nii.gz")).unlink()),
+    )  # fmt: skip
 
 
-def test_missing_pieces_are_named(root):
-    (root.parent / "images/scene.png").unlink()
-    with pytest.raises(DataError, match=r"1 of 6 imagery images are not in .*, first 'scene'"):
-        make(root).open_betas()
-    with pytest.raises(DataError, match=r"dataset\.imagery_images=DIR"):
-        make(root, imagery_images=None).open_betas()
-    with pytest.raises(DataError, match=r"dataset\.stimuli=FILE"):
-        make(root, stimuli=root / "none.pkl3").open_betas()
-    path = next(root.glob("**/nsddata_stimuli/stimuli/nsdimagery_stimuli.pkl3"))
-    with path.open("wb") as file:
-        pickle.dump({"exps": []}, file)
-    with pytest.raises(DataError, match="is missing cues, image_map"):
-        make(root).open_betas()
-    next(root.glob("**/betas_nsdimagery.nii.gz")).unlink()
-    with pytest.raises(DataError, match=r"betas_nsdimagery\.nii\.gz does not exist"):
-        make(root).open_betas()
+def test_places_that_are_not_there_are_named(root):
+    for words, options in (
+        (r"dataset\.imagery_images=DIR", {"imagery_images": None}),
+        (r"dataset\.stimuli=FILE", {"stimuli": root / "none.pkl3"}),
+    ):
+        with pytest.raises(DataError, match=words):
+            make(root, **options).open_betas()

@@ -8,11 +8,13 @@ import pytest
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
 from braindecode_vis.datasets.nsd.repacks import NsdRepackConfig
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.nsd_repacks import make_behaviour, make_mindeye1_sample, write_tar
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.nsd_phantom import AFFINE, find_general, make_design
+from tests.datasets.reading import refuse_changes
 
 N_VOXELS = 7
 
@@ -105,18 +107,17 @@ def test_a_damaged_picture_within_a_tar_is_told(mindeye1):
 
 
 def test_mindeye1_leaks_and_missing_parts(mindeye1):
-    base = mindeye1 / "webdataset_avg_split"
+    train = mindeye1 / "webdataset_avg_split/train"
     with pytest.raises(DataError, match="no tar of subject 05"):
         NsdRepackConfig(root=mindeye1, subject=5).open_betas()
-    write_tar(base / "train/train_subj01_1.tar", {"00020": make_sample(20)})
-    with pytest.raises(
-        DataError, match=r"1 image.* in both the training and the test part .* first nsd00021"
-    ):
-        NsdRepackConfig(root=mindeye1).open_betas()
-    path = base / "train/train_subj01_0.tar"
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(DataError, match=r"train_subj01_0\.tar is truncated: 5000 of"):
-        NsdRepackConfig(root=mindeye1).open_betas()
+    first = train / "train_subj01_0.tar"
+    refuse_changes(
+        NsdRepackConfig(root=mindeye1),
+        (DataError, r"1 image.* in both the training and the test part .* first nsd00021",
+         lambda: write_tar(train / "train_subj01_1.tar", {"00020": make_sample(20)})),
+        (DataError, r"train_subj01_0\.tar is truncated: 5000 of",
+         lambda: first.write_bytes(first.read_bytes()[:5000])),
+    )  # fmt: skip
 
 
 # --- MindEye2 ---------------------------------------------------------------------------------------------
@@ -181,43 +182,37 @@ def test_copies_made_with_the_notebook_of_mindeye2_are_read(mindeye2):
 
 
 def test_mindeye2_bad_files(mindeye2):
-    root, _, _ = mindeye2
-    folder = root / "wds/subj01"
+    root, betas, images = mindeye2
+    tar, pictures = root / "wds/subj01/train/2.tar", root / "coco_images_224_float16.hdf5"
     with pytest.raises(DataError, match="betas_all_subj02"):
         NsdRepackConfig(root=root, subject=2).open_betas()
-    row = np.zeros((1, 17))
-    row[0, [0, 5]] = 5, 0
-    write_tar(folder / "train/2.tar", {"a": {"behav.npy": row}})
-    with pytest.raises(DataError, match="name trial 0 more than once"):
-        NsdRepackConfig(root=root).open_betas()
-    row[0, 5] = 1500
-    write_tar(folder / "train/2.tar", {"a": {"behav.npy": row}})
-    with pytest.raises(DataError, match=r"name trial 1500, but .* has 1500 rows"):
-        NsdRepackConfig(root=root).open_betas()
-    write_tar(folder / "train/2.tar", {"a": {"behav.npy": np.zeros(3)}})
-    with pytest.raises(DataError, match="17 columns"):
-        NsdRepackConfig(root=root).open_betas()
-    (folder / "train/2.tar").unlink()
-    with h5py.File(next(root.glob("betas_all*")), "a") as file:
-        betas = file["betas"][:]
-        del file["betas"]
-        file["betas"] = betas.reshape(-1)
-    with pytest.raises(DataError, match=r"has the shape \(\d+,\), but should be trial x voxel"):
-        NsdRepackConfig(root=root).open_betas()
-    with h5py.File(next(root.glob("betas_all*")), "a") as file:
-        del file["betas"]
-        file["betas"] = betas
-    with h5py.File(root / "coco_images_224_float16.hdf5", "a") as file:
-        images = file["images"][:]
-        del file["images"]
-        file["images"] = images.reshape(len(images), -1)
+
+    def add(trial):
+        write_tar(tar, {"a": make_behaviour(5, trial)})
+
+    def store(path, name, values):
+        with h5py.File(path, "w") as file:
+            file[name] = values
+
+    found = next(root.glob("betas_all*"))
+    refuse_changes(
+        NsdRepackConfig(root=root),
+        (DataError, "name trial 0 more than once", lambda: add(0)),
+        (DataError, r"name trial 1500, but .* has 1500 rows", lambda: add(1500)),
+        (DataError, "17 columns", lambda: write_tar(tar, {"a": {"behav.npy": np.zeros(3)}})),
+        (DataError, r"has the shape \(\d+,\), but should be trial x voxel",
+         lambda: (tar.unlink(), store(found, "betas", betas.reshape(-1)))),
+    )  # fmt: skip
+    store(found, "betas", betas)
+    store(pictures, "images", images.reshape(len(images), -1))
     with pytest.raises(
         DataError, match=r"has the shape \(\d+, 192\), but should be image x colour x row x column"
     ):
         NsdRepackConfig(root=root).open_betas().read_image(0)
-    (root / "coco_images_224_float16.hdf5").unlink()
-    with pytest.raises(DataError, match=r"5 of 5 images are not in .*with_images=false"):
-        NsdRepackConfig(root=root).open_betas()
+    refuse_changes(
+        NsdRepackConfig(root=root),
+        (DataError, r"5 of 5 images are not in .*with_images=false", pictures.unlink),
+    )
     assert NsdRepackConfig(root=root, with_images=False).open_betas().read_image is None
 
 
@@ -228,7 +223,7 @@ def test_mindeye2_bad_files(mindeye2):
 def diffuser(tmp_path):
     """Arrays made as its own script makes them: images in order of first appearance in the first 3 sessions."""
     design = make_design()
-    nsd_format.write_expdesign(tmp_path, design)
+    LAYOUT.write(tmp_path, "design", design)
     seen = {"train": [], "test": []}
     for column in design["masterordering"][0, : 3 * 30].astype(int):
         nsd_id = int(design["subjectim"][0, column - 1]) - 1
@@ -265,26 +260,20 @@ def test_brain_diffuser_rows_get_their_names_from_the_design(diffuser, tmp_path)
 
 def test_brain_diffuser_bad_files(diffuser):
     root, _ = diffuser
-    path = root / "nsd_train_fmriavg_nsdgeneral_sub1.npy"
+    path, pixels = root / "nsd_train_fmriavg_nsdgeneral_sub1.npy", np.zeros((2, 6, 6, 3), np.uint8)
     values = np.load(path)
-    np.save(path, values[:-1])
-    with pytest.raises(DataError, match="fit no number of sessions"):
-        NsdRepackConfig(root=root).open_betas()
-    np.save(path, values * 300)
-    with pytest.raises(DataError, match="still multiplied by 300"):
-        NsdRepackConfig(root=root).open_betas()
-    np.save(path, values[:, :-1])
-    with pytest.raises(DataError, match="voxels"):
-        NsdRepackConfig(root=root).open_betas()
-    np.save(path, values)
-    np.save(root / "nsd_test_stim_sub1.npy", np.zeros((2, 6, 6, 3), np.uint8))
-    with pytest.raises(DataError, match="images is expected"):
-        NsdRepackConfig(root=root).open_betas()
     with pytest.raises(DataError, match=r"sub2\.npy is below"):
         NsdRepackConfig(root=root, subject=2).open_betas()
-    (root / "nsddata/experiments/nsd/nsd_expdesign.mat").unlink()
-    with pytest.raises(DataError, match="experimental design of NSD was not found"):
-        NsdRepackConfig(root=root).open_betas()
+    refuse_changes(
+        NsdRepackConfig(root=root),
+        (DataError, "fit no number of sessions", lambda: np.save(path, values[:-1])),
+        (DataError, "still multiplied by 300", lambda: np.save(path, values * 300)),
+        (DataError, "voxels", lambda: np.save(path, values[:, :-1])),
+        (DataError, "images is expected",
+         lambda: (np.save(path, values), np.save(root / "nsd_test_stim_sub1.npy", pixels))),
+        (DataError, "experimental design of NSD was not found",
+         lambda: (root / "nsddata/experiments/nsd/nsd_expdesign.mat").unlink()),
+    )  # fmt: skip
 
 
 def test_a_region_of_another_size_is_refused(mindeye1):

@@ -12,7 +12,7 @@ from braindecode_vis.config import read_config
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
 from braindecode_vis.datasets.nsd.synthetic_dataset import NsdSyntheticConfig
-from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
+from braindecode_vis.parts.phantom import SIZES
 from braindecode_vis.parts.phantom.formats.nsd_further_sessions import (
     count_kinds,
     count_repetitions,
@@ -21,21 +21,17 @@ from braindecode_vis.parts.phantom.formats.nsd_further_sessions import (
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.new_trials import read_dataset_anew, read_new
-from braindecode_vis.pipeline.reporting import run_all
-from braindecode_vis.pipeline.runs import open_run, read_scores
+from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.betas import write_fmri
+from tests.datasets.reading import run_to_report
+from tests.parts.phantom.tiny import make_tiny
 
-SIZE = SIZES["nsd"]["tiny"].replace(n_imagery=0, imagery_repetitions=0)
+SIZE = SIZES["nsd"]["tiny"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nsd")
-    make_phantom(
-        "nsd", folder, size=SIZE, config=PhantomConfig(snr=1.0),
-        embed=lambda stimuli: np.random.default_rng(0).standard_normal((len(stimuli), 8)),
-    )  # fmt: skip
-    return folder
+    return make_tiny("nsd", tmp_path_factory.mktemp("nsd"), 1.0, n_imagery=0, imagery_repetitions=0)
 
 
 def test_repetitions_are_those_of_the_published_session():
@@ -131,15 +127,11 @@ def test_a_run_of_nsd_predicts_the_synthetic_session(root, tmp_path):
 
 
 def test_the_configuration_runs_from_files_to_a_report(root, tmp_path):
-    overrides = [
-        "target={kind: pixels, size: 8}", "encoder={kind: ridge, alphas: [1000]}",
-        "evaluation={n_bootstrap: 100, n_permutations: 100}", "dataset.image_size=32",
-    ]  # fmt: skip
-    run = open_run(read_config("nsd_synthetic_ridge", overrides, root=root), tmp_path / "run")
-    run_all(run)
-    assert (run.folder.path / "report.html").is_file()
-    scores = read_scores(run.folder.path)
-    assert any("out of distribution on 16 synthetic images" in str(row["protocol"]) for row in scores)
+    words, more = (
+        "out of distribution on 16 synthetic images",
+        ("encoder.alphas=[1000]", "dataset.image_size=32"),
+    )
+    run_to_report("nsd_synthetic_ridge", root, tmp_path / "run", words, *more)
 
 
 def test_missing_pieces_are_named(root, tmp_path):

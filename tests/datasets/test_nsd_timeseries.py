@@ -7,8 +7,7 @@ import pytest
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.nsd.timeseries import T_R, NsdTimeseriesConfig
-from braindecode_vis.parts.phantom.formats.file_writers import write_volumes
-from braindecode_vis.parts.phantom.formats.nsd_timeseries import find_folder, write_design
+from braindecode_vis.parts.phantom.formats.file_writers import write_text, write_volumes
 from braindecode_vis.preprocessing.bold import write_bold
 from tests.datasets.nsd_phantom import AFFINE, SHAPE, make_design, make_labels, write_root
 
@@ -26,7 +25,7 @@ def find_ids(session):
 
 def write_series(root, session):
     """Three runs of ten pictures, one every four volumes."""
-    base = find_folder(root, 1)
+    base = root / "nsddata_timeseries/ppdata/subj01/func1pt8mm"
     series = {}
     for number, ids in enumerate(find_ids(session), start=1):
         run = number
@@ -43,7 +42,7 @@ def write_series(root, session):
         )
         shown = np.zeros(N_VOLUMES, int)
         shown[2 : 2 + 4 * 10 : 4] = ids
-        write_design(base / f"design/design{end}.tsv", shown)
+        write_text(base / f"design/design{end}.tsv", "".join(f"{number}\n" for number in shown))
         (base / "motion").mkdir(exist_ok=True)
         np.savetxt(base / f"motion/motion{end}.tsv", rng.standard_normal((N_VOLUMES, 6)), delimiter="\t")
         series[f"{run:02d}"] = volumes

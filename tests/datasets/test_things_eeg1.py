@@ -9,11 +9,10 @@ import pytest
 from scipy.io import savemat
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config, read_events, read_excluded
 from braindecode_vis.parts.phantom.formats import things_eeg1_format
 from braindecode_vis.parts.phantom.formats.bids_eeg import write_recording
-from braindecode_vis.preprocessing.meeg import write_meeg
+from tests.datasets.reading import demand_change, prepare, refusals
 from tests.references import assert_close
 
 NAMES = ["Oz", "PO7", "O1"]
@@ -75,14 +74,9 @@ def root(tmp_path):
     return root
 
 
-def run(config, folder):
-    write_meeg(config, folder)
-    return read_responses(folder / "responses"), read_stimuli(folder / "stimuli")
-
-
 def test_raw_trials_lie_where_the_images_were_shown(root, tmp_path):
     config = ThingsEeg1Config(root=root, mvnn="none", window=(0.0, 0.1), tmax=0.5, zero_shot=False)
-    responses, stimuli = run(config, tmp_path / "out")
+    responses, stimuli = prepare(config, tmp_path / "out")
     trials = responses.trials
     assert trials["subject"].unique().tolist() == ["02", "03"]
     assert responses.coords["ch_names"] == NAMES
@@ -101,7 +95,7 @@ def test_raw_trials_lie_where_the_images_were_shown(root, tmp_path):
 
 
 def test_zero_shot_leaves_no_image_of_a_test_concept_in_training(root, tmp_path):
-    responses, _ = run(ThingsEeg1Config(root=root, targets="drop"), tmp_path / "out")
+    responses, _ = prepare(ThingsEeg1Config(root=root, targets="drop"), tmp_path / "out")
     train, test = (responses.trials.query(f"split == '{s}'") for s in ("train", "test"))
     assert not set(train["concept"]) & set(test["concept"])
     assert len(train) == 2 * 9  # the one target was of a test concept
@@ -182,8 +176,8 @@ def test_the_derivative_has_other_samples_for_the_same_times(root, tmp_path):
     for label in ("02", "03"):
         write_eeglab(root, label, events, [*NAMES, "Cz"])
     options = {"root": root, "mvnn": "none", "zero_shot": False, "window": (0.0, 0.1), "tmax": 0.5}
-    derived, _ = run(ThingsEeg1Config(layout="eeglab", **options), tmp_path / "a")
-    raw, _ = run(ThingsEeg1Config(**options), tmp_path / "b")
+    derived, _ = prepare(ThingsEeg1Config(layout="eeglab", **options), tmp_path / "a")
+    raw, _ = prepare(ThingsEeg1Config(**options), tmp_path / "b")
     assert derived.coords["ch_names"] == NAMES
     # The baseline includes the onset itself, and the step there: one sample of 26, or one of 101.
     np.testing.assert_allclose(
@@ -221,27 +215,24 @@ def test_bad_tables_are_named(root, tmp_path):
 
 
 def test_missing_things_are_named(root, tmp_path):
-    with pytest.raises(DataError, match="THINGS-EEG1 subject 7 is not there; found 1, 2, 3"):
-        ThingsEeg1Config(root=root, subjects=(7,)).open_epochs()
-    with pytest.raises(DataError, match="no THINGS-EEG1 recording was found"):
-        ThingsEeg1Config(root=root, layout="eeglab").open_epochs()
-    with pytest.raises(DataError, match=r"is missing the channel\(s\) Cz"):
-        ThingsEeg1Config(root=root, channels=("Oz", "Cz")).open_epochs()
+    refuse = refusals(ThingsEeg1Config, root=root)
+    refuse(DataError, "THINGS-EEG1 subject 7 is not there; found 1, 2, 3", subjects=(7,))
+    refuse(DataError, "no THINGS-EEG1 recording was found", layout="eeglab")
+    refuse(DataError, r"is missing the channel\(s\) Cz", channels=("Oz", "Cz"))
     eeg = next((root / "sub-02/eeg").glob("*.eeg"))
     eeg.write_bytes(eeg.read_bytes()[:20_000])
-    with pytest.raises(DataError, match="cut short"):
-        ThingsEeg1Config(root=root).open_epochs()
+    refuse(DataError, "cut short")
 
 
 def test_statistics_do_not_see_the_test_trials(root, tmp_path):
     """Whitening is bit-identical when the signal during the test part is another one."""
     config = ThingsEeg1Config(root=root, subjects=(2,), tmax=0.3, window=(0.0, 0.3))
-    before, _ = run(config, tmp_path / "a")
+    before, _ = prepare(config, tmp_path / "a")
     eeg = next((root / "sub-02/eeg").glob("*.eeg"))
     samples = np.fromfile(eeg, "<f4").reshape(-1, 3)
     samples[8000:] *= 100
     samples.tofile(eeg)
-    after, _ = run(config, tmp_path / "b")
+    after, _ = prepare(config, tmp_path / "b")
     np.testing.assert_array_equal(before.coords["whitening"], after.coords["whitening"])
     assert not np.array_equal(before.data, after.data)
 
@@ -313,8 +304,5 @@ def test_the_manifest_knows_the_real_participants(shared):
 
 def test_cleaning_options_change_the_trials(root, tmp_path):
     options = {"root": root, "subjects": (2,), "tmax": 0.3, "window": (0.0, 0.3), "mvnn": "none"}
-    plain, _ = run(ThingsEeg1Config(**options), tmp_path / "plain")
-    for number, change in enumerate(({"h_freq": 30.0}, {"reference": "average"}, {"scaling": "zscore"})):
-        changed, _ = run(ThingsEeg1Config(**options, **change), tmp_path / str(number))
-        assert changed.data.shape == plain.data.shape
-        assert not np.allclose(changed.data, plain.data)
+    changes = ({"h_freq": 30.0}, {"reference": "average"}, {"scaling": "zscore"})
+    demand_change(ThingsEeg1Config, options, tmp_path, *changes)

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.store import read_responses, read_stimuli
+from braindecode_vis.base.store import read_stimuli
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17, ThingsEeg2Config
 from braindecode_vis.datasets.things_eeg2.layouts import read_image_list
 from braindecode_vis.parts.phantom.formats import bids_eeg, things_eeg2_format
 from braindecode_vis.parts.phantom.formats import things_eeg2_derived as derived
-from braindecode_vis.preprocessing.meeg import write_meeg
+from tests.datasets.reading import demand_change, prepare, refusals
 from tests.references import assert_close
 
 CONCEPTS, PROBES = ("ant", "bee", "cow", "dog"), ("moth", "newt", "owl")
@@ -81,9 +81,7 @@ def make_config(root, **options):
 
 
 def write(config, folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    write_meeg(config, folder)
-    return read_responses(folder / "responses")
+    return prepare(config, folder)[0]
 
 
 def make_epochs(n_images, n_times=250, n_channels=3, n_repetitions=4, seed=0):
@@ -339,16 +337,14 @@ def test_neurobridge_arrays(images, tmp_path):
     np.testing.assert_array_equal(responses.data, np.concatenate(data).astype(np.float32))
     info = images / "preprocessed_eeg" / "sub-01" / "info.json"
     content = json.loads(info.read_text())
+    refuse = refusals(make_config, root=images)
     for damaged in ({**content, "times": ["."]}, {**content, "ch_names": None}, []):
         info.write_text(json.dumps(damaged))
-        with pytest.raises(DataError, match=r"info.json does not say the times and channels"):
-            make_config(images).open_epochs()
+        refuse(DataError, r"info.json does not say the times and channels")
     info.write_text(json.dumps({**content, "times": [0.0, None, *(n / 250 for n in range(2, 250))]}))
-    with pytest.raises(DataError, match=r"the times beside .* do not rise from sample to sample"):
-        make_config(images).open_epochs()
+    refuse(DataError, r"the times beside .* do not rise from sample to sample")
     info.unlink()
-    with pytest.raises(DataError, match=r"needs info.json"):
-        make_config(images).open_epochs()
+    refuse(DataError, r"needs info.json")
 
 
 def write_bids(root, column="stim_file", training=True):
@@ -413,63 +409,6 @@ def test_bids_events_must_name_images(images):
 # --- bad input --------------------------------------------------------------------------------------------
 
 
-def test_a_missing_session_is_named(root):
-    shutil.rmtree(root / "sub-02" / "ses-02")
-    with pytest.raises(DataError, match=r"session 02 of subject 02 is missing \(found 01\)"):
-        make_config(root).open_epochs()
-    assert make_config(root, sessions=(1,)).open_epochs().n_trials > 0
-
-
-def test_a_session_that_nobody_has_is_noticed_by_the_images(root):
-    for subject in ("sub-01", "sub-02"):
-        shutil.rmtree(root / subject / "ses-02")
-    with pytest.raises(
-        DataError, match=r"subject 01 saw its training images between 0 and 2 times.*sessions=\[1\]"
-    ):
-        make_config(root).open_epochs()
-
-
-def test_a_missing_file_and_a_missing_subject_are_named(root):
-    (root / "sub-01" / "ses-02" / "raw_eeg_test.npy").unlink()
-    with pytest.raises(DataError, match=r"subject 01, session 02 is missing its test file"):
-        make_config(root).open_epochs()
-    with pytest.raises(DataError, match="THINGS-EEG2 subject 7 is not there; found 1, 2"):
-        make_config(root, subjects=(7,)).open_epochs()
-
-
-def test_a_missing_channel_is_named(root):
-    with pytest.raises(
-        DataError, match=r"subject 01, session 01, file .*training.npy is missing the channel\(s\) Pz"
-    ):
-        make_config(root, channels=("Oz", "Pz")).open_epochs()
-    with pytest.raises(ConfigError, match="none of them twice"):
-        make_config(root, channels=("Oz", "Oz")).open_epochs()
-
-
-@pytest.mark.parametrize("share", [0.3, 0.95])
-def test_a_truncated_pickle_is_named(root, share):
-    path = root / "sub-01" / "ses-02" / "raw_eeg_training.npy"
-    with path.open("r+b") as file:
-        file.truncate(int(path.stat().st_size * share))
-    with pytest.raises(DataError, match=r"subject 01, session 02, file .*raw_eeg_training.npy.*truncated"):
-        make_config(root).open_epochs()
-
-
-def test_missing_events_are_counted_against_the_images(images):
-    write_raw(images, change=lambda events: events.drop(events.index[events["code"] == 1][:1]))
-    with pytest.raises(
-        DataError, match=r"subject 01, session 01, file .*does not match its images.*missing or too"
-    ):
-        make_config(images).open_epochs()
-    assert make_config(images, max_dropped=0.5).open_epochs().n_trials > 0
-
-
-def test_a_code_beyond_the_image_list_is_named(images):
-    write_raw(images, change=lambda events: events.assign(code=events["code"].replace(2, 2000)))
-    with pytest.raises(DataError, match=r"first code 2000, where [38] images are listed"):
-        make_config(images).open_epochs()
-
-
 def change_metadata(root, change):
     path = root / "image_metadata.npy"
     content = np.load(path, allow_pickle=True).item()
@@ -477,31 +416,13 @@ def change_metadata(root, change):
     np.save(path, content, allow_pickle=True)
 
 
-def test_a_shifted_concept_list_is_refused(root):
-    def shift(content):
-        content["test_img_concepts"] = content["test_img_concepts"][1:] + content["test_img_concepts"][:1]
-
-    change_metadata(root, shift)
-    with pytest.raises(
-        DataError, match=r"moth_01b.jpg with the concept 'newt' \(3 of 3 such pairs\).*shifted"
-    ):
-        make_config(root).open_epochs()
+def shift_concepts(content):
+    content["test_img_concepts"] = content["test_img_concepts"][1:] + content["test_img_concepts"][:1]
 
 
-def test_images_of_another_release_are_refused(root):
-    (root / "training_images" / "00002_bee" / "bee_01b.jpg").rename(
-        root / "training_images/00002_bee/bee_09s.jpg"
-    )
-    with pytest.raises(
-        DataError, match=r"training_images is of another release.*first 00002_bee/bee_01b.jpg"
-    ):
-        make_config(root).open_epochs()
-    shutil.rmtree(root / "test_images")
-    with pytest.raises(DataError, match="training_images and test_images of THINGS-EEG2 were not found"):
-        make_config(root).open_epochs()
+def share_a_concept(root):
+    """Show a test image of a concept that is trained on."""
 
-
-def test_concepts_of_both_parts_are_refused(root):
     def rename(content):
         content["test_img_concepts"][0], content["test_img_files"][0] = "00001_ant", "ant_09s.jpg"
 
@@ -510,10 +431,57 @@ def test_concepts_of_both_parts_are_refused(root):
     (root / "test_images" / "00001_ant" / "moth_01b.jpg").rename(
         root / "test_images" / "00001_ant" / "ant_09s.jpg"
     )
-    with pytest.raises(
-        DataError, match=r"1 concept\(s\) in both the training and the test part, first 'ant'"
-    ):
-        make_config(root).open_epochs()
+
+
+def cut_short(root, share):
+    path = root / "sub-01" / "ses-02" / "raw_eeg_training.npy"
+    with path.open("r+b") as file:
+        file.truncate(int(path.stat().st_size * share))
+
+
+def lose_an_event(events):
+    return events.drop(events.index[events["code"] == 1][:1])
+
+
+# Sentence -> what is done to a good root, the settings, and settings with which the same files are read.
+BAD = {
+    r"session 02 of subject 02 is missing \(found 01\)": (
+        lambda root: shutil.rmtree(root / "sub-02/ses-02"), {}, {"sessions": (1,)}),
+    r"subject 01 saw its training images between 0 and 2 times.*sessions=\[1\]": (
+        lambda root: [shutil.rmtree(folder) for folder in root.glob("sub-*/ses-02")], {}, None),
+    r"subject 01, session 02 is missing its test file": (
+        lambda root: (root / "sub-01/ses-02/raw_eeg_test.npy").unlink(), {}, None),
+    "THINGS-EEG2 subject 7 is not there; found 1, 2": (lambda root: None, {"subjects": (7,)}, None),
+    r"subject 01, session 01, file .*training.npy is missing the channel\(s\) Pz": (
+        lambda root: None, {"channels": ("Oz", "Pz")}, None),
+    "none of them twice": (lambda root: None, {"channels": ("Oz", "Oz")}, {"channels": ("Oz",)}),
+    r"subject 01, session 02, file .*raw_eeg_training.npy.*truncated": (
+        lambda root: cut_short(root, 0.3), {}, None),
+    r"session 02, file .*raw_eeg_training.npy.*truncated": (lambda root: cut_short(root, 0.95), {}, None),
+    r"subject 01, session 01, file .*does not match its images.*missing or too": (
+        lambda root: write_raw(root, change=lose_an_event), {}, {"max_dropped": 0.5}),
+    r"first code 2000, where [38] images are listed": (
+        lambda root: write_raw(root, change=lambda events: events.assign(code=events["code"].replace(2, 2000))),
+        {}, None),
+    r"moth_01b.jpg with the concept 'newt' \(3 of 3 such pairs\).*shifted": (
+        lambda root: change_metadata(root, shift_concepts), {}, None),
+    r"training_images is of another release.*first 00002_bee/bee_01b.jpg": (
+        lambda root: (root / "training_images/00002_bee/bee_01b.jpg").rename(
+            root / "training_images/00002_bee/bee_09s.jpg"), {}, None),
+    "training_images and test_images of THINGS-EEG2 were not found": (
+        lambda root: shutil.rmtree(root / "test_images"), {}, None),
+    r"1 concept\(s\) in both the training and the test part, first 'ant'": (share_a_concept, {}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", BAD)
+def test_bad_input_is_named(root, sentence):
+    damage, settings, accepted = BAD[sentence]
+    damage(root)
+    error = ConfigError if "twice" in sentence else DataError
+    refusals(make_config, root=root)(error, sentence, **settings)
+    if accepted is not None:
+        assert make_config(root, **accepted).open_epochs().n_trials > 0
 
 
 def test_without_metadata_the_folders_tell_the_order(master, root):
@@ -535,18 +503,15 @@ def test_published_epochs_of_other_images_are_refused(images):
 
 def test_unknown_files_are_named(images):
     (images / "sub-01").mkdir()
-    with pytest.raises(DataError, match=r"no THINGS-EEG2 recording was found"):
-        make_config(images).open_epochs()
+    refuse = refusals(make_config, root=images)
+    refuse(DataError, r"no recording of THINGS-EEG2 was found")
     (images / "sub-01" / "notes.npy").write_bytes(b"anything")  # not ours to judge
     (images / "sub-01" / "train.npy").write_bytes(b"hello, this is text")
-    with pytest.raises(DataError, match="neither a NumPy file, a pickle nor an archive"):
-        make_config(images).open_epochs()
+    refuse(DataError, "neither a NumPy file, a pickle nor an archive")
     np.save(images / "sub-01" / "train.npy", np.zeros((2, 2)))
-    with pytest.raises(DataError, match=r"shape \(2, 2\), which is no known layout"):
-        make_config(images).open_epochs()
+    refuse(DataError, r"shape \(2, 2\), which is no known layout")
     (images / "sub-01" / "train.npy").write_bytes(pickle.dumps({"x": 1}))
-    with pytest.raises(DataError, match="a dictionary of x, which is no known layout"):
-        make_config(images).open_epochs()
+    refuse(DataError, "a dictionary of x, which is no known layout")
     with pytest.raises(DataError, match="pass it with --root"):
         make_config(None).open_epochs()
 
@@ -574,20 +539,11 @@ def test_reading_leaves_no_warning_and_no_open_file(master):
 
 def test_cleaning_options_change_raw_trials_and_are_refused_for_epochs(master, images, tmp_path):
     options = {"subjects": (1,), "sessions": (1,), "mvnn": "none"}
-    plain = write(make_config(master, **options), tmp_path / "plain")
-    for number, change in enumerate(
-        (
-            {"h_freq": 20.0},
-            {"reference": "average"},
-            {"scaling": "robust"},
-            {"bads": (CHANNELS[0],), "bad_channels": "drop"},
-        )
-    ):
-        config = make_config(master, **options, **change)
-        assert config.hashed_fields() != make_config(master, **options).hashed_fields()
-        changed = write(config, tmp_path / str(number))
-        assert changed.n_trials == plain.n_trials
-        assert changed.data.shape != plain.data.shape or not np.allclose(changed.data, plain.data)
+    demand_change(
+        make_config, {"root": master, **options}, tmp_path,
+        {"h_freq": 20.0}, {"reference": "average"}, {"scaling": "robust"},
+        {"bads": (CHANNELS[0],), "bad_channels": "drop"},
+    )  # fmt: skip
     # The reference is that of all electrodes of the file, whichever are stored.
     one = write(
         make_config(master, **{**options, "channels": CHANNELS[:1]}, reference="average"), tmp_path / "one"

@@ -10,9 +10,9 @@ from sklearn.preprocessing import StandardScaler
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.store import read_responses
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17, ThingsEeg2Config
-from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.meeg import write_meeg
+from tests.parts.phantom.tiny import make_tiny
 
 
 def shrink(samples):
@@ -50,12 +50,7 @@ def correlate(a, b):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("phantom") / "things-eeg2"
-    make_phantom(
-        "things-eeg2", root, size=SIZES["things-eeg2"]["tiny"], config=PhantomConfig(snr=0.3),
-        embed=lambda stimuli: np.stack([image[::8, ::8].ravel() / 255 for image in stimuli.iterate_images()]),
-    )  # fmt: skip
-    return root
+    return make_tiny("things-eeg2", tmp_path_factory.mktemp("phantom") / "things-eeg2")
 
 
 def write(root, folder, *, learnt=None, **options):

@@ -113,7 +113,7 @@ def test_one_session_alone(tree, design):
         source = ThingsFmriConfig(root=tree, form=form, sessions=(2,)).open_betas()
         assert set(source.parts[0].trials["session"]) == {"02"}
         assert source.n_trials == ((design["session"] == 2) & (design["trial_type"] != "catch")).sum()
-        with pytest.raises(DataError, match="has the sessions 1, 2, but not 3"):
+        with pytest.raises(DataError, match="subject 01, session 3 is not there; found 1, 2"):
             ThingsFmriConfig(root=tree, form=form, sessions=(3,)).open_betas()
 
 

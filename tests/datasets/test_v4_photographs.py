@@ -1,44 +1,38 @@
 """V4 photographs: the phantom in the published kinds of files, and the real recordings written in them."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
-from PIL import Image
 
-from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import read_manifest
-from braindecode_vis.datasets.v4_photographs import LAYOUT, PICTURE_NAME, V4PhotographsConfig, find_animal
+from braindecode_vis.datasets.v4_photographs import LAYOUT, V4PhotographsConfig, find_animal
 from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
+from braindecode_vis.pipeline.reporting import report
+from braindecode_vis.pipeline.runs import open_run
+from tests.datasets.reading import check_and_prepare, refusals, save_images
+from tests.parts.phantom.tiny import make_tiny
 
 
-def read(folder, root, **settings):
-    config = V4PhotographsConfig(root=root, **settings)
-    assert [finding for finding in config.check() if not finding.ok] == []
-    config.write(folder / config.trials, seed=0)
-    return (
-        store.read_responses(folder / config.trials / "responses"),
-        store.read_stimuli(folder / config.trials / "stimuli"),
-    )
+def read(folder, **settings):
+    """Return the data set below `folder`, whose phantom or files are in ``v4``."""
+    config = V4PhotographsConfig(root=folder / "v4", **settings)
+    return check_and_prepare(config, folder / config.trials)
 
 
 def write(root, session, counts, images):
-    """Write a session; JPEG would change the pixels."""
-    root.mkdir(exist_ok=True)
-    for n, pixels in enumerate(images):
-        Image.fromarray(pixels).save(root / f"{n}.png")
-    names = {PICTURE_NAME.format(number=n + 1): root / f"{n}.png" for n in range(len(images))}
     LAYOUT.write(root, "single", {"counts": counts}, session=session)
     LAYOUT.write(root, "averaged", {"counts": np.nanmean(counts, axis=2)}, session=session)
-    LAYOUT.write_pictures(root, "pictures", names, session=session)
+    LAYOUT.write_pictures(root, "pictures", save_images(root, images), session=session)
 
 
 def test_single_trials_of_the_phantom_and_their_means(tmp_path):
-    make_phantom(
-        "v4-photographs", tmp_path / "v4", size=SIZES["v4-photographs"]["tiny"], config=PhantomConfig(snr=1.0),
-        embed=lambda stimuli: np.random.default_rng(0).standard_normal((len(stimuli), 8)),
-    )  # fmt: skip
-    single, stimuli = read(tmp_path, tmp_path / "v4", trials="single")
-    averaged, _ = read(tmp_path, tmp_path / "v4")
+    make_tiny("v4-photographs", tmp_path / "v4", snr=1.0)
+    single, stimuli = read(tmp_path, trials="single")
+    averaged, _ = read(tmp_path)
     assert single.data.shape == (20 * 2 * 3 + 10 * 5, 31)
     assert (single.dims, single.coords["modality"]) == (("trial", "channel"), "spikes")
     assert (single.data == np.rint(single.data)).all()
@@ -51,7 +45,7 @@ def test_single_trials_of_the_phantom_and_their_means(tmp_path):
 def test_a_picture_that_an_archive_holds_twice_is_one_stimulus(tmp_path):
     images = np.array([7, 9, 7], np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
     write(tmp_path / "v4", "190925", np.arange(6.0).reshape(2, 3, 1), images)
-    responses, stimuli = read(tmp_path, tmp_path / "v4", session="190925")
+    responses, stimuli = read(tmp_path, session="190925")
     assert responses.trials["stimulus_id"].str[-1].tolist() == ["1", "2", "1"]
     assert responses.trials["repetition"].tolist() == [0, 0, 1]
     assert len(stimuli) == 2
@@ -63,26 +57,37 @@ def test_sessions_belong_to_the_same_animal_in_the_reader_and_in_the_list_of_fil
     assert all(find_animal(file.path[-10:-4]) == file.subject for file in files if file.subject)
 
 
-@pytest.mark.parametrize(
-    ("damage", "error", "sentence"),
-    [
-        (lambda place: place("pictures").unlink(), DataError, "201016 to 201020 have none"),
-        (lambda place: place("averaged").write_bytes(b"x"), DataError, "as a NPY file"),
-        (lambda place: np.save(place("averaged"), np.ones((2, 3))), DataError, "fetch both"),
-        (
-            lambda place: place("averaged").rename(place("averaged", "201024")),
-            ConfigError,
-            "did you mean '201024'",
-        ),
-    ],
-)
-def test_what_is_wrong_is_said(damage, error, sentence, tmp_path):
+def test_what_does_not_fit_is_named(tmp_path):
     write(tmp_path, "201025", np.ones((2, 1, 1)), np.zeros((1, 4, 4, 3), np.uint8))
-    damage(lambda name, session="201025": LAYOUT.place(tmp_path, name, session=session))
-    config = V4PhotographsConfig(root=tmp_path)
-    with pytest.raises(error, match=sentence):
-        config.write(tmp_path / "out", seed=0)
-    assert not all(finding.ok for finding in config.check())
+    np.save(LAYOUT.place(tmp_path, "averaged", session="201025"), np.ones((2, 3)))
+    refuse = refusals(V4PhotographsConfig, root=tmp_path)
+    refuse(DataError, "fetch both")
+    refuse(ConfigError, "did you mean '201025'", session="201024")
+    assert not all(finding.ok for finding in V4PhotographsConfig(root=tmp_path).check())
+
+
+def test_the_report_says_that_this_is_no_human_recording_and_what_drives_a_simulated_one(tmp_path):
+    make_phantom(
+        "v4-photographs", tmp_path / "v4", size=SIZES["v4-photographs"]["tiny"],
+        config=PhantomConfig(snr=1.0, drive="colours"), embed=lambda stimuli: np.ones((len(stimuli), 8)),
+    )  # fmt: skip
+    changes = [
+        "target={kind: pixels, size: 8}", "evaluation.features=null", "evaluation.n_bootstrap=100",
+        "evaluation.n_permutations=100", "split.n_folds=2",
+    ]  # fmt: skip
+
+    def read_page(out):
+        run = open_run(read_config("v4_photographs_ridge", changes, root=tmp_path / "v4"), out)
+        return report(run).read_text(encoding="utf-8")
+
+    page = read_page(tmp_path / "simulated")
+    assert "Simulated subjects (drive colours), in the files of V4 photographs, macaques" in page
+    shutil.rmtree(tmp_path / "v4" / "phantom_truth")  # what tells a phantom from a recording
+    page = read_page(tmp_path / "recorded")
+    assert "Simulated" not in page
+    assert "No human recording." in page
+    assert "From spike counts of 31 neurons" in page
+    assert re.search(r"Modality\W.{0,80}spikes", page, re.S)
 
 
 @pytest.mark.shared
@@ -92,8 +97,8 @@ def test_real_single_trials_go_through_the_published_files(shared, tmp_path):
     counts = np.full((50, 640, int(real["trial_repeat"].max()) + 1), np.nan)
     counts[:, real["trial_image"], real["trial_repeat"]] = real["X_trials"].T
     write(tmp_path / "v4", "210325", counts, real["images"])
-    single, stimuli = read(tmp_path, tmp_path / "v4", session="210325", trials="single")
-    averaged, _ = read(tmp_path, tmp_path / "v4", session="210325")
+    single, stimuli = read(tmp_path, session="210325", trials="single")
+    averaged, _ = read(tmp_path, session="210325")
     assert single.data.shape == (4840, 50)
     np.testing.assert_allclose(averaged.data, real["X"], rtol=1e-5)  # float32 of the same means
     np.testing.assert_array_equal(stimuli.read_image("210325_image0007"), real["images"][6])

@@ -7,33 +7,21 @@ from scipy.io import loadmat, savemat
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.config import read_config
 from braindecode_vis.datasets.vim1 import Vim1Config
-from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
-from braindecode_vis.pipeline.reporting import run_all
-from braindecode_vis.pipeline.runs import open_run, read_scores
 from braindecode_vis.preprocessing.betas import write_fmri
-
-SIZE = SIZES["vim-1"]["tiny"].replace(n_subjects=2)
-
-
-def make_root(folder):
-    make_phantom(
-        "vim-1", folder, size=SIZE, config=PhantomConfig(snr=1.0),
-        embed=lambda stimuli: np.random.default_rng(0).standard_normal((len(stimuli), 8)),
-    )  # fmt: skip
-    return folder
+from tests.datasets.reading import refuse_changes, run_to_report
+from tests.parts.phantom.tiny import make_tiny
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return make_root(tmp_path_factory.mktemp("vim1"))
+    return make_tiny("vim-1", tmp_path_factory.mktemp("vim1"), 1.0, n_subjects=2)
 
 
 @pytest.fixture
 def own_root(tmp_path):
     """A root that a test may damage."""
-    return make_root(tmp_path / "vim1")
+    return make_tiny("vim-1", tmp_path / "vim1", 1.0, n_subjects=2)
 
 
 def test_responses_are_those_of_the_file_without_gaps(root, tmp_path):
@@ -110,33 +98,29 @@ def test_check_tells_counts(root):
 
 def test_what_is_missing_is_named(own_root):
     (own_root / "Stimuli_Val_FullRes.mat").unlink()
+    full = Vim1Config(root=own_root, resolution="full")
     with pytest.raises(DataError, match=r"Stimuli_Val_FullRes\.mat.*with_images=false"):
-        Vim1Config(root=own_root, resolution="full").open_betas()
+        full.open_betas()
     path = own_root / "EstimatedResponses.mat"
-    with h5py.File(path, "a") as file:
-        file["voxIdxS1"][0, 0] = 0
-    with pytest.raises(DataError, match="places from 0"):
-        Vim1Config(root=own_root).open_betas()
-    with h5py.File(path, "a") as file:
-        del file["roiS1"]
-    with pytest.raises(DataError, match="is missing the variable roiS1"):
-        Vim1Config(root=own_root).open_betas()
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"cannot be read as a MATLAB file|truncated"):
-        Vim1Config(root=own_root).open_betas()
-    path.unlink()
-    with pytest.raises(DataError, match=r"fetch it with a CRCNS account"):
-        Vim1Config(root=own_root).open_betas()
+
+    def start_at_zero():
+        with h5py.File(path, "a") as file:
+            file["voxIdxS1"][0, 0] = 0
+
+    def drop_regions():
+        with h5py.File(path, "a") as file:
+            del file["roiS1"]
+
+    refuse_changes(
+        Vim1Config(root=own_root),
+        (DataError, "places from 0", start_at_zero),
+        (DataError, "is missing the variable roiS1", drop_regions),
+        (DataError, r"cannot be read as a MATLAB file|truncated",
+         lambda: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])),
+        (DataError, "fetch it with a CRCNS account", path.unlink),
+    )  # fmt: skip
 
 
 def test_the_configuration_runs_from_files_to_a_report(root, tmp_path):
-    overrides = [
-        "target={kind: pixels, size: 8}", "encoder={kind: ridge, alphas: [100]}",
-        "evaluation={n_bootstrap: 100, n_permutations: 100}",
-    ]  # fmt: skip
-    run = open_run(read_config("vim1_ridge", overrides, root=root), tmp_path / "run")
-    run_all(run)
-    assert (run.folder.path / "report.html").is_file()
-    scores = read_scores(run.folder.path)
-    assert any("6 validation images (mean of 13) as published" in str(row["protocol"]) for row in scores)
+    words = "6 validation images (mean of 13) as published"
+    run_to_report("vim1_ridge", root, tmp_path / "run", words, "encoder.alphas=[100]")

@@ -9,6 +9,8 @@ import braindecode_vis as bdv
 from braindecode_vis.base.checks import DataError, Notice
 from braindecode_vis.pipeline import categories
 
+pytestmark = pytest.mark.whole
+
 FEW = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100}
 
 

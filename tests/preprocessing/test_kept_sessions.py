@@ -173,8 +173,16 @@ def test_copies_of_a_kept_session(tmp_path):
     assert "copies of others" in damage[0]["what"]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("plan", [{}, {"zscore": "run"}, {"zscore": "none"}, {"untrained": "own"}])
+@pytest.mark.parametrize(
+    ("plan", "dtype"),
+    [
+        ({}, "float16"),
+        ({}, "float32"),
+        ({"zscore": "run"}, "float32"),
+        ({"zscore": "none"}, "float16"),
+        ({"untrained": "own"}, "float16"),
+    ],
+)
 def test_single_trial_responses(tmp_path, plan, dtype):
     """The session without a training trial waits for the others, whether or not an earlier call has read it."""
     source, _ = test_betas.make_source(["TTT", "tttttt", "tTTttt", "tttt"], dtype=dtype, **plan)

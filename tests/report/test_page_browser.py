@@ -12,6 +12,8 @@ from tests.report.browser import CHROMIUM, Browser
 from tests.report.material import EVIL, make_content, make_gallery, make_rich_gallery
 from tests.report.test_page_access import make_board
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):

@@ -209,24 +209,50 @@ def test_a_query_without_direction_ties_with_everything():
     assert rt.compute_top_k_accuracy(ranked, 1) == pytest.approx(2 / 3)
 
 
-def test_bad_input_is_named():
-    good = _embed(np.eye(3))
-    with pytest.raises(DataError, match="'s0001' occurs more than once"):
-        _rank(good, _embed(np.eye(3), ["s0000", "s0001", "s0001"]))
-    with pytest.raises(
-        DataError, match=r"1 of 3 queries have no true item in the gallery of 2, first 's0002'"
-    ):
-        _rank(good, _embed(np.eye(3)[:2]))
-    with pytest.raises(DataError, match=r"1 gallery item embedding\(s\).*norm 0, first 's0001'"):
-        _rank(good, _embed(np.diag([1.0, 0, 1])))
-    with pytest.raises(DataError, match="cannot meet"):
-        _rank(good, Embeddings(np.eye(3), good.ids, "other"))
-    with pytest.raises(ConfigError, match="must lie between 2 and the gallery size 3"):
-        rt.compute_k_way_hits(_rank(good, good), 4)
-    with pytest.raises(ConfigError, match="device"):
-        rt.compute_ranks(good, good, device="gpu")
-    with pytest.raises(DataError, match="exceeds the gallery"):
-        _made([3], [0], 3)
+GOOD = _embed(np.eye(3))
+
+
+def _search(vectors=GOOD.vectors, ids="abc"):
+    return rt.GallerySearch(Embeddings(vectors.astype(np.float32), list(ids), "toy"))
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("'s0001' occurs more than once", lambda: _rank(GOOD, _embed(np.eye(3), ["s0000", "s0001", "s0001"]))),
+        (r"1 of 3 queries have no true item in the gallery of 2, first 's0002'",
+         lambda: _rank(GOOD, _embed(np.eye(3)[:2]))),
+        (r"1 gallery item embedding\(s\).*norm 0, first 's0001'", lambda: _rank(GOOD, _embed(np.diag([1.0, 0, 1])))),
+        ("cannot meet", lambda: _rank(GOOD, Embeddings(np.eye(3), GOOD.ids, "other"))),
+        ("exceeds the gallery", lambda: _made([3], [0], 3)),
+        *((f"needs queries and candidates, got {n} and {m}",
+           lambda n=n, m=m: _rank(_embed(np.ones((n, 2))), _embed(np.ones((m, 2)))))
+          for n, m in ((0, 3), (2, 0), (0, 0))),
+        # A query with NaN once gave candidates with NaN as their similarity, and rank -1.
+        *(("3 finite features", lambda ask=ask, query=query: ask(_search(), query))
+          for query in (np.array([np.nan, 1, 0]), np.array([np.inf, 1, 0]), np.ones(4))
+          for ask in (lambda search, q: search.find(q, 2), lambda search, q: search.count_above(q, 0))),
+        ("gallery is empty", lambda: _search(np.zeros((0, 3)), "")),
+        ("'b' has no direction", lambda: _search(np.array([[1.0, 0], [0, 0]]), "ab")),
+        ("more than once", lambda: _search(np.eye(2), "aa")),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(words, call):
+    with pytest.raises(DataError, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("must lie between 2 and the gallery size 3", lambda: rt.compute_k_way_hits(_rank(GOOD, GOOD), 4)),
+        ("device", lambda: rt.compute_ranks(GOOD, GOOD, device="gpu")),
+        ("n_top must be 1", lambda: _search().find(np.ones(3), 0)),
+    ],
+)
+def test_bad_settings_are_named(words, call):
+    with pytest.raises(ConfigError, match=words):
+        call()
 
 
 def test_ranks_of_a_given_matrix_equal_those_of_its_embeddings(tmp_path, monkeypatch):
@@ -252,13 +278,15 @@ def test_ranks_of_a_given_matrix_equal_those_of_its_embeddings(tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", ["none", "mean", "zscore"])
 def test_what_is_subtracted_and_divides_is_of_the_training_images(name):
-    """A feature that never varies is not divided, and the space says what was done."""
-    training = np.random.default_rng(0).normal(size=(50, 3)) * [1, 5, 0] + [2, -3, 4]
-    asked = np.random.default_rng(1).normal(size=(4, 3))
-    centred = rt.fit_centre(_embed(training.astype(np.float32)), name).apply(_embed(asked))
+    """Deviations of 0.01 and 100, and a feature that is always 3, which is divided by nothing."""
+    training = np.random.default_rng(0).normal(size=(50, 3)) * [0.01, 100, 0] + [1, 2, 3]
+    asked = np.random.default_rng(1).normal(size=(4, 3)) * [0.01, 100, 1] + [1, 2, 3]
+    centred = rt.fit_centre(_embed(training), name).apply(_embed(asked))
     mean = 0 if name == "none" else training.mean(axis=0)
     scale = np.array([*training.std(axis=0)[:2], 1]) if name == "zscore" else 1
-    np.testing.assert_allclose(centred.vectors, (asked - mean) / scale, atol=1e-5)
+    np.testing.assert_allclose(
+        centred.vectors, (asked - mean) / scale, rtol=1e-4, atol=1e-4
+    )  # in single precision
     assert centred.space == f"toy/centre={name}"
 
 
@@ -329,55 +357,24 @@ def test_a_torch_without_products_of_bytes_is_searched_all_the_same(monkeypatch)
         rt._can_multiply_bytes.cache_clear()
 
 
-def test_a_search_refuses_what_it_cannot_answer():
-    """A query with NaN once gave candidates with NaN as their similarity, and rank -1."""
-    search = rt.GallerySearch(Embeddings(np.eye(3, dtype=np.float32), list("abc"), "toy"))
-    for query in (np.array([np.nan, 1, 0]), np.array([np.inf, 1, 0]), np.ones(4)):
-        for ask in (lambda q: search.find(q, 2), lambda q: search.count_above(q, 0)):
-            with pytest.raises(DataError, match="3 finite features"):
-                ask(query)
-    with pytest.raises(ConfigError, match="n_top must be 1"):
-        search.find(np.ones(3), 0)
-    with pytest.raises(DataError, match="gallery is empty"):
-        rt.GallerySearch(Embeddings(np.zeros((0, 3), np.float32), [], "toy"))
-
-
-def test_a_gallery_without_direction_or_with_equal_ids_is_refused():
-    with pytest.raises(DataError, match="'b' has no direction"):
-        rt.GallerySearch(Embeddings(np.array([[1.0, 0], [0, 0]], np.float32), ["a", "b"], "toy"))
-    with pytest.raises(DataError, match="more than once"):
-        rt.GallerySearch(Embeddings(np.eye(2, dtype=np.float32), ["a", "a"], "toy"))
-
-
-@pytest.mark.parametrize("name", ["none", "mean", "zscore"])
-def test_a_centre_scales_what_varies_and_leaves_what_does_not(name):
-    """Deviations of 0.01 and 100, and a feature that is always 3, which is divided by nothing."""
-    rows = np.random.default_rng(0).normal(size=(50, 3)) * [0.01, 100, 0] + [1, 2, 3]
-    found = rt.fit_centre(_embed(rows), name).apply(_embed(rows)).vectors.astype(float)
-    wanted = {
-        "none": rows,
-        "mean": rows - rows.mean(axis=0),
-        "zscore": (rows - rows.mean(axis=0)) / [*rows.std(axis=0)[:2], 1],
-    }
-    np.testing.assert_allclose(found, wanted[name], rtol=1e-4, atol=1e-4)  # in single precision
-
-
 @pytest.mark.parametrize(
-    ("first", "shown", "is_said"),
+    ("first", "shown", "said"),
     [
-        ("a" * 12 + "bcdefgh", "abcdefghijklmnopqrs", True),
-        ("a" * 12 + "bcdefgh", "a" * 6 + "bcdefghijklmn", True),  # twice as often as it was shown
-        ("a" * 12 + "bcdefgh", "a" * 7 + "bcdefghijklm", False),
-        ("a" * 10 + "bcdefghijk", "abcdefghijklmnopqrst", False),  # just half of all
-        ("a" * 11 + "bcdefghij", "abcdefghijklmnopqrst", True),
-        ("a" * 12 + "bcdefgh", [None] * 19, True),  # nothing is known of what they showed
+        ("a" * 30, "b" * 30, "30 of 30 queries name 'a' first, which 0 of them showed"),
+        ("a" * 9 + "b", "abcdefghij", "9 of 10 queries name 'a' first, which 1 of them showed"),
+        ("a" * 12 + "bcdefgh", "abcdefghijklmnopqrs", "12 of 19"),
+        ("a" * 12 + "bcdefgh", "a" * 6 + "bcdefghijklmn", "12 of 19"),  # twice as often as it was shown
+        ("a" * 12 + "bcdefgh", "a" * 7 + "bcdefghijklm", ""),
+        ("a" * 10, "a" * 8 + "bb", ""),  # most showed it
+        ("a" * 10 + "bcdefghijk", "abcdefghijklmnopqrst", ""),  # just half of all
+        ("a" * 11 + "bcdefghij", "abcdefghijklmnopqrst", "11 of 20"),
+        ("a" * 5 + "b" * 5, "abcdefghij", ""),
+        ("aaa", "bcd", ""),  # too few
+        ("a" * 12 + "bcdefgh", [None] * 19, "12 of 19"),  # nothing is known of what they showed
     ],
 )
-def test_a_common_choice_is_named_when_most_queries_name_it_without_having_shown_it(first, shown, is_said):
-    assert bool(rt.describe_common_choice(list(first), list(shown))) == is_said
-
-
-@pytest.mark.parametrize(("n_queries", "n_gallery"), [(0, 3), (2, 0), (0, 0)])
-def test_no_query_and_no_candidate_are_refused(n_queries, n_gallery):
-    with pytest.raises(DataError, match=f"needs queries and candidates, got {n_queries} and {n_gallery}"):
-        _rank(_embed(np.ones((n_queries, 2))), _embed(np.ones((n_gallery, 2))))
+def test_a_common_choice_is_named_when_most_queries_name_it_without_having_shown_it(first, shown, said):
+    """30 of 30 decisions named one picture, and nothing said so."""
+    sentence = rt.describe_common_choice(list(first), list(shown))
+    assert said in sentence
+    assert bool(said) == bool(sentence)

@@ -69,13 +69,6 @@ def test_unequal_clusters_and_their_median():
         assert unc.bootstrap_interval(values, clusters=clusters, statistic=statistic).n_units == 3
 
 
-def test_wilson_equals_scipy():
-    for hits, n in ((0, 10), (3, 10), (10, 10), (150, 200)):
-        expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
-        interval = unc.wilson_interval(hits, n)
-        assert (interval.low, interval.high) == (expected.low, expected.high)  # of the same function
-
-
 def test_permutation_p_equals_the_slow_reference():
     rng = np.random.default_rng(4)
     table = rng.standard_normal((20, 20)) + 0.35 * np.eye(20)
@@ -98,8 +91,10 @@ def test_permutation_p_is_exact_for_small_samples():
     assert unc.permutation_test(np.ones((5, 5)), n_permutations=99).p_value == 1
 
 
-@pytest.mark.parametrize("alternative", ["greater", "two-sided"])
-@pytest.mark.parametrize("kind", ["pairs", "two-way", "top-k"])
+@pytest.mark.parametrize(
+    ("kind", "alternative"),
+    [("pairs", "greater"), ("pairs", "two-sided"), ("two-way", "greater"), ("top-k", "greater")],
+)
 def test_false_positive_rate_is_nominal(kind, alternative):
     """No effect: p <= 0.05 in about 5 % of 400 data sets (fewer where a discrete score ties)."""
     rng = np.random.default_rng(5)

@@ -26,7 +26,7 @@ from braindecode_vis.datasets.alljoined.sessions import (
     Session,
     find_sessions,
     find_split,
-    open_epochs,
+    open_cut,
     open_raw,
     open_tables,
 )
@@ -46,6 +46,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     MeegSource,
     Mvnn,
     add_cleaning,
+    check_published_rate,
     number_repetitions,
     sample_part,
 )
@@ -117,10 +118,10 @@ class Alljoined1Config(MeegSettings):
         root, sessions, _ = self._find()
         # Names are unique here: they tell subject and session, and no session is there twice.
         files = {item.path.name: item.path for item in sessions}
-        pictures = self._find_pictures(root)
+        pictures = self._find_nsd_file(self.images, IMAGES_FILE, root)
         if pictures is not None:
             pictures = find_images_file(root, pictures)
-        extra = [self._find_design(root), find_split(root), pictures]
+        extra = [self._find_nsd_file(self.design, DESIGN_FILE, root), find_split(root), pictures]
         files |= {path.name: path for path in extra if path is not None and path.is_file()}
         return digest_files(files)
 
@@ -131,11 +132,8 @@ class Alljoined1Config(MeegSettings):
         layout = sessions[0].layout
         test = find_split(root)
         parts = [self._open(item, design, test) for item in sessions]
-        # Cut epochs are too short for the filter that resampling needs.
-        if layout != "raw" and self.sfreq != SFREQ:
-            raise ConfigError(
-                f"published epochs have {SFREQ:g} Hz and are not resampled; unset dataset.sfreq."
-            )
+        if layout != "raw":
+            check_published_rate(SFREQ, self.sfreq, sessions[0].where)
         if layout != "raw" and self.mvnn != "none":
             raise ConfigError("dataset.mvnn needs the raw layout; published epochs are taken as they are.")
         plan = self.make_plan()
@@ -175,7 +173,7 @@ class Alljoined1Config(MeegSettings):
     def _find(self) -> tuple[Path, list[Session], list[str]]:
         """Return the sessions to read, and in words those that are left out."""
         root = self.find_root()
-        there = find_sessions(root, None if self.layout == "auto" else self.layout)
+        there = find_sessions(root, self.layout)
         subjects = sorted({item.subject for item in there}) if self.subjects is None else list(self.subjects)
         by_key = {(item.subject, item.session): item for item in there}
         chosen, left_out = [], []
@@ -198,20 +196,16 @@ class Alljoined1Config(MeegSettings):
             )
         return root, chosen, left_out
 
-    def _find_design(self, root: Path) -> Path | None:
-        if self.design is not None:
-            return self.design.expanduser()
-        places = [base / name for base in (root, root.parent) for name in (DESIGN_FILE.name, DESIGN_FILE)]
-        return next((path for path in places if is_there(path)), None)
-
-    def _find_pictures(self, root: Path) -> Path | None:
-        if self.images is not None:
-            return self.images.expanduser()
-        places = [base / name for base in (root, root.parent) for name in (IMAGES_FILE.name, IMAGES_FILE)]
+    @staticmethod
+    def _find_nsd_file(named: Path | None, file: Path, root: Path) -> Path | None:
+        """Return a file of NSD: the one that is named, else one below or beside the root."""
+        if named is not None:
+            return named.expanduser()
+        places = [base / name for base in (root, root.parent) for name in (file.name, file)]
         return next((path for path in places if is_there(path)), None)
 
     def _read_design(self, root: Path) -> NsdDesign | None:
-        path = self._find_design(root)
+        path = self._find_nsd_file(self.design, DESIGN_FILE, root)
         if path is not None and not path.is_file():
             raise DataError(f"the design of NSD was not found at {path}; correct dataset.design.")
         return None if path is None else read_design(path)
@@ -228,7 +222,7 @@ class Alljoined1Config(MeegSettings):
                 "(from NSD's bucket, after its terms) beside the root, or name it with --set dataset.design=FILE."
             )
         if item.layout == "epochs":
-            return open_epochs(item, channels, design, test)
+            return open_cut(item, channels, design, test)
         average = BIOSEMI64 if self._reference_on_reading() else None
         return open_raw(item, channels, design, test, average, self.max_dropped)
 
@@ -243,7 +237,7 @@ class Alljoined1Config(MeegSettings):
         table = pd.DataFrame({"stimulus_id": ids, "concept": ids, "path": ""})
         # Ids carry the 73KID, from 1; the archive of pictures counts from 0.
         table["nsd_id"] = [int(name.removeprefix("nsd")) - 1 for name in ids]
-        pictures = self._find_pictures(root)
+        pictures = self._find_nsd_file(self.images, IMAGES_FILE, root)
         if pictures is None:
             return StimulusSet(table.assign(sha256=""))
         if scratch is None:

@@ -38,6 +38,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     MeegSettings,
     MeegSource,
     add_cleaning,
+    choose_layout,
     find_picture_folder,
     find_scalp_positions,
     list_stimuli,
@@ -133,7 +134,7 @@ class Alljoined16mConfig(MeegSettings):
         for name in ignored:
             yield CheckFinding(name, True, "is no session or block and is left out")
         yield from self.check_recordings(
-            (f"{block.subject:02d}", f"{block.session:02d}", f"{block.block:02d}") for block in chosen
+            (f"{block.subject:02d}", f"{block.session:02d}", f"{block.run:02d}") for block in chosen
         )
         names = tuple(find_electrodes(read_labels(chosen[0].path, chosen[0].where)))
         for block in chosen:
@@ -141,24 +142,12 @@ class Alljoined16mConfig(MeegSettings):
 
     def _find(self) -> tuple[Path, str]:
         root = self.find_root()
-        held = {"raw": bool(find_blocks(root)[0]), "preprocessed": bool(find_flat(root))}
-        there = [name for name, is_there in held.items() if is_there]
-        if self.layout != "auto":
-            if self.layout not in there:
-                raise DataError(f"{root} does not hold Alljoined-1.6M in the layout {self.layout!r}.")
-            return root, self.layout
-        if not there:
-            raise DataError(
-                f"no recording of Alljoined-1.6M was found in {root}: expected "
-                "raw_eeg/sub-01/session_01/block_01/*.edf or "
-                "preprocessed_eeg/sub-01/preprocessed_eeg_training_flat.npy."
-            )
-        if len(there) > 1:
-            raise ConfigError(
-                f"{root} holds Alljoined-1.6M both raw and preprocessed; choose with --set dataset.layout=raw or "
-                "preprocessed."
-            )
-        return root, there[0]
+        there: dict[str, list[Any]] = {"raw": find_blocks(root)[0], "preprocessed": find_flat(root)}
+        expected = (
+            "raw_eeg/sub-01/session_01/block_01/*.edf or "
+            "preprocessed_eeg/sub-01/preprocessed_eeg_training_flat.npy"
+        )
+        return root, choose_layout(there, self.layout, root, title="Alljoined-1.6M", expected=expected)
 
     def _names(self) -> tuple[str, ...] | None:
         return None if self.channels == "recorded" else tuple(self.channels)
@@ -177,7 +166,7 @@ class Alljoined16mConfig(MeegSettings):
         sessions = self.sessions or tuple(range(1, max(b.session for b in found) + 1))
         # All that are published, so that a block which is missing is an error and not a smaller data set.
         blocks = self.blocks or tuple(range(1, self.manifest.facts["n_blocks"] + 1))
-        by_key = {(b.subject, b.session, b.block): b for b in found}
+        by_key = {(b.subject, b.session, b.run): b for b in found}
         chosen = []
         for key in ((s, e, b) for s in subjects for e in sessions for b in blocks):
             if key not in by_key:

@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from braindecode_vis.base.arrays import Recording
-from braindecode_vis.base.checks import ConfigError, DataError, check_columns, is_there, refuse_damage
+from braindecode_vis.base.checks import DataError, check_columns, is_there, refuse_damage
 from braindecode_vis.base.remote import bring
 from braindecode_vis.datasets.bids.meeg_files import RawReader
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochedPart,
+    HeldFile,
     Sensors,
+    check_published_rate,
+    find_channels,
     list_scalp_positions,
 )
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, read_pickled_dict
@@ -51,24 +54,21 @@ _TITLE = re.compile(r"Subject\s*(\d+),\s*Session\s*(\d+),\s*Block\s*(\d+)", re.I
 _MARKER = re.compile(r"(?:^|,)(stim_train|stim_test|oddball|behav|debug),([^,]*),([^,]*),([^,]*)$")
 
 
-@dataclass(frozen=True)
-class RawBlock:
-    """One EDF file and whose it is."""
+@dataclass(frozen=True, kw_only=True)
+class RawBlock(HeldFile):
+    """One EDF file and whose it is; `run` is the block."""
 
-    subject: int
     session: int
-    block: int
-    path: Path
 
     @property
     def where(self) -> str:
         """Subject, session, block and file, for messages."""
-        return f"subject {self.subject:02d}, session {self.session:02d}, block {self.block:02d}, file {self.path}"
+        return super().where.replace(", run ", ", block ", 1)
 
     @property
     def key(self) -> str:
         """A name that does not depend on where the data set lies."""
-        return f"sub-{self.subject:02d}/session_{self.session:02d}/block_{self.block:02d}"
+        return f"sub-{self.subject:02d}/session_{self.session:02d}/block_{self.run:02d}"
 
 
 def find_blocks(root: Path) -> tuple[list[RawBlock], list[str]]:
@@ -91,7 +91,7 @@ def find_blocks(root: Path) -> tuple[list[RawBlock], list[str]]:
                     raise DataError(
                         f"{place} should hold one EDF file, but holds {len(files)}; copy or fetch this block again."
                     )
-                blocks.append(RawBlock(subject, session, block, files[0]))
+                blocks.append(RawBlock(subject=subject, session=session, run=block, path=files[0]))
     # Titles are compared after all folders were read, so that a missing file is told first.
     for item in blocks:
         title = _TITLE.search(item.path.name)
@@ -99,12 +99,12 @@ def find_blocks(root: Path) -> tuple[list[RawBlock], list[str]]:
             continue
         named = tuple(int(number) for number in title.groups())
         subject = _MISNAMED.get((item.subject, item.session), item.subject)
-        if named[0] not in (item.subject, subject) or named[1:] != (item.session, item.block):
+        if named[0] not in (item.subject, subject) or named[1:] != (item.session, item.run):
             raise DataError(
                 f"{item.where} says subject {named[0]}, session {named[1]}, block {named[2]} in its name: it lies in "
                 "the wrong folder; copy or fetch it again."
             )
-    return sorted(blocks, key=lambda b: (b.subject, b.session, b.block)), ignored
+    return sorted(blocks, key=lambda b: (b.subject, b.session, b.run)), ignored
 
 
 def list_numbered(folder: Path, prefix: str, ignored: list[str]) -> list[tuple[Path, int]]:
@@ -254,12 +254,7 @@ def open_block(
     import mne
 
     electrodes = find_electrodes(read_labels(block.path, block.where))
-    missing = [name for name in names if name not in electrodes]
-    if missing:
-        raise DataError(
-            f"{block.where} is missing the channel(s) {', '.join(missing)}; it has {', '.join(electrodes)}: another "
-            "montage, or choose those that all have with --set dataset.channels=[...]."
-        )
+    find_channels(list(electrodes), names, block.where)
     with refuse_damage(f"{block.where} cannot be read"):
         raw = mne.io.read_raw_edf(
             bring(block.path), include=list(electrodes.values()), preload=False, verbose="error"
@@ -286,7 +281,7 @@ def open_block(
         concept=[concept(image) for image in events["image"]],
     ).drop(columns="image")  # fmt: skip
     recording = Recording(
-        f"{block.subject:02d}", f"{block.session:02d}", f"{block.block:02d}", "eeg", (block.path,), events
+        f"{block.subject:02d}", f"{block.session:02d}", f"{block.run:02d}", "eeg", (block.path,), events
     )
     sensors = Sensors(tuple(electrodes), RawReader(raw, every))
     return ContinuousPart(recording, names, sfreq, int(raw.n_times), reader, sensors), markers.counts
@@ -296,8 +291,8 @@ TABLES = ("experiment_metadata_categories.parquet", "experiment_metadata.parquet
 EPOCHS_FOLDER = "preprocessed_eeg"
 
 
-@dataclass(frozen=True)
-class Flat:
+@dataclass(frozen=True, kw_only=True)
+class Flat(HeldFile):
     """One file of the authors' epochs.
 
     Parameters
@@ -308,18 +303,11 @@ class Flat:
         Whether its settings name a noise normalisation; None if they are not there.
     """
 
-    subject: int
     split: str
-    path: Path
     data: FileArray | np.ndarray
     ch_names: tuple[str, ...]
     times: np.ndarray
     whitened: bool | None
-
-    @property
-    def where(self) -> str:
-        """Subject and file, for messages."""
-        return f"subject {self.subject:02d}, file {self.path}"
 
     def read(self, rows: np.ndarray, start: int, stop: int) -> np.ndarray:
         """Return epochs `start` to `stop` of the given channels."""
@@ -361,7 +349,9 @@ def open_flat(subject: int, split: str, path: Path) -> Flat:
     mvnn = configs.get("mvnn_dim") if isinstance(configs, dict) else None
     whitened = None if mvnn is None else mvnn in ("epochs", "time")
     names = tuple(RENAMED.get(name, name) for name in names)
-    return Flat(subject, split, path, data, names, times, whitened)
+    return Flat(
+        subject=subject, path=path, split=split, data=data, ch_names=names, times=times, whitened=whitened
+    )
 
 
 def read_trial_table(folder: Path, subject: int) -> pd.DataFrame:
@@ -468,16 +458,8 @@ def label_flat(
             "different releases; fetch both from one place."
         )
     names = flat.ch_names if channels is None else channels
-    missing = [name for name in names if name not in flat.ch_names]
-    if missing:
-        raise DataError(
-            f"{flat.where} is missing the channel(s) {', '.join(missing)}; it has {', '.join(flat.ch_names)}."
-        )
-    held = 1 / float(np.median(np.diff(flat.times)))
-    if sfreq is not None and not np.isclose(held, sfreq, rtol=1e-3):
-        raise ConfigError(
-            f"{flat.where} has {held:g} Hz and published epochs are not resampled; unset dataset.sfreq."
-        )
+    rows = find_channels(flat.ch_names, names, flat.where)
+    check_published_rate(1 / float(np.median(np.diff(flat.times))), sfreq, flat.where)
     run = own["block_id"] if "block_id" in own else pd.Series("n/a", own.index)
     trials = pd.DataFrame(
         {
@@ -490,6 +472,5 @@ def label_flat(
             "concept": [concept(image) for image in own["image"]],
         }
     )
-    rows = np.array([flat.ch_names.index(name) for name in names])
     part = EpochedPart(trials, (flat.path,), names, flat.times, partial(flat.read, rows))
     return part, flat

@@ -34,9 +34,23 @@ from braindecode_vis.base.checks import (
     require,
 )
 from braindecode_vis.base.remote import bring
-from braindecode_vis.datasets.bids.meeg_files import RawReader, bring_recording, list_boundaries
+from braindecode_vis.datasets.bids.meeg_files import (
+    EpochReader,
+    RawReader,
+    list_boundaries,
+    list_channels,
+    open_epochs,
+    open_recording,
+)
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, name_image
-from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    EpochedPart,
+    HeldFile,
+    Sensors,
+    choose_layout,
+    find_channels,
+)
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, read_pickled
 from braindecode_vis.datasets.things_eeg2.lazy_files import check_codes
 
@@ -49,25 +63,18 @@ N_IMAGES = 960
 N_PER_BLOCK = 120
 _NAME = re.compile(r"subj(\d+)_session(\d+)")
 _TIMES = (np.arange(334) - 26) / 512.0  # -0.05 to 0.6 s as MNE rounds them; tables do not say
-SPLIT_FILE = "test_indices.json"
+SPLIT_FILE, RAW_FILE = "test_indices.json", "subj{subject:02d}_session{session}_eeg.fif"
 
 
-@dataclass(frozen=True)
-class Session:
+@dataclass(frozen=True, kw_only=True)
+class Session(HeldFile):
     """One file and whose it is."""
 
-    layout: Layout
-    subject: int
     session: int
-    path: Path
-
-    @property
-    def where(self) -> str:
-        """Subject, session and file, for messages."""
-        return f"subject {self.subject:02d}, session {self.session}, file {self.path}"
+    layout: Layout
 
 
-def find_sessions(root: Path, layout: Layout | None) -> list[Session]:
+def find_sessions(root: Path, layout: Literal["auto"] | Layout) -> list[Session]:
     """Return the sessions of one layout below `root`, down to three folders deep.
 
     Raises
@@ -81,24 +88,15 @@ def find_sessions(root: Path, layout: Layout | None) -> list[Session]:
         path for depth in ("", "*/", "*/*/", "*/*/*/") for path in sorted(root.glob(f"{depth}subj*_session*"))
         if path.is_file() and path.suffix in (".fif", ".h5", ".hdf5")
     ]  # fmt: skip
-    found = []
+    there: dict[str, list[Session]] = {}
     for path in paths:
         match = _NAME.match(path.name)
         if match and not re.search(r"-\d+\.fif$", path.name):  # later parts of a split file
-            held = Session(recognise(path), int(match[1]), int(match[2]), path)
-            if layout in (None, held.layout):
-                found.append(held)
-    if not found:
-        raise DataError(
-            f"no {f'{layout} ' if layout else ''}session of Alljoined1 was found below {root}: expected "
-            "subj01_session1_eeg.fif, subj01_session1_epo.fif or subj01_session1.h5."
-        )
-    # The layouts differ in filters and rejected trials, so that a mixture would be no data set.
-    layouts = sorted({item.layout for item in found})
-    if len(layouts) > 1:
-        raise ConfigError(
-            f"{root} holds Alljoined1 in the layouts {', '.join(layouts)}; choose one with --set dataset.layout=..."
-        )
+            held = recognise(path)
+            item = Session(subject=int(match[1]), session=int(match[2]), path=path, layout=held)
+            there.setdefault(held, []).append(item)
+    expected = "subj01_session1_eeg.fif, subj01_session1_epo.fif or subj01_session1.h5"
+    found = there[choose_layout(there, layout, root, title="Alljoined1", expected=expected)]
     seen: dict[tuple[int, int], Session] = {}
     for item in found:
         other = seen.setdefault((item.subject, item.session), item)
@@ -182,19 +180,17 @@ def open_raw(
     DataError
         If it is damaged, a channel is missing, or codes are not those of merged triggers.
     """
-    import mne
     import pandas as pd
 
-    with refuse_damage(f"{item.where} cannot be read"):
-        raw = mne.io.read_raw_fif(bring_recording(item.path), preload=False, verbose="error")
+    raw = open_recording(item.path, item.where)
     _check_rate(float(raw.info["sfreq"]), item)
     rows = find_channels(raw.ch_names, channels, item.where)
     reference = None if average is None else find_channels(raw.ch_names, average, item.where)
-    stim = [name for name, kind in zip(raw.ch_names, raw.get_channel_types(), strict=True) if kind == "stim"]
+    stim = list_channels(raw, ("stim",))
     if len(stim) != 1:
         raise DataError(f"{item.where} should have one stimulus channel (Status), but has {len(stim)}.")
     with refuse_damage(f"{item.where} cannot be read"):
-        pulses = np.round(raw.get_data(picks=stim)[0]).astype(np.int64)
+        pulses = np.round(raw.get_data(picks=list(stim))[0]).astype(np.int64)
     # A pulse lasts several samples; its first counts, also where one code follows another without a gap.
     samples = np.flatnonzero((pulses != 0) & (np.r_[0, pulses[:-1]] != pulses))
     codes = pulses[samples]
@@ -211,7 +207,7 @@ def open_raw(
         pd.concat([events, labels], axis=1),
     )
     read = _reference(raw, rows, reference)
-    eeg = tuple(n for n, kind in zip(raw.ch_names, raw.get_channel_types(), strict=True) if kind == "eeg")
+    eeg = list_channels(raw, ("eeg",))
     every = _reference(raw, find_channels(raw.ch_names, eeg, item.where), reference)
     return ContinuousPart(
         recording, tuple(channels), float(raw.info["sfreq"]), int(raw.n_times), read, Sensors(eeg, every),
@@ -232,12 +228,9 @@ def _reference(raw: Any, rows: np.ndarray, reference: np.ndarray | None) -> Call
     return read
 
 
-def open_epochs(item: Session, channels: Sequence[str], design: NsdDesign, test: Path | None) -> EpochedPart:
+def open_cut(item: Session, channels: Sequence[str], design: NsdDesign, test: Path | None) -> EpochedPart:
     """Open the authors' epochs of a session; they stay in the file."""
-    import mne
-
-    with refuse_damage(f"{item.where} cannot be read"):
-        epochs = mne.read_epochs(bring_recording(item.path), preload=False, proj=False, verbose="error")
+    epochs = open_epochs(item.path, item.where)
     _check_rate(float(epochs.info["sfreq"]), item)
     rows = find_channels(epochs.ch_names, channels, item.where)
     codes = epochs.events[:, 2].astype(np.int64)
@@ -252,11 +245,8 @@ def open_epochs(item: Session, channels: Sequence[str], design: NsdDesign, test:
         subject=f"{item.subject:02d}", session=f"{item.session:02d}", run=number_blocks(codes), repetition=0
     )
 
-    def read(start: int, stop: int) -> np.ndarray:
-        with refuse_damage(f"{item.where} cannot be read"):
-            return epochs[start:stop].get_data(picks=rows, verbose="error")
-
-    return EpochedPart(trials, (item.path,), tuple(channels), np.asarray(epochs.times), read)
+    reader = EpochReader(item.where, epochs, np.arange(len(codes)), rows)
+    return EpochedPart(trials, (item.path,), tuple(channels), np.asarray(epochs.times), reader)
 
 
 def open_tables(

@@ -29,17 +29,15 @@ from braindecode_vis.datasets.bids.meeg_files import (
     EXTENSIONS,
     PLACES,
     HeldRecording,
-    RawReader,
     bring_sidecars,
     check_length,
     describe_images,
     find_recordings,
     find_sensor_positions,
     hash_images,
-    list_boundaries,
     list_channels,
     list_recording_files,
-    list_sensors,
+    make_part,
     make_shown_table,
     make_stimuli,
     open_recording,
@@ -409,11 +407,8 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
             raise ConfigError(
                 f"{root} holds the tasks {', '.join(tasks)}; choose one with --set dataset.task=NAME."
             )
-        for name in (
-            "run",
-            "session",
-            "subject",
-        ):  # sorting is stable, so that runs stay in order within a session
+        # The subject last: sorting is stable, so that runs stay in order within a session.
+        for name in ("run", "session", "subject"):
             there = sorted({getattr(item, name) for item in found})
             wanted = check_subset(
                 getattr(self, f"{name}s"), there, what=f"below {root}, {name}", option=f"dataset.{name}s"
@@ -482,14 +477,9 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
         recording = Recording(
             item.subject, item.session, item.run, datatype, (item.path, item.events), events
         )
-        # By name: recordings of one data set may order their channels differently.
-        rows = find_channels(raw.ch_names, names, item.where)
+        find_channels(raw.ch_names, names, item.where)
         kinds = tuple({raw.get_channel_types(picks=[name])[0] for name in names})
-        part = ContinuousPart(
-            recording, names, sfreq, int(raw.n_times), RawReader(raw, rows), list_sensors(raw, kinds),
-            tuple(raw.info["bads"]), list_boundaries(raw),
-        )  # fmt: skip
-        return part, counts
+        return make_part(recording, raw, names, kinds, item.where), counts
 
     def _find_images(self, parts: list[ContinuousPart], root: Path) -> StimulusSet:
         try:

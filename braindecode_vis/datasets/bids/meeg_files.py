@@ -1,9 +1,9 @@
 """Files of EEG and MEG: recordings of any format that MNE reads, their tables, and the images that events name.
 
-Owns the search in a BIDS tree (mne-bids'), the opener that BIDS, THINGS-EEG1 and THINGS-MEG share, the reading of
-pieces, sensor positions, tables whose cells stay text, the count of repetitions, and the step from shown images to a
-`StimulusSet`. A data set may come without its images (those of THINGS are not handed on with the recordings); then the
-set knows names and concepts, and no pixels. Knows no data set.
+Owns the search in a BIDS tree (mne-bids'), the opener that BIDS, THINGS-EEG1 and THINGS-MEG share, the lazy part of an
+open recording, the reading of pieces and of saved epochs, sensor positions, tables whose cells stay text, the count of
+repetitions, and the step from shown images to a `StimulusSet`. A data set may come without its images (those of THINGS
+are not handed on with the recordings); then the set knows names and concepts, and no pixels. Knows no data set.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from braindecode_vis.base.arrays import Recording
 from braindecode_vis.base.checks import DataError, refuse_damage
 from braindecode_vis.base.remote import RemotePath, bring, bring_all, bring_folder, find_address
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import hash_file
 from braindecode_vis.datasets.bids.fmri_files import find_image_folder, hash_image_folder
-from braindecode_vis.datasets.sources.meeg_source import Sensors, make_template_montage
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    Sensors,
+    find_channels,
+    make_template_montage,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -216,6 +222,76 @@ class RawReader:
                 if name is not None:
                     bring(find_address(Path(name)))
             return self.raw.get_data(picks=self.rows, start=start, stop=stop, verbose="error")
+
+
+def make_part(
+    recording: Recording,
+    raw: Any,
+    names: tuple[str, ...],
+    kinds: Sequence[str],
+    where: str,
+    *,
+    leave_out: Sequence[str] = (),
+    bridged: tuple[tuple[int, int], ...] = (),
+) -> ContinuousPart:
+    """Return the lazy part of an open recording.
+
+    Parameters
+    ----------
+    names
+        Channels to read, found by name: recordings of one data set may order them differently.
+    kinds, leave_out
+        MNE types of all its sensors, and those of them that are of no use.
+    where
+        Subject, session and file, for messages.
+    bridged
+        As in `RawReader`.
+    """
+    rows = find_channels(raw.ch_names, names, where)
+    return ContinuousPart(
+        recording, names, float(raw.info["sfreq"]), int(raw.n_times), RawReader(raw, rows, bridged),
+        list_sensors(raw, kinds, leave_out, bridged), tuple(raw.info["bads"]), list_boundaries(raw),
+    )  # fmt: skip
+
+
+def open_epochs(path: Path, where: str, hint: str = "copy or fetch it again") -> Any:
+    """Open epochs that were saved with MNE, without their samples; `hint` says what to do if they are damaged."""
+    import mne
+
+    with refuse_damage(f"{where} cannot be opened", hint=hint), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return mne.read_epochs(bring_recording(path), proj=False, preload=False, verbose="error")
+
+
+@dataclass(frozen=True)
+class EpochReader:
+    """Reads some of the epochs of a file, in their order.
+
+    Parameters
+    ----------
+    where
+        Subject and file, for messages.
+    epochs
+        MNE epochs, not loaded.
+    rows, columns
+        Epochs and channels to read.
+    """
+
+    where: str
+    epochs: Any
+    rows: np.ndarray
+    columns: np.ndarray
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Return epochs `start` to `stop`, shape (stop - start, n_channels, n_times)."""
+        item = self.rows[start:stop]
+        with refuse_damage(
+            f"{self.where}: epochs {item[0]} to {item[-1]} cannot be read",
+            OSError,
+            ValueError,
+            hint="a part of the file is cut short, copy or fetch it again",
+        ):
+            return self.epochs.get_data(picks=self.columns, item=item, copy=False, verbose="error")
 
 
 def list_channels(raw: Any, kinds: Sequence[str]) -> tuple[str, ...]:

@@ -22,12 +22,12 @@ import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.checks import ConfigError, check_columns, check_option
+from braindecode_vis.base.checks import ConfigError, check_columns
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import hash_file
 from braindecode_vis.datasets.drawn.render import (
@@ -360,15 +360,8 @@ def make_compositions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["id", "kind", "caption", "swapped", "partner"])
 
 
-def write_images(
-    table: pd.DataFrame,
-    directory: Path,
-    *,
-    size: int,
-    seed: int,
-    image_format: Literal["jpg", "png"] = "jpg",
-) -> pd.DataFrame:
-    """Write the images of a split in the folder layout of THINGS-EEG2.
+def write_images(table: pd.DataFrame, directory: Path, *, size: int, seed: int) -> pd.DataFrame:
+    """Write the images of a split as JPEG of quality 95, in the folder layout of THINGS-EEG2.
 
     A file appears under its name only when it is complete; one that is already there is drawn again and
     replaced.
@@ -383,8 +376,6 @@ def write_images(
         Height and width in pixels; THINGS-EEG2 has 500.
     seed
         Seed that made `table`.
-    image_format
-        ``jpg`` (quality 95, as small as photographs) or ``png`` (exact pixels, larger).
 
     Returns
     -------
@@ -393,23 +384,19 @@ def write_images(
 
     Raises
     ------
-    ConfigError
-        If the format is unknown.
     DataError
         If a column is missing.
     """
-    check_option("image_format", image_format, ("jpg", "png"))
     check_columns(
         table.columns, ("concept_index", "exemplar", "file_name", "path"), what="the stimulus table"
     )
     directory = Path(directory)
     written = table.copy()
     for column in ("file_name", "path"):
-        written[column] = [_end_in(Path(name), image_format) for name in table[column]]
+        # ImageNet writes .JPEG, and readers of its names look for that.
+        written[column] = [_end_in_jpg(Path(name)) for name in table[column]]
     written["sha256"] = [
-        _write_image(
-            directory / str(path), render_scene(concept_index, exemplar, size=size, seed=seed), image_format
-        )
+        _write_image(directory / str(path), render_scene(concept_index, exemplar, size=size, seed=seed))
         for path, concept_index, exemplar in zip(
             written["path"], table["concept_index"], table["exemplar"], strict=True
         )
@@ -534,10 +521,8 @@ def _choose_article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _end_in(path: Path, image_format: str) -> str:
-    # ImageNet writes .JPEG, and readers of its names look for that.
-    spelt = path.suffix.lower() in (".jpg", ".jpeg") and image_format == "jpg"
-    return str(path if spelt else path.with_suffix(f".{image_format}"))
+def _end_in_jpg(path: Path) -> str:
+    return str(path if path.suffix.lower() in (".jpg", ".jpeg") else path.with_suffix(".jpg"))
 
 
 def _list_stimuli(concepts: pd.DataFrame, n_exemplars: int, split: str) -> list[tuple]:
@@ -555,16 +540,13 @@ def _list_stimuli(concepts: pd.DataFrame, n_exemplars: int, split: str) -> list[
     return rows
 
 
-def _write_image(path: Path, image: np.ndarray, image_format: str) -> str:
+def _write_image(path: Path, image: np.ndarray) -> str:
     """Write one image under a temporary name, rename it and return the sha256 of the file."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    if image_format == "jpg":
-        # Full colour resolution: concepts differ by colour.
-        Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
-    else:
-        Image.fromarray(image).save(buffer, "PNG")
+    # Full colour resolution: concepts differ by colour.
+    Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(buffer.getvalue())
@@ -625,21 +607,6 @@ def _find_look(concept_index: int, seed: int) -> tuple[Look, tuple[str, ...]]:
 @lru_cache(maxsize=64)
 def _find_backgrounds(colour: str) -> tuple[str, ...]:
     return tuple(name for name in BACKGROUNDS if colour not in _CLASHES.get(name, ()))
-
-
-def list_split(
-    n_train_concepts: int,
-    n_test_concepts: int,
-    n_train_exemplars: int,
-    seed: int,
-    folder: str = "",
-    n_pairs: int | None = None,
-) -> pd.DataFrame:
-    """Return the images of two disjoint sets of concepts, `path` below `folder`; training images come first."""
-    table = make_things_like_split(
-        n_train_concepts, n_test_concepts, n_train_exemplars, seed=seed, n_pairs=n_pairs or 0
-    )
-    return table.assign(path=[str(Path(folder) / path) for path in table["path"]])
 
 
 def name_imagenet(table: pd.DataFrame) -> tuple[list[str], list[str]]:

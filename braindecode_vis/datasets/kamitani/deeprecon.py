@@ -21,24 +21,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from braindecode_vis.base.checks import ConfigError, DataError, is_there
-from braindecode_vis.base.digests import digest_files
-from braindecode_vis.datasets.bids.fmri_files import (
-    check_no_overlap,
-    find_image_folder,
-    hash_image_folder,
-    make_named_stimuli,
-)
 from braindecode_vis.datasets.kamitani.bdata import BData, decode_stimulus_id, find_synset, read_bdata
 from braindecode_vis.datasets.kamitani.god import make_bdata_part
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_fact
-from braindecode_vis.datasets.sources.betas_source import (
-    BetasPart,
-    BetasSettings,
-    FmriSource,
-    Geometry,
-    join_geometries,
-    number_betas,
-)
+from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry
+from braindecode_vis.datasets.sources.pictured_betas import PicturedSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +48,7 @@ _FILE = re.compile(r"^sub-(\d+)_([A-Za-z]+)_(.+)\.h5$")
 _FIRST_SYNSET = 1_000_000
 
 
-class DeepreconConfig(BetasSettings):
+class DeepreconConfig(PicturedSettings):
     """Where the files lie, and which experiments are read.
 
     Parameters
@@ -78,12 +65,8 @@ class DeepreconConfig(BetasSettings):
         End of the file names, for example ``original_VC``, where there are several.
     rois
         Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
-    images
-        Folder of the pictures; ``images`` or ``stimuli`` below the root by default, if it holds all of them.
     zscore
         As in `BetasPlan`; a session is the whole of a subject's files.
-    pad_subjects
-        As in `BetasPlan`.
     """
 
     kind: Literal["deeprecon"] = "deeprecon"
@@ -91,21 +74,15 @@ class DeepreconConfig(BetasSettings):
     test: tuple[Literal["natural", "shapes", "letters", "imagery"], ...] = ("natural",)
     variant: str | None = None
     rois: tuple[str, ...] = ()
-    images: Path | None = None
-    pad_subjects: bool = False
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
+    title: ClassVar[str] = "Deeprecon"
 
-    def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of every file that is read, the lists of names among them."""
-        held = [item.path for item in self._find()] + list(self._find_lists().values())
-        digests = digest_files({path.name: path for path in held})
-        return digests | hash_image_folder(self.images, self._find_beside())
+    def list_files(self) -> list[Path]:
+        """Return every file that is read, the lists of names among them."""
+        return [item.path for item in self._find()] + list(self._find_lists().values())
 
     def open_betas(self) -> FmriSource:
         """Return the data set as lazy parts."""
-        import pandas as pd
-
         held, names = self._find(), {key: _read_names(path) for key, path in self._find_lists().items()}
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
@@ -125,18 +102,12 @@ class DeepreconConfig(BetasSettings):
                     "take both from one release, or choose with dataset.variant and dataset.rois."
                 )
             parts.append(part)
-        parts = number_betas(parts)
-        shown = pd.concat([part.trials for part in parts], ignore_index=True)
-        check_no_overlap(shown, title="Deeprecon")
-        stimuli = make_named_stimuli(
-            make_stimulus_table(shown), self.images, title="Deeprecon", beside=self._find_beside()
-        )
+        parts, shown = self.number_parts(parts)
         notes = {
             "protocol": f"1200 training pictures; test: {', '.join(self.test)}",
             "rois_kept": list(self.rois),
         }
-        geometry = join_geometries(geometries)
-        return FmriSource(tuple(parts), stimuli, self.make_plan(), "authors' units", geometry, notes=notes)
+        return self.join_subjects(parts, geometries, make_stimulus_table(shown), notes)
 
     @collect_findings("layout")
     def check(self) -> Iterator[CheckFinding]:
@@ -152,9 +123,6 @@ class DeepreconConfig(BetasSettings):
             yield compare_fact(
                 item.path.name, len(trials), self.manifest.facts[declared], self.find_root(), what=what
             )
-
-    def _find_beside(self) -> Path | None:
-        return find_image_folder(self.find_root(), ("images", "stimuli"))
 
     def _find(self) -> list[SubjectFile]:
         root = self.find_root()

@@ -20,12 +20,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.digests import digest_files
-from braindecode_vis.datasets.bids.fmri_files import (
-    find_image_folder,
-    hash_image_folder,
-    make_named_stimuli,
-)
 from braindecode_vis.datasets.kamitani.bdata import (
     BData,
     check_names,
@@ -37,14 +31,8 @@ from braindecode_vis.datasets.kamitani.bdata import (
     read_list,
 )
 from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_fact
-from braindecode_vis.datasets.sources.betas_source import (
-    BetasPart,
-    BetasSettings,
-    FmriSource,
-    Geometry,
-    count_repetitions,
-    join_geometries,
-)
+from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry
+from braindecode_vis.datasets.sources.pictured_betas import PicturedSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +43,7 @@ TASKS: dict[int, Task] = {1: "training", 2: "test", 3: "imagery"}
 _FILE = re.compile(r"^Subject(\d+)\.h5$")
 
 
-class GodConfig(BetasSettings):
+class GodConfig(PicturedSettings):
     """Where the files lie, and which samples are read.
 
     Parameters
@@ -70,10 +58,6 @@ class GodConfig(BetasSettings):
         both; the column `task` tells them apart. Training trials are the 1200 training pictures.
     rois
         Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
-    images
-        Folder of the pictures; ``images`` or ``stimuli`` below the root by default, if it holds all of them.
-    pad_subjects
-        As in `BetasPlan`.
     zscore
         As in `BetasPlan`. Test and imagery runs are other sessions than training runs in the scanner, but the files
         do not say which, so ``session`` means the whole file, and ``run`` has no training trials where it tests.
@@ -83,15 +67,12 @@ class GodConfig(BetasSettings):
     subjects: tuple[int, ...] | None = None
     test: Literal["perception", "imagery", "both"] = "perception"
     rois: tuple[str, ...] = ()
-    images: Path | None = None
-    pad_subjects: bool = False
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
+    title: ClassVar[str] = "GOD"
 
-    def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of every file that is read."""
-        digests = digest_files({path.name: path for path in self._find().values()})
-        return digests | hash_image_folder(self.images, self._find_beside())
+    def list_files(self) -> list[Path]:
+        """Return the file of every subject."""
+        return list(self._find().values())
 
     def open_betas(self) -> FmriSource:
         """Return the data set as lazy parts."""
@@ -107,12 +88,10 @@ class GodConfig(BetasSettings):
             # What is imagined is represented by the picture of its category, which only the test trials show.
             shown = wanted | ({"test"} if "imagery" in wanted else set())
             tables.append(trials[trials["task"].isin(shown)])
-        table = make_stimulus_table(tables)
-        stimuli = make_named_stimuli(table, self.images, title="GOD", beside=self._find_beside())
         n_train = len({name for t in tables for name in t.loc[t["task"] == "training", "stimulus_id"]})
         notes = {"protocol": f"{n_train} training pictures; test: {self.test}", "rois_kept": list(self.rois)}
-        geometry = join_geometries(geometries)
-        return FmriSource(tuple(parts), stimuli, self.make_plan(), "authors' units", geometry, notes=notes)
+        parts, _ = self.number_parts(parts)
+        return self.join_subjects(parts, geometries, make_stimulus_table(tables), notes)
 
     @collect_findings("layout")
     def check(self) -> Iterator[CheckFinding]:
@@ -132,9 +111,6 @@ class GodConfig(BetasSettings):
                     names = trials.loc[trials["task"] == task, "stimulus_id"].tolist()
                     where = f"{path.name} against {listed.name}"
                     yield check_names(names, read_list(listed)["stimulus_id"].tolist(), what=where)
-
-    def _find_beside(self) -> Path | None:
-        return find_image_folder(self.find_root(), ("images", "stimuli"))
 
     def _find(self) -> dict[int, Path]:
         root = self.find_root()
@@ -226,7 +202,7 @@ def make_bdata_part(
         Keys of regions whose union is kept; every voxel if empty.
     """
     geometry, columns = make_bdata_geometry(data, rois)
-    kept = count_repetitions([trials.iloc[rows].reset_index(drop=True)])[0]
+    kept = trials.iloc[rows].reset_index(drop=True)
 
     def read(start: int, stop: int) -> np.ndarray:
         return data.read_rows(rows[start:stop], columns)

@@ -18,6 +18,7 @@ import numpy as np
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_option, is_there, refuse_damage
 from braindecode_vis.base.remote import open_hdf5, open_head
+from braindecode_vis.datasets.layout import File, Layout
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 from braindecode_vis.datasets.sources.fmri_volumes import (
     MaskedVolumes,
@@ -36,6 +37,21 @@ BETAS_FOLDER = "nsddata_betas"
 SESSION_NAME = "betas_session{session:02d}"
 """Name of the betas of a session, without the suffix, which depends on their form."""
 UNIT = "percent signal change"
+LAYOUT = Layout(
+    brainmask=File(
+        "nsddata/ppdata/subj{subject:02d}/func1pt8mm/brainmask.nii.gz", "other", "the brain mask of NSD",
+        "fetch it, or choose another dataset.mask (cortex, nsdgeneral)",
+    ),
+    # A set of regions in the functional volume, and what its labels mean.
+    regions=File(
+        "nsddata/ppdata/subj{subject:02d}/func1pt8mm/roi/{roi}.nii.gz", "other", "a set of regions of NSD",
+        "fetch the folder roi of the subject",
+    ),
+    names=File(
+        "nsddata/freesurfer/subj{subject:02d}/label/{roi}.mgz.ctab", "other", "a colour table of NSD",
+        "fetch it from the bucket",
+    ),
+)  # fmt: skip
 # Single-trial betas are a few percent; times 300 they are several hundred.
 _LARGEST_PERCENT = 30.0
 # Trials whose size is looked at, at the cost of their decompression.
@@ -391,14 +407,14 @@ def find_regions(root: Path, subject: int, space: str) -> Regions:
             if is_there(right):
                 files[left.name[3:].rsplit(".", 1)[0]] = (left, right)
         return Regions(files, (folder, root / "nsddata/templates"))
-    folder = root / f"nsddata/ppdata/subj{subject:02d}/func1pt8mm/roi"
+    folder = LAYOUT.place(root, "regions", subject=subject, roi="*").parent
     volumes = sorted(folder.glob("*.nii.gz")) + sorted(folder.glob("*.nii"))
     names = {path.name.removesuffix(".gz").removesuffix(".nii"): path for path in volumes}
     joint: dict[str, tuple[Path, ...]] = {
         name: (path,) for name, path in names.items() if not name.startswith(("lh.", "rh."))
     }
     # The labels mean the same in every subject and on fsaverage, whose folder alone some people fetched.
-    own = root / f"nsddata/freesurfer/subj{subject:02d}/label"
+    own = LAYOUT.place(root, "names", subject=subject, roi="*").parent
     return Regions(joint, (own, root / "nsddata/freesurfer/fsaverage/label", root / "nsddata/templates"))
 
 
@@ -430,11 +446,7 @@ def find_mask(
         values, affine = read_volume(mask_file.expanduser())
         return _check_mask(values > 0, str(mask_file)), affine
     if mask == "brain":
-        path = root / f"nsddata/ppdata/subj{subject:02d}/func1pt8mm/brainmask.nii.gz"
-        if not path.is_file():
-            raise DataError(
-                f"{path} does not exist; fetch it, or choose another dataset.mask (cortex, nsdgeneral)."
-            )
+        path = LAYOUT.find(root, "brainmask", subject=subject)
         values, affine = read_volume(path)
         return _check_mask(values > 0, str(path)), affine
     keep, found = choose_labels(regions, mask)
@@ -518,8 +530,7 @@ def make_volume_geometry(
         _check_grid(path, mask, affine)
         # Voxels without signal have none (NaN).
         numbers[name] = np.nan_to_num(read_volume(path)[0][mask])
-    geometry = Geometry.from_mask(mask, affine, rois)
-    return Geometry(geometry.voxel_ids, mask, geometry.affine, rois, maps=numbers)
+    return Geometry.from_mask(mask, affine, rois, numbers)
 
 
 def make_surface_geometry(

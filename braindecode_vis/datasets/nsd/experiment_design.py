@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.base.checks import DataError, check_columns, check_file, is_there, refuse_damage
+from braindecode_vis.base.checks import DataError, check_file, is_there, refuse_damage
 from braindecode_vis.base.remote import open_hdf5
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.layout import Array, File, Layout
@@ -38,7 +38,22 @@ LAYOUT = Layout(
             "subjectim": Array(("subject", "image"), "int32"),
             "stimpattern": Array(("session", "run", "slot"), "uint8"),
         },
-    )
+    ),
+    # Written by the phantom alone.
+    images=File(
+        "nsddata/experiments/nsd/nsd_stim_info_merged.csv",
+        "csv",
+        "the list of images of NSD",
+        "fetch it again",
+    ),
+    # Optional.
+    behaviour=File(
+        "nsddata/ppdata/subj{subject:02d}/behav/responses.tsv",
+        "tsv",
+        what="the behaviour of a subject of NSD",
+        hint="fetch it again, or move it away",
+        columns=("SESSION", "RUN", "73KID"),
+    ),
 )
 DESIGN_FILE = Path(LAYOUT.files["design"].path)
 
@@ -177,14 +192,10 @@ def check_behaviour(root: Path, design: NsdDesign, subject: int, sessions: Seque
     DataError
         If it lists other trials, or its image numbers count from 0.
     """
-    import pandas as pd
-
-    path = root / f"nsddata/ppdata/subj{subject:02d}/behav/responses.tsv"
+    path = LAYOUT.place(root, "behaviour", subject=subject)
     if not (path.exists() or path.is_symlink()):
         return False
-    check_file(path, what=f"the behaviour of subject {subject:02d}", hint="fetch it again, or move it away")
-    table = pd.read_csv(path, sep="\t")
-    check_columns(table.columns, ("SESSION", "RUN", "73KID"), what=str(path))
+    table = LAYOUT.read_table(LAYOUT.find(root, "behaviour", subject=subject), "behaviour")
     for session in sessions:
         rows = table[table["SESSION"] == session]
         # Both count from 1.

@@ -22,11 +22,11 @@ from braindecode_vis.base.checks import DataError, is_there
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
-from braindecode_vis.datasets.nsd.beta_files import check_scale, read_sample
+from braindecode_vis.datasets.nsd.beta_files import SessionFile, open_volume_session
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, NsdSettings
 from braindecode_vis.datasets.nsd.further_sessions import describe_standardising, join_sessions, open_training
 from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, keep_rows, number_betas
-from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
+from braindecode_vis.datasets.sources.fmri_volumes import read_volume_header
 from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
 
 if TYPE_CHECKING:
@@ -82,13 +82,10 @@ class NsdImageryConfig(NsdSettings):
         if geometry.mask is None or geometry.affine is None:
             raise DataError("the core sessions have no mask.")
         path = self._find_betas(root)
-        header = read_volume_header(path)
-        check_same_space(header, geometry.mask.shape, geometry.affine, what="the mask of the core sessions")
-        trials = read_trials(self._find_stimuli(root), self.subject, header.n_volumes, path)
+        trials = read_trials(self._find_stimuli(root), self.subject, read_volume_header(path).n_volumes, path)
         # As stored in all volumes of NSD: int16 of percent signal change times 300.
-        read = MaskedVolumes(header, geometry.mask, divide_by=300)
-        check_scale(read_sample(read, header.n_volumes), 300, path)
-        read.close()
+        item = SessionFile(1, (path,), "nifti")
+        read = open_volume_session(item, geometry.mask, geometry.affine, len(trials), divide_by=300)
         whole = BetasPart(trials, (path,), geometry.n_voxels, read)
         tested = number_betas([keep_rows(whole, trials["task"].isin(self.tasks).to_numpy())])[0]
         own = tested.trials.drop_duplicates("stimulus_id")

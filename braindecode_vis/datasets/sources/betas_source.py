@@ -122,10 +122,15 @@ class Geometry:
 
     @classmethod
     def from_mask(
-        cls, mask: np.ndarray, affine: np.ndarray, rois: Mapping[str, Roi] | None = None
+        cls,
+        mask: np.ndarray,
+        affine: np.ndarray,
+        rois: Mapping[str, Roi] | None = None,
+        maps: Mapping[str, np.ndarray] | None = None,
     ) -> Geometry:
         """Return the geometry of ``volume[mask]``: voxels in C order."""
-        return cls(np.flatnonzero(mask), np.asarray(mask, bool), np.asarray(affine, float), rois or {})
+        ids, affine = np.flatnonzero(mask), np.asarray(affine, float)
+        return cls(ids, np.asarray(mask, bool), affine, rois or {}, maps=maps or {})
 
     @property
     def n_voxels(self) -> int:
@@ -286,6 +291,10 @@ class BetasSettings(FmriSettings):
         """Return what is done to the responses; what a data set has no setting for keeps its default."""
         names = [entry.name for entry in fields(BetasPlan) if entry.name in type(self).model_fields]
         return BetasPlan(**{name: getattr(self, name) for name in names})
+
+    def hash_atlas(self) -> dict[str, str]:
+        """Return the digests of the atlas' files, which are among the inputs of the data set; none without one."""
+        return {}
 
 
 class AtlasSettings(BetasSettings):

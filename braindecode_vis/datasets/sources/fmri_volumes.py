@@ -229,17 +229,11 @@ class _Damage:
             ) from error
 
 
-def open_stream(path: Path, *, open_gzip: Callable[[Path], IO[bytes]] | None = None) -> IO[bytes]:
-    """Open a file for reading, decompressing it if its first bytes say so.
-
-    Parameters
-    ----------
-    open_gzip
-        How compressed files are opened; `find_gunzip` by default.
-    """
+def open_stream(path: Path) -> IO[bytes]:
+    """Open a file for reading, decompressing it with the fastest gunzip at hand if its first bytes say so."""
     with open_head(path) as file:
         compressed = file.read(2) == _GZIP_MAGIC
-    return (open_gzip or find_gunzip()[1])(path) if compressed else open_head(path)
+    return find_gunzip()[1](path) if compressed else open_head(path)
 
 
 def find_gunzip() -> tuple[str, Callable[[Path], IO[bytes]]]:

@@ -1,16 +1,16 @@
 """What a loader of EEG or MEG hands to preprocessing: where the samples are, and how to read a piece of them.
 
-Owns the lazy parts of a data set (continuous recordings or published epochs), the plan that turns them into trials, the
-refusal of cleaning that a layout cannot have, and a look at a few short pieces of a file. A loader fills these in and
-reads no samples; `braindecode_vis.preprocessing.meeg` streams through them. Knows no file format and does no signal
-processing.
+Owns whose a file is, the choice among layouts, the lazy parts of a data set (continuous recordings or published
+epochs), the plan that turns them into trials, the refusal of cleaning that a layout cannot have, and a look at a few
+short pieces of a file. A loader fills these in and reads no samples; `braindecode_vis.preprocessing.meeg` streams
+through them. Knows no file format and does no signal processing.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -164,6 +164,64 @@ class MeegSettings(CleaningOptions, RecordedSettings):
         if not names or len(set(names)) != len(names):
             raise ConfigError("dataset.channels must name at least one channel, and none of them twice.")
         return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldFile:
+    """One file of a data set, and whose it is; sessions and runs where it is of one."""
+
+    subject: int
+    session: int | None = None
+    run: int | None = None
+    path: Path
+
+    @property
+    def where(self) -> str:
+        """Subject, session, run and file, for messages."""
+        labels = {"subject": self.subject, "session": self.session, "run": self.run}
+        told = [f"{name} {number:02d}" for name, number in labels.items() if number is not None]
+        return ", ".join([*told, f"file {self.path}"])
+
+
+def choose_layout(
+    there: Mapping[str, Collection[Any]], wanted: str, root: Path, *, title: str, expected: str
+) -> str:
+    """Return the layout to read, the one that is there by default.
+
+    Parameters
+    ----------
+    there
+        What was found of each layout.
+    wanted
+        A layout, or ``auto``.
+    title, expected
+        The data set, and the names of its files, for messages.
+
+    Raises
+    ------
+    DataError
+        If nothing is there, or nothing of the wanted layout.
+    ConfigError
+        If there are several layouts and none is wanted: they differ in filters and trials, and mixed are no data set.
+    """
+    found = sorted(name for name, files in there.items() if files)
+    if not found or (wanted != "auto" and wanted not in found):
+        layout = "" if wanted == "auto" else f" in the layout {wanted!r}"
+        raise DataError(f"no recording of {title}{layout} was found below {root}: expected {expected}.")
+    if wanted == "auto" and len(found) > 1:
+        raise ConfigError(
+            f"{root} holds {title} in the layouts {', '.join(found)}; choose one with --set dataset.layout=..."
+        )
+    return found[0] if wanted == "auto" else wanted
+
+
+def check_published_rate(sfreq: float, wanted: float | None, where: str) -> None:
+    """Raise `ConfigError` if published epochs have another rate (Hz) than is wanted: they are too short to resample."""
+    if wanted is not None and not np.isclose(sfreq, wanted, rtol=1e-3):
+        raise ConfigError(
+            f"{where} has {sfreq:g} Hz and published epochs are not resampled; pass --set dataset.sfreq={sfreq:g} or "
+            "leave it out."
+        )
 
 
 @dataclass(frozen=True)

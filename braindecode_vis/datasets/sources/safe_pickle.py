@@ -24,7 +24,7 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from braindecode_vis.base.checks import DataError, refuse_damage
+from braindecode_vis.base.checks import ConfigError, DataError, refuse_damage
 from braindecode_vis.base.remote import bring, open_head
 
 # Below a mebibyte an array is cheaper to hold than to look up.
@@ -411,23 +411,42 @@ class _Reader(_PythonUnpickler):
         return bytes(text.encode("latin1"))
 
 
-def convert_trusted(script: str, path: Path, folder: Path, *options: Any, where: str) -> dict[str, Any]:
-    """Convert a file whose opening may run code, which the user trusts, in a process of its own.
+def convert_trusted(
+    script: str, path: Path, scratch: Path | None, name: str, *options: Any, trusted: bool, why: str
+) -> tuple[Path, dict[str, Any]]:
+    """Convert a file whose opening may run code, if the user trusts it, in a process of its own.
 
     Parameters
     ----------
     script
-        Program that takes `path`, `folder` and the `options`, and writes arrays and ``info.json`` into the folder.
-    folder
-        Made if needed.
-    where
-        The file, for messages.
+        Program that takes `path`, a folder and the `options`, and writes arrays and ``info.json`` into the folder.
+    scratch, name
+        Where the folder is made, and what it is called.
+    trusted
+        Whether the user trusts the file, by ``dataset.trust_pickle``.
+    why
+        Which file it is, and what it holds that could run.
 
     Returns
     -------
-    info : dict
-        Content of ``info.json``.
+    folder, info
+        Where the arrays are, and the content of ``info.json``.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not trusted, or there is no scratch folder.
+    DataError
+        If it is damaged.
     """
+    if not trusted:
+        raise ConfigError(
+            f"{why}; if you trust where it comes from, say so for this call: pass --set dataset.trust_pickle=true (a "
+            "configuration file or a run folder cannot), and it is converted once, in a process of its own."
+        )
+    if scratch is None:
+        raise ConfigError(f"{path} must be converted before it is read; give it a scratch folder.")
+    folder = scratch / name
     folder.mkdir(parents=True, exist_ok=True)
     # Isolated (-I): no user site and no PYTHON* variables, and whatever the file runs stays out of this process.
     arguments = [str(bring(path.absolute())), str(folder.absolute()), *map(str, options)]
@@ -435,6 +454,5 @@ def convert_trusted(script: str, path: Path, folder: Path, *options: Any, where:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
-        raise DataError(f"{where} cannot be converted ({lines[-1]}); copy or fetch it again.")
-    info: dict[str, Any] = json.loads((folder / "info.json").read_text())
-    return info
+        raise DataError(f"{path} cannot be converted ({lines[-1]}); copy or fetch it again.")
+    return folder, json.loads((folder / "info.json").read_text())

@@ -38,7 +38,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     sample_part,
 )
 from braindecode_vis.datasets.things_eeg2.layouts import (
-    HeldFile,
+    LaidOutFile,
     Layout,
     find_held,
     find_images,
@@ -157,7 +157,7 @@ class ThingsEeg2Config(MeegSettings):
 
         recordings: list[tuple[str, str, str]] = []
 
-        def describe(item: HeldFile) -> str:
+        def describe(item: LaidOutFile) -> str:
             # A .pt file is converted to be looked at, and what that makes is gone afterwards.
             with tempfile.TemporaryDirectory() as scratch:
                 parts = open_held([item], self, table, self.find_channels(item.layout), Path(scratch))[0]
@@ -182,13 +182,12 @@ class ThingsEeg2Config(MeegSettings):
             return ALL63
         return self.check_named_channels(self.channels)
 
-    def _find(self) -> tuple[Path, list[HeldFile]]:
+    def _find(self) -> tuple[Path, list[LaidOutFile]]:
         root = self.find_root()
-        held = find_held(root, None if self.layout == "auto" else self.layout)
-        return root, _choose(held, self, root)
+        return root, _choose(find_held(root, self.layout), self, root)
 
 
-def _choose(held: list[HeldFile], config: ThingsEeg2Config, root: Path) -> list[HeldFile]:
+def _choose(held: list[LaidOutFile], config: ThingsEeg2Config, root: Path) -> list[LaidOutFile]:
     """Keep the wanted subjects and sessions, and make sure that each is complete."""
     subjects = sorted({item.subject for item in held})
     wanted = check_subset(

@@ -21,6 +21,7 @@ from braindecode_vis.base.remote import bring_all
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import hash_file
 from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
+from braindecode_vis.datasets.sources.meeg_source import HeldFile, choose_layout
 from braindecode_vis.datasets.sources.safe_pickle import open_npy, read_pickled_dict, sniff
 
 if TYPE_CHECKING:
@@ -31,21 +32,12 @@ _ENDINGS = (".vhdr", ".edf", ".bdf", ".set")
 _SUBJECT, _SESSION = re.compile(r"sub-?0*(\d+)$"), re.compile(r"ses-?0*(\d+)$")
 
 
-@dataclass(frozen=True)
-class HeldFile:
+@dataclass(frozen=True, kw_only=True)
+class LaidOutFile(HeldFile):
     """One file that lies on disk: what it is and of which subject."""
 
     layout: Layout
-    subject: int
-    session: int | None
     split: str | None
-    path: Path
-
-    @property
-    def where(self) -> str:
-        """Subject, session and file, for messages."""
-        session = "" if self.session is None else f", session {self.session:02d}"
-        return f"subject {self.subject:02d}{session}, file {self.path}"
 
     @property
     def key(self) -> str:
@@ -64,7 +56,7 @@ class HeldFile:
         return [self.path]
 
 
-def find_held(root: Path, layout: Layout | None) -> list[HeldFile]:
+def find_held(root: Path, layout: Literal["auto"] | Layout) -> list[LaidOutFile]:
     """Return every file of one layout below `root`, or one folder deeper.
 
     Raises
@@ -74,37 +66,31 @@ def find_held(root: Path, layout: Layout | None) -> list[HeldFile]:
     ConfigError
         If there are several layouts and none was asked for.
     """
-    held: list[HeldFile] = []
+    there: dict[str, list[LaidOutFile]] = {}
     folders = [root, *sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))]
     for folder in folders:
         # A folder of a subject is looked into below, and holds no further subjects.
         if _SUBJECT.match(folder.name):
             continue
         for subject_folder in sorted(p for p in folder.iterdir() if p.is_dir() and _SUBJECT.match(p.name)):
-            held.extend(_look_into(subject_folder, layout))
-    found = sorted({item.layout for item in held})
-    if not held:
-        raise DataError(
-            f"no {layout or 'THINGS-EEG2'} recording was found below {root}: expected sub-01/ses-01/"
-            "raw_eeg_training.npy and its like, or one of the preprocessed forms."
-        )
-    if len(found) > 1:
-        raise ConfigError(
-            f"{root} holds THINGS-EEG2 in the layouts {', '.join(found)}; choose one with --set dataset.layout=..."
-        )
+            for item in _look_into(subject_folder):
+                there.setdefault(item.layout, []).append(item)
+    expected = "sub-01/ses-01/raw_eeg_training.npy and its like, or one of the preprocessed forms"
+    chosen = choose_layout(there, layout, root, title="THINGS-EEG2", expected=expected)
+    held = there[chosen]
     # The same layout in two folders would count every subject twice.
     places = {
         item.path.parent.parent if item.session is None else item.path.parent.parent.parent for item in held
     }
-    if len(places) > 1 and found != ["bids"]:
+    if len(places) > 1 and chosen != "bids":
         names = ", ".join(map(str, sorted(places)))
         raise ConfigError(
-            f"{root} holds the layout {found[0]} several times, in {names}; pass one of them as --root."
+            f"{root} holds the layout {chosen} several times, in {names}; pass one of them as --root."
         )
     return held
 
 
-def _look_into(subject_folder: Path, layout: Layout | None) -> Iterator[HeldFile]:
+def _look_into(subject_folder: Path) -> Iterator[LaidOutFile]:
     match = _SUBJECT.match(subject_folder.name)
     assert match is not None
     subject = int(match[1])
@@ -113,16 +99,13 @@ def _look_into(subject_folder: Path, layout: Layout | None) -> Iterator[HeldFile
         number = _SESSION.match(folder.name)
         session = int(number[1]) if number else None
         for path in find_bids(folder):
-            if layout in (None, "bids"):
-                yield HeldFile("bids", subject, session, None, path)
+            yield LaidOutFile(subject=subject, session=session, path=path, layout="bids", split=None)
         for path in sorted([*folder.glob("*.npy"), *folder.glob("*.pt")]):
             split = "train" if "train" in path.stem else "test" if "test" in path.stem else None
             if split is None or path.name.startswith("."):
                 continue  # something of the user's own, or left there by a Mac
-            item = HeldFile("raw", subject, session, split, path)
-            found = recognise(item)
-            if layout in (None, found):
-                yield replace(item, layout=found)
+            item = LaidOutFile(subject=subject, session=session, path=path, layout="raw", split=split)
+            yield replace(item, layout=recognise(item))
 
 
 def find_bids(folder: Path) -> list[Path]:
@@ -131,7 +114,7 @@ def find_bids(folder: Path) -> list[Path]:
     return [path for path in paths if path.suffix in _ENDINGS and not path.name.startswith(".")]
 
 
-def recognise(item: HeldFile) -> Layout:
+def recognise(item: LaidOutFile) -> Layout:
     """Return the layout of a file, from what is in it."""
     kind = sniff(item.path)
     # torch.save writes zip archives; opening one may run code, so that its content is not looked at here.
@@ -155,7 +138,7 @@ def recognise(item: HeldFile) -> Layout:
     raise DataError(f"{item.where} holds a dictionary of {', '.join(content)}, which is no known layout.")
 
 
-def read_dict(item: HeldFile) -> dict[str, Any]:
+def read_dict(item: LaidOutFile) -> dict[str, Any]:
     """Return the dictionary of a file; damage is named with its subject and session."""
     try:
         return read_pickled_dict(item.path)

@@ -19,16 +19,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from braindecode_vis.base.arrays import Recording
-from braindecode_vis.base.checks import ConfigError, DataError, check_columns, refuse_damage
-from braindecode_vis.datasets.bids.meeg_files import RawReader, bring_recording, list_boundaries, list_sensors
-from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
+from braindecode_vis.base.checks import DataError, check_columns, refuse_damage
+from braindecode_vis.datasets.bids.fmri_files import read_numbers
+from braindecode_vis.datasets.bids.meeg_files import make_part, open_recording, read_text_table
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    EpochedPart,
+    Sensors,
+    check_published_rate,
+    find_channels,
+)
 from braindecode_vis.datasets.sources.safe_pickle import (
     FileArray,
     convert_trusted,
     open_npy,
     read_pickled_dict,
 )
-from braindecode_vis.datasets.things_eeg2.layouts import HeldFile, read_dict
+from braindecode_vis.datasets.things_eeg2.layouts import LaidOutFile, read_dict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +59,7 @@ class Options(Protocol):
 
 
 def open_held(
-    held: Sequence[HeldFile],
+    held: Sequence[LaidOutFile],
     options: Options,
     images: pd.DataFrame,
     ch_names: Sequence[str],
@@ -101,7 +108,7 @@ def open_held(
 
 
 def _open_neurobridge(
-    item: HeldFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str]
+    item: LaidOutFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str]
 ) -> EpochedPart:
     data = open_npy(item.path)
     info_path = item.path.parent / "info.json"
@@ -135,18 +142,12 @@ plain = {"img": names, "ch_names": [str(c) for c in content["ch_names"]],
 
 
 def _open_ubp(
-    item: HeldFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str], scratch: Path | None
+    item: LaidOutFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str], scratch: Path | None
 ) -> EpochedPart:
-    if not options.trust_pickle:
-        raise ConfigError(
-            f"{item.where} is a .pt file that can run any code when it is opened; if you trust where it comes from, "
-            "say so for this call: pass --set dataset.trust_pickle=true (a configuration file or a run folder cannot), "
-            "and it is converted once, in a process of its own."
-        )
-    if scratch is None:
-        raise ConfigError(f"{item.where} must be converted before it is read; give it a scratch folder.")
-    folder = scratch / f"sub-{item.subject:02d}-{item.split}"
-    info = convert_trusted(_CONVERT, item.path, folder, where=item.where)
+    folder, info = convert_trusted(
+        _CONVERT, item.path, scratch, f"sub-{item.subject:02d}-{item.split}", trusted=options.trust_pickle,
+        why=f"{item.where} is a .pt file that can run any code when it is opened",
+    )  # fmt: skip
     session = np.load(folder / "session.npy", allow_pickle=False)
     data = open_npy(folder / "eeg.npy")
     by_name = images.set_index("stimulus_id")
@@ -164,7 +165,7 @@ def _open_ubp(
 
 
 def _make_part(
-    item: HeldFile,
+    item: LaidOutFile,
     options: Options,
     images: pd.DataFrame,
     ch_names: Sequence[str],
@@ -193,12 +194,7 @@ def _make_part(
     times = _align_times(times, n_times, item)
     if not (np.isfinite(times).all() and (np.diff(times) > 0).all()):
         raise DataError(f"the times beside {item.where} do not rise from sample to sample; fetch them again.")
-    sfreq = 1 / float(np.median(np.diff(times)))
-    if options.sfreq is not None and not np.isclose(sfreq, options.sfreq, rtol=1e-3):
-        raise ConfigError(
-            f"{item.where} has {sfreq:g} Hz, but dataset.sfreq is {options.sfreq:g}; published epochs are not "
-            f"resampled: pass --set dataset.sfreq={sfreq:g} or leave it out."
-        )
+    check_published_rate(1 / float(np.median(np.diff(times))), options.sfreq, item.where)
     rows = find_channels(names, ch_names, item.where)
     trials = images.loc[images.index.repeat(n_repetitions), ["stimulus_id", "concept", "split"]]
     trials = trials.reset_index(drop=True)
@@ -235,7 +231,7 @@ class _SmallArray:
         return self.array.reshape(self.shape)[start:stop]
 
 
-def _align_times(times: np.ndarray, n_times: int, item: HeldFile) -> np.ndarray:
+def _align_times(times: np.ndarray, n_times: int, item: LaidOutFile) -> np.ndarray:
     """Return one time per sample: the 250 Hz files dropped the baseline from the data and not from the times."""
     if len(times) == n_times:
         return times
@@ -418,13 +414,14 @@ def open_bids(
     DataError
         If the events table is missing or no column names the images.
     """
-    import mne
+    import pandas as pd
 
     where = f"subject {subject:02d}, session {session or 1:02d}, file {path}"
-    with refuse_damage(f"{where} cannot be read"):
-        raw = mne.io.read_raw(bring_recording(path), preload=False, verbose="error")
-    rows = find_channels(raw.ch_names, ch_names, where)
-    table = _read_events(path, where)
+    raw = open_recording(path, where)
+    find_channels(raw.ch_names, ch_names, where)
+    events_path = path.with_name(re.sub(r"_eeg\.\w+$", "_events.tsv", path.name))
+    table = read_text_table(events_path, where)
+    check_columns(table.columns, ("onset",), what=str(events_path))
     stimulus, column = _find_images(table, images, options.event_column, where)
     # Targets and pauses are events too, and name no image.
     known = stimulus.notna()
@@ -436,7 +433,7 @@ def open_bids(
             f"first {first!r}: the image list belongs to another release."
         )
     sfreq = float(raw.info["sfreq"])
-    events = table.loc[known, ["onset"]].astype(float).reset_index(drop=True)
+    events = pd.DataFrame({"onset": read_numbers(table[known], "onset", events_path)})
     events["sample"] = np.round(events["onset"] * sfreq).astype(int)
     listed = images.set_index("stimulus_id").loc[stimulus[known]].reset_index()
     for name in ("stimulus_id", "concept", "split"):
@@ -447,22 +444,7 @@ def open_bids(
         f"{subject:02d}", f"{session or 1:02d}", run[1] if run else "01", "eeg", (path,), events,
         frozenset(images["stimulus_id"]),
     )  # fmt: skip
-    return ContinuousPart(
-        recording, tuple(ch_names), sfreq, int(raw.n_times), RawReader(raw, rows), list_sensors(raw, ("eeg",)),
-        tuple(raw.info["bads"]), list_boundaries(raw),
-    )  # fmt: skip
-
-
-def _read_events(path: Path, where: str) -> pd.DataFrame:
-    import pandas as pd
-
-    events = path.with_name(re.sub(r"_eeg\.\w+$", "_events.tsv", path.name))
-    if not events.is_file():
-        raise DataError(f"{where} has no {events.name} beside it, which says which image was shown when.")
-    table = pd.read_csv(events, sep="\t", na_values="n/a", keep_default_na=False)
-    if "onset" not in table.columns:
-        raise DataError(f"{events} has no column onset; its columns are {', '.join(table.columns)}.")
-    return table
+    return make_part(recording, raw, tuple(ch_names), ("eeg",), where)
 
 
 def _is_target(table: pd.DataFrame, column: str) -> pd.Series:

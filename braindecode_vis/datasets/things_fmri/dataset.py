@@ -21,13 +21,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns, is_there, suggest
-from braindecode_vis.base.digests import digest_files
-from braindecode_vis.datasets.bids.fmri_files import (
-    check_no_overlap,
-    find_image_folder,
-    hash_image_folder,
-    make_named_stimuli,
-)
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
     check_subset,
@@ -41,7 +34,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
     FmriSource,
     Geometry,
-    number_betas,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import (
     MaskedVolumes,
@@ -49,6 +41,7 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume,
     read_volume_header,
 )
+from braindecode_vis.datasets.sources.pictured_betas import PicturedSettings
 from braindecode_vis.datasets.things_fmri.response_tables import (
     LAYOUT,
     MASKS,
@@ -70,7 +63,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class ThingsFmriConfig(AtlasSettings):
+class ThingsFmriConfig(AtlasSettings, PicturedSettings):
     """Where the betas lie, and which of them are read.
 
     Parameters
@@ -93,8 +86,6 @@ class ThingsFmriConfig(AtlasSettings):
     images
         Folder of the THINGS images; ``object_images`` or ``images`` below the root by default, if it holds all of
         them. They may not be passed on, so they never come with the betas.
-    pad_subjects
-        As in `BetasPlan`.
     """
 
     kind: Literal["things_fmri"] = "things_fmri"
@@ -103,13 +94,11 @@ class ThingsFmriConfig(AtlasSettings):
     sessions: tuple[int, ...] | None = None
     rois: tuple[str, ...] = ()
     min_noise_ceiling: float | None = None
-    images: Path | None = None
-    pad_subjects: bool = False
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
+    title: ClassVar[str] = "THINGS-fMRI"
 
-    def hash_inputs(self) -> dict[str, str]:
-        """Return the digest of every file that is read."""
+    def list_files(self) -> list[Path]:
+        """Return tables or volumes, and masks, of every subject."""
         form, subjects = self._find_form()
         root = self.find_root()
         paths: list[Path] = []
@@ -121,13 +110,14 @@ class ThingsFmriConfig(AtlasSettings):
                 paths += sorted((root / VOLUMES / f"sub-{subject}").rglob("*_conditions.tsv"))
             mask = self._find_mask(subject)
             paths += [] if mask is None else [mask]
-        digests = digest_files({path.name: path for path in paths})
-        return digests | hash_image_folder(self.images, self._find_beside()) | self.hash_atlas()
+        return paths
+
+    def list_image_folders(self) -> tuple[str, ...]:
+        """Return the folders below the root in which pictures are usually unpacked."""
+        return ("object_images", "images")
 
     def open_betas(self) -> FmriSource:
         """Return the betas as lazy parts."""
-        import pandas as pd
-
         form, subjects = self._find_form()
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
@@ -135,17 +125,13 @@ class ThingsFmriConfig(AtlasSettings):
             opens = self._open_table if form == "table" else self._open_volumes
             opened, geometries[subject] = opens(subject)
             parts += opened
-        parts = number_betas(parts)
-        shown = pd.concat([part.trials for part in parts], ignore_index=True)
-        check_no_overlap(shown, title="THINGS-fMRI")
+        parts, shown = self.number_parts(parts)
         shown["path"] = shown["concept"] + "/" + shown["stimulus_id"] + ".jpg"
-        stimuli = make_named_stimuli(shown, self.images, title="THINGS-fMRI", beside=self._find_beside())
         notes: dict[str, Any] = {"form": form, "rois_kept": list(self.rois)}
         if self.min_noise_ceiling is not None:
             # The noise ceiling was estimated from responses to the test images: every report must say so.
             notes["voxels_chosen_with_test_images"] = f"nc_singletrial >= {self.min_noise_ceiling}"
-        geometry = geometries if len(geometries) > 1 else geometries[subjects[0]]
-        return FmriSource(tuple(parts), stimuli, self.make_plan(), "authors' units", geometry, notes=notes)
+        return self.join_subjects(parts, geometries, shown, notes)
 
     @collect_findings("layout")
     def check(self) -> Iterator[CheckFinding]:
@@ -164,9 +150,6 @@ class ThingsFmriConfig(AtlasSettings):
                     yield CheckFinding(item, True, f"{n} trials of the chosen sessions")
             n_voxels = source.find_geometry(subject).n_voxels
             yield CheckFinding(f"subject {subject} voxels", True, f"{n_voxels} voxels")
-
-    def _find_beside(self) -> Path | None:
-        return find_image_folder(self.find_root(), ("object_images", "images"))
 
     # --- finding ----------------------------------------------------------------------------------------------
 
@@ -207,6 +190,12 @@ class ThingsFmriConfig(AtlasSettings):
         paths = [LAYOUT.place(place, "mask", subject=subject) for place in places]
         return next((path for path in paths if is_there(path)), None)
 
+    def _choose_sessions(self, subject: str, sessions: pd.Series) -> list[int]:
+        there = sorted({int(session) for session in sessions})
+        return check_subset(
+            self.sessions, there, what=f"subject {subject}, session", option="dataset.sessions"
+        )
+
     # --- the table --------------------------------------------------------------------------------------------
 
     def _open_table(self, subject: str) -> tuple[list[BetasPart], Geometry]:
@@ -221,16 +210,15 @@ class ThingsFmriConfig(AtlasSettings):
             voxels[keep].reset_index(drop=True), self._find_mask(subject), voxels_path
         )
         rows = rows[keep][order]
-        parts = []
+        parts, sessions = [], self._choose_sessions(subject, trials["session"])
         for session, chosen in trials.groupby("session", sort=True):
-            if self.sessions is not None and int(str(session)) not in self.sessions:
+            if int(str(session)) not in sessions:
                 continue
             reader = TableReader(table, rows, chosen["column"].to_numpy())
             files = (path, stimuli_path, voxels_path)
             parts.append(
                 BetasPart(chosen.drop(columns="column").reset_index(drop=True), files, len(rows), reader)
             )
-        _check_sessions(self.sessions, trials["session"], stimuli_path)
         return parts, geometry
 
     def _choose_voxels(self, voxels: pd.DataFrame, path: Path) -> np.ndarray:
@@ -265,13 +253,12 @@ class ThingsFmriConfig(AtlasSettings):
                 f"subject {subject} have no voxels; fetch it from figshare+."
             )
         runs = read_volume_runs(root / VOLUMES / f"sub-{subject}", subject)
-        sessions = pd.concat([table["session"] for table in runs.values()])
-        _check_sessions(self.sessions, sessions, root / VOLUMES)
+        sessions = self._choose_sessions(subject, pd.concat([table["session"] for table in runs.values()]))
         values, affine = read_volume(mask_path)
         geometry = Geometry.from_mask(values > 0, affine)
         parts = []
         for path, table in runs.items():
-            if self.sessions is not None and int(table["session"].iloc[0]) not in self.sessions:
+            if int(table["session"].iloc[0]) not in sessions:
                 continue
             header = read_volume_header(path)
             check_same_space(header, values.shape, affine, what=f"the mask {mask_path.name}")
@@ -285,12 +272,3 @@ class ThingsFmriConfig(AtlasSettings):
             trials = kept.drop(columns="column").reset_index(drop=True)
             parts.append(BetasPart(trials, (path, name_conditions(path)), geometry.n_voxels, reader))
         return parts, geometry
-
-
-def _check_sessions(wanted: tuple[int, ...] | None, sessions: pd.Series, where: Path) -> None:
-    there = sorted({int(session) for session in sessions})
-    absent = [number for number in wanted or () if number not in there]
-    if absent:
-        raise DataError(
-            f"{where} has the sessions {', '.join(map(str, there))}, but not {absent[0]}; fetch it."
-        )

@@ -64,7 +64,6 @@ from braindecode_vis.datasets.things_meg.files import (
     make_epoch_part,
     make_run_part,
     measure_lag,
-    open_epochs,
     open_run,
     read_image_names,
     read_run_events,
@@ -263,21 +262,18 @@ class ThingsMegConfig(MeegSettings):
     def _open_epochs(
         self, files: list[EpochFile], root: Path, names: pd.DataFrame
     ) -> tuple[list[Any], dict[str, Any], np.ndarray]:
-        parts, notes = [], {}
-        for file in files:
-            epochs = open_epochs(file)
-            attributes = find_attributes(root, file.subject)
-            part, notes[f"subject_{file.subject:02d}"] = make_epoch_part(
-                file, epochs, names, attributes, self._chosen(), self.sfreq
-            )
-            parts.append(part)
-            if len(parts) == 1:
-                positions = find_sensor_positions(epochs, part.ch_names)
+        opened = [self._open_file(file, root, names) for file in files]
+        parts = [part for part, _ in opened]
+        notes = {f"subject_{file.subject:02d}": own for file, (_, own) in zip(files, opened, strict=True)}
+        positions = find_sensor_positions(parts[0].read.epochs, parts[0].ch_names)
         return parts, {"onset": "optical", "epochs": notes}, positions
 
-    def _describe_epochs(self, file: EpochFile, root: Path, names: pd.DataFrame) -> str:
+    def _open_file(self, file: EpochFile, root: Path, names: pd.DataFrame) -> tuple[Any, dict[str, Any]]:
         attributes = find_attributes(root, file.subject)
-        part, notes = make_epoch_part(file, open_epochs(file), names, attributes, self._chosen(), self.sfreq)
+        return make_epoch_part(file, names, attributes, self._chosen(), self.sfreq)
+
+    def _describe_epochs(self, file: EpochFile, root: Path, names: pd.DataFrame) -> str:
+        part, notes = self._open_file(file, root, names)
         sample_part(part, sfreq=200.0)
         return (
             f"{len(part.trials)} epochs in {len(file.files)} part(s), {len(part.ch_names)} sensors, {len(part.times)} "

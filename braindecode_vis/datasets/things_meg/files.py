@@ -15,7 +15,6 @@ a row is found by comparing them, not by a shape.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,40 +26,53 @@ from braindecode_vis.base.arrays import Recording
 from braindecode_vis.base.checks import DataError, check_columns, is_there, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
-    RawReader,
+    EpochReader,
     bring_recording,
     check_length,
-    list_boundaries,
     list_channels,
-    list_sensors,
+    make_part,
+    open_epochs,
     open_recording,
     read_text_table,
 )
+from braindecode_vis.datasets.layout import File, Layout
 from braindecode_vis.datasets.manifests import check_subset
-from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, find_channels
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    EpochedPart,
+    HeldFile,
+    check_published_rate,
+    find_channels,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CATCH_ID = 999999
 PATHS_FILE, CONCEPTS_FILE = "image_paths.csv", "image_concept_index.csv"
-ATTRIBUTES_FILE = "sourcedata/sample_attributes_P{subject}.csv"
+_NEEDED = ("trial_type", "things_image_nr", "image_path", "session_nr", "run_nr")
+LAYOUT = Layout(
+    epochs=File(
+        "derivatives/preprocessed/preprocessed_P{subject:d}-epo.fif", "other", "the epochs of a subject", "fetch them"
+    ),
+    run=File(
+        "sub-BIGMEG{subject:d}/ses-{session:02d}/meg/sub-BIGMEG{subject:d}_ses-{session:02d}_task-main_run-{run:02d}"
+        "_meg.{form}", "other", "a raw run", "fetch it",
+    ),
+    attributes=File(
+        "sourcedata/sample_attributes_P{subject:d}.csv", "csv", "the attributes of trials", "fetch it", columns=_NEEDED
+    ),
+)  # fmt: skip
+"""Where the authors have their files; copies of the epochs and of tables lie elsewhere, too."""
 # Where THINGS keeps its tables on OSF, and where copies of them were found.
 _TABLE_PLACES = ("", "Metadata/Image-specific", "Metadata/Concept-specific", "THINGS/Metadata/Image-specific",
                  "THINGS/Metadata/Concept-specific", "01_image-level", "02_object-level", "metadata")  # fmt: skip
-_NEEDED = ("trial_type", "things_image_nr", "image_path", "session_nr", "run_nr")
 
 
 def find_attributes(root: Path, subject: int) -> pd.DataFrame | None:
     """Return the attribute table of a subject, or None if there is none."""
-    import pandas as pd
-
     path = _find_attributes(root, subject)
-    if path is None:
-        return None
-    table = pd.read_csv(path)
-    check_columns(table.columns, _NEEDED, what=str(path))
-    return table
+    return None if path is None else LAYOUT.read_table(path, "attributes")
 
 
 def read_image_names(root: Path, images: Path | None, attributes: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -115,7 +127,7 @@ def _list_bases(root: Path, images: Path | None) -> list[Path]:
 
 
 def _find_attributes(root: Path, subject: int) -> Path | None:
-    path = root / ATTRIBUTES_FILE.format(subject=subject)
+    path = LAYOUT.place(root, "attributes", subject=subject)
     return next((p for p in (path, root / path.name) if is_there(p)), None)
 
 
@@ -217,17 +229,9 @@ _PLACES = (
 _MOST_MISMATCHES = 0.1  # share of rows of the attribute table that may name another image than the epochs
 
 
-@dataclass(frozen=True)
-class EpochFile:
+@dataclass(frozen=True, kw_only=True)
+class EpochFile(HeldFile):
     """The first part of one subject's epochs."""
-
-    subject: int
-    path: Path
-
-    @property
-    def where(self) -> str:
-        """Subject and file, for messages."""
-        return f"subject {self.subject:02d}, file {self.path}"
 
     @property
     def files(self) -> list[Path]:
@@ -243,31 +247,15 @@ def find_epoch_files(root: Path, subjects: Sequence[int] | None) -> list[EpochFi
         for path in sorted(root.glob(pattern)):
             match = _NAME.match(path.name)
             if match:
-                found.setdefault(int(match[1]), EpochFile(int(match[1]), path))
+                found.setdefault(int(match[1]), EpochFile(subject=int(match[1]), path=path))
     if not found:
         return []
     chosen = check_subset(subjects, sorted(found), what=f"below {root}, subject", option="dataset.subjects")
     return [found[s] for s in chosen]
 
 
-def open_epochs(file: EpochFile) -> Any:
-    """Open the epochs of a subject without their samples."""
-    import mne
-
-    with (
-        refuse_damage(
-            f"{file.where} cannot be opened",
-            hint=f"copy or fetch all of its parts ({', '.join(p.name for p in file.files)} are there)",
-        ),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        return mne.read_epochs(bring_recording(file.path), proj=False, preload=False, verbose="error")
-
-
 def make_epoch_part(
     file: EpochFile,
-    epochs: Any,
     names: pd.DataFrame,
     attributes: pd.DataFrame | None,
     channels: tuple[str, ...] | None,
@@ -295,12 +283,9 @@ def make_epoch_part(
     """
     import pandas as pd
 
-    # Published epochs were cut before, so that resampling would need samples beyond their ends.
-    if abs(float(epochs.info["sfreq"]) - sfreq) > 1e-6:
-        raise DataError(
-            f"{file.where} has {epochs.info['sfreq']:g} Hz; published epochs keep their rate, so set dataset.sfreq "
-            "to it."
-        )
+    hint = f"copy or fetch all of its parts ({', '.join(p.name for p in file.files)} are there)"
+    epochs = open_epochs(file.path, file.where, hint)
+    check_published_rate(float(epochs.info["sfreq"]), sfreq, file.where)
     chosen = tuple(epochs.ch_names) if channels is None else channels
     columns = find_channels(epochs.ch_names, chosen, file.where)
     numbers = np.asarray(epochs.events[:, 2], dtype=np.int64)
@@ -356,59 +341,20 @@ def _find_labels(
     return labels, {"sessions": source, "n_attribute_mismatches": n_other}
 
 
-@dataclass(frozen=True)
-class EpochReader:
-    """Reads some of the epochs of a file, in their order.
-
-    Parameters
-    ----------
-    where
-        Subject and file, for messages.
-    epochs
-        MNE epochs, not loaded.
-    rows, columns
-        Epochs and channels to read.
-    """
-
-    where: str
-    epochs: Any
-    rows: np.ndarray
-    columns: np.ndarray
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        """Return epochs `start` to `stop`, shape (stop - start, n_channels, n_times)."""
-        item = self.rows[start:stop]
-        with refuse_damage(
-            f"{self.where}: epochs {item[0]} to {item[-1]} cannot be read",
-            OSError,
-            ValueError,
-            hint="a part of the file is cut short, copy or fetch it again",
-        ):
-            return self.epochs.get_data(picks=self.columns, item=item, copy=False, verbose="error")
-
-
 Onset = Literal["optical", "trigger"]
 DROPPED_SENSOR = "MRO11-1609"  # malfunctioned, by the authors' notes
 TRIGGER_CHANNEL, STIMULUS_CODE = "UPPT001", 64
 LARGEST_LAG_S = 0.5  # pictures follow each other after 1.3 s or more
 # Signal dropouts of 0.2 s (subject, session, run: start in s) that the authors replace in their preprocessing.
 DROPOUTS = {(1, 11, 5): 13.4, (2, 10, 3): 59.8}
-_RUN = re.compile(r"sub-BIGMEG(\d+)_ses-(\d+)_task-main_run-(\d+)_meg\.(ds|fif)$")
 
 
-@dataclass(frozen=True)
-class MegRun:
+@dataclass(frozen=True, kw_only=True)
+class MegRun(HeldFile):
     """One recording."""
 
-    subject: int
     session: int
     run: int
-    path: Path
-
-    @property
-    def where(self) -> str:
-        """Subject, session and file, for messages."""
-        return f"subject {self.subject:02d}, session {self.session:02d}, run {self.run:02d}, file {self.path}"
 
     @property
     def events(self) -> Path:
@@ -418,9 +364,11 @@ class MegRun:
 
 def list_runs(root: Path) -> list[MegRun]:
     """Return all runs below `root`, complete or not."""
-    paths = sorted(root.glob("sub-BIGMEG*/ses-*/meg/sub-BIGMEG*_meg.*"))
-    matches = ((path, _RUN.match(path.name)) for path in paths)
-    return [MegRun(int(m[1]), int(m[2]), int(m[3]), path) for path, m in matches if m]
+    return [
+        MegRun(**{name: int(labels[name]) for name in ("subject", "session", "run")}, path=path)
+        for path, labels in LAYOUT.list_files(root, "run")
+        if labels["form"] in ("ds", "fif")
+    ]
 
 
 def find_runs(root: Path, subjects: Sequence[int] | None, sessions: Sequence[int] | None) -> list[MegRun]:
@@ -497,7 +445,7 @@ def make_run_part(
     if not sensors:
         raise DataError(f"{run.where} has no MEG sensor that its reader knows; fetch it again.")
     chosen = sensors if channels is None else channels
-    rows = find_channels(raw.ch_names, chosen, run.where)
+    find_channels(raw.ch_names, chosen, run.where)
     events = read_run_events(run, raw, names)
     sfreq = float(raw.info["sfreq"])
     lag = None
@@ -518,18 +466,7 @@ def make_run_part(
     )
     start = DROPOUTS.get((run.subject, run.session, run.run))
     gap = () if start is None else ((round(start * sfreq), round((start + 0.2) * sfreq)),)
-    every = list_sensors(raw, ("mag",), (DROPPED_SENSOR,), gap)
-    reader = RawReader(raw, rows, gap)
-    part = ContinuousPart(
-        recording,
-        chosen,
-        sfreq,
-        int(raw.n_times),
-        reader,
-        every,
-        tuple(raw.info["bads"]),
-        list_boundaries(raw),
-    )
+    part = make_part(recording, raw, chosen, ("mag",), run.where, leave_out=(DROPPED_SENSOR,), bridged=gap)
     return part, lag
 
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.datasets.bids.meeg_files import EpochReader
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     drop_events,
     replace_trials,
 )
-from braindecode_vis.datasets.things_meg.files import EpochReader
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,12 +2,13 @@
 
 The weights in the run score the held-out trials once more, which must give the number of the epoch that the rule of
 selection takes. With ``--refit`` short trainings are made again. What inner folds chose is fitted again with the
-encoder; see `braindecode_vis.parts.audit.results`.
+encoder, which encoder of several among it; see `braindecode_vis.parts.audit.results`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,13 @@ from braindecode_vis.parts.audit.recompute import RecomputedRun
 from braindecode_vis.pipeline import learning, preparing
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, Record, list_first, name_fold
+from braindecode_vis.training.auto import FILE as CHOICE
 from braindecode_vis.training.loop import get_monitored_score
 
 LOSS_TOLERANCE = 0.02  # of a validation loss, between the machines that trained and that audit
 WEIGHT_TOLERANCE = 1e-3  # of the largest weight: the same machine trains the same weights
+#: Of an inner score in 0..1: ties that rounding breaks, and networks that another machine trains.
+SAME_SCORE, OTHER_MACHINE = 1e-3, 0.02
 TIMES = ("seconds", "trials_per_second")  # in the record of an epoch
 LONGEST_TRAINING = 600.0  # seconds that the trainings of a run took, up to which ``--refit`` makes them again
 #: Of two fits' errors on the test: share of the error, and in standard errors of it, that no second training explains.
@@ -46,11 +50,13 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         return []
     findings, n = [], 0
     for number, (record, fitted) in enumerate(zip(run.trained, learning.train(again), strict=True)):
+        if not (record.path / "network.json").is_file():
+            continue  # another encoder was chosen in this fold
         content, where = read_json(record.path / "network.json"), name_fold(number)
         if not content.get("held_out"):
             _state_epochs(run, "nothing was held out; trained again with --refit")
             continue
-        chosen = _find_chosen(content["history"], record.fields["encoder"]["selection"])
+        chosen = _find_chosen(content["history"], record.encoder["selection"])
         responses, targets = learning.pick_training(again, number)
         rows = fitted.encoder.hold_out(responses, np.arange(responses.n_trials))
         held = {str(name) for name in responses.stimulus_ids[rows[1]]}
@@ -59,7 +65,7 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
             text = f"other images were held out than the seed draws, first {list_first(other)}."
             findings.append(AuditFinding("validation", "leak", text, where))
             continue
-        progress = (chosen + 1) / int(record.fields["encoder"]["epochs"])
+        progress = (chosen + 1) / int(record.encoder["epochs"])
         found = fitted.encoder.score_held_out(responses, targets, rows=rows, progress=progress)
         if problem := _place_epoch(content["history"], chosen, found):
             findings.append(AuditFinding("validation", "leak", problem, where))
@@ -117,6 +123,44 @@ def _place_epoch(history: list[dict[str, Any]], chosen: int, found: dict[str, An
     )
 
 
+# --- encoders that were tried ---------------------------------------------------------------------------------
+
+
+def check_choice(run: AuditedRun, again: RecomputedRun, record: Record, folder: Path) -> list[AuditFinding]:
+    """Compare the inner scores that chose an encoder with those of a fit that was made again, in `folder`."""
+    if not (record.path / CHOICE).is_file():
+        return []
+    stored, made = (read_json(path / CHOICE) for path in (record.path, folder))
+    where, is_trained = record.path.relative_to(run.folder).as_posix(), False
+    for candidate, old, new in zip(
+        again.config.encoder.candidates, stored["candidates"], made["candidates"], strict=True
+    ):
+        trained = any(part.trains_in_processes for part in roles.list_encoders(candidate))
+        is_trained |= trained
+        first, second = (
+            float("nan") if one.get("mean") is None else float(one["mean"]) for one in (old, new)
+        )
+        tolerance = OTHER_MACHINE if trained else SAME_SCORE
+        if not np.isclose(first, second, rtol=0, atol=tolerance, equal_nan=True):
+            text = f"tampered: the inner score of {old['kind']} is {first:.4g}, but {second:.4g} is computed."
+            return [AuditFinding("choices", "leak", text, where)]
+    if stored["chosen"] != made["chosen"]:
+        if not is_trained:
+            text = (
+                "tampered: the encoder in use is not the one that inner folds of the training trials choose."
+            )
+            return [AuditFinding("choices", "leak", text, where)]
+        run.state(
+            "choice",
+            "by record",
+            "encoder, by inner folds",
+            "networks of another machine are a little better or worse",
+        )
+        return []
+    run.state("choice", "recomputed", "encoder, by inner folds")
+    return []
+
+
 # --- networks again -----------------------------------------------------------------------------------------
 
 
@@ -145,11 +189,15 @@ def check_networks(
         reason = f"they were trained for {took / 60:.0f} minutes, which is not done again"
     if reason:
         run.state("fit", "by record", f"{words}weights", reason)
+        if any((record.path / CHOICE).is_file() for record in records):
+            run.state("choice", "by record", f"{words}encoder, by inner folds", reason)
         return []
     made = again.compute("train", learning.train)
     findings = []
     for number, record in enumerate(records):
         folder = made.get(record.path.as_posix())
+        if folder is not None:
+            findings += check_choice(run, again, record, folder)
         if folder is None or not compare_files(record.path, folder, WEIGHT_TOLERANCE, skip=TIMES):
             run.state("fit", "recomputed", f"{words}weights")
             continue

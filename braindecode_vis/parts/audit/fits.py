@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pydantic import TypeAdapter
 
 from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
-from braindecode_vis.base.contracts import EncoderSettings, ImageEncoderSettings
+from braindecode_vis.base.contracts import Context, EncoderSettings, ImageEncoderSettings
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.roles import build, complete, find_encoder_role
 from braindecode_vis.base.seeds import derive_seed
@@ -40,10 +41,12 @@ from braindecode_vis.preprocessing.selection import (
     fit_selection,
     pick_rows,
 )
+from braindecode_vis.training.auto import FILE as CHOICE
 
 #: Bytes of training responses, or of targets, up to which a fit is made again without ``--refit``.
 LARGEST_REFIT = 512 << 20
 TOLERANCE = 1e-3  # of a standard deviation; single precision stays below 1e-5
+LONGEST_CHOICE = 300.0  # seconds that trying several encoders took, up to which all are tried twice again
 POISON = 3e4  # within the reach of float16; times the largest value where the type allows it
 WEIGHT_TOLERANCE = (
     1e-3  # of the largest weight, between the fit that lies in the run and the clean one made here
@@ -133,7 +136,7 @@ def _measure_network(run: AuditedRun, record: Record, rows: np.ndarray) -> float
     }
     if not stored:
         return None
-    scaling = InputScalingConfig.model_validate(record.fields["encoder"]["input_scaling"])
+    scaling = InputScalingConfig.model_validate(record.encoder["input_scaling"])
     responses = _pick_inputs(run, record, rows)
     content = read_json(record.path / "network.json")
     is_held = np.isin(responses.stimulus_ids.astype(str), content["held_out"])
@@ -149,7 +152,7 @@ def _fit_transform(
 ) -> InputTransform:
     """Learn alignment and scaling from these rows, as the encoder of a record does."""
     alignment: Any = TypeAdapter(SubjectAlignment).validate_python(
-        record.fields["encoder"].get("subject_alignment", "none")
+        record.encoder.get("subject_alignment", "none")
     )
     transform = InputTransform(scaling, alignment, responses.dims[1:])
     subjects = responses.trials["subject"].astype(str).to_numpy(dtype=object)
@@ -330,7 +333,7 @@ def _measure_targets(
         held = read_json(record.path / "network.json")["held_out"]
         ids = pd.unique(run.responses.stimulus_ids[rows].astype(str))
         ids = ids[~np.isin(ids, held)]
-        bank = reduce_views(bank, record.fields["encoder"].get("view_choice"))
+        bank = reduce_views(bank, record.encoder.get("view_choice"))
     else:
         units = count_units(run.trials, rows, str(record.fields.get("repeats", "single")))
         ids = units["stimulus_id"].astype(str).to_numpy()
@@ -373,7 +376,8 @@ def check_refit(run: AuditedRun) -> list[AuditFinding]:
         (number, record)
         for number, record in enumerate(run.trained)
         if not (record.path / "network.json").is_file()
-        and drop_digests(members := record.fields.get("encoder", {}).get("members", [])) == members
+        and drop_digests(inner := _list_inner(record.fields.get("encoder", {}))) == inner
+        and not ((record.path / CHOICE).is_file() and record.content.get("seconds", 0) > LONGEST_CHOICE)
     ]
     if not linear:
         return []
@@ -402,6 +406,10 @@ def check_refit(run: AuditedRun) -> list[AuditFinding]:
     return findings or [AuditFinding("refit", "ok", text)]
 
 
+def _list_inner(encoder: Mapping[str, Any]) -> list[Any]:
+    return [*encoder.get("members", []), *encoder.get("candidates", [])]
+
+
 def _poison_responses(run: AuditedRun, copy: Path, number: int) -> Responses:
     """Write absurd numbers into the trials that a fold does not learn from, and restore the others."""
     learns = np.zeros(run.responses.n_trials, dtype=bool)
@@ -425,6 +433,8 @@ def _fit_encoder(
     seed = int(fields["seed"])
     config = complete(EncoderSettings, validate_component("encoder", fields["encoder"]))
     encoder = build(find_encoder_role(config), config, seed=derive_seed(seed, "train", number))
+    if (record.path / CHOICE).is_file():
+        encoder.bind(Context(earlier=record.path))
     if run.decodes_categories:
         picked = responses.select(rows)
         encoder.fit(picked, picked.trials["concept"].to_numpy(dtype=object))

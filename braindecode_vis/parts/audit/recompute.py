@@ -33,17 +33,25 @@ class RecomputedRun(Run):
         The stage that is computed again, empty for none.
     made
         Folder of what was computed, by stage and unit.
+    remaking
+        The artifact that is being computed again.
     """
 
     audited: AuditedRun | None = None
     computing: str = ""
     made: dict[str, Path] = field(default_factory=dict)
+    remaking: Path | None = None
 
     @property
     def records(self) -> Path:
         """The audited run folder."""
         assert self.audited is not None
         return self.audited.folder
+
+    @property
+    def earlier(self) -> Path | None:
+        """The artifact that is computed again."""
+        return self.remaking
 
     def produce(
         self,
@@ -59,7 +67,9 @@ class RecomputedRun(Run):
             name = f"{stage} {unit} {store.hash_json(store.json_plain(fields))}"
             folder = self.folder.path / name.replace(" ", "-")
             folder.mkdir()
+            self.remaking = record.path
             compute(folder)
+            self.remaking = None
             self.made[record.path.as_posix()] = folder
         return store.Artifact(record.path, record.fingerprint, True, "audited")
 

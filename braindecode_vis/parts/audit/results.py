@@ -22,6 +22,7 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import ImageRows, find_comparison_size
 from braindecode_vis.parts.audit.choices import (
     LONGEST_TRAINING,
+    check_choice,
     check_networks,
     describe_advantage,
     measure_distance,
@@ -43,6 +44,7 @@ from braindecode_vis.pipeline.reconstruction import (
     open_fits,
 )
 from braindecode_vis.scoring.retrieval import read_retrieval
+from braindecode_vis.training.auto import FILE as CHOICE
 
 #: Test trials of a network that are predicted again without ``--refit``, evenly spaced.
 MOST_PREDICTED = 2000
@@ -141,8 +143,10 @@ def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
             findings += check_networks(run, one, records, words)
             continue
         took = sum(_read_seconds(record) for record in records)
-        if took > SHORTEST_FIT and not run.thorough:
-            reason = f"they took {took:.0f} s; add --refit"
+        # Where the winner of several is no network, others of them may be.
+        trained = any(part.trains_in_processes for part in roles.list_encoders(one.config.encoder))
+        if took > ((LONGEST_TRAINING if trained else np.inf) if run.thorough else SHORTEST_FIT):
+            reason = f"they took {took:.0f} s{'' if run.thorough else '; add --refit'}"
             run.state("fit", "by record", f"{words}weights", reason)
             run.state("choice", "by record", f"{words}choices by inner folds", reason)
             continue
@@ -151,6 +155,14 @@ def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         made = one.compute("train", learning.train)
         for record in records:
             folder = made.get(record.path.as_posix())
+            if folder is not None and (record.path / CHOICE).is_file():
+                findings += check_choice(run, one, record, folder)
+                if (
+                    store.read_json(folder / CHOICE)["chosen"]
+                    != store.read_json(record.path / CHOICE)["chosen"]
+                ):
+                    continue  # fits of two encoders
+                (folder / CHOICE).unlink()
             if folder is not None and (text := compare_files(record.path, folder, LINEAR_TOLERANCE)):
                 text = f"{text}, of what the training trials of the fold give"
                 findings.append(name_tampering("fits", text, record.path.relative_to(run.folder).as_posix()))

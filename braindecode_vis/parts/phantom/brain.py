@@ -16,27 +16,13 @@ from braindecode_vis.base.checks import ConfigError, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.phantom.cortex import REGIONS, compute_receptive_fields, find_members
 from braindecode_vis.parts.phantom.drive import EARLY_GRID, MID_GRID, MIXED, N_EARLY, N_MID, StimulusDrive
-from braindecode_vis.parts.phantom.phantom_config import NETWORKS, ComponentConfig, Feature, PhantomConfig
+from braindecode_vis.parts.phantom.phantom_config import NETWORKS, ComponentConfig, PhantomConfig
 
 FIELD_LENGTH_MM = 9.0
 """Correlation length of tuning along cortex; larger than columns, as only clustered tuning reaches sensors."""
 RESPONSE_S = 1.5
 """A response ends this long after the end of the presentation, faded out over the last `FADE_S`."""
 FADE_S = 0.3
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of one person: a `ComponentConfig` after the person's own gain and latency were applied."""
-
-    name: str
-    regions: tuple[str, ...]
-    feature: Feature
-    onset_s: float
-    peak_s: float
-    sustained: float
-    offset: float
-    strength: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +38,13 @@ class Person:
     drive
         The images that can be shown.
     stages
-        The visual hierarchy and the networks beyond it.
+        The visual hierarchy and the networks beyond it, with the gain and the latency of this person.
     """
 
     config: PhantomConfig
     index: int
     drive: StimulusDrive
-    stages: tuple[Stage, ...]
+    stages: tuple[ComponentConfig, ...]
 
     @property
     def name(self) -> str:
@@ -91,22 +77,17 @@ def make_person(config: PhantomConfig, subject_index: int, drive: StimulusDrive)
         for region in stage.regions:
             check_option(f"region of stage {stage.name!r}", region, (*REGIONS, *NETWORKS))
         gain = float(np.exp(config.gain_sd * generator.standard_normal()))
-        stages.append(
-            Stage(
-                name=stage.name,
-                regions=stage.regions,
-                feature=stage.feature,
-                onset_s=max(0.02, stage.onset_s + shift),
-                peak_s=max(0.02, stage.onset_s + shift) + stage.peak_s - stage.onset_s,
-                sustained=stage.sustained,
-                offset=stage.offset,
-                strength=stage.strength * gain,
-            )
-        )
+        onset_s = max(0.02, stage.onset_s + shift)
+        own = {
+            "onset_s": onset_s,
+            "peak_s": onset_s + stage.peak_s - stage.onset_s,
+            "strength": stage.strength * gain,
+        }
+        stages.append(stage.model_copy(update=own))
     return Person(config=config, index=subject_index, drive=drive, stages=tuple(stages))
 
 
-def get_features(person: Person, stage: Stage, rows: np.ndarray) -> np.ndarray:
+def get_features(person: Person, stage: ComponentConfig, rows: np.ndarray) -> np.ndarray:
     """Return the features that drive a stage, float32 (n_rows, n_features).
 
     A row of -1 is an event without image content (a target, a blank): its features are zero, the mean over images.
@@ -116,7 +97,9 @@ def get_features(person: Person, stage: Stage, rows: np.ndarray) -> np.ndarray:
     return np.where((rows >= 0)[:, None], features, np.float32(0))
 
 
-def compute_weights(person: Person, stage: Stage, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def compute_weights(
+    person: Person, stage: ComponentConfig, positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the map from features to the source amplitudes of a stage.
 
     Parameters
@@ -148,7 +131,7 @@ def compute_weights(person: Person, stage: Stage, positions: np.ndarray) -> tupl
 
 
 def compute_common_amplitudes(
-    person: Person, stage: Stage, positions: np.ndarray
+    person: Person, stage: ComponentConfig, positions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return members of a stage and their response to any image, positive, of mean `stage.strength`."""
     members = find_members(positions, stage.regions)
@@ -157,7 +140,7 @@ def compute_common_amplitudes(
     return members, (stage.strength * np.exp(0.3 * field)).astype(np.float32)
 
 
-def compute_time_course(stage: Stage, times: np.ndarray, duration_s: float) -> np.ndarray:
+def compute_time_course(stage: ComponentConfig, times: np.ndarray, duration_s: float) -> np.ndarray:
     """Return the response of a stage to an image shown from 0 to `duration_s`, with a transient peak of 1.
 
     Zero up to the onset latency, then a gamma-shaped transient with an undershoot, a level held during the
@@ -264,7 +247,7 @@ def _compute_transient(times: np.ndarray, rise: float) -> np.ndarray:
     return first**2 * np.exp(2 * (1 - first)) - 0.4 * second**2 * np.exp(2 * (1 - second))
 
 
-def _find_source(person: Person, stage: Stage) -> int | None:
+def _find_source(person: Person, stage: ComponentConfig) -> int | None:
     """Return which source of a mixture a stage follows: higher stages take turns; None is all of the semantic drive."""
     if person.config.drive != "mixture" or stage.feature != "semantic":
         return None
@@ -273,7 +256,12 @@ def _find_source(person: Person, stage: Stage) -> int | None:
 
 
 def _draw_map(
-    drive: StimulusDrive, stage: Stage, points: np.ndarray, seed: int, owner: str, source: int | None
+    drive: StimulusDrive,
+    stage: ComponentConfig,
+    points: np.ndarray,
+    seed: int,
+    owner: str,
+    source: int | None,
 ) -> np.ndarray:
     """Draw one unit-spread map, (n_points, n_features); `source` is the part of a mixture that the stage follows."""
     names = (seed, "map", stage.name, owner)
@@ -292,7 +280,7 @@ def _draw_map(
     return weights / max(_measure_spread(drive, stage, weights), 1e-30)
 
 
-def _measure_spread(drive: StimulusDrive, stage: Stage, weights: np.ndarray) -> float:
+def _measure_spread(drive: StimulusDrive, stage: ComponentConfig, weights: np.ndarray) -> float:
     """Return the root mean square over training images and members of the amplitude that `weights` give."""
     train = np.flatnonzero(drive.is_train)
     # A thousand images tell the spread to a few percent; it is a scale, not a statistic of the data.

@@ -88,11 +88,9 @@ def compute_evoked_gram(
     return gram
 
 
-def compute_betas_gram(
-    person: Person, scanner: Scanner, rows: np.ndarray, *, imagery: bool = False
-) -> np.ndarray:
+def compute_betas_gram(person: Person, scanner: Scanner, rows: np.ndarray) -> np.ndarray:
     """Return the noise-whitened inner products of noiseless betas, float array (n_rows, n_rows)."""
-    betas = compute_betas(person, scanner, rows, imagery=imagery).astype(np.float64)
+    betas = compute_betas(person, scanner, rows).astype(np.float64)
     numbers = person.config.fmri
     modes = np.sqrt(numbers.correlated) * make_noise_modes(person, scanner).astype(np.float64)
     white = 1 - numbers.correlated

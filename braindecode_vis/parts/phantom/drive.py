@@ -54,7 +54,7 @@ MIXED = ("colours", "gabor", "random_network")
 
 @dataclass(frozen=True, eq=False)
 class StimulusDrive:
-    """Standardised features of every image; rows are addressed by number or by stimulus id.
+    """Standardised features of every image; a row is an image.
 
     Parameters
     ----------
@@ -94,22 +94,6 @@ class StimulusDrive:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def find_rows(self, ids: Sequence[str]) -> np.ndarray:
-        """Return the row of each id, shape (len(ids),).
-
-        Raises
-        ------
-        DataError
-            If an id is unknown.
-        """
-        known = {stimulus_id: row for row, stimulus_id in enumerate(self.ids)}
-        missing = [stimulus_id for stimulus_id in ids if stimulus_id not in known]
-        if missing:
-            raise DataError(
-                f"stimulus {missing[0]!r} is not among the {len(self)} images of the stimulus drive."
-            )
-        return np.array([known[stimulus_id] for stimulus_id in ids], dtype=int)
 
 
 def make_drive(
@@ -168,8 +152,8 @@ def make_drive(
         semantic = project_embeddings(embeddings, train, n_semantic)
     return StimulusDrive(
         ids=np.asarray(ids, dtype=object),
-        early=_standardise(np.concatenate(early), train),
-        mid=_standardise(np.concatenate(mid), train),
+        early=standardise(np.concatenate(early), train),
+        mid=standardise(np.concatenate(mid), train),
         semantic=semantic,
         is_train=train,
     )
@@ -282,10 +266,11 @@ def project_embeddings(embeddings: np.ndarray, is_train: np.ndarray, n_semantic:
     # Directions that the training images do not span would be whitened noise.
     n_kept = max(1, min(n_semantic, int((sizes > 1e-6 * max(sizes[0], 1e-30)).sum())))
     scores = (vectors - mean) @ directions[:n_kept].T
-    return _standardise(scores, is_train)
+    return standardise(scores, is_train)
 
 
-def _standardise(features: np.ndarray, is_train: np.ndarray) -> np.ndarray:
+def standardise(features: np.ndarray, is_train: np.ndarray) -> np.ndarray:
+    """Return features with the mean and the spread of the training rows taken out, float32 within eight spreads."""
     mean, spread = features[is_train].mean(axis=0), features[is_train].std(axis=0)
     # A feature that never varies in training carries nothing, and would explode on other images.
     usable = spread > 1e-4 * max(float(spread.max()), 1e-30)

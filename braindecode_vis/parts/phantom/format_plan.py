@@ -7,8 +7,10 @@ call finished it. Knows no format.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.datasets.drawn.images import make_things_like_split
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.drive import StimulusDrive
 from braindecode_vis.parts.phantom.forward import SensorSystem
@@ -85,6 +88,10 @@ class Progress:
             yield piece
             self.add(step(piece))
 
+    def watch_samples(self, blocks: Iterable[np.ndarray], sfreq: float) -> Iterator[np.ndarray]:
+        """Yield blocks of shape (n_channels, n) at `sfreq` Hz, and count their seconds."""
+        return self.watch(blocks, lambda block: block.shape[1] / sfreq)
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -144,6 +151,13 @@ class PhantomJob:
         return np.flatnonzero(self.table["split"] == "test")
 
     @property
+    def repetitions(self) -> np.ndarray:
+        """How often a person sees each image."""
+        return np.where(
+            self.table["split"] == "test", self.size.test_repetitions, self.size.train_repetitions
+        )
+
+    @property
     def sensors(self) -> SensorSystem:
         """The recording system of a format of EEG or MEG."""
         assert isinstance(self.recorder, SensorSystem)
@@ -154,6 +168,44 @@ class PhantomJob:
         """The scanner of a format of fMRI."""
         assert isinstance(self.recorder, Scanner)
         return self.recorder
+
+
+def list_units(
+    job: PhantomJob,
+    name: str,
+    n_steps: int | Callable[..., int],
+    write: Callable[..., list[Path]],
+    *,
+    people: Sequence[Person] | None = None,
+    **labels: Iterable[Any],
+) -> list[Unit]:
+    """Return a unit for each person and each combination of labels, such as sessions and runs, in their order.
+
+    Parameters
+    ----------
+    name
+        What is written, with the person and the labels in braces: ``subject {person.name}, session {session:02d}``.
+    n_steps
+        Share of each in the progress; a function is called with the labels.
+    write
+        Called with the job, the person, the labels and the progress.
+    people
+        Whose files they are; of all subjects of the job by default.
+    """
+    units = []
+    for person in job.subjects if people is None else people:
+        for values in product(*labels.values()):
+            text = name.format(person=person, **dict(zip(labels, values, strict=True)))
+            steps = n_steps if isinstance(n_steps, int) else n_steps(*values)
+            units.append(Unit(text, steps, partial(write, job, person, *values)))
+    return units
+
+
+def list_pictures(size: PhantomSize, seed: int, folder: str = f"{TRUTH}/images") -> pd.DataFrame:
+    """Return the images of both splits; by default beside the truth, for a layout that holds no picture files."""
+    counts = (size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars)
+    table = make_things_like_split(*counts, seed=seed, n_pairs=size.n_pairs or 0)
+    return table.assign(path=[str(Path(folder) / path) for path in table["path"]])
 
 
 @dataclass(frozen=True)
@@ -172,12 +224,12 @@ class Format:
         How long an image stays on the screen.
     count
         Work and space of a size.
-    list_images
-        Table of the images of a size and a seed; see `PhantomJob.table`, with `concept_index` and `exemplar`.
     make_recorder
         The simulated recording system or scanner of a size.
     plan
         The units of a job.
+    list_images
+        Table of the images of a size and a seed; see `PhantomJob.table`, with `concept_index` and `exemplar`.
     count_images
         Number of rows of the table of images.
     limits
@@ -207,9 +259,9 @@ class Format:
     uses: tuple[str, ...]
     duration_s: float
     count: Callable[[PhantomSize], Counts]
-    list_images: Callable[[PhantomSize, int], pd.DataFrame]
     make_recorder: Callable[[PhantomSize], SensorSystem | Scanner]
     plan: Callable[[PhantomJob], list[Unit]]
+    list_images: Callable[[PhantomSize, int], pd.DataFrame] = list_pictures
     count_images: Callable[[PhantomSize], int] = count_images
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     check: Callable[[PhantomSize], Any] = lambda size: None

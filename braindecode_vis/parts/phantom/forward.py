@@ -260,10 +260,10 @@ def project_images(person: Person, patterns: tuple[np.ndarray, ...], rows: np.nd
     return np.stack(shown, axis=1)
 
 
-def pick_training_rows(person: Person, most: int = 2000) -> np.ndarray:
-    """Return at most `most` training images, evenly spread over the drive: enough for second moments."""
+def pick_training_rows(person: Person) -> np.ndarray:
+    """Return at most 2000 training images, evenly spread over the drive: enough for second moments."""
     train = np.flatnonzero(person.drive.is_train)
-    return train[np.linspace(0, len(train) - 1, min(len(train), most)).astype(int)]
+    return train[np.linspace(0, len(train) - 1, min(len(train), 2000)).astype(int)]
 
 
 def get_positions(info: mne.Info) -> np.ndarray:

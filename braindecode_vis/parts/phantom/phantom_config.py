@@ -5,7 +5,7 @@ Owns the configuration models and their defaults. Knows nothing of sensors, surf
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -22,15 +22,7 @@ Network = Literal[
     "frontoparietal",
     "default",
 ]
-NETWORKS: tuple[Network, ...] = (
-    "visual",
-    "somatomotor",
-    "dorsal_attention",
-    "ventral_attention",
-    "limbic",
-    "frontoparietal",
-    "default",
-)
+NETWORKS: tuple[Network, ...] = get_args(Network)
 
 
 class ComponentConfig(Settings):

@@ -207,6 +207,13 @@ def pick_voxels(scanner: Scanner, inside: np.ndarray) -> Scanner:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=4)
+def make_area_scanner(voxel_mm: float, area: str) -> Scanner:
+    """Return the scanner of the voxels of one area alone; where neurons are recorded, these are their places."""
+    whole = make_scanner(voxel_mm, 1.0)
+    return pick_voxels(whole, whole.regions == area)
+
+
 def make_centred_affine(shape: tuple[int, int, int], voxel_mm: float) -> np.ndarray:
     """Return the affine of a volume whose axes point right, forward and up, and whose middle is 0 mm."""
     affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])

@@ -70,7 +70,7 @@ def make_phantom(
     changing: float = 0.0,
     listener: ProgressListener | None = None,
 ) -> PhantomTruth:
-    """Simulate subjects who look at generated images, and write them in the files of a public data set.
+    """Simulate subjects who look at computer-drawn images, and write them in the files of a public data set.
 
     Parameters
     ----------

@@ -106,6 +106,11 @@ class PhantomSize:
         return self.n_train_concepts * self.n_train_exemplars
 
     @property
+    def runs(self) -> int:
+        """Runs of a session; one where a format does not count them."""
+        return self.n_runs or 1
+
+    @property
     def n_trials(self) -> int:
         """Trials of one person with an image of the two splits."""
         return self.n_train_images * self.train_repetitions + self.n_test_concepts * self.test_repetitions
@@ -134,7 +139,7 @@ def count_images_of_concepts(size: PhantomSize) -> int:
 
 
 def estimate_image_bytes(image_size: int) -> float:
-    """Return the bytes of one image in a file, as measured on generated images."""
+    """Return the bytes of one image in a file, as measured on computer-drawn images."""
     # JPEG of quality 95 grows with edges (size) and texture (area).
     return 300 + 43 * image_size + 0.12 * image_size**2
 

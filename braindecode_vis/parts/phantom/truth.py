@@ -286,7 +286,7 @@ def _write_person(job: PhantomJob, person: Person, score: Callable[[int], float]
 
 
 def _plant(person: Person) -> dict[str, Any]:
-    stages = [dataclasses.asdict(stage) for stage in person.stages]
+    stages = [stage.model_dump() for stage in person.stages]
     return {"subject": person.name, "onset_s": person.onset_s, "stages": stages}
 
 

@@ -22,18 +22,22 @@ PHANTOM_DRIVES = ("embedded", "colours", "gabor", "random_network", "mixture")
 
 @dataclass(frozen=True)
 class SizeOptions:
-    """How much is simulated, where it differs from a named size."""
+    """How much is simulated, where it differs from a named size, by the names of the fields of `PhantomSize`."""
 
-    subjects: Annotated[int | None, typer.Option("--subjects", min=1, help="Simulated subjects.")] = None
-    concepts: Annotated[int | None, typer.Option("--concepts", min=1, help="Training concepts.")] = None
-    exemplars: Annotated[int | None, typer.Option("--exemplars", min=1, help="Images of each of them.")] = (
+    n_subjects: Annotated[int | None, typer.Option("--subjects", min=1, help="Simulated subjects.")] = None
+    n_train_concepts: Annotated[int | None, typer.Option("--concepts", min=1, help="Training concepts.")] = (
         None
     )
-    test_concepts: Annotated[int | None, typer.Option("--test-concepts", min=2, help="Test concepts.")] = None
-    sessions: Annotated[int | None, typer.Option("--sessions", min=1, help="Sessions of each subject.")] = (
+    n_train_exemplars: Annotated[
+        int | None, typer.Option("--exemplars", min=1, help="Images of each of them.")
+    ] = None
+    n_test_concepts: Annotated[int | None, typer.Option("--test-concepts", min=2, help="Test concepts.")] = (
         None
     )
-    raw_sessions: Annotated[
+    n_sessions: Annotated[int | None, typer.Option("--sessions", min=1, help="Sessions of each subject.")] = (
+        None
+    )
+    n_raw_sessions: Annotated[
         int | None,
         typer.Option("--raw-sessions", min=0, help="Sessions whose raw runs are written too (THINGS-MEG)."),
     ] = None
@@ -41,7 +45,7 @@ class SizeOptions:
         None
     )
     test_repetitions: Annotated[int | None, typer.Option(min=1, help="Times a test image is seen.")] = None
-    imagery: Annotated[
+    n_imagery: Annotated[
         int | None,
         typer.Option(
             "--imagery", min=0, help="Test images that are imagined too, where the format has imagery."
@@ -54,20 +58,20 @@ class SizeOptions:
         float | None,
         typer.Option("--voxel-mm", help="Side of a voxel (fMRI); 1.8 gives the volumes of NSD's own files."),
     ] = None
-    betas: Annotated[
+    beta_versions: Annotated[
         str | None, typer.Option("--betas", help="Versions of NSD's betas, separated by commas, or all.")
     ] = None
     beta_form: Annotated[
         str | None, typer.Option("--beta-form", help="Files of NSD's betas: nii.gz or hdf5.")
     ] = None
-    parcels: Annotated[
+    n_parcels: Annotated[
         int | None, typer.Option("--parcels", min=14, help="Parcels of the atlas beside fMRI; up to 28 else.")
     ] = None
-    sites: Annotated[int | None, typer.Option("--sites", min=1, help="Sites of a corpus.")] = None
+    n_sites: Annotated[int | None, typer.Option("--sites", min=1, help="Sites of a corpus.")] = None
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=1, help="Minutes of a corpus recorded of each subject.")
     ] = None
-    pairs: Annotated[
+    n_pairs: Annotated[
         int | None,
         typer.Option("--pairs", min=1, help="Pairs of test images that show the same parts bound otherwise."),
     ] = None
@@ -76,23 +80,17 @@ class SizeOptions:
         """Return the fields of `braindecode_vis.parts.phantom.PhantomSize` that change."""
         from braindecode_vis.parts import phantom as simulated
 
-        versions = simulated.BETA_VERSIONS if self.betas == "all" else (self.betas or "").split(",")
-        changes = {
-            "n_subjects": self.subjects, "n_train_concepts": self.concepts, "n_train_exemplars": self.exemplars,
-            "n_test_concepts": self.test_concepts, "n_sessions": self.sessions,
-            "n_raw_sessions": self.raw_sessions,
-            "train_repetitions": self.train_repetitions, "test_repetitions": self.test_repetitions,
-            "n_imagery": self.imagery, "imagery_repetitions": self.imagery_repetitions, "beta_form": self.beta_form,
-            "n_parcels": self.parcels, "n_sites": self.sites, "n_pairs": self.pairs,
-            "minutes": _shorten(self.minutes), "voxel_mm": _shorten(self.voxel_mm),
-            "beta_versions": tuple(versions) if self.betas else None,
-        }  # fmt: skip
-        return {key: value for key, value in changes.items() if value is not None}
+        changes = {name: _shorten(value) for name, value in vars(self).items() if value is not None}
+        if versions := changes.pop("beta_versions", ""):
+            changes["beta_versions"] = (
+                simulated.BETA_VERSIONS if versions == "all" else tuple(versions.split(","))
+            )
+        return changes
 
 
-def _shorten(number: float | None) -> float | None:
+def _shorten(value: Any) -> Any:
     """Return 8.0 as 8: the ledger compares requests as they are written."""
-    return int(number) if number is not None and number.is_integer() else number
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @takes("debug")
@@ -139,7 +137,7 @@ def phantom(
 ) -> None:
     """Simulate recordings in the files of a public data set.
 
-    Simulated subjects look at images; the truth stands beside the files.
+    Simulated subjects look at computer-drawn images; the truth stands beside the files.
     """
     from braindecode_vis.base.checks import check_option
     from braindecode_vis.parts import phantom as simulated

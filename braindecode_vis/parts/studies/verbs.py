@@ -432,9 +432,9 @@ def demo(
         print_scores(read_scores(run.folder.path))
         ceiling = max(top for subject in truth.subjects for top in subject["ideal_top1"].values())
         make_console(stderr=False).print(
-            f"{truth.n_test} unseen concepts, chance of top-1 {truth.chance:.3f}; the noise would let an observer who "
-            f"knows the simulated brain reach {ceiling:.3f}. Higher regions of the simulated brain follow {drive}: "
-            f"{DRIVES[drive]}.",
+            f"{truth.n_test} unseen concepts of computer-drawn pictures, chance of top-1 {truth.chance:.3f}; the noise "
+            f"would let an observer who knows the simulated brain reach {ceiling:.3f}. Higher regions of the simulated "
+            f"brain follow {drive}: {DRIVES[drive]}.",
             markup=False,
         )
     finish(run, as_json, f"report: {run.folder.path / 'report.html'}")

@@ -26,6 +26,8 @@ from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, Record, list_first, name_fold
 from braindecode_vis.pipeline.preparing import find_shared_subjects, list_earlier, name_sources
 from braindecode_vis.preprocessing.common_space import name_alignment
+from braindecode_vis.training.auto import FILE as CHOICE
+from braindecode_vis.training.auto import find_winner
 
 #: A word of its own: ``test_top1`` and ``tested``, but neither ``latest`` nor ``testimony``.
 _TEST_SCORE = re.compile(r"(^|[^a-z])(test|tested)([^a-z]|$)")
@@ -202,9 +204,17 @@ def _check_config(run: AuditedRun) -> list[AuditFinding]:
 
 
 def check_penalties(run: AuditedRun) -> list[AuditFinding]:
-    """Compare penalty and number of features in use with the best of the recorded inner folds."""
-    findings, n = [], 0
+    """Compare encoder, penalty and number of features in use with the best of the recorded inner folds."""
+    findings, n, choice = [], 0, ""
     for number, record in enumerate(run.trained):
+        if (record.path / CHOICE).is_file():
+            content = read_json(record.path / CHOICE)
+            tried, used, best = content["candidates"], content["chosen"], find_winner(content["candidates"])
+            choice = "encoders and "
+            if used != best:
+                kinds = [f"candidate {place + 1} ({tried[place]['kind']})" for place in (used, best)]
+                text = f"{kinds[0]} is in use, but the inner folds chose {kinds[1]}."
+                findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
         path = record.path / "ridge.json"
         content = read_json(path) if path.is_file() else {}
         if not content.get("choices"):
@@ -220,8 +230,8 @@ def check_penalties(run: AuditedRun) -> list[AuditFinding]:
             text = f"{content['n_kept']} features are in use, but the inner folds chose {size}."
             findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
     text = (
-        "penalties are the best of inner folds of training trials."
-        if n
+        f"{choice}penalties are the best of inner folds of training trials."
+        if n or choice
         else "no penalty was chosen by ridge."
     )
     return findings or [AuditFinding("choices", "ok", text)]
@@ -283,7 +293,7 @@ def check_held_out(run: AuditedRun) -> list[AuditFinding]:
             continue
         n += 1
         # Networks of categories keep the last epoch, and have no such setting.
-        content, settings = read_json(path), record.fields["encoder"].get("selection", {"kind": "last"})
+        content, settings = read_json(path), record.encoder.get("selection", {"kind": "last"})
         # (n_trials,)
         held = np.isin(ids, content["held_out"])
         foreign = set(content["held_out"]) - set(ids[fold.train].tolist())
@@ -299,13 +309,13 @@ def check_held_out(run: AuditedRun) -> list[AuditFinding]:
         if split and content["held_out_by"] == "concept":
             text = f"{len(split)} validation concept(s) are learnt from as well, first {list_first(split)}."
             findings.append(AuditFinding("validation", "leak", text, where))
-        findings += _check_epochs(content["history"], record.fields["encoder"], settings, where)
+        findings += _check_epochs(content["history"], record.encoder, settings, where)
     text = "validation images are training images that were held out." if n else "no network was trained."
     return findings or [AuditFinding("validation", "ok", text)]
 
 
 def _check_epochs(
-    history: list[dict[str, Any]], encoder: dict[str, Any], settings: dict[str, Any], where: str
+    history: list[dict[str, Any]], encoder: Mapping[str, Any], settings: dict[str, Any], where: str
 ) -> list[AuditFinding]:
     """Compare the number of epochs with the one that was fixed, or that the validation curve explains."""
     n, planned = len(history), int(encoder["epochs"])
@@ -346,7 +356,7 @@ def check_options(run: AuditedRun) -> list[AuditFinding]:
     findings = []
     subjects = run.responses.trials["subject"].astype(str).to_numpy(dtype=object)
     for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
-        kind = name_alignment(record.fields.get("encoder", {}).get("subject_alignment", "none"))
+        kind = name_alignment(record.encoder.get("subject_alignment", "none"))
         new = set(subjects[fold.test].tolist()) - set(subjects[fold.train].tolist())
         # A subject outside the training set can only be aligned by the trials that are predicted.
         if kind in ("euclidean", "zscore") and new:

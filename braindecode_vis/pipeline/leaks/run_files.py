@@ -22,6 +22,7 @@ from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.pipeline.leaks.findings import How, Part, Verified
 from braindecode_vis.pipeline.synthetic import read_synthetic
 from braindecode_vis.preprocessing.splits import Fold
+from braindecode_vis.training.auto import FILE as CHOICE
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,13 @@ class Record:
     def fields(self) -> Mapping[str, Any]:
         """Settings that the artifact was made with."""
         return self.content.get("fields", {})
+
+    @property
+    def encoder(self) -> Mapping[str, Any]:
+        """Settings of the encoder that was fitted: those of the winner where several were tried."""
+        asked: Mapping[str, Any] = self.fields.get("encoder", {})
+        path = self.path / CHOICE
+        return asked["candidates"][store.read_json(path)["chosen"]] if path.is_file() else asked
 
     @property
     def upstream(self) -> Mapping[str, str]:

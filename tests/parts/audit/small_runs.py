@@ -95,3 +95,8 @@ def write_trained(folder, prepared, bank=None, *, number=0, fields=None, write=N
     upstream = {"preprocess": read_name(prepared)} | ({} if bank is None else {"embed": read_name(bank)})
     fields = {"fold": number, **(fields or {})}
     return write_artifact(folder, "train", fields, upstream, unit=f"fold{number:02d}", write=write, **content)
+
+
+def find(audit, check, level="leak"):
+    """Return what a check found at a level."""
+    return [item for item in audit.findings if item.check == check and item.level == level]

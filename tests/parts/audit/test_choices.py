@@ -1,4 +1,4 @@
-"""Choices are made again: what inner folds said, what networks score on held-out images, and networks themselves."""
+"""Choices of networks are made again: scores on held-out images, and trainings; test_plants forges whole runs."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from braindecode_vis import pipeline
 from braindecode_vis.base import store
 from braindecode_vis.config import read_config
 from braindecode_vis.parts.audit import choices
@@ -17,110 +16,51 @@ from braindecode_vis.pipeline.leaks.findings import Verified
 from braindecode_vis.pipeline.leaks.run_files import Record
 from braindecode_vis.pipeline.learning import predict_out_of_fold
 from braindecode_vis.pipeline.runs import open_run
-from tests.parts.audit.test_audit import QUICK, find, find_artifact, reseal
+from tests.parts.audit.small_runs import find
+from tests.parts.audit.test_audit import QUICK, find_artifact, reseal
 
-NETWORK = (
-    "encoder={kind: network, network: {kind: residual_mlp, hidden: 32, n_blocks: 1}, epochs: 12, "
-    "selection: {kind: early_stopping, patience: 3, hold_out: 0.2}}"
+AUTO = (
+    "encoder={kind: auto, budget: 100, n_inner_folds: 3, candidates: [{kind: ridge, alphas: [1, 10]}, "
+    "{kind: ridge, alphas: [1.0e+6]}]}"
 )
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Return a finished training of each encoder."""
-    folders = {}
-    for name, changes in {
-        "ridge": ["encoder.alphas=[1,10,100]", "encoder.n_features=[6,12,null]"],
-        "network": [NETWORK],
-    }.items():
-        folders[name] = tmp_path_factory.mktemp("choices") / name
-        overrides = [*QUICK[:-1], "target={kind: pixels, size: 8}", *changes]
-        predict_out_of_fold(open_run(read_config("synthetic_digits", overrides), folders[name]))
-    return folders
-
-
-@pytest.fixture
-def copy(made, tmp_path):
-    return lambda name: Path(shutil.copytree(made[name], tmp_path / name))
-
-
-def edit(folder, name, change):
-    artifact = find_artifact(folder, "train")
-    content = store.read_json(artifact / name)
-    store.write_json(artifact / name, change(content) or content)
-    reseal(artifact)
+def auto(tmp_path_factory):
+    """Return a run whose encoder was chosen among two."""
+    folder = tmp_path_factory.mktemp("choices") / "auto"
+    overrides = [*QUICK[:-1], "target={kind: pixels, size: 8}", AUTO]
+    predict_out_of_fold(open_run(read_config("synthetic_digits", overrides), folder))
     return folder
 
 
-def get_status(audit, part):
-    return next(item for item in audit.list_status() if item.part == part)
-
-
-def test_choices_of_ridge_are_made_again_without_being_asked(made):
-    audit = audit_run(made["ridge"])
+def test_the_encoder_that_was_chosen_among_several_is_chosen_again(auto):
+    audit = audit_run(auto, refit=True)
     assert not audit.leaks
-    assert get_status(audit, "choice").how == "recomputed"
-    assert "weights" in get_status(audit, "fit").recomputed
+    choice = next(item for item in audit.list_status() if item.part == "choice")
+    assert "encoder, by inner folds" in choice.recomputed
+    assert "encoders and penalties are the best" in str(find(audit, "choices", level="ok"))
 
 
-def test_a_rewritten_error_of_an_inner_fold_is_found(copy):
-    def change(content):
-        content["choices"][0]["mse"] *= 1.01
-
-    (leak,) = find(audit_run(edit(copy("ridge"), "ridge.json", change)), "fits")
-    assert "ridge.json" in leak.message
-
-
-def test_a_number_of_features_that_the_inner_folds_did_not_choose_is_found(copy):
-    def change(content):
-        sizes = {choice["n_features"] for choice in content["choices"]} - {None, content["n_kept"]}
-        best = min(content["choices"], key=lambda choice: choice["mse"])
-        best["n_features"] = sizes.pop()
-
-    assert find(audit_run(edit(copy("ridge"), "ridge.json", change)), "choices")
-
-
-def test_out_of_fold_predictions_that_know_their_image_are_found(copy):
-    folder = copy("ridge")
-    artifact = find_artifact(folder, "out_of_fold")
-    kept = store.read_embeddings(artifact)
-    bank = store.read_embeddings(find_artifact(folder, "embed")).select(list(kept.ids))
-    np.save(artifact / "vectors.npy", 0.9 * kept.vectors + 0.1 * bank.vectors)
-    reseal(artifact)
-    (leak,) = find(audit_run(folder), "out-of-fold")
-    assert "one of a fit that has not seen it" in leak.message
-
-
-def test_a_network_is_trained_again_and_its_validation_is_that_of_the_best_epoch(made):
-    audit = audit_run(made["network"], refit=True)
-    assert not audit.leaks
-    assert get_status(audit, "fit").how == get_status(audit, "choice").how == "recomputed"
-
-
-def test_weights_of_another_epoch_than_validation_chose_are_found(made, tmp_path):
-    """The curve is right, the weights are the last ones: what the best epoch on the test would leave behind."""
-    overrides = [
-        *QUICK[:-1],
-        "target={kind: pixels, size: 8}",
-        NETWORK.replace("early_stopping, patience: 3", "last"),
-    ]
-    other = tmp_path / "other"
-    pipeline.train(open_run(read_config("synthetic_digits", [*overrides, "encoder.epochs=2"]), other))
-    folder = Path(shutil.copytree(made["network"], tmp_path / "run"))
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda record: record.update(chosen=1 - record["chosen"]), "is in use, but the inner folds chose"),
+        (lambda record: record["candidates"][0].update(mean=0.99), "the inner score of ridge is 0.99, but"),
+        (
+            lambda record: record["candidates"][1].update(left_out="it would have taken long", by="budget"),
+            "the inner score of ridge is",
+        ),
+    ],
+)
+def test_a_rewritten_choice_among_encoders_is_found(auto, change, words, tmp_path):
+    folder = Path(shutil.copytree(auto, tmp_path / "run"))
     artifact = find_artifact(folder, "train")
-    shutil.copy(find_artifact(other, "train") / "network.safetensors", artifact / "network.safetensors")
+    record = store.read_json(artifact / "auto.json")
+    change(record)
+    store.write_json(artifact / "auto.json", record)
     reseal(artifact)
-    (leak,) = find(audit_run(folder), "validation")
-    assert "weights" in leak.message
-
-
-def test_a_validation_curve_that_was_rewritten_is_found(copy):
-    def change(content):
-        for entry in content["history"]:
-            entry["validation_loss"] *= 0.5
-
-    (leak,) = find(audit_run(edit(copy("network"), "network.json", change)), "validation")
-    assert "weights are not those of epoch" in leak.message
+    assert any(words in leak.message for leak in find(audit_run(folder), "choices"))
 
 
 def test_held_out_images_are_scored_at_the_place_of_the_chosen_epoch_in_the_training(monkeypatch, tmp_path):

@@ -30,6 +30,8 @@ def test_cramers_v_is_that_of_a_table_of_counts():
         # Codes that nobody has change nothing.
         assert compute_cramers_v(2 * first, 3 * second + 1) == pytest.approx(np.sqrt(corrected / min(sides)))
     assert compute_cramers_v(np.zeros(9, int), np.arange(9)) == 0
+    values = [compute_cramers_v(generator.integers(0, 9, 60), np.repeat(np.arange(6), 10)) for _ in range(50)]
+    assert np.mean(values) < 0.08  # without the correction 0.36
 
 
 def test_blocks_stay_whole_when_they_are_shuffled_and_stay_in_their_group():
@@ -40,6 +42,16 @@ def test_blocks_stay_whole_when_they_are_shuffled_and_stay_in_their_group():
     for shuffled in seen:
         assert (shuffled.reshape(6, 4) == shuffled[::4, None]).all()
         assert set(shuffled[:12].tolist()) == {0, 1, 2}
+
+
+def test_permutations_keep_their_level():
+    generator = np.random.default_rng(2)
+    runs = np.repeat(np.arange(4), 12)
+    p = [
+        permute(lambda c: compute_cramers_v(c, runs), generator.integers(0, 3, 48), 0 * runs, seed, "test").p
+        for seed in range(40)
+    ]
+    assert np.mean(np.array(p) <= 0.2) < 0.4
 
 
 def order_concepts(how):

@@ -10,6 +10,7 @@ from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.embeddings.pixels import PcaConfig
+from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.parts.audit import fits
 from braindecode_vis.parts.audit.fits import (
     _compare,
@@ -122,6 +123,31 @@ def test_means_and_scales_are_compared_in_standard_deviations():
     assert _compare(mean, std, mean, np.array([2.2, 5.0, 1.0])) == pytest.approx(0.1)
     assert _compare(mean, std, mean, np.array([2.0, 4.0, 1.0])) == pytest.approx(0.2)
     assert _compare(mean, std, mean[:2], std[:2]) == np.inf
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_a_common_space_of_subjects_must_be_that_of_training_trials(tmp_path, leaks):
+    generator = np.random.default_rng(0)
+    ids, who = np.tile(IMAGES[:8], 8), np.repeat(["1", "2"], 32).astype(object)
+    rows, trained = np.arange(64), np.tile(np.arange(8) < 6, 8)
+    folds = []
+    for name in ("1", "2"):  # a few trials of the tested subject are learnt from as well
+        known = rows[trained & (who != name)], rows[trained & (who == name)][:10]
+        folds.append((np.sort(np.concatenate(known)), rows[~trained & (who == name)]))
+    data = generator.normal(size=(64, 5, 12)).astype(np.float32)
+    data = np.where((who == "1")[:, None, None], data, 2 * data[:, ::-1] + 1)
+    prepared = write_prepared(tmp_path, data, folds, ids=ids, columns={"subject": who})
+    responses = open_audited(tmp_path).responses
+    config = RidgeConfig(subject_alignment={"kind": "hyperalignment", "n_components": 3}, alphas=(1.0,))
+    for number, (train, test) in enumerate(folds):
+        seen = responses.select(np.sort(np.r_[train, test]) if leaks else train)
+        targets = Embeddings(generator.standard_normal((seen.n_trials, 2)), seen.stimulus_ids, "x")
+        encoder = config.build(seed=0).fit(seen, targets)
+        fields = {"encoder": config.hashed_fields(), "selection": {}, "repeats": "single", "seed": 0}
+        write_trained(tmp_path, prepared, number=number, fields=fields, write=encoder.write)
+    found = check_inputs(open_audited(tmp_path))
+    assert [item.level for item in found] == (["leak"] * 2 if leaks else ["ok"])
+    assert all("those of training and test trials" in item.message for item in found) == leaks
 
 
 # --- features -----------------------------------------------------------------------------------------------

@@ -125,6 +125,16 @@ def test_sessions_of_test_trials_alone_are_standardised_by_themselves(check):
     sessions = np.where(ROWS < N_TRAIN, "a", "b").astype(object)
     found = check(check_standardised, standardise(draw(), ROWS, sessions), columns={"session": sessions})
     assert (found.level, "own test trials" in found.message) == ("transductive", True)
+    assert "1/b" in found.message
+
+
+def test_subjects_scaled_by_trials_that_other_folds_learn_from_are_transductive(check):
+    who, taught = np.array(["1", "2"], dtype=object)[ROWS % 2], ROWS < N_TRAIN
+    folds = [(ROWS[taught & (who != name)], ROWS[~taught & (who == name)]) for name in ("1", "2")]
+    data = standardise(draw(), ROWS[taught], who)
+    found = check(check_standardised, data, columns={"subject": who}, folds=folds)
+    assert (found.level, found.where) == ("transductive", "fold 0")
+    assert "per subject: trials outside the fold" in found.message
 
 
 def test_trials_that_are_called_z_scores_and_are_none_are_a_warning(check):
@@ -132,10 +142,24 @@ def test_trials_that_are_called_z_scores_and_are_none_are_a_warning(check):
     assert (found.level, "no set of training trials" in found.message) == ("warning", True)
 
 
+def test_volumes_that_are_called_z_scores_need_no_trials_of_that_kind(check):
+    assert check(check_standardised, draw(), unit="z", notes={"plan": {"zscore": "none"}}).level == "ok"
+
+
 def test_every_trial_tested_in_one_fold_or_another_has_a_part_in_statistics_of_all(check):
     halves = [(ROWS[::2], ROWS[1::2]), (ROWS[1::2], ROWS[::2])]
     found = check(check_standardised, standardise(draw(), ROWS, np.zeros(len(ROWS))), folds=halves)
     assert (found.level, found.where) == ("leak", "fold 0")
+
+
+def test_moments_tell_who_taught_in_half_precision():
+    generator = np.random.default_rng(3)
+    data = generator.normal(3, 2, (300, 20))
+    is_train, groups = np.arange(300) < 240, np.zeros(300, dtype=object)
+    for taught, verdict in ((is_train, "train"), (np.ones(300, bool), "all")):
+        scaled = ((data - data[taught].mean(axis=0)) / data[taught].std(axis=0)).astype(np.float16)
+        assert fit_standardised(scaled, groups, is_train, "everything").verdict == verdict
+    assert fit_standardised(data, groups, is_train, "everything").verdict == "none"
 
 
 # --- whitening --------------------------------------------------------------------------------------------
@@ -158,6 +182,11 @@ def test_trials_that_whitened_are_known(check, rows, level, words):
     data = draw() @ np.random.default_rng(1).normal(size=(6, 6))
     found = check(check_whitened, data if rows is None else whiten(data, rows))
     assert (found.check, found.level, words in found.message) == ("whitening", level, True), found.message
+
+
+def test_whitening_by_the_authors_is_told(check):
+    found = check(check_whitened, draw(), unit="whitened")
+    assert (found.level, "before they were published" in found.message) == ("warning", True)
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled afterwards"])
@@ -214,6 +243,7 @@ def test_trials_that_quartiles_were_fitted_on_are_known(check, rows, level):
     }  # fmt: skip
     found = check(check_scaling, data, unit="IQR", coords=coords)
     assert (found.check, found.level) == ("scaling", level)
+    assert ("training and test trials" in found.message) == (level == "leak")
 
 
 # --- components and codes ---------------------------------------------------------------------------------

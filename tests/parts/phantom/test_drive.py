@@ -144,12 +144,6 @@ def test_each_higher_region_of_a_mixture_follows_one_source(images, drive):
     assert "drive" not in PhantomConfig().hashed_fields()  # phantoms of earlier versions go on
 
 
-def test_rows_are_found_by_id(drive):
-    assert drive.find_rows(["image-003", "image-000"]).tolist() == [3, 0]
-    with pytest.raises(DataError, match="'image-999' is not among the 240 images"):
-        drive.find_rows(["image-999"])
-
-
 def test_bad_drives_are_refused(drive, images, embeddings):
     with pytest.raises(DataError, match="mid drive has 5 rows for 240 stimuli"):
         StimulusDrive(drive.ids, drive.early, drive.mid[:5], drive.semantic, drive.is_train)

@@ -11,6 +11,7 @@ from braindecode_vis.pipeline.leaks.records import (
     _find_tampering,
     check_chain,
     check_held_out,
+    check_logs,
     check_options,
     check_penalties,
 )
@@ -111,43 +112,73 @@ EARLY = {"kind": "early_stopping", "monitor": "loss", "patience": 2}
 
 
 @pytest.mark.parametrize(
-    ("rule", "values", "planned", "explained"),
+    ("rule", "values", "planned", "words"),
     [
-        ({"kind": "last"}, [3, 2, 1], 3, True),
-        ({"kind": "last"}, [3, 2, 1], 4, False),
+        ({"kind": "last"}, [3, 2, 1], 3, ""),
+        ({"kind": "last"}, [3, 2, 1], 4, "the last of 4 epochs should be kept, but 3 are in the history"),
         # Stopped two epochs after the best one, or not at all.
-        (PATIENT, [5, 4, 3, 3, 2.95], 9, True),
-        (PATIENT, [5, 4, 3, 2.5, 2.45], 9, False),
-        (PATIENT, [5, 4, 3, 2, 1], 5, True),
-        (PATIENT, [5, 4, 3, 2, 2], 5, True),
-        (EARLY, [5, 4, 3, 3.5, 4], 9, True),
-        (EARLY, [5, 4, 3, 3.5], 9, False),
-        (EARLY, [5, 4, 3, 3.5, 4, 5], 9, False),
-        (EARLY, [5, 4, 3, 2, 1], 5, True),
-        (EARLY, [5, 4, 3, 3.5], 4, True),
-        ({**EARLY, "monitor": "top5"}, [0.1, 0.4, 0.3, 0.2], 9, True),
-        ({**EARLY, "monitor": "top5"}, [0.1, 0.2, 0.3, 0.4], 9, False),
-        (EARLY, [], 0, True),
+        (PATIENT, [5, 4, 3, 3, 2.95], 9, ""),
+        (PATIENT, [5, 4, 3, 2.5, 2.45], 9, "lowest in 3"),
+        (PATIENT, [5, 4, 3, 2, 1], 5, ""),
+        (PATIENT, [5, 4, 3, 2, 2], 5, ""),
+        (EARLY, [5, 4, 3, 3.5, 4], 9, ""),
+        (EARLY, [5, 4, 3, 3.5], 9, "best in 2"),
+        (EARLY, [5, 4, 3, 3.5, 4, 5], 9, "best in 2"),
+        (EARLY, [5, 4, 3, 2, 1], 5, ""),
+        (EARLY, [5, 4, 3, 3.5], 4, ""),
+        ({**EARLY, "monitor": "top5"}, [0.1, 0.4, 0.3, 0.2], 9, ""),
+        ({**EARLY, "monitor": "top5"}, [0.1, 0.2, 0.3, 0.4], 9, "best in 3"),
+        (EARLY, [], 0, ""),
     ],
 )
-def test_the_number_of_epochs_is_what_the_rule_makes_of_the_curve(rule, values, planned, explained):
+def test_the_number_of_epochs_is_what_the_rule_makes_of_the_curve(rule, values, planned, words):
     name = {"training_loss": "loss", "last": "loss"}.get(rule["kind"], f"validation_{rule.get('monitor')}")
     found = _check_epochs([{name: value} for value in values], {"epochs": planned}, rule, "fold 0")
-    assert [item.level for item in found] == ([] if explained else ["warning"])
+    assert [item.level for item in found] == (["warning"] if words else [])
+    assert not words or words in found[0].message
 
 
 @pytest.mark.parametrize(
-    ("held", "by", "words"),
+    ("name", "line", "found"),
     [
-        (["i000", "i001"], "image", []),
-        (["i000", "i020"], "image", ["1 validation image(s) are no training images, first i020"]),
-        (["i000"], "concept", ["1 validation concept(s) are learnt from as well, first c0"]),
+        ("work/train00/training.jsonl", '{"epoch": 3, "validation_top5": 0.3, "test_top5": 0.4}', True),
+        ("work/train00/training.jsonl", '{"epoch": 3, "validation_top5": 0.3, "latest": 1}', False),
+        ("logs/curve.csv", "epoch,train loss,test/accuracy", True),
+        ("logs/out.log", "epoch 3 best_test_acc=0.4", True),
     ],
 )
-def test_validation_images_are_training_images_that_were_held_out(tmp_path, held, by, words):
+def test_logs_with_test_scores_are_found(tmp_path, name, line, found):
+    path = tmp_path / "run" / name
+    write_run(tmp_path / "run")
+    path.parent.mkdir(parents=True)
+    path.write_text(line + "\n")
+    assert [item.level for item in check_logs(open_audited(tmp_path / "run"))] == ["leak" if found else "ok"]
+    (tmp_path / "sweep.csv").write_text("run\n")
+    told = check_logs(open_audited(tmp_path / "run"))[-1]
+    assert (told.level, "one of a sweep" in told.message) == ("warning", True)
+
+
+def test_a_history_with_test_scores_is_found(tmp_path):
+    content = {"history": [{"epoch": 0, "validation_top1": 0.1, "scores": {"test_top1": 0.1}}]}
+    write_run(tmp_path, trained={"write": lambda path: store.write_json(path / "network.json", content)})
+    (found,) = check_logs(open_audited(tmp_path))
+    assert (found.level, "knows 'test_top1'" in found.message) == ("leak", True)
+
+
+@pytest.mark.parametrize(
+    ("held", "by", "declared", "words"),
+    [
+        (["i000", "i001"], "image", ["trial"], []),
+        (["i000", "i020"], "image", ["trial"], ["1 validation image(s) are no training images, first i020"]),
+        (["i020"], "image", ["trial", "concept"],
+         ["1 validation image(s)", "1 concept(s) are validated and tested, first c5"]),
+        (["i000"], "concept", ["trial"], ["1 validation concept(s) are learnt from as well, first c0"]),
+    ],
+)  # fmt: skip
+def test_validation_images_are_training_images_that_were_held_out(tmp_path, held, by, declared, words):
     content = {"held_out": held, "held_out_by": by, "history": [{"loss": 1.0}]}
     write_run(
-        tmp_path, concepts=[f"c{row // 4}" for row in ROWS],
+        tmp_path, concepts=[f"c{row // 4}" for row in ROWS], by=declared,
         trained={
             "fields": {"encoder": {"epochs": 1}},
             "write": lambda path: store.write_json(path / "network.json", content),
@@ -168,6 +199,8 @@ def test_validation_images_are_training_images_that_were_held_out(tmp_path, held
         ({"csls": True}, ["csls True: hubs are discounted"]),
         ({"csls_k": 5}, ["csls_k 5: hubs"]),
         ({"centre": "query"}, ["centre query: statistics of the test queries"]),
+        ({"hubness": "csls"}, ["hubness csls: hubs"]),
+        ({"query_whitening": True}, ["query_whitening True"]),
         ({"rerank": {"kind": "sinkhorn"}}, ["rerank.kind sinkhorn: queries and candidates"]),
         (
             {"rerank": [{"kind": "hungarian"}], "whitening": "queries"},
@@ -180,6 +213,28 @@ def test_retrieval_that_uses_all_queries_is_transductive(tmp_path, retrieval, wo
     found = check_options(open_audited(tmp_path))
     assert [item.level for item in found] == (["transductive"] * len(words) or ["ok"])
     assert all(text in item.message for text, item in zip(words, found, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "subjects", "found"),
+    [
+        ({"subject_alignment": "euclidean"}, "12",
+         [("transductive", "fold 0", "euclidean alignment of subject(s) 1 uses"),
+          ("transductive", "fold 1", "euclidean alignment of subject(s) 2 uses")]),
+        ({"subject_alignment": "euclidean"}, "11", [("ok", "", "no setting")]),
+        ({"subject_alignment": "none"}, "12", [("ok", "", "no setting")]),
+        ({"network": {"kind": "parcels", "pretrained_digest": "ab" * 32}}, "11",
+         [("warning", "fold 0", "sha256 abababababab)")]),
+    ],
+)  # fmt: skip
+def test_what_encoders_know_of_other_trials_is_told(tmp_path, encoder, subjects, found):
+    """Subjects that nothing is learnt from can be aligned by the predicted trials alone; weights may know them."""
+    who, halves = np.array(list(subjects), dtype=object)[ROWS % 2], (ROWS[::2], ROWS[1::2])
+    folds = [halves[::-1], halves]
+    write_run(tmp_path, folds=folds, columns={"subject": who}, trained={"fields": {"encoder": encoder}})
+    told = check_options(open_audited(tmp_path))
+    assert [(item.level, item.where) for item in told] == [item[:2] for item in found]
+    assert all(words in item.message for item, (*_, words) in zip(told, found, strict=True))
 
 
 @pytest.mark.parametrize("centre", ["none", "mean", "zscore"])

@@ -16,6 +16,7 @@ from braindecode_vis.pipeline.leaks.split_overlap import (
     check_sides,
     check_used,
     count_units,
+    find_copies,
     find_like_pictures,
     measure_known_classes,
 )
@@ -171,6 +172,18 @@ def test_a_trial_in_two_rows_is_a_leak_where_the_rows_are_on_both_sides(open_sma
     (found,) = check_copies(open_small(data=data))
     assert found.level == ("leak" if words else "ok")
     assert words.replace("3 trial(s)", "2 trial(s)") in found.message  # rows 3, 20 and 21 are one trial
+
+
+def test_copies_are_found_as_by_comparing_all_pairs():
+    generator = np.random.default_rng(0)
+    data = generator.integers(0, 2, (40, 2, 70)).astype(np.float32)
+    data[:, :, 3:] = 0  # alike where a few values are compared first
+    data[5], data[6] = 0, 0
+    codes = find_copies(data)
+    for i in range(40):
+        for j in range(i):
+            same = np.array_equal(data[i], data[j]) and data[i].min() < data[i].max()
+            assert (codes[i] == codes[j]) == same
 
 
 def test_a_copy_with_noise_of_a_copy_is_one_trial(open_small):

@@ -32,14 +32,22 @@ from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64, SFREQ
 from braindecode_vis.datasets.alljoined.blocks import EPOCHS_FOLDER, SPLITS, TABLES
-from braindecode_vis.datasets.alljoined.sessions import N_IMAGES, N_PER_BLOCK, SPLIT_FILE
-from braindecode_vis.datasets.drawn.images import list_split
+from braindecode_vis.datasets.alljoined.sessions import N_IMAGES, N_PER_BLOCK, RAW_FILE, SPLIT_FILE
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import (
+    Counts,
+    Format,
+    PhantomJob,
+    Progress,
+    Unit,
+    list_pictures,
+    list_units,
+)
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.fif import write_raw_fif
 from braindecode_vis.parts.phantom.formats.file_writers import write_text
-from braindecode_vis.parts.phantom.formats.nsd_design import Design, make_nsd_expdesign, write_expdesign
+from braindecode_vis.parts.phantom.formats.nsd_design import Design, make_nsd_expdesign
 from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.meeg_signal import find_samples, simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images, divide
@@ -75,9 +83,7 @@ def count_alljoined1(size: PhantomSize) -> Counts:
 
 def list_shared_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images with their `nsd_id` (from 0) and the `code` of their events (from 1)."""
-    table = list_split(
-        size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, f"{TRUTH}/images"
-    )
+    table = list_pictures(size, seed)
     shared = make_design(len(table), seed)["sharedix"][0]
     codes = make_generator(seed, "alljoined1", "codes").permutation(len(table)) + 1
     return table.assign(code=codes, nsd_id=shared[codes - 1] - 1)
@@ -117,17 +123,18 @@ def plan_sessions(job: PhantomJob) -> list[Unit]:
     def write_shared(progress: Progress) -> list[Path]:
         tested = sorted(int(number) for number in job.table["nsd_id"].iloc[job.test_rows])
         return [
-            write_expdesign(job.root, make_design(n_images, job.config.seed)),
+            LAYOUT.write(job.root, "design", make_design(n_images, job.config.seed)),
             write_text(job.root / SPLIT_FILE, json.dumps(tested)),
         ]
 
-    units = [Unit("design and split", 1, write_shared), nsd_format.plan_brick(job)]
-    n_steps = max(1, round(_expect_session_s(job.size)))
-    for person in job.subjects:
-        for session in range(1, job.size.n_sessions + 1):
-            name = f"subject {person.name}, session {session}"
-            units.append(Unit(name, n_steps, partial(_write_session, job, person, session)))
-    return units
+    return [
+        Unit("design and split", 1, write_shared),
+        nsd_format.plan_brick(job),
+        *list_units(
+            job, "subject {person.name}, session {session}", max(1, round(_expect_session_s(job.size))), _write_session,
+            session=range(1, job.size.n_sessions + 1),
+        ),
+    ]  # fmt: skip
 
 
 def _write_session(job: PhantomJob, person: Person, session: int, progress: Progress) -> list[Path]:
@@ -141,10 +148,7 @@ def _write_session(job: PhantomJob, person: Person, session: int, progress: Prog
         job.root,
         person.index + 1,
         session,
-        (
-            block + np.float32(_OFFSET_V)
-            for block in progress.watch(blocks, lambda block: block.shape[1] / SFREQ)
-        ),
+        (block + np.float32(_OFFSET_V) for block in progress.watch_samples(blocks, SFREQ)),
         trials["sample"].to_numpy(),
         trials["code"].to_numpy(),
         n_samples=n_samples,
@@ -169,7 +173,7 @@ def write_session(
     blocks : iterable of arrays of shape (64, n)
         Volts at 512 Hz.
     samples, codes : integer arrays of shape (n_events,)
-        When which code begins; codes count_alljoined1 the shared images of NSD from 1.
+        When which code begins; codes count the shared images of NSD from 1.
     """
     import mne
 
@@ -185,7 +189,8 @@ def write_session(
             yield np.concatenate([block, status])
             start += block.shape[1]
 
-    return write_raw_fif(root / f"subj{subject:02d}_session{session}_eeg.fif", iterate(), info, n_samples)
+    path = root / RAW_FILE.format(subject=subject, session=session)
+    return write_raw_fif(path, iterate(), info, n_samples)
 
 
 ALLJOINED1 = Format(
@@ -243,7 +248,7 @@ def check_alljoined16m(size: PhantomSize) -> None:
 
 def list_numbered_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images below ``images``, called by their `number`."""
-    table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
+    table = list_pictures(size, seed, "")
     train = (table["split"] == "train").to_numpy()
     number = np.where(train, np.cumsum(train) - 1, FIRST_TEST + np.cumsum(~train) - 1)
     names = [f"{value:05d}" for value in number]
@@ -288,11 +293,10 @@ def plan_blocks(job: PhantomJob) -> list[Unit]:
     """Return each person's table and one unit per block."""
     units = []
     for person in job.subjects:
+        labels = {"session": range(1, job.size.n_sessions + 1), "block": range(1, N_BLOCKS + 1)}
+        name = "subject {person.name}, session {session:02d}, block {block:02d}"
         units.append(Unit(f"subject {person.name}, categories", 1, partial(_write_categories, job, person)))
-        for session in range(1, job.size.n_sessions + 1):
-            for block in range(1, N_BLOCKS + 1):
-                name = f"subject {person.name}, session {session:02d}, block {block:02d}"
-                units.append(Unit(name, 1, partial(_write_block, job, person, session, block)))
+        units += list_units(job, name, 1, _write_block, people=[person], **labels)
     return units
 
 

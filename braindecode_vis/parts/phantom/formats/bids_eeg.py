@@ -15,7 +15,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +25,16 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
-from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import (
+    Counts,
+    Format,
+    PhantomJob,
+    Progress,
+    Unit,
+    list_pictures,
+    list_units,
+)
 from braindecode_vis.parts.phantom.formats.file_writers import (
     check_block,
     check_count,
@@ -79,9 +86,7 @@ def check_sessions(size: PhantomSize, *, whole: bool = True) -> None:
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images below ``stimuli``."""
-    return list_split(
-        size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, "stimuli", size.n_pairs
-    )
+    return list_pictures(size, seed, "stimuli")
 
 
 def expect_run_s(size: PhantomSize, timing: TrialTiming) -> float:
@@ -187,16 +192,12 @@ def list_run_units(
 ) -> list[Unit]:
     """Return one unit per run of every subject and session; `name` is what the data set calls a subject."""
     n_steps = max(1, round(expect_run_s(job.size, timing) / step_s))
-    return [
-        Unit(
-            f"subject {name(person)}, session {session:02d}, run {run:02d}",
-            n_steps,
-            partial(write_one, job, person, session, run),
-        )
-        for person in job.subjects
-        for session in range(1, job.size.n_sessions + 1)
-        for run in range(1, (job.size.n_runs or 1) + 1)
-    ]
+    labels = {"session": range(1, job.size.n_sessions + 1), "run": range(1, job.size.runs + 1)}
+    units = []
+    for person in job.subjects:
+        text = f"subject {name(person)}, session {{session:02d}}, run {{run:02d}}"
+        units += list_units(job, text, n_steps, write_one, people=[person], **labels)
+    return units
 
 
 def _write_recording(
@@ -224,7 +225,7 @@ def _write_recording(
     path = write_recording(
         job.root,
         person.name,
-        progress.watch(blocks, lambda block: block.shape[1] / system.sfreq),
+        progress.watch_samples(blocks, system.sfreq),
         events,
         n_samples=n_samples,
         ch_names=system.ch_names,

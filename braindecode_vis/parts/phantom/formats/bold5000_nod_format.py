@@ -22,7 +22,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -32,10 +32,17 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.datasets.bold5000 import IMAGERY_TASK, KINDS, LAYOUT, LIST, STIMULI, VERSION
-from braindecode_vis.datasets.drawn.images import list_split, name_imagenet
+from braindecode_vis.datasets.drawn.images import name_imagenet
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import (
+    Counts,
+    Format,
+    PhantomJob,
+    Progress,
+    Unit,
+    list_pictures,
+)
 from braindecode_vis.parts.phantom.formats.bids_eeg import (
     TrialTiming,
     check_sessions,
@@ -75,7 +82,7 @@ ROIS = {"EarlyVis": ("V1", "V2", "V3"), "LOC": ("LO",), "OPA": ("OPA",), "PPA": 
 
 def list_bold5000_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images with the `kind` and the name of each; concepts take turns among the three kinds."""
-    table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
+    table = list_pictures(size, seed, "")
     _, imagenet = name_imagenet(table)
     concept, exemplar = table["concept_index"].astype(int), table["exemplar"].astype(int)
     kinds = [KINDS[number % 3] for number in concept]
@@ -170,9 +177,7 @@ def _write_imagery_run(job: PhantomJob, person: Person, run: int, progress: Prog
     rows = generator.permutation(np.flatnonzero(job.table["imagined"]))
     onset = TIMING.first + TIMING.mean * np.arange(len(rows))
     trials = pd.DataFrame({"onset": onset, "row": rows})
-    subject, session = name_subject(person), job.size.n_sessions + 1
-    folder = job.root / f"sub-{subject}" / f"ses-{session:02d}" / "func"
-    stem = f"sub-{subject}_ses-{session:02d}_task-{IMAGERY_TASK}_run-{run:02d}"
+    place = (name_subject(person), f"{job.size.n_sessions + 1:02d}", IMAGERY_TASK, run)
     events = pd.DataFrame(
         {
             "onset": onset, "duration": TIMING.stimulus, "ImgName": job.table["file_name"].to_numpy()[rows],
@@ -180,7 +185,7 @@ def _write_imagery_run(job: PhantomJob, person: Person, run: int, progress: Prog
         }
     )  # fmt: skip
     return write_raw_run(
-        folder, stem, job, person, trials, events, TIMING.stimulus, TIMING.tail, progress, imagery=True
+        job, person, place, trials, events, TIMING.stimulus, TIMING.tail, progress, imagery=True
     )
 
 
@@ -189,11 +194,9 @@ def _write_bold5000_run(
 ) -> list[Path]:
     design = make_design(job, person.index, TIMING)
     trials = design[(design["session"] == session) & (design["run"] == run)]
-    subject = name_subject(person)
-    folder = job.root / f"sub-{subject}" / f"ses-{session:02d}" / "func"
-    stem = f"sub-{subject}_ses-{session:02d}_task-{TASK}_run-{run:02d}"
+    place = (name_subject(person), f"{session:02d}", TASK, run)
     events = make_bold5000_events(trials, job.table, person.index + 1)
-    return write_raw_run(folder, stem, job, person, trials, events, TIMING.stimulus, TIMING.tail, progress)
+    return write_raw_run(job, person, place, trials, events, TIMING.stimulus, TIMING.tail, progress)
 
 
 def make_bold5000_events(trials: pd.DataFrame, table: pd.DataFrame, subject: int) -> pd.DataFrame:
@@ -273,39 +276,18 @@ def _write_betas(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
     paths.append(write_volume(LAYOUT.place(folder, "mask", subject=subject), scanner.mask, scanner.affine))
     for _, rows in design.groupby("session"):
         blocks = progress.watch(iterate(rows), len)
-        paths.append(
-            write_session(
-                folder, subject, int(rows["session"].iloc[0]), iterate_volumes(scanner, blocks), len(rows),
-                shape=scanner.mask.shape, affine=scanner.affine,
-            )
-        )  # fmt: skip
+        labels = {"subject": subject, "betas": VERSION, "session": int(rows["session"].iloc[0])}
+        path = LAYOUT.place(folder, "volumes", **labels)
+        volumes = iterate_volumes(scanner, blocks)
+        write_volumes(path, volumes, shape=scanner.mask.shape, n_volumes=len(rows), affine=scanner.affine)
+        paths.append(path)
     betas = np.concatenate(kept)  # (n_trials, voxels of all regions): about a tenth of the cortex
-    start = 0
+    folder, start = job.root / "BOLD5000_GLMsingle_ROI_betas" / "py", 0
     for name, voxels in members.items():
-        paths.append(write_region(job.root, subject, name, betas[:, start : start + len(voxels)]))
+        table = betas[:, start : start + len(voxels)]
+        paths.append(LAYOUT.write(folder, "rois", {"betas": table}, subject=subject, betas=VERSION, roi=name))
         start += len(voxels)
     return paths
-
-
-def write_session(
-    folder: Path,
-    subject: str,
-    session: int,
-    volumes: Iterable[np.ndarray],
-    n_volumes: int,
-    *,
-    shape: tuple[int, int, int],
-    affine: np.ndarray,
-) -> Path:
-    """Write the betas of a session, ``CSI1_GLMbetas-..._ses-01.nii.gz``: a volume a trial, percent signal change."""
-    path = LAYOUT.place(folder, "volumes", subject=subject, betas=VERSION, session=session)
-    return write_volumes(path, volumes, shape=shape, n_volumes=n_volumes, affine=affine)
-
-
-def write_region(root: Path, subject: str, region: str, table: np.ndarray) -> Path:
-    """Write the table of one region over all sessions, (n_trials, n_voxels), ``..._allses_LHEarlyVis.npy``."""
-    folder = root / "BOLD5000_GLMsingle_ROI_betas" / "py"
-    return LAYOUT.write(folder, "rois", {"betas": table}, subject=subject, betas=VERSION, roi=region)
 
 
 # CSI1 to CSI4, and test pictures that are shown several times.
@@ -361,7 +343,7 @@ def check_nod(size: PhantomSize) -> None:
 
 def list_nod_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images below ``stimuli``: ``imagenet/n01440037/...JPEG`` and ``coco/000000000031.jpg``."""
-    table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
+    table = list_pictures(size, seed, "")
     synsets, names = name_imagenet(table)
     numbers = [f"{31 * int(concept) + 31:012d}" for concept in table["concept_index"]]
     train = (table["split"] == "train").to_numpy()
@@ -479,13 +461,12 @@ def _write_nod_run(job: PhantomJob, person: Person, session: str, run: int, prog
     design = make_nod_design(job, person.index)
     trials = design[(design["session"] == session) & (design["run"] == run)]
     task = trials["task"].iloc[0]
-    folder = job.root / f"sub-{person.name}" / f"ses-{session}" / "func"
-    stem = f"sub-{person.name}_ses-{session}_task-{task}_run-{run:02d}"
+    place = (person.name, session, task, run)
     events = make_nod_events(trials, job.table)
     seen = trials[trials["kind"] == "picture"]
     # The run goes on after its last event, which may be a blank.
     tail = NOD_TAIL_S + trials["onset"].iloc[-1] - seen["onset"].iloc[-1]
-    return write_raw_run(folder, stem, job, person, seen, events, NOD_STIMULUS_S[task], tail, progress)
+    return write_raw_run(job, person, place, seen, events, NOD_STIMULUS_S[task], tail, progress)
 
 
 NOD = Format(

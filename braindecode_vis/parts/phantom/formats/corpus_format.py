@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -341,28 +341,32 @@ def _write_site(job: PhantomJob, site: Site, progress: Progress) -> list[Path]:
         bids_fmri.write_dataset(root, table, name=name)
         derived = root / "derivatives" / "fmriprep" / "dataset_description.json"
         return [root / "dataset_description.json", derived, root / "participants.tsv", root / "README"]
-    if site.layout == "hcp":
-        # The project itself has neither of these; whoever shares a copy would write them.
-        described = {"Name": name, "License": "CC0"}
-        return [
-            write_json_file(root / "dataset_description.json", described),
-            write_tsv(root / "participants.tsv", table),
-        ]
-    content = {
-        "Name": name,
-        "BIDSVersion": "1.8.0",
-        "DatasetType": "derivative",
-        "License": "CC0",
-        "GeneratedBy": [{"Name": "XCP-D", "Version": "0", "Description": "simulated"}],
-    }
+    # The Human Connectome Project itself has neither of these; whoever shares a copy would write them.
+    content: dict[str, Any] = {"Name": name, "License": "CC0"}
+    if site.layout == "tables":
+        content = {
+            "Name": name,
+            "BIDSVersion": "1.8.0",
+            "DatasetType": "derivative",
+            "License": "CC0",
+            "GeneratedBy": [{"Name": "XCP-D", "Version": "0", "Description": "simulated"}],
+        }
     return [
         write_json_file(root / "dataset_description.json", content),
         write_tsv(root / "participants.tsv", table),
     ]
 
 
-def _name_run(job: PhantomJob, site: Site, person: Person, number: int) -> tuple[str, str, Path, str]:
-    """Return task, session, folder and stem of a run."""
+class _RunName(NamedTuple):
+    """What a run is called: its task and session (may be empty), its folder, and how its files begin."""
+
+    task: str
+    session: str
+    folder: Path
+    stem: str
+
+
+def _name_run(job: PhantomJob, site: Site, person: Person, number: int) -> _RunName:
     n_runs = job.size.n_runs or 1
     session = f"{number // n_runs + 1:02d}" if job.size.n_sessions > 1 else ""
     task = TASKS[number % n_runs % 2]
@@ -373,55 +377,39 @@ def _name_run(job: PhantomJob, site: Site, person: Person, number: int) -> tuple
         # Counted over sessions, which these folders do not have.
         count = (number // n_runs) * -(-n_runs // 2) + place
         stem = f"{'tfMRI_MOVIE' if task == 'movie' else 'rfMRI_REST'}{count}_LR"
-        return task, "", root / label / "MNINonLinear" / "Results" / stem, stem
+        return _RunName(task, "", root / label / "MNINonLinear" / "Results" / stem, stem)
     parts = [f"sub-{label}", *([f"ses-{session}"] if session else [])]
-    return (
-        task,
-        session,
-        root.joinpath(*parts, "func"),
-        "_".join([*parts, f"task-{task}", f"run-{place:02d}"]),
-    )
+    stem = "_".join([*parts, f"task-{task}", f"run-{place:02d}"])
+    return _RunName(task, session, root.joinpath(*parts, "func"), stem)
 
 
 def _write_run(job: PhantomJob, place: int, site: Site, number: int, progress: Progress) -> list[Path]:
     person, run_s = job.subjects[place], get_run_s(job.size)
-    task, session, folder, stem = _name_run(job, site, person, number)
+    own = _name_run(job, site, person, number)
     n_volumes, name = int(run_s / site.t_r), f"{number}"
     # Steps of a volume, which are shorter where volumes are.
     factor = get_mobility(job, place) * np.sqrt(site.t_r / 2)
     motion = factor * simulate_motion(person, n_volumes, f"{site.index} {name}")
-    film = draw_film(job, person, run_s, f"{site.index} {name}") if task == "movie" else None
-    average, names = _make_average(job)
+    film = draw_film(job, person, run_s, f"{site.index} {name}") if own.task == "movie" else None
     values = simulate_run(
         job, person, site, n_volumes, name, film=film, motion=motion,
-        average=None if site.layout == "fmriprep" else average,
+        average=None if site.layout == "fmriprep" else _make_average(job)[0],
     )  # fmt: skip
     paths = []
     if film is not None:
         shown = film.drop(columns="row")
         paths.append(write_tsv(job.root / TRUTH / "films" / f"{site.name}_{person.name}_{number}.tsv", shown))
-    if site.layout == "fmriprep":
-        return [*paths, *_write_volumes(job, person, site, values, motion, folder, stem, session, task)]
-    if site.layout == "hcp":
-        return [*paths, *_write_cifti(job, site, values, motion, names, folder, stem)]
-    return [*paths, *_write_table(job, person, site, values, motion, names, folder, stem, task)]
+    write = {"fmriprep": _write_volumes, "hcp": _write_cifti, "tables": _write_table}[site.layout]
+    return [*paths, *write(job, person, site, own, values, motion)]
 
 
 def _write_volumes(
-    job: PhantomJob,
-    person: Person,
-    site: Site,
-    values: np.ndarray,
-    motion: np.ndarray,
-    folder: Path,
-    stem: str,
-    session: str,
-    task: str,
+    job: PhantomJob, person: Person, site: Site, run: _RunName, values: np.ndarray, motion: np.ndarray
 ) -> list[Path]:
     scanner = job.scanner
     series = scanner.baseline * (1 + values / 100)
     signal = series.mean(axis=1)
-    generator = make_generator(job.config.seed, "tissue", person.index, site.index, stem)
+    generator = make_generator(job.config.seed, "tissue", person.index, site.index, run.stem)
     # No ventricles and no white matter: their signals follow the global one, with noise of their own.
     tissue = signal + 0.5 * signal.std() * generator.standard_normal((2, len(signal)))
     change = np.concatenate([[0.0], np.sqrt((np.diff(values, axis=0) ** 2).mean(axis=1))])
@@ -438,27 +426,21 @@ def _write_volumes(
         n_volumes=len(series),
         affine=scanner.affine,
         t_r=site.t_r,
-        session=session or None,
-        task=task,
-        run=stem.rpartition("run-")[2],
+        session=run.session or None,
+        task=run.task,
+        run=run.stem.rpartition("run-")[2],
     )
-    return [*sorted(path.parent.glob(f"{stem}_*")), *sorted(folder.glob(f"{stem}_*"))]
+    return [*sorted(path.parent.glob(f"{run.stem}_*")), *sorted(run.folder.glob(f"{run.stem}_*"))]
 
 
 def _write_cifti(
-    job: PhantomJob,
-    site: Site,
-    values: np.ndarray,
-    motion: np.ndarray,
-    names: dict[int, str],
-    folder: Path,
-    stem: str,
+    job: PhantomJob, person: Person, site: Site, run: _RunName, values: np.ndarray, motion: np.ndarray
 ) -> list[Path]:
     """Write ``..._Atlas.ptseries.nii`` and the tables of motion: mm and degrees with their changes, and rms (mm)."""
     import nibabel
 
     scanner = job.scanner
-    labels, _ = make_parcels(scanner, job.size.n_parcels)
+    labels, names = make_parcels(scanner, job.size.n_parcels)
     voxels = np.argwhere(scanner.mask)
     parcels = nibabel.cifti2.ParcelsAxis(
         [names[label] for label in sorted(names)],
@@ -471,15 +453,15 @@ def _write_cifti(
     # Runs of the project are scaled to a mean of 10 000.
     image: Any = nibabel.Cifti2Image((10_000 * (1 + values / 100)).astype(np.float32), (series, parcels))
     image.nifti_header.set_intent("NIFTI_INTENT_CONNECTIVITY_PARCELLATED_SERIES")
-    folder.mkdir(parents=True, exist_ok=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
     own = motion * np.array([1, 1, 1, *[180 / np.pi] * 3])
     steps = np.diff(own, axis=0, prepend=own[:1])
     rms = np.sqrt(((np.diff(motion, axis=0, prepend=motion[:1]) * _MM) ** 2).sum(axis=1))
     lines = [" ".join(f"{value:.6f}" for value in row) for row in np.concatenate([own, steps], axis=1)]
     paths = [
-        write_text(folder / "Movement_Regressors.txt", "\n".join(lines) + "\n"),
-        write_text(folder / "Movement_RelativeRMS.txt", "".join(f"{value:.6f}\n" for value in rms)),
-        folder / f"{stem}_Atlas.ptseries.nii",
+        write_text(run.folder / "Movement_Regressors.txt", "\n".join(lines) + "\n"),
+        write_text(run.folder / "Movement_RelativeRMS.txt", "".join(f"{value:.6f}\n" for value in rms)),
+        run.folder / f"{run.stem}_Atlas.ptseries.nii",
     ]
     with replace_atomically(paths[-1]) as temporary:
         temporary.write_bytes(image.to_bytes())
@@ -487,28 +469,21 @@ def _write_cifti(
 
 
 def _write_table(
-    job: PhantomJob,
-    person: Person,
-    site: Site,
-    values: np.ndarray,
-    motion: np.ndarray,
-    names: dict[int, str],
-    folder: Path,
-    stem: str,
-    task: str,
+    job: PhantomJob, person: Person, site: Site, run: _RunName, values: np.ndarray, motion: np.ndarray
 ) -> list[Path]:
     """Write the table of parcels and that of motion; parcels without coverage have no column, or one of n/a."""
     absent, empty = list_uncovered(job, site, person)
+    names = _make_average(job)[1]
     table = pd.DataFrame(np.round(values, 5), columns=[names[label] for label in sorted(names)])
     table[empty] = np.nan
-    atlas = f"{stem}_seg-phantom{len(names)}"
-    sidecar = {"TaskName": task, "RepetitionTime": site.t_r, "SamplingFrequency": 1 / site.t_r}
+    atlas = f"{run.stem}_seg-phantom{len(names)}"
+    sidecar = {"TaskName": run.task, "RepetitionTime": site.t_r, "SamplingFrequency": 1 / site.t_r}
     moved = pd.DataFrame(np.round(motion, 6), columns=list(bids_fmri.MOTION))
     moved["framewise_displacement"] = np.round(compute_displacement(motion), 6)
     return [
-        write_tsv(folder / f"{atlas}_stat-mean_timeseries.tsv", table.drop(columns=absent)),
-        write_json_file(folder / f"{atlas}_stat-mean_timeseries.json", sidecar),
-        write_tsv(folder / f"{stem}_motion.tsv", moved),
+        write_tsv(run.folder / f"{atlas}_stat-mean_timeseries.tsv", table.drop(columns=absent)),
+        write_json_file(run.folder / f"{atlas}_stat-mean_timeseries.json", sidecar),
+        write_tsv(run.folder / f"{run.stem}_motion.tsv", moved),
     ]
 
 
@@ -543,12 +518,13 @@ def _write_people(job: PhantomJob, progress: Progress) -> list[Path]:
             }
         )  # fmt: skip
         for number in range(job.size.n_sessions * (job.size.n_runs or 1)):
-            task, session, folder, stem = _name_run(job, site, person, number)
-            film = f"films/{site.name}_{person.name}_{number}.tsv" if task == "movie" else None
+            own = _name_run(job, site, person, number)
+            film = f"films/{site.name}_{person.name}_{number}.tsv" if own.task == "movie" else None
             runs.append(
                 {
                     "person": person.name, "site": site.name, "subject": label_subject(person, site),
-                    "session": session, "task": task, "folder": folder.relative_to(job.root).as_posix(), "stem": stem,
+                    "session": own.session, "task": own.task, "folder": own.folder.relative_to(job.root).as_posix(),
+                    "stem": own.stem,
                     "n_times": int(get_run_s(job.size) / site.t_r), "t_r": site.t_r, "film": film,
                 }
             )  # fmt: skip

@@ -22,7 +22,7 @@ import pandas as pd
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.drawn.images import make_concepts, name_imagenet
-from braindecode_vis.datasets.eeg_imagenet import CHANNELS, N_TRAIN_PER_BLOCK
+from braindecode_vis.datasets.eeg_imagenet import CHANNELS, N_TRAIN_PER_BLOCK, PART_NAME, PICTURES
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.forward import make_sensor_system
@@ -50,7 +50,7 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     table["split"] = np.where(table["exemplar"] < size.n_train_exemplars, "train", "test")
     synsets, names = name_imagenet(table)
     files = [f"{name}.JPEG" for name in names]
-    paths = [f"imageNet_images/{synset}/{name}" for synset, name in zip(synsets, files, strict=True)]
+    paths = [f"{PICTURES}/{synset}/{name}" for synset, name in zip(synsets, files, strict=True)]
     return table.assign(synset=synsets, stimulus_id=names, file_name=files, path=paths)
 
 
@@ -97,7 +97,7 @@ def _write_part(job: PhantomJob, people: Sequence[Person], part: int, progress: 
                 }
                 for place, row in enumerate(rows.tolist())
             ]  # fmt: skip
-        return [write_part(job.root / f"EEG-ImageNet_{part}.pth", entries, sorted(set(job.table["synset"])))]
+        return [write_part(job.root / PART_NAME.format(part=part), entries, sorted(set(job.table["synset"])))]
     finally:
         spool.unlink(missing_ok=True)
 

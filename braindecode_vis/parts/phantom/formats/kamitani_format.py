@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -35,16 +35,24 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, check_columns, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
-from braindecode_vis.datasets.drawn.images import list_split, name_imagenet
+from braindecode_vis.datasets.drawn.images import name_imagenet
 from braindecode_vis.datasets.kamitani import deeprecon
 from braindecode_vis.datasets.kamitani.bdata import GROUPS, STIMULUS_LISTS, encode_stimulus_id
-from braindecode_vis.datasets.kamitani.god import TASKS
+from braindecode_vis.datasets.kamitani.god import TASKS, Task
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.drive import N_EARLY, N_MID
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import (
+    Counts,
+    Format,
+    PhantomJob,
+    Progress,
+    Unit,
+    list_pictures,
+    list_units,
+)
 from braindecode_vis.parts.phantom.formats.file_writers import check_block, check_count, write_text
-from braindecode_vis.parts.phantom.scanner import Scanner, count_voxels, make_scanner
+from braindecode_vis.parts.phantom.scanner import count_voxels, make_scanner
 from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images
 
 USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
@@ -62,7 +70,7 @@ _AREAS = {
     "ROI_LVC": ("V1", "V2", "V3"),
     "ROI_HVC": ("LO", "FFA", "PPA", "EBA", "VWFA", "IT", "OPA"),
 }
-DATA_TYPES: dict[str, int] = {task: code for code, task in TASKS.items()}
+DATA_TYPES: dict[Task, int] = {task: code for code, task in TASKS.items()}
 FEATURE_TYPES = {"training": 1, "test": 2, "category_average": 3}
 Naming = Literal["dataSet", "dataset"]
 DESIGN_COLUMNS = ("DataType", "stimulus_id", "Run", "Block")
@@ -78,20 +86,34 @@ def _count_samples(size: PhantomSize) -> int:
     return size.n_trials + (size.n_imagery or 0) * (size.imagery_repetitions or 0)
 
 
-def count_god(size: PhantomSize) -> Counts:
-    """Return work and space of the tables."""
+def count_tables(size: PhantomSize, stimulus_s: float, n_files: int = 1) -> Counts:
+    """Return work and space of the tables, in so many files a person."""
     n_samples, n_voxels = _count_samples(size), count_voxels(size.voxel_mm)
-    one = estimate_visual_bytes(size.voxel_mm, n_samples)
-    n_rows = count_images(size) + size.n_train_concepts + size.n_test_concepts
-    features = 8.0 * n_rows * (N_EARLY + N_MID + 32)
+    n_visual, n_rois = round(_VISUAL_SHARE * n_voxels), len(_AREAS) + 1
+    one = estimate_bytes(n_samples, n_visual, n_rois) + (n_files - 1) * estimate_bytes(0, n_visual, n_rois)
     seconds = 1 + size.n_subjects * n_samples * (2e-4 + 1.2e-7 * n_voxels) + one * 1e-8
-    recorded = size.n_subjects * n_samples * 9.0
-    return Counts(size.n_subjects * one + features, 0, recorded, seconds, 1 + size.n_subjects * n_samples)
+    n_steps = size.n_subjects * n_samples
+    return Counts(size.n_subjects * one, 0, n_steps * stimulus_s, seconds, n_steps)
+
+
+def count_god(size: PhantomSize) -> Counts:
+    """Return work and space of the tables and of the image features."""
+    n_rows = count_images(size) + size.n_train_concepts + size.n_test_concepts
+    tables = count_tables(size, GOD_STIMULUS_S)
+    features = 8.0 * n_rows * (N_EARLY + N_MID + 32)
+    return replace(tables, n_bytes=tables.n_bytes + features, n_steps=1 + tables.n_steps)
+
+
+def estimate_bytes(n_samples: int, n_voxels: int, n_rois: int) -> int:
+    """Return the size of one ``Subject*.h5``: the matrix and the metadata, both float64."""
+    n_labels = len(DESIGN_COLUMNS)
+    # 4 rows of metadata: whether it is a voxel, and its three coordinates.
+    return 8 * (n_voxels + n_labels) * (n_samples + 4 + n_rois + n_labels)
 
 
 def list_god_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images under ImageNet-like names."""
-    table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
+    table = list_pictures(size, seed, "")
     synsets, names = name_imagenet(table)
     folders = np.where(table["split"] == "train", "images/training/", "images/test/")
     return table.assign(
@@ -102,31 +124,27 @@ def list_god_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     )
 
 
-def make_god_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
-    """Return every sample of a person: `DataType`, `row` of the image, `Run`, `Block`.
+@lru_cache(maxsize=4)
+def make_trials(job: PhantomJob, name: str, subject: int) -> pd.DataFrame:
+    """Return every sample of a person: `task`, `row` of the image, `Run`, `Block`.
 
-    Training images are shown once each; each test run shows, and each imagery run imagines, every image once.
+    Each test run shows, and each imagery run imagines, every image once.
     """
     size, tests = job.size, job.test_rows
-    generator = make_generator(job.config.seed, "god", subject)
-    training = np.array_split(
-        generator.permutation(np.flatnonzero(job.table["split"] == "train")), size.n_runs or 1
-    )
-    # Training images once each; then whole test runs, then whole imagery runs, as the published samples are ordered.
-    runs = [("training", rows) for rows in training]
+    train = np.flatnonzero(job.table["split"] == "train")
+    generator = make_generator(job.config.seed, name, subject)
+    # Training runs; then whole test runs, then whole imagery runs, as the published samples are ordered.
+    runs: list[tuple[Task, np.ndarray]] = [
+        ("training", rows)
+        for _ in range(size.train_repetitions)
+        for rows in np.array_split(generator.permutation(train), size.runs)
+    ]
     runs += [("test", generator.permutation(tests)) for _ in range(size.test_repetitions)]
     imagined = tests[: size.n_imagery or 0]
     runs += [("imagery", generator.permutation(imagined)) for _ in range(size.imagery_repetitions or 0)]
     parts = [
-        pd.DataFrame(
-            {
-                "DataType": DATA_TYPES[kind],
-                "row": rows,
-                "Run": number,
-                "Block": np.arange(1, len(rows) + 1),
-            }
-        )
-        for number, (kind, rows) in enumerate(runs, start=1)
+        pd.DataFrame({"task": task, "row": rows, "Run": number, "Block": np.arange(1, len(rows) + 1)})
+        for number, (task, rows) in enumerate(runs, start=1)
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -164,57 +182,40 @@ def plan_god(job: PhantomJob) -> list[Unit]:
         )
         return [*paths, path]
 
-    units = [Unit("image features and lists", 1, write_shared)]
-    for person in job.subjects:
-        name = f"subject {person.name}, samples"
-        units.append(Unit(name, _count_samples(job.size), partial(_write_god_person, job, person)))
-    return units
+    def write_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
+        trials, path = make_trials(job, "god", person.index), job.root / f"Subject{person.index + 1}.h5"
+        return _write_samples(job, person, trials, path, "dataSet", progress)
+
+    return [
+        Unit("image features and lists", 1, write_shared),
+        *list_units(job, "subject {person.name}, samples", _count_samples(job.size), write_person),
+    ]
 
 
-def _write_god_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
-    trials = make_god_trials(job, person.index)
+def _write_samples(
+    job: PhantomJob, person: Person, trials: pd.DataFrame, path: Path, naming: Naming, progress: Progress
+) -> list[Path]:
+    """Write some samples of a person, from `make_trials`, in the voxels of every visual region."""
+    scanner = job.scanner
+    kept = np.flatnonzero(scanner.regions != "")
+    # Areas overlap: V1 is part of the lower visual cortex.
+    areas = {name: np.isin(scanner.regions[kept], regions) for name, regions in _AREAS.items()}
     # As floats: the zeros at the end of an image number are lost, as in the published files.
     codes = np.array([encode_stimulus_id(name) for name in job.table["stimulus_id"]])
-    labels = pd.DataFrame(
-        {
-            "DataType": trials["DataType"],
-            "stimulus_id": codes[trials["row"]],
-            "Run": trials["Run"],
-            "Block": trials["Block"],
-        }
-    )
-    scanner = job.scanner
-    kept = find_visual_cortex(scanner)
-    path = write_bdata(
-        job.root / f"Subject{person.index + 1}.h5",
-        progress.watch(_iterate_samples(job, person, trials, kept), len),
-        labels,
-        find_areas(scanner, kept),
-        voxel_xyz=scanner.positions[kept],
-    )
-    return [path]
+    labels = trials[["Run", "Block"]].reset_index(drop=True)
+    labels.insert(0, "DataType", trials["task"].map(DATA_TYPES).to_numpy())
+    labels.insert(1, "stimulus_id", codes[trials["row"]])
 
+    def iterate() -> Iterator[np.ndarray]:
+        for imagined in (False, True):  # imagery comes last
+            part = trials[(trials["task"] == "imagery") == imagined]
+            rows, seeds = part["row"].to_numpy(), part.index.to_numpy()
+            for block in iterate_betas(person, scanner, rows, seeds, imagery=imagined):
+                yield block[:, kept]
 
-def find_visual_cortex(scanner: Scanner) -> np.ndarray:
-    """Return the voxels of every visual region."""
-    return np.flatnonzero(scanner.regions != "")
-
-
-def find_areas(scanner: Scanner, kept: np.ndarray) -> dict[str, np.ndarray]:
-    """Return which of the `kept` voxels lie in each area; areas overlap (V1 is part of the lower visual cortex)."""
-    areas = {name: np.isin(scanner.regions[kept], regions) for name, regions in _AREAS.items()}
-    return {**areas, "ROI_VC": np.ones(len(kept), bool)}
-
-
-def _iterate_samples(
-    job: PhantomJob, person: Person, trials: pd.DataFrame, kept: np.ndarray
-) -> Iterator[np.ndarray]:
-    imagined = (trials["DataType"] == DATA_TYPES["imagery"]).to_numpy()
-    rows, seeds = trials["row"].to_numpy(), trials.index.to_numpy()
-    for flag in (False, True):  # imagery comes last
-        part = imagined == flag
-        for block in iterate_betas(person, job.scanner, rows[part], seeds[part], imagery=flag):
-            yield block[:, kept]
+    rois = {**areas, "ROI_VC": np.ones(len(kept), bool)}
+    samples = progress.watch(iterate(), len)
+    return [write_bdata(path, samples, labels, rois, voxel_xyz=scanner.positions[kept], naming=naming)]
 
 
 def write_bdata(
@@ -265,7 +266,6 @@ def write_image_features(
     image_ids: np.ndarray,
     category_ids: np.ndarray,
     feature_types: np.ndarray,
-    naming: Naming = "dataSet",
 ) -> Path:
     """Write ``ImageFeatures.h5``.
 
@@ -289,7 +289,7 @@ def write_image_features(
     ]
     for index, name in enumerate(("ImageID", "CatID", "FeatureType")):
         metadata.append((name, f"1 = {name}", _pad(np.ones(1), n_units + index, n_columns)))
-    return _write(path, [np.concatenate(blocks, axis=1)], labels, metadata, n_units, naming, "<f8")
+    return _write(path, [np.concatenate(blocks, axis=1)], labels, metadata, n_units, "dataSet", "<f8")
 
 
 def _pad(values: np.ndarray, start: int, n_columns: int) -> np.ndarray:
@@ -330,19 +330,6 @@ def _write(
     return path
 
 
-def estimate_bytes(n_samples: int, n_voxels: int, n_rois: int = 10, n_labels: int = 4) -> int:
-    """Return the size of one ``Subject*.h5``: the matrix and the metadata, both float64."""
-    # 4 rows of metadata: whether it is a voxel, and its three coordinates.
-    return 8 * (n_voxels + n_labels) * (n_samples + 4 + n_rois + n_labels)
-
-
-def estimate_visual_bytes(voxel_mm: float | None, n_samples: int, *, n_files: int = 1) -> int:
-    """Return the size of the samples of visual cortex in so many files."""
-    n_voxels = round(_VISUAL_SHARE * count_voxels(voxel_mm))
-    metadata = estimate_bytes(0, n_voxels, len(_AREAS) + 1)
-    return estimate_bytes(n_samples, n_voxels, len(_AREAS) + 1) + (n_files - 1) * metadata
-
-
 GOD = Format(
     name="god",
     description="Generic Object Decoding: BData tables of visual cortex, seen and imagined, image features",
@@ -364,104 +351,29 @@ GOD = Format(
 DEEPRECON_STIMULUS_S = 8.0  # [2]_
 VARIANT = "original_VC"
 # As the published files spell them; shapes and letters need pictures of another kind.
-EXPERIMENTS = tuple(
-    next(name for name, experiment in deeprecon.EXPERIMENTS.items() if experiment == wanted)
-    for wanted in ("training", "natural", "imagery")
-)
-
-
-def count_deeprecon(size: PhantomSize) -> Counts:
-    """Return work and space of the tables."""
-    n_samples, n_voxels = _count_samples(size), count_voxels(size.voxel_mm)
-    one = estimate_visual_bytes(size.voxel_mm, n_samples, n_files=len(EXPERIMENTS))
-    seconds = 1 + size.n_subjects * n_samples * (2e-4 + 1.2e-7 * n_voxels) + one * 1e-8
-    recorded = size.n_subjects * n_samples * DEEPRECON_STIMULUS_S
-    return Counts(size.n_subjects * one, 0, recorded, seconds, size.n_subjects * n_samples)
-
-
-def make_deeprecon_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
-    """Return every sample of a person: `experiment`, `row` of the image, `Run`, `Block`."""
-    size, tests = job.size, job.test_rows
-    generator = make_generator(job.config.seed, "deeprecon", subject)
-    train = np.flatnonzero(job.table["split"] == "train")
-    imagined = tests[: size.n_imagery or 0]
-    shown = {
-        EXPERIMENTS[0]: [
-            run
-            for _ in range(size.train_repetitions)
-            for run in np.array_split(generator.permutation(train), size.n_runs or 1)
-        ],
-        EXPERIMENTS[1]: [generator.permutation(tests) for _ in range(size.test_repetitions)],
-        EXPERIMENTS[2]: [generator.permutation(imagined) for _ in range(size.imagery_repetitions or 0)],
-    }
-    parts = [
-        pd.DataFrame({"experiment": name, "row": rows, "Run": number, "Block": np.arange(1, len(rows) + 1)})
-        for name, runs in shown.items()
-        for number, rows in enumerate(runs, start=1)
-    ]
-    return pd.concat(parts, ignore_index=True)
+EXPERIMENTS: dict[Task, str] = {
+    "training": "perceptionNaturalImageTraining",
+    "test": "perceptionNaturalImageTest",
+    "imagery": "imagery",
+}
 
 
 def plan_deeprecon(job: PhantomJob) -> list[Unit]:
     """Return one unit per person and experiment."""
     units = []
     for person in job.subjects:
-        counts = make_deeprecon_trials(job, person.index)["experiment"].value_counts()
-        units += [
-            Unit(
-                f"subject {person.name}, {name}",
-                int(counts[name]),
-                partial(_write_deeprecon_file, job, person, name),
-            )
-            for name in EXPERIMENTS
-            if name in counts
-        ]
+        trials = make_trials(job, "deeprecon", person.index)
+        for task, experiment in EXPERIMENTS.items():
+            own = trials[trials["task"] == task]
+            if own.empty:
+                continue
+            # Runs are counted within a file.
+            own = own.assign(Run=own["Run"] - own["Run"].min() + 1)
+            labels = {"subject": person.index + 1, "experiment": experiment, "variant": VARIANT}
+            path = job.root / deeprecon.FILE_NAME.format(**labels)
+            write = partial(_write_samples, job, person, own, path, "dataset")
+            units.append(Unit(f"subject {person.name}, {experiment}", len(own), write))
     return units
-
-
-def _write_deeprecon_file(job: PhantomJob, person: Person, experiment: str, progress: Progress) -> list[Path]:
-    trials = make_deeprecon_trials(job, person.index)
-    own = trials[trials["experiment"] == experiment]
-    kept = find_visual_cortex(job.scanner)
-    blocks = iterate_betas(
-        person, job.scanner, own["row"].to_numpy(), own.index.to_numpy(), imagery=experiment == "imagery"
-    )
-    codes = np.array([encode_stimulus_id(name) for name in job.table["stimulus_id"]])
-    labels = pd.DataFrame(
-        {
-            "DataType": EXPERIMENTS.index(experiment) + 1,
-            "stimulus_id": codes[own["row"]],
-            "Run": own["Run"].to_numpy(),
-            "Block": own["Block"].to_numpy(),
-        }
-    )
-    path = write_experiment(
-        job.root,
-        person.index + 1,
-        experiment,
-        (block[:, kept] for block in progress.watch(blocks, len)),
-        labels,
-        find_areas(job.scanner, kept),
-        voxel_xyz=job.scanner.positions[kept],
-    )
-    return [path]
-
-
-def write_experiment(
-    root: Path,
-    subject: int,
-    experiment: str,
-    samples: Iterable[np.ndarray],
-    labels: pd.DataFrame,
-    rois: Mapping[str, np.ndarray],
-    *,
-    voxel_xyz: np.ndarray,
-    variant: str = VARIANT,
-    dtype: str = "<f8",
-) -> Path:
-    """Write ``sub-01_EXPERIMENT_VARIANT.h5``; see `write_bdata`."""
-    path = root / deeprecon.FILE_NAME.format(subject=subject, experiment=experiment, variant=variant)
-    return write_bdata(path, samples, labels, rois, voxel_xyz=voxel_xyz, naming="dataset", dtype=dtype)
 
 
 def list_deeprecon_images(size: PhantomSize, seed: int) -> pd.DataFrame:
@@ -478,7 +390,7 @@ DEEPRECON = replace(
     description="Deep Image Reconstruction: BData tables of natural images and imagery, one for each experiment",
     duration_s=DEEPRECON_STIMULUS_S,
     limits={"n_sessions": (1, 1)},
-    count=count_deeprecon,
+    count=partial(count_tables, stimulus_s=DEEPRECON_STIMULUS_S, n_files=len(EXPERIMENTS)),
     list_images=list_deeprecon_images,
     plan=plan_deeprecon,
 )

@@ -1,20 +1,16 @@
 """The experimental design of the phantom NSD: which image every trial shows, and the tables that say so.
 
-Owns the arrays of ``nsd_expdesign.mat`` with the counts of the published file, ``nsd_stim_info_merged.csv`` and
+Makes the arrays of ``nsd_expdesign.mat`` with the counts of the published file, ``nsd_stim_info_merged.csv`` and
 ``responses.tsv``. ``73KID`` and everything in the .mat file count from 1, `nsdId` from 0.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
-from braindecode_vis.parts.phantom.formats.file_writers import write_csv, write_tsv
 
 Design = dict[str, np.ndarray]
 BEHAVIOUR_COLUMNS = (
@@ -123,11 +119,6 @@ def get_trial_images(design: Design, subject: int, session: int) -> np.ndarray:
     return design["subjectim"][subject - 1, shown.astype(int) - 1]
 
 
-def write_expdesign(root: Path, design: Design) -> Path:
-    """Write ``nsddata/experiments/nsd/nsd_expdesign.mat``, MATLAB 5."""
-    return LAYOUT.write(root, "design", design)
-
-
 def make_stim_info(design: Design, n_images: int = 73000) -> pd.DataFrame:
     """Return the table of ``nsd_stim_info_merged.csv``: one row per image, trials counted from 1, 0 for never."""
     n_subjects = len(design["subjectim"])
@@ -158,11 +149,6 @@ def make_stim_info(design: Design, n_images: int = 73000) -> pd.DataFrame:
         f"subject{s + 1}_rep{r}": when[:, s, r] for s in range(n_subjects) for r in range(n_repetitions)
     }
     return pd.concat([table, pd.DataFrame(columns)], axis=1)
-
-
-def write_stim_info(root: Path, table: pd.DataFrame) -> Path:
-    """Write ``nsddata/experiments/nsd/nsd_stim_info_merged.csv``; its first column has no name."""
-    return write_csv(root / "nsddata" / "experiments" / "nsd" / "nsd_stim_info_merged.csv", table, index=True)
 
 
 def make_responses(design: Design, subject: int, n_sessions: int, seed: int = 0) -> pd.DataFrame:
@@ -206,9 +192,3 @@ def make_responses(design: Design, subject: int, n_sessions: int, seed: int = 0)
     integers = ["TOTAL1", "TOTAL2"]
     table[integers] = table[integers].astype(int)
     return table[list(BEHAVIOUR_COLUMNS)]
-
-
-def write_responses(root: Path, subject: int, table: pd.DataFrame) -> Path:
-    """Write ``nsddata/ppdata/subjAA/behav/responses.tsv``."""
-    path = root / "nsddata" / "ppdata" / f"subj{subject:02d}" / "behav" / "responses.tsv"
-    return write_tsv(path, table, missing="NaN")

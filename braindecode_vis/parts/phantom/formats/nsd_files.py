@@ -15,7 +15,13 @@ import numpy as np
 
 from braindecode_vis.base.checks import DataError, check_option
 from braindecode_vis.base.store import replace_atomically
-from braindecode_vis.datasets.nsd.beta_files import BETA_VERSIONS, BETAS_FOLDER, SESSION_NAME, VOLUME_SPACE
+from braindecode_vis.datasets.nsd.beta_files import (
+    BETA_VERSIONS,
+    BETAS_FOLDER,
+    LAYOUT,
+    SESSION_NAME,
+    VOLUME_SPACE,
+)
 from braindecode_vis.datasets.nsd.experiment_design import BRICK, IMAGES_FILE
 from braindecode_vis.parts.phantom.formats.file_writers import (
     check_block,
@@ -59,13 +65,12 @@ def make_subject_scanner(voxel_mm: float, subject: int) -> Scanner:
 
 
 def write_brainmask(root: Path, subject: int, scanner: Scanner) -> Path:
-    """Write ``nsddata/ppdata/subjAA/func1pt8mm/brainmask.nii.gz``: the cortex and what it encloses."""
+    """Write ``brainmask.nii.gz``: the cortex and what it encloses."""
     from scipy.ndimage import binary_dilation, binary_fill_holes
 
     # The simulated cortex is a shell; dilated by one voxel it is closed.
     brain = binary_fill_holes(binary_dilation(scanner.mask))
-    path = root / "nsddata" / "ppdata" / f"subj{subject:02d}" / VOLUME_SPACE / "brainmask.nii.gz"
-    return write_volume(path, brain, scanner.affine)
+    return write_volume(LAYOUT.place(root, "brainmask", subject=subject), brain, scanner.affine)
 
 
 def write_betas(
@@ -170,11 +175,6 @@ def write_ncsnr(
     )
 
 
-def mark_outside(labels: np.ndarray, cortex: np.ndarray) -> np.ndarray:
-    """Return float32 labels with -1 outside the cortex, as the published regions have."""
-    return np.where(cortex, labels, -1).astype(np.float32)
-
-
 def write_roi(
     root: Path,
     subject: int,
@@ -194,14 +194,14 @@ def write_roi(
     cortex : bool array of shape (x, y, z)
         Where the file is not -1.
     names
-        What the labels mean; written to ``nsddata/freesurfer/subjAA/label/NAME.mgz.ctab``.
+        What the labels mean; written to ``NAME.mgz.ctab``.
     """
-    folder = root / "nsddata" / "ppdata" / f"subj{subject:02d}" / VOLUME_SPACE / "roi"
-    path = write_volume(folder / f"{name}.nii.gz", mark_outside(labels, cortex), affine)
+    place = LAYOUT.place(root, "regions", subject=subject, roi=name)
+    # -1 outside the cortex, as the published regions have.
+    path = write_volume(place, np.where(cortex, labels, -1).astype(np.float32), affine)
     if names is not None:
         lines = [f"{label} {region}" for label, region in sorted({0: "Unknown", **names}.items())]
-        table = root / "nsddata" / "freesurfer" / f"subj{subject:02d}" / "label" / f"{name}.mgz.ctab"
-        write_text(table, "\n".join(lines) + "\n")
+        write_text(LAYOUT.place(root, "names", subject=subject, roi=name), "\n".join(lines) + "\n")
     return path
 
 

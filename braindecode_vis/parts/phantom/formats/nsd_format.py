@@ -23,19 +23,26 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, check_option
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.stimuli import read_image_file
-from braindecode_vis.datasets.drawn.images import list_split
+from braindecode_vis.datasets.nsd.beta_files import LAYOUT as REGIONS
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import compute_betas, compute_voxel_snr, iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import (
+    Counts,
+    Format,
+    PhantomJob,
+    Progress,
+    Unit,
+    list_pictures,
+    list_units,
+)
+from braindecode_vis.parts.phantom.formats.file_writers import write_csv, write_tsv
 from braindecode_vis.parts.phantom.formats.nsd_design import (
     Design,
     get_trial_images,
     make_nsd_expdesign,
     make_responses,
     make_stim_info,
-    write_expdesign,
-    write_responses,
-    write_stim_info,
 )
 from braindecode_vis.parts.phantom.formats.nsd_files import (
     BETA_FORMS,
@@ -144,9 +151,7 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images with their `nsd_id`; training images carry the person (`subject`) who sees them."""
     # Each subject's own images are exemplars of the same training concepts, a block of exemplars a subject.
     n_own = size.n_train_exemplars
-    table = list_split(
-        size.n_train_concepts, size.n_test_concepts, n_own * size.n_subjects, seed, f"{TRUTH}/images"
-    )
+    table = list_pictures(size.replace(n_train_exemplars=n_own * size.n_subjects), seed)
     is_train = (table["split"] == "train").to_numpy()
     owner = np.where(is_train, table["exemplar"] // n_own, -1)
     design = make_design(size, seed)
@@ -197,10 +202,9 @@ def plan(job: PhantomJob) -> list[Unit]:
     for person in job.subjects:
         who = f"subject {person.name}"
         units.append(Unit(f"{who}, regions", 1, partial(_write_person, job, person)))
-        for version in list_versions(job.size):
-            for session in range(1, job.size.n_sessions + 1):
-                write = partial(_write_session, job, person, session, version)
-                units.append(Unit(f"{who}, session {session:02d}, {version}", per_session, write))
+        name = "subject {person.name}, session {session:02d}, {version}"
+        labels = {"version": list_versions(job.size), "session": range(1, job.size.n_sessions + 1)}
+        units += list_units(job, name, per_session, _write_session, people=[person], **labels)
         if job.size.n_imagery:
             units.append(
                 Unit(f"{who}, imagery", count_imagery(job.size), partial(write_imagery, job, person))
@@ -218,8 +222,9 @@ def plan_shared(job: PhantomJob) -> list[Unit]:
     def write_design_files(progress: Progress) -> list[Path]:
         design = make_design(job.size, job.config.seed)
         return [
-            write_expdesign(job.root, design),
-            write_stim_info(job.root, make_stim_info(design, n_images)),
+            LAYOUT.write(job.root, "design", design),
+            # Its first column has no name.
+            write_csv(LAYOUT.place(job.root, "images"), make_stim_info(design, n_images), index=True),
         ]
 
     return [Unit("the experimental design", 1, write_design_files), plan_brick(job)]
@@ -240,14 +245,24 @@ def plan_brick(job: PhantomJob) -> Unit:
 def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
     number = person.index + 1
     scanner = make_subject_scanner(job.size.voxel_mm or 0, number)
-    design = make_design(job.size, job.config.seed)
-    responses = make_responses(design, number, job.size.n_sessions, job.config.seed)
-    paths = [write_responses(job.root, number, responses), *write_regions(job.root, number, scanner)]
+    paths = write_subject(job, person, progress)
     snr = compute_voxel_snr(person, job.scanner)
     for version in list_versions(job.size):
         ncsnr = scanner.fill_volume(snr / np.hypot(1, _EXTRA_NOISE[version]))
         paths.append(write_ncsnr(job.root, number, ncsnr, scanner.affine, version=version))
     return paths
+
+
+def write_subject(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
+    """Write the behaviour of a subject, the brain mask, and the regions."""
+    number = person.index + 1
+    design = make_design(job.size, job.config.seed)
+    responses = make_responses(design, number, job.size.n_sessions, job.config.seed)
+    scanner = make_subject_scanner(job.size.voxel_mm or 0, number)
+    return [
+        write_tsv(LAYOUT.place(job.root, "behaviour", subject=number), responses, missing="NaN"),
+        *write_regions(job.root, number, scanner),
+    ]
 
 
 def write_regions(root: Path, number: int, scanner: Scanner) -> list[Path]:
@@ -262,12 +277,12 @@ def write_regions(root: Path, number: int, scanner: Scanner) -> list[Path]:
             regions[name] = (scanner.make_roi_volume(name), {1: name} if name == "nsdgeneral" else known)
     for name, (labels, known) in regions.items():
         paths.append(write_roi(root, number, name, labels, scanner.mask, scanner.affine, names=known))
-        paths.append(root / "nsddata/freesurfer" / f"subj{number:02d}" / "label" / f"{name}.mgz.ctab")
+        paths.append(REGIONS.place(root, "names", subject=number, roi=name))
     return paths
 
 
 def _write_session(
-    job: PhantomJob, person: Person, session: int, version: str, progress: Progress
+    job: PhantomJob, person: Person, version: str, session: int, progress: Progress
 ) -> list[Path]:
     shown = get_trial_images(make_design(job.size, job.config.seed), person.index + 1, session) - 1
     # Rows of the drive in the order of nsdId: the inverse of the column.

@@ -32,7 +32,12 @@ from braindecode_vis.datasets.nsd.imagery_dataset import BETAS_FILE, STIMULI_FIL
 from braindecode_vis.datasets.nsd.synthetic_dataset import IMAGES_FOLDER, LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person, make_person
-from braindecode_vis.parts.phantom.drive import StimulusDrive, compute_gabor_energy, compute_mid_features
+from braindecode_vis.parts.phantom.drive import (
+    StimulusDrive,
+    compute_gabor_energy,
+    compute_mid_features,
+    standardise,
+)
 from braindecode_vis.parts.phantom.format_plan import TRUTH, PhantomJob, Progress
 from braindecode_vis.parts.phantom.formats.file_writers import write_csv, write_tsv
 from braindecode_vis.parts.phantom.formats.nsd_files import (
@@ -301,12 +306,8 @@ def make_synthetic_drive(job: PhantomJob, images: np.ndarray) -> StimulusDrive:
     left = (width - height) // 2
     square = images[:, :, left : left + height]
     for name, measure in (("early", compute_gabor_energy), ("mid", compute_mid_features)):
-        reference = measure(usual)
-        spread = reference.std(axis=0)
-        # Features without spread among the usual pictures say nothing, and would blow up when divided by it.
-        usable = spread > 1e-4 * max(float(spread.max()), 1e-30)
-        scaled = (measure(square) - reference.mean(axis=0)) / np.where(usable, spread, 1)
-        own = np.clip(np.where(usable, scaled, 0), -8, 8).astype(np.float32)
+        measured = np.concatenate([measure(usual), measure(square)])
+        own = standardise(measured, np.arange(len(measured)) < len(usual))[len(usual) :]
         joined[name] = np.concatenate([getattr(job.drive, name), own])
     nothing = np.zeros((len(images), job.drive.semantic.shape[1]), np.float32)
     ids = [f"synthetic{n + 1:03d}" for n in range(len(images))]

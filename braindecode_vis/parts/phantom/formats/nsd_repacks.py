@@ -29,12 +29,13 @@ import pandas as pd
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.nsd import repack_files
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT as DESIGN
 from braindecode_vis.datasets.nsd.repack_files import LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit, list_units
 from braindecode_vis.parts.phantom.formats import nsd_format
-from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images, write_expdesign
+from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images
 from braindecode_vis.parts.phantom.scanner import count_voxels
 from braindecode_vis.parts.phantom.sizes import PhantomSize, estimate_image_bytes
 
@@ -96,10 +97,7 @@ def simulate_general(
 
 def plan_mindeye1(job: PhantomJob) -> list[Unit]:
     """Return one unit per person."""
-    return [
-        Unit(f"subject {person.name}, tars", job.size.n_trials, partial(_write_mindeye1, job, person))
-        for person in job.subjects
-    ]
+    return list_units(job, "subject {person.name}, tars", job.size.n_trials, _write_mindeye1)
 
 
 def _write_mindeye1(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
@@ -175,11 +173,10 @@ def plan_mindeye2(job: PhantomJob) -> list[Unit]:
     def write_pictures(progress: Progress) -> list[Path]:
         return [write_coco_images(job, progress)]
 
-    units = [Unit("the pictures", len(job.table) + 1, write_pictures)]
-    for person in job.subjects:
-        write = partial(_write_mindeye2, job, person)
-        units.append(Unit(f"subject {person.name}, betas and tars", job.size.n_trials, write))
-    return units
+    return [
+        Unit("the pictures", len(job.table) + 1, write_pictures),
+        *list_units(job, "subject {person.name}, betas and tars", job.size.n_trials, _write_mindeye2),
+    ]
 
 
 def write_coco_images(job: PhantomJob, progress: Progress) -> Path:
@@ -226,13 +223,12 @@ def plan_brain_diffuser(job: PhantomJob) -> list[Unit]:
     """Return the design that names the rows, and one unit per person."""
 
     def write_design(progress: Progress) -> list[Path]:
-        return [write_expdesign(job.root, nsd_format.make_design(job.size, job.config.seed))]
+        return [DESIGN.write(job.root, "design", nsd_format.make_design(job.size, job.config.seed))]
 
-    units = [Unit("the experimental design", 1, write_design)]
-    for person in job.subjects:
-        write = partial(_write_brain_diffuser, job, person)
-        units.append(Unit(f"subject {person.name}, arrays", job.size.n_trials, write))
-    return units
+    return [
+        Unit("the experimental design", 1, write_design),
+        *list_units(job, "subject {person.name}, arrays", job.size.n_trials, _write_brain_diffuser),
+    ]
 
 
 def _write_brain_diffuser(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:

@@ -21,10 +21,10 @@ import numpy as np
 from braindecode_vis.datasets.nsd.beta_files import VOLUME_SPACE
 from braindecode_vis.parts.phantom.bold_signal import simulate_motion
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import Counts, PhantomJob, Progress, Unit, list_units
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.file_writers import write_text
-from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images, make_responses, write_responses
+from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images
 from braindecode_vis.parts.phantom.formats.nsd_files import T_R, make_subject_scanner
 from braindecode_vis.parts.phantom.formats.raw_fmri import estimate_raw_volume, estimate_seconds, write_series
 from braindecode_vis.parts.phantom.sizes import PhantomSize
@@ -37,13 +37,13 @@ _TAIL_VOLUMES = 9
 def _expect_volumes(size: PhantomSize) -> int:
     """Return the volumes of a run: its slots, blanks included, and its end."""
     # As `make_nsd_expdesign` places them: twelve slots more than pictures.
-    n_slots = -(-size.n_trials // (size.n_sessions * (size.n_runs or 1))) + 12
+    n_slots = -(-size.n_trials // (size.n_sessions * (size.runs))) + 12
     return n_slots * SLOT_VOLUMES + _TAIL_VOLUMES
 
 
 def count(size: PhantomSize) -> Counts:
     """Return work and space of series, pictures and tables."""
-    n_runs = size.n_subjects * size.n_sessions * (size.n_runs or 1)
+    n_runs = size.n_subjects * size.n_sessions * (size.runs)
     n_volumes, n_images = n_runs * _expect_volumes(size), nsd_format.count_images(size)
     # A row of motion takes 150 bytes; tables of trials and pictures as in `nsd`.
     tables = 45.0 * n_images * (2 + size.n_subjects) / 2 + size.n_subjects * size.n_trials * 100
@@ -59,24 +59,13 @@ def plan(job: PhantomJob) -> list[Unit]:
     """Return design, stimuli, each person's regions, and one unit per run."""
     units = nsd_format.plan_shared(job)
     for person in job.subjects:
-        units.append(Unit(f"subject {person.name}, regions", 1, partial(_write_regions, job, person)))
-        for session in range(1, job.size.n_sessions + 1):
-            for run in range(1, (job.size.n_runs or 1) + 1):
-                name = f"subject {person.name}, session {session:02d}, run {run:02d}"
-                write = partial(_write_run, job, person, session, run)
-                units.append(Unit(name, _expect_volumes(job.size), write))
+        units.append(
+            Unit(f"subject {person.name}, regions", 1, partial(nsd_format.write_subject, job, person))
+        )
+        name = "subject {person.name}, session {session:02d}, run {run:02d}"
+        labels = {"session": range(1, job.size.n_sessions + 1), "run": range(1, job.size.runs + 1)}
+        units += list_units(job, name, _expect_volumes(job.size), _write_run, people=[person], **labels)
     return units
-
-
-def _write_regions(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
-    number = person.index + 1
-    design = nsd_format.make_design(job.size, job.config.seed)
-    responses = make_responses(design, number, job.size.n_sessions, job.config.seed)
-    scanner = make_subject_scanner(job.size.voxel_mm or 0, number)
-    return [
-        write_responses(job.root, number, responses),
-        *nsd_format.write_regions(job.root, number, scanner),
-    ]
 
 
 def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress: Progress) -> list[Path]:
@@ -93,10 +82,11 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
     own_job = replace(job, recorder=make_subject_scanner(job.size.voxel_mm or 0, person.index + 1))
     begins = np.zeros(n_volumes, int)
     begins[starts] = own
-    base, end = find_folder(job.root, person.index + 1), f"_session{session:02d}_run{run:02d}"
+    base = job.root / "nsddata_timeseries" / "ppdata" / f"subj{person.index + 1:02d}" / VOLUME_SPACE
+    end = f"_session{session:02d}_run{run:02d}"
     motion = simulate_motion(person, n_volumes, end)
     return [
-        write_design(base / "design" / f"design{end}.tsv", begins),
+        write_text(base / "design" / f"design{end}.tsv", "".join(f"{number}\n" for number in begins)),
         write_text(
             base / "motion" / f"motion{end}.tsv",
             "".join("\t".join(f"{value:.6g}" for value in row) + "\n" for row in motion),
@@ -106,16 +96,6 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
             nsd_format.STIMULUS_S, n_volumes, progress,
         ),
     ]  # fmt: skip
-
-
-def find_folder(root: Path, subject: int) -> Path:
-    """Return the folder of a subject's series."""
-    return root / "nsddata_timeseries" / "ppdata" / f"subj{subject:02d}" / VOLUME_SPACE
-
-
-def write_design(path: Path, begins: np.ndarray) -> Path:
-    """Write a column with one number for each volume: the 73KID (from 1) of the picture that begins there, or 0."""
-    return write_text(path, "".join(f"{number}\n" for number in begins))
 
 
 FORMAT = replace(

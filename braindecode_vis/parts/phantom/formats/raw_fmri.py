@@ -85,10 +85,9 @@ def write_series(
 
 
 def write_raw_run(
-    folder: Path,
-    stem: str,
     job: PhantomJob,
     person: Person,
+    place: tuple[str, str, str, int],
     trials: pd.DataFrame,
     events: pd.DataFrame,
     stimulus_s: float,
@@ -97,10 +96,12 @@ def write_raw_run(
     *,
     imagery: bool = False,
 ) -> list[Path]:
-    """Write ``STEM_bold.nii.gz``, ``STEM_bold.json`` and ``STEM_events.tsv``, and return their paths.
+    """Write image, sidecar and table of events of a run, and return their paths.
 
     Parameters
     ----------
+    place
+        Labels of subject and session, the task, and the number of the run.
     trials : DataFrame
         `onset` in s, and `row` of the image.
     events : DataFrame
@@ -110,10 +111,12 @@ def write_raw_run(
     imagery
         True for imagined instead of seen images.
     """
+    subject, session, task, run = place
+    folder = job.root / f"sub-{subject}" / f"ses-{session}" / "func"
+    stem = f"sub-{subject}_ses-{session}_task-{task}_run-{run:02d}"
     onsets = trials["onset"].to_numpy()
     n_volumes = int(np.ceil((onsets.max() + tail_s) / job.scanner.t_r))
     table = write_tsv(folder / f"{stem}_events.tsv", events)
-    task = stem.split("task-")[1].split("_")[0]
     content = {"TaskName": task, "RepetitionTime": float(job.scanner.t_r)}
     sidecar = write_json_file(folder / f"{stem}_bold.json", content)
     # The image comes last: a reader that finds it finds the rest.

@@ -15,7 +15,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +23,17 @@ import pandas as pd
 
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.datasets.drawn.images import list_concepts_with_tests
+from braindecode_vis.datasets.things_eeg1 import CLOCK_HZ, SOA_S
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit, list_units
 from braindecode_vis.parts.phantom.formats.bids_eeg import estimate_bytes, write_recording
 from braindecode_vis.parts.phantom.formats.file_writers import write_json_file, write_tsv
 from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.meeg_signal import simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images_of_concepts
 
-SYSTEM, SFREQ, N_CHANNELS = "eeg63-cz", 1000.0, 63
-SOA_S, STIMULUS_S = 0.1, 0.05  # [1]_
+SYSTEM, N_CHANNELS = "eeg63-cz", 63
+STIMULUS_S = 0.05  # [1]_
 LEAD_S, PAUSE_S = 2.0, 1.0
 PER_SEQUENCE = 309  # [1]_: 72 sequences of the 22,248 images
 
@@ -54,14 +55,9 @@ def count(size: PhantomSize) -> Counts:
     one = expect_seconds(size)
     total = size.n_subjects * one
     n_bytes = size.n_subjects * (
-        estimate_bytes(round(one * SFREQ), N_CHANNELS) + 200 * count_shown(size) + 8000
+        estimate_bytes(round(one * CLOCK_HZ), N_CHANNELS) + 200 * count_shown(size) + 8000
     )
     return Counts(n_bytes, 0, total, 3 + total / 80, 1 + size.n_subjects * max(1, round(one)))
-
-
-def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
-    """Return the images below ``object_images``; those of test concepts that train are ``excluded``."""
-    return list_concepts_with_tests(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
 
 
 @lru_cache(maxsize=4)
@@ -129,11 +125,11 @@ def plan(job: PhantomJob) -> list[Unit]:
             write_participants(job.root, [person.name for person in job.subjects]),
         ]
 
-    units = [Unit("the files of the data set", 1, write_root)]
-    for person in job.subjects:
-        n_steps = max(1, round(expect_seconds(job.size)))
-        units.append(Unit(f"subject {person.name}", n_steps, partial(_write_person, job, person)))
-    return units
+    n_steps = max(1, round(expect_seconds(job.size)))
+    return [
+        Unit("the files of the data set", 1, write_root),
+        *list_units(job, "subject {person.name}", n_steps, _write_person),
+    ]
 
 
 def write_participants(root: Path, subjects: list[str], excluded: dict[str, str] | None = None) -> Path:
@@ -164,7 +160,7 @@ def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[P
     path = write_subject(
         job.root,
         person.name,
-        progress.watch(blocks, lambda block: block.shape[1] / system.sfreq),
+        progress.watch_samples(blocks, system.sfreq),
         make_events(design, job.table),
         n_samples=n_samples,
         ch_names=system.ch_names,
@@ -195,7 +191,7 @@ def write_subject(
         {"sample": onset, "value": 1, "stimulus_id": events["stim"], "stim_file": events["stim"]}
     )
     return write_recording(
-        root, subject, blocks, marks, n_samples=n_samples, ch_names=ch_names, sfreq=SFREQ, task="rsvp",
+        root, subject, blocks, marks, n_samples=n_samples, ch_names=ch_names, sfreq=CLOCK_HZ, task="rsvp",
         reference="Cz", table=events,
     )  # fmt: skip
 
@@ -209,7 +205,10 @@ FORMAT = Format(
     # Each training image once, in one session.
     limits={"n_sessions": (1, 1), "train_repetitions": (1, 1)},
     count=count,
-    list_images=list_images,
+    # Below ``object_images``; those of test concepts that train are ``excluded``.
+    list_images=lambda size, seed: list_concepts_with_tests(
+        size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed
+    ),
     count_images=count_images_of_concepts,
     make_recorder=lambda size: make_sensor_system(SYSTEM),
     plan=plan,

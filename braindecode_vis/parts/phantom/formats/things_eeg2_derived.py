@@ -34,10 +34,10 @@ from braindecode_vis.base.checks import check_option
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit, list_units
 from braindecode_vis.parts.phantom.formats import things_eeg2_format
 from braindecode_vis.parts.phantom.formats.file_writers import check_block, check_count, write_text
-from braindecode_vis.parts.phantom.formats.pickles import PendingArray, split_pickle
+from braindecode_vis.parts.phantom.formats.pickles import Container, PendingArray, split_pickle
 from braindecode_vis.parts.phantom.formats.things_eeg2_format import (
     PARTITIONS,
     Partition,
@@ -104,11 +104,11 @@ def _count_steps(size: PhantomSize) -> int:
 
 def plan(name: str, job: PhantomJob) -> list[Unit]:
     """Return one unit per person: the two files share their noise covariance."""
-    units = [things_eeg2_format.plan_image_list(job)]
-    for person in job.subjects:
-        write = partial(_write_person, name, job, person)
-        units.append(Unit(f"subject {person.name}, epochs", _count_steps(job.size), write))
-    return units
+    write = partial(_write_person, name)
+    return [
+        things_eeg2_format.plan_image_list(job),
+        *list_units(job, "subject {person.name}, epochs", _count_steps(job.size), write),
+    ]
 
 
 def _write_person(name: str, job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
@@ -194,7 +194,7 @@ def _fill_session(
         for events, samples in recordings:
             shown = events[~events["is_target"]]
             onsets = np.round(shown["onset"].to_numpy() * rate).astype(int)
-            blocks = (block[picked] for block in progress.watch(samples, lambda b: b.shape[1] / system.sfreq))
+            blocks = (block[picked] for block in progress.watch_samples(samples, system.sfreq))
             epochs = cut_epochs(
                 blocks, onsets - n_baseline * layout.decim, layout.n_times, decim=layout.decim, taps=taps
             )
@@ -277,7 +277,7 @@ def _make_format(name: str, description: str) -> Format:
     )
 
 
-def write_official(
+def _write_dictionary(
     directory: Path,
     subject: int,
     partition: Partition,
@@ -286,58 +286,41 @@ def write_official(
     n_images: int,
     n_repetitions: int,
     ch_names: Sequence[str],
-    times: np.ndarray = OFFICIAL_TIMES,
-    dtype: str = "<f8",
+    n_times: int,
+    times: np.ndarray,
+    container: Container,
+    protocol: int,
 ) -> Path:
-    """Write ``sub-XX/preprocessed_eeg_{training,test}.npy`` as the authors do: `numpy.save` of a dictionary.
+    """Write ``sub-XX/preprocessed_eeg_{training,test}.npy``: a dictionary of epochs, channels and times.
 
     Parameters
     ----------
     epochs : iterable of arrays of shape (n_repetitions, n_channels, n_times)
         One per image, in the order of the codes.
-    """
-    check_option("partition", partition, PARTITIONS)
-    array = PendingArray((n_images, n_repetitions, len(ch_names), len(times)), np.dtype(dtype))
-    content = {
-        "preprocessed_eeg_data": array,
-        "ch_names": list(map(str, ch_names)),
-        "times": np.asarray(times, dtype="<f8"),
-    }
-    path = directory / f"sub-{subject:02d}" / f"preprocessed_eeg_{partition}.npy"
-    return _write_stream(path, split_pickle(content, container="npy", protocol=3), array, epochs)
-
-
-def write_250hz(
-    directory: Path,
-    subject: int,
-    partition: Partition,
-    epochs: Iterable[np.ndarray],
-    *,
-    n_images: int,
-    n_repetitions: int,
-    ch_names: Sequence[str],
-    n_times: int = 250,
-    times: np.ndarray = TIMES_300,
-    dtype: str = "<f8",
-) -> Path:
-    """Write ``sub-XX/preprocessed_eeg_{training,test}.npy`` as NICE and ATM do: a pickle named ``.npy``.
-
-    Parameters
-    ----------
-    epochs : iterable of arrays of shape (n_repetitions, n_channels, n_times)
-        One per image, 0 to 1 s.
     times
-        300 entries from -0.2 s, though the data have 250 samples from 0 s: the published mismatch.
+        In s; the 250 Hz files have 300 from -0.2 s, though their data have 250 samples from 0 s.
+    container, protocol
+        As in `split_pickle`.
     """
     check_option("partition", partition, PARTITIONS)
-    array = PendingArray((n_images, n_repetitions, len(ch_names), n_times), np.dtype(dtype))
+    array = PendingArray((n_images, n_repetitions, len(ch_names), n_times), np.dtype("<f8"))
     content = {
         "preprocessed_eeg_data": array,
         "ch_names": list(map(str, ch_names)),
         "times": np.asarray(times, dtype="<f8"),
     }
     path = directory / f"sub-{subject:02d}" / f"preprocessed_eeg_{partition}.npy"
-    return _write_stream(path, split_pickle(content, container="pickle", protocol=4), array, epochs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_atomically(path) as temporary, temporary.open("wb") as file:
+        parts = split_pickle(content, container=container, protocol=protocol)
+        _write_parts(file, parts, array, epochs, what=path.name)
+    return path
+
+
+write_official = partial(_write_dictionary, n_times=100, times=OFFICIAL_TIMES, container="npy", protocol=3)
+"""Write the authors' files: `numpy.save` of a dictionary."""
+write_250hz = partial(_write_dictionary, n_times=250, times=TIMES_300, container="pickle", protocol=4)
+"""Write the files of NICE and ATM: a pickle named ``.npy``."""
 
 
 def write_ubp(
@@ -436,15 +419,6 @@ def write_neurobridge(
     times = (np.arange(n_times) / 250).tolist()
     info = {"ch_names": list(ch_names), "times": times, "sfreq": 250.0, "baseline_duration": 0.2}
     return [path, write_text(folder / "info.json", json.dumps(info))]
-
-
-def _write_stream(
-    path: Path, parts: tuple[bytes, bytes], array: PendingArray, epochs: Iterable[np.ndarray]
-) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_atomically(path) as temporary, temporary.open("wb") as file:
-        _write_parts(file, parts, array, epochs, what=path.name)
-    return path
 
 
 def _write_parts(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal
@@ -30,9 +30,18 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_option, check_unique
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.store import replace_atomically
-from braindecode_vis.datasets.drawn.images import list_split
+from braindecode_vis.datasets.things_eeg2.layouts import METADATA
+from braindecode_vis.datasets.things_eeg2.lazy_files import TARGET_CODE
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import (
+    Counts,
+    Format,
+    PhantomJob,
+    Progress,
+    Unit,
+    list_pictures,
+    list_units,
+)
 from braindecode_vis.parts.phantom.formats.file_writers import check_block, check_count
 from braindecode_vis.parts.phantom.formats.pickles import PendingArray, split_pickle
 from braindecode_vis.parts.phantom.forward import SensorSystem, make_sensor_system
@@ -43,7 +52,6 @@ TARGET_FRACTION = 0.06  # of the shown images are the target that subjects look 
 USES = ("n_runs", "pause_s", "n_pairs")
 Partition = Literal["training", "test"]
 PARTITIONS: tuple[Partition, ...] = ("training", "test")
-TARGET_CODE = 99999  # in the stim channel
 SFREQ = 1000.0
 SOA_S = 0.2  # one image every 200 ms, half of it blank [1]_
 STIMULUS_S = 0.1
@@ -66,14 +74,13 @@ def check(size: PhantomSize) -> None:
 def expect_seconds(size: PhantomSize, partition: Partition) -> float:
     """Return the expected length of one file in s."""
     assert size.pause_s is not None
-    assert size.n_runs is not None
     if partition == "training":
         shown = size.n_train_images * size.train_repetitions / size.n_sessions
     else:
         shown = size.n_test_concepts * size.test_repetitions / size.n_sessions
     n_trials = shown / (1 - TARGET_FRACTION)
     n_sequences = np.ceil(n_trials / IMAGES_PER_SEQUENCE)
-    n_recordings = min(size.n_runs if partition == "training" else 1, n_sequences)
+    n_recordings = min(size.runs if partition == "training" else 1, n_sequences)
     pauses = (n_sequences - n_recordings) * size.pause_s
     return float(n_trials * SOA_S + pauses + 2 * LEAD_S * n_recordings)
 
@@ -100,7 +107,6 @@ def count(size: PhantomSize) -> Counts:
 def make_design(size: PhantomSize, seed: int, subject: int) -> list[SessionDesign]:
     """Return the design of one person (numbered from 0): every subject sees the images in an order of their own."""
     assert size.pause_s is not None
-    assert size.n_runs is not None
     return make_things_eeg2_design(
         size.n_train_concepts,
         size.n_train_exemplars,
@@ -109,17 +115,10 @@ def make_design(size: PhantomSize, seed: int, subject: int) -> list[SessionDesig
         derive_seed(seed, "design", subject),
         train_repetitions=size.train_repetitions // (size.n_sessions // 2),
         test_repetitions=size.test_repetitions // size.n_sessions,
-        n_recordings=size.n_runs,
+        n_recordings=size.runs,
         target_fraction=TARGET_FRACTION,
         # The published range of 1.5 to 2.85 s around its mean.
         pause_s=(0.69 * size.pause_s, 1.31 * size.pause_s),
-    )
-
-
-def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
-    """Return the images, in the order of the codes: training, then test."""
-    return list_split(
-        size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, n_pairs=size.n_pairs
     )
 
 
@@ -167,14 +166,14 @@ def plan_image_list(job: PhantomJob) -> Unit:
 
 def plan(job: PhantomJob) -> list[Unit]:
     """Return one unit per raw file."""
-    units = [plan_image_list(job)]
-    for person in job.subjects:
-        for session in range(1, job.size.n_sessions + 1):
-            for partition in PARTITIONS:
-                name = f"subject {person.name}, session {session:02d}, {partition} recording"
-                write = partial(_write_recording, job, person, session, partition)
-                units.append(Unit(name, count_steps(job.size, partition), write))
-    return units
+    return [
+        plan_image_list(job),
+        *list_units(
+            job, "subject {person.name}, session {session:02d}, {partition} recording",
+            lambda session, partition: count_steps(job.size, partition), _write_recording,
+            session=range(1, job.size.n_sessions + 1), partition=PARTITIONS,
+        ),
+    ]  # fmt: skip
 
 
 def _write_recording(
@@ -191,7 +190,7 @@ def _write_recording(
         person.index + 1,
         session,
         partition,
-        progress.watch(blocks, lambda block: block.shape[1] / system.sfreq),
+        progress.watch_samples(blocks, system.sfreq),
         part.events,
         n_samples=part.n_samples,
         ch_names=system.ch_names,
@@ -445,7 +444,7 @@ def write_image_metadata(directory: Path, training: pd.DataFrame, test: pd.DataF
         content[f"{key}_img_concepts_THINGS"] = table["things_folder"].tolist()
         content[f"{key}_img_files"] = table["file"].tolist()
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "image_metadata.npy"
+    path = directory / METADATA
     with replace_atomically(path) as temporary:
         temporary.write_bytes(b"".join(split_pickle(content, container="npy", protocol=3)))
     return path
@@ -538,7 +537,8 @@ FORMAT = Format(
     duration_s=STIMULUS_S,
     check=check,
     count=count,
-    list_images=list_images,
+    # In the order of the codes: training, then test.
+    list_images=lambda size, seed: list_pictures(size, seed, ""),
     make_recorder=lambda size: make_sensor_system("eeg63"),
     plan=plan,
 )

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from braindecode_vis.datasets.drawn.images import make_concepts, match_concepts
 from braindecode_vis.datasets.things_fmri.response_tables import LAYOUT, MASKS, TABLES, VOLUMES
 from braindecode_vis.parts.phantom.bold_signal import compute_voxel_snr, iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit, list_units
 from braindecode_vis.parts.phantom.formats.file_writers import (
     HEADER_BYTES,
     check_block,
@@ -124,9 +124,8 @@ def _make_design(job: PhantomJob, subject: int) -> pd.DataFrame:
 def plan(job: PhantomJob) -> list[Unit]:
     """Return the masks, one unit per run of volumes, and the response table of each person."""
     n_trials = count_session_trials(job.size)
-    numbers = (
-        np.arange(n_trials) * (job.size.n_runs or 1) // n_trials + 1
-    )  # the run of each trial of a session
+    runs = np.arange(n_trials) * job.size.runs // n_trials + 1  # of each trial of a session
+    counts = np.bincount(runs).tolist()
 
     def write_masks(progress: Progress) -> list[Path]:
         scanner = job.scanner
@@ -134,16 +133,15 @@ def plan(job: PhantomJob) -> list[Unit]:
         return [write_brainmask(job.root, number, scanner.mask, scanner.affine) for number in numbers]
 
     units = [Unit("the brain masks", 1, write_masks)]
+    labels = {"session": range(1, job.size.n_sessions + 1), "run": range(1, len(counts))}
+    n_kept = job.size.n_sessions * (n_trials - (job.size.n_catch or 0))
     for person in job.subjects:
-        for session in range(1, job.size.n_sessions + 1):
-            for run, n_run_trials in enumerate(np.bincount(numbers)[1:].tolist(), start=1):
-                write = partial(_write_run, job, person, session, run)
-                name = f"subject {person.name}, session {session:02d}, run {run:02d}"
-                units.append(Unit(name, n_run_trials, write))
-
-        n_kept = job.size.n_sessions * (n_trials - (job.size.n_catch or 0))
-        units.append(
-            Unit(f"subject {person.name}, response table", n_kept, partial(_write_table, job, person))
+        units += list_units(
+            job, "subject {person.name}, session {session:02d}, run {run:02d}", lambda _, run: counts[run],
+            _write_run, people=[person], **labels,
+        )  # fmt: skip
+        units += list_units(
+            job, "subject {person.name}, response table", n_kept, _write_table, people=[person]
         )
     return units
 
@@ -267,9 +265,26 @@ def make_things_fmri_design(
         `row` (of `images`, -1 for catch) and `catch_nr`.
     """
     sessions = []
+    for table, _ in draw_sessions(images, n_sessions, n_runs, seed, "things-fmri", n_catch=n_catch):
+        table.insert(2, "trial", table.groupby("run").cumcount() + 1)
+        sessions.append(table)
+    design = pd.concat(sessions, ignore_index=True)
+    design["onset"] = FIRST_ONSET_S + SOA_S * (design["trial"] - 1)
+    design["duration"] = STIMULUS_S
+    return design
+
+
+def draw_sessions(
+    images: pd.DataFrame, n_sessions: int, n_runs: int, seed: int, name: str, *, n_catch: int
+) -> Iterator[tuple[pd.DataFrame, np.random.Generator]]:
+    """Yield the trials of each session in random order, and its generator, for what is drawn of them further.
+
+    The trials have `session`, `run`, `trial_type`, `row` and `catch_nr`; `name` keeps the orders of two data sets
+    apart.
+    """
     tests = np.flatnonzero(images["is_test"])
     for session in range(1, n_sessions + 1):
-        rng = make_generator(seed, "things-fmri", session)
+        rng = make_generator(seed, name, session)
         single = np.flatnonzero((images["exemplar_nr"] == session) & ~images["is_test"])
         rows = np.concatenate([single, tests, np.full(n_catch, -1)])
         catch = np.concatenate([np.zeros(len(rows) - n_catch, dtype=int), np.arange(1, n_catch + 1)])
@@ -278,12 +293,7 @@ def make_things_fmri_design(
         table = pd.DataFrame({"trial_type": kinds[order], "row": rows[order], "catch_nr": catch[order]})
         table.insert(0, "session", session)
         table.insert(1, "run", np.arange(len(rows)) * n_runs // len(rows) + 1)
-        table.insert(2, "trial", table.groupby("run").cumcount() + 1)
-        sessions.append(table)
-    design = pd.concat(sessions, ignore_index=True)
-    design["onset"] = FIRST_ONSET_S + SOA_S * (design["trial"] - 1)
-    design["duration"] = STIMULUS_S
-    return design
+        yield table, rng
 
 
 def write_events(
@@ -383,7 +393,6 @@ def write_response_table(
     n_voxels: int,
     stimuli: pd.DataFrame,
     voxels: pd.DataFrame,
-    dtype: str = "<f4",
 ) -> Path:
     """Write ``betas_csv/sub-XX_{ResponseData.h5,StimulusMetadata.csv,VoxelMetadata.csv}``.
 
@@ -404,7 +413,7 @@ def write_response_table(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as temporary, h5py.File(temporary, "w") as file:
-        values = _lay_out_frame(file, voxels["voxel_id"].to_numpy(np.int64), len(stimuli), dtype)
+        values = _lay_out_frame(file, voxels["voxel_id"].to_numpy(np.int64), len(stimuli))
         start = 0
         for block in blocks:
             array = check_block(block, (None, len(stimuli)), what=f"the betas of {path.name}")
@@ -417,7 +426,7 @@ def write_response_table(
     return path
 
 
-def _lay_out_frame(file: Any, voxel_ids: np.ndarray, n_trials: int, dtype: str) -> Any:
+def _lay_out_frame(file: Any, voxel_ids: np.ndarray, n_trials: int) -> Any:
     """Write all of a pandas "fixed" frame but the float block, and return that one, still empty."""
     group = file.create_group("ResponseData")
     _describe(file, CLASS="GROUP", PYTABLES_FORMAT_VERSION="2.1", TITLE="", VERSION="1.0")
@@ -433,7 +442,7 @@ def _lay_out_frame(file: Any, voxel_ids: np.ndarray, n_trials: int, dtype: str) 
     _describe(names, nan_rep="nan")
     _write_array(group, "block1_values", voxel_ids[:, None])
     # One row of chunks per block of voxels is written once and never again.
-    values = group.create_dataset("block0_values", (len(voxel_ids), n_trials), dtype)
+    values = group.create_dataset("block0_values", (len(voxel_ids), n_trials), "<f4")
     _describe(values, CLASS="ARRAY", FLAVOR="numpy", TITLE="", VERSION="2.4")
     values.attrs["transposed"] = np.uint8(1)
     return values

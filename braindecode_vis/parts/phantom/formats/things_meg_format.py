@@ -29,20 +29,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_unique
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.datasets.drawn.images import make_concepts, match_concepts
 from braindecode_vis.datasets.things_meg.files import (
-    ATTRIBUTES_FILE,
     CATCH_ID,
     CONCEPTS_FILE,
     DROPPED_SENSOR,
+    LAYOUT,
     PATHS_FILE,
     STIMULUS_CODE,
     TRIGGER_CHANNEL,
 )
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit, list_units
+from braindecode_vis.parts.phantom.formats import things_fmri_format
 from braindecode_vis.parts.phantom.formats.fif import make_meg_info, write_epochs_fif, write_raw_fif
 from braindecode_vis.parts.phantom.formats.file_writers import (
     check_block,
@@ -50,6 +51,10 @@ from braindecode_vis.parts.phantom.formats.file_writers import (
     write_json_file,
     write_text,
     write_tsv,
+)
+from braindecode_vis.parts.phantom.formats.things_fmri_format import (
+    count_session_trials,
+    draw_sessions,
 )
 from braindecode_vis.parts.phantom.forward import make_sensor_system, make_sensor_system_at
 from braindecode_vis.parts.phantom.meeg_signal import cut_epochs, make_lowpass, simulate_continuous
@@ -87,17 +92,11 @@ _COORDINATES = {
 }
 
 
-def count_session_trials(size: PhantomSize) -> int:
-    """Return the trials of one session, catch trials included."""
-    return size.n_train_concepts + 2 * size.n_test_concepts + (size.n_catch or 0)
-
-
 def check(size: PhantomSize) -> None:
     """Raise `ConfigError` if THINGS-MEG cannot have this size."""
     check_one_exemplar_a_session(size, "THINGS-MEG")
-    assert size.n_runs is not None
     assert size.n_raw_sessions is not None
-    if size.n_raw_sessions > size.n_sessions or size.n_runs > count_session_trials(size):
+    if size.n_raw_sessions > size.n_sessions or size.runs > count_session_trials(size):
         raise ConfigError(
             f"n_raw_sessions ({size.n_raw_sessions}) cannot exceed n_sessions ({size.n_sessions}), nor n_runs "
             f"({size.n_runs}) the {count_session_trials(size)} trials of a session."
@@ -106,27 +105,25 @@ def check(size: PhantomSize) -> None:
 
 def count(size: PhantomSize) -> Counts:
     """Return work and space of runs and epochs."""
-    assert size.n_runs is not None
     assert size.n_raw_sessions is not None
     n_trials = count_session_trials(size)
-    session_s = n_trials * MEAN_SOA_S + size.n_runs * (LEAD_S + TAIL_S - MEAN_SOA_S)
+    session_s = n_trials * MEAN_SOA_S + size.runs * (LEAD_S + TAIL_S - MEAN_SOA_S)
     raw_s = size.n_subjects * size.n_raw_sessions * session_s
     epochs_s = size.n_subjects * (size.n_sessions - size.n_raw_sessions) * session_s
     epochs = estimate_epochs_bytes(size.n_sessions * n_trials)
     n_bytes = raw_s * estimate_raw_bytes(1) * RAW_SFREQ + size.n_subjects * epochs
     # Epochs lie in a flat file, in MNE's parts and under their name; of these at most two at a time.
-    scratch = 2 * epochs + estimate_raw_bytes(1) * RAW_SFREQ * session_s / size.n_runs
+    scratch = 2 * epochs + estimate_raw_bytes(1) * RAW_SFREQ * session_s / size.runs
     # Measured on one core: simulation is as many times faster than real time, MNE writes an epoch in 6 ms.
     seconds = 7 + raw_s / 25 + epochs_s / 120 + size.n_subjects * size.n_sessions * n_trials * 6e-3
     steps = size.n_subjects * (
-        size.n_raw_sessions * size.n_runs * _count_run_steps(size) + size.n_sessions * n_trials
+        size.n_raw_sessions * size.runs * _count_run_steps(size) + size.n_sessions * n_trials
     )
     return Counts(n_bytes, scratch, raw_s + epochs_s, seconds, 1 + steps)
 
 
 def _count_run_steps(size: PhantomSize) -> int:
-    assert size.n_runs is not None
-    return max(1, round(count_session_trials(size) / size.n_runs * MEAN_SOA_S))
+    return max(1, round(count_session_trials(size) / size.runs * MEAN_SOA_S))
 
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
@@ -149,14 +146,10 @@ def plan(job: PhantomJob) -> list[Unit]:
         return [job.root / "dataset_description.json", job.root / "participants.tsv", *tables]
 
     units = [Unit("the tables of the data set", 1, write_tables)]
-    assert job.size.n_raw_sessions is not None
-    assert job.size.n_runs is not None
-    n_steps = _count_run_steps(job.size)
+    name = "subject {person.name}, session {session:02d}, raw run {run:02d}"
+    labels = {"session": range(1, (job.size.n_raw_sessions or 0) + 1), "run": range(1, job.size.runs + 1)}
     for person in job.subjects:
-        for session in range(1, job.size.n_raw_sessions + 1):
-            for run in range(1, job.size.n_runs + 1):
-                name = f"subject {person.name}, session {session:02d}, raw run {run:02d}"
-                units.append(Unit(name, n_steps, partial(_write_run, job, person, session, run)))
+        units += list_units(job, name, _count_run_steps(job.size), _write_run, people=[person], **labels)
         # The epochs come after the raw runs, from which they are cut.
         n_epochs = job.size.n_sessions * count_session_trials(job.size)
         units.append(Unit(f"subject {person.name}, epochs", n_epochs, partial(_write_epochs, job, person)))
@@ -165,11 +158,9 @@ def plan(job: PhantomJob) -> list[Unit]:
 
 @lru_cache(maxsize=4)
 def _make_design(job: PhantomJob, subject: int) -> pd.DataFrame:
-    assert job.size.n_runs is not None
-    assert job.size.n_catch is not None
     seed = derive_seed(job.config.seed, "design", subject)
     return make_things_meg_design(
-        job.table, job.size.n_sessions, job.size.n_runs, seed, n_catch=job.size.n_catch
+        job.table, job.size.n_sessions, job.size.runs, seed, n_catch=job.size.n_catch or 0
     )
 
 
@@ -183,7 +174,7 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
         person.index + 1,
         session,
         run,
-        progress.watch(samples, lambda block: block.shape[1] / system.sfreq),
+        progress.watch_samples(samples, system.sfreq),
         events,
         ch_names=system.ch_names,
         locs=np.array([channel["loc"] for channel in info["chs"]]),
@@ -237,9 +228,8 @@ def _cut_sessions(
         sfreq = RAW_SFREQ if is_raw else EPOCH_SFREQ
         decim = round(sfreq / EPOCH_SFREQ)
         if is_raw:
-            folder = job.root / f"sub-BIGMEG{person.index + 1}" / f"ses-{session:02d}" / "meg"
-            name = f"sub-BIGMEG{person.index + 1}_ses-{session:02d}_task-main_run-{run:02d}_meg.fif"
-            samples = read_sensors(folder / name)
+            labels = {"subject": person.index + 1, "session": session, "run": run}
+            samples = read_sensors(LAYOUT.place(job.root, "run", form="fif", **labels))
         else:
             samples = _simulate_run(job, person, sfreq, session, run, events)
         starts = np.round((events["onset"].to_numpy() + EPOCH_TMIN) * sfreq).astype(int)
@@ -271,10 +261,7 @@ def read_sensors(path: Path) -> Iterator[np.ndarray]:
 def make_image_table(
     concepts: Sequence[str], n_exemplars: int = 12, n_test_concepts: int = 200
 ) -> pd.DataFrame:
-    """Return one row per image; the row number plus one is the THINGS image number.
-
-    Each concept has `n_exemplars` images for single presentation; the test concepts, spread evenly over the
-    list, have one more, which is shown in every session.
+    """Return the images of THINGS-fMRI; the row number plus one is the THINGS image number.
 
     Returns
     -------
@@ -286,27 +273,11 @@ def make_image_table(
     >>> make_image_table(["ant", "bee"], 2, 1)["path"].tolist()[-1]
     'images/bee/bee_02s.jpg'
     """
-    check_unique(concepts, what="concept names")
-    if not 0 <= n_test_concepts <= len(concepts):
-        raise ConfigError(f"{n_test_concepts} test concepts do not fit into {len(concepts)} concepts.")
-    # Spread evenly, since the THINGS numbers of the published test images are.
-    tested = set(np.arange(n_test_concepts) * len(concepts) // max(n_test_concepts, 1))
-    rows: list[dict[str, object]] = []
-    for category, concept in enumerate(sorted(concepts)):
-        for exemplar in range(1, n_exemplars + 1 + (category in tested)):
-            stimulus_id = f"{concept}_{exemplar:02d}{'b' if exemplar == 1 else 's'}"
-            rows.append(
-                {
-                    "image_nr": len(rows) + 1,
-                    "concept": concept,
-                    "category_nr": category + 1,
-                    "exemplar_nr": exemplar,
-                    "stimulus_id": stimulus_id,
-                    "path": f"images/{concept}/{stimulus_id}.jpg",
-                    "is_test": exemplar > n_exemplars,
-                }
-            )
-    return pd.DataFrame(rows)
+    table = things_fmri_format.make_image_table(concepts, n_exemplars, n_test_concepts)
+    table.insert(0, "image_nr", np.arange(1, len(table) + 1))
+    paths = "images/" + table["concept"] + "/" + table["stimulus_id"] + ".jpg"
+    columns = ["image_nr", "concept", "category_nr", "exemplar_nr", "stimulus_id", "path", "is_test"]
+    return table.assign(path=paths)[columns]
 
 
 def make_things_meg_design(
@@ -337,18 +308,8 @@ def make_things_meg_design(
         1200 Hz), `row` (of `images`, -1 for catch) and `catch_nr`.
     """
     sessions = []
-    tests = np.flatnonzero(images["is_test"])
-    for session in range(1, n_sessions + 1):
-        rng = make_generator(seed, "things-meg", session)
-        single = np.flatnonzero((images["exemplar_nr"] == session) & ~images["is_test"])
-        rows = np.concatenate([single, tests, np.full(n_catch, -1)])
-        kinds = np.repeat(["exp", "test", "catch"], [len(single), len(tests), n_catch])
-        catch = np.concatenate([np.zeros(len(rows) - n_catch, dtype=int), np.arange(1, n_catch + 1)])
-        order = rng.permutation(len(rows))
-        table = pd.DataFrame({"trial_type": kinds[order], "row": rows[order], "catch_nr": catch[order]})
-        table.insert(0, "run", np.arange(len(rows)) * n_runs // len(rows) + 1)
-        table.insert(0, "session", session)
-        gaps = rng.integers(round(soa_s[0] * RAW_SFREQ), round(soa_s[1] * RAW_SFREQ) + 1, len(rows))
+    for table, rng in draw_sessions(images, n_sessions, n_runs, seed, "things-meg", n_catch=n_catch):
+        gaps = rng.integers(round(soa_s[0] * RAW_SFREQ), round(soa_s[1] * RAW_SFREQ) + 1, len(table))
         first = ~table["run"].duplicated()
         # In whole samples from the start, so that trigger, optical sensor and table agree to the sample.
         gaps = np.where(first, round(LEAD_S * RAW_SFREQ), gaps)
@@ -379,8 +340,6 @@ def write_raw_run(
     *,
     ch_names: Sequence[str],
     locs: np.ndarray | None = None,
-    n_samples: int | None = None,
-    junk: bool = True,
     dev_head: np.ndarray | None = None,
 ) -> Path:
     """Write one run: ``_meg.fif``, ``_events.tsv``, ``_channels.tsv``, ``_meg.json`` and ``._`` junk.
@@ -395,10 +354,6 @@ def write_raw_run(
         Names of the sensors.
     locs : array of shape (n_channels, 12), optional
         Sensor positions and orientations.
-    n_samples
-        Length of the run; `count_run_samples` by default.
-    junk
-        Add the ``._`` files.
     dev_head : array of shape (4, 4), optional
         Device to head coordinates.
 
@@ -410,15 +365,13 @@ def write_raw_run(
     check_columns(
         events.columns, ("onset", "sample", "trial_type", "image_nr", "category_nr"), what="MEG events"
     )
-    n_samples = count_run_samples(events) if n_samples is None else n_samples
+    n_samples = count_run_samples(events)
     if events["sample"].min() < round(TRIGGER_LEAD_S * RAW_SFREQ):
         raise DataError("the first event of a THINGS-MEG run must leave 150 ms for its trigger.")
-    entities = f"sub-BIGMEG{subject}_ses-{session:02d}"
-    stem = f"{entities}_task-main_run-{run:02d}"
-    folder = root / f"sub-BIGMEG{subject}" / f"ses-{session:02d}" / "meg"
+    path = LAYOUT.place(root, "run", subject=subject, session=session, run=run, form="fif")
+    folder, stem = path.parent, path.name.removesuffix("_meg.fif")
     extra = ((_OPTICAL, "misc"), (TRIGGER_CHANNEL, "stim"))
     info = make_meg_info(ch_names, RAW_SFREQ, locs=locs, extra=extra, dev_head=dev_head)
-    path = folder / f"{stem}_meg.fif"
     write_raw_fif(path, _add_sensors(blocks, events, len(ch_names), n_samples), info, n_samples)
     number = events["image_nr"].astype(float)
     table = pd.DataFrame(
@@ -443,10 +396,9 @@ def write_raw_run(
     write_tsv(folder / f"{stem}_channels.tsv", channels)
     write_json_file(folder / f"{stem}_meg.json", _make_sidecar(len(ch_names), n_samples))
     write_json_file(folder / f"{stem}_coordsystem.json", _COORDINATES)
-    if junk:
-        for name in (path.name, f"{stem}_events.tsv"):
-            # AppleDouble: magic, version, then an empty table of entries.
-            write_text(folder / f"._{name}", "\x00\x05\x16\x07\x00\x02\x00\x00" + "\x00" * 4088)
+    for name in (path.name, f"{stem}_events.tsv"):
+        # AppleDouble: magic, version, then an empty table of entries.
+        write_text(folder / f"._{name}", "\x00\x05\x16\x07\x00\x02\x00\x00" + "\x00" * 4088)
     return path
 
 
@@ -562,7 +514,7 @@ def make_sample_attributes(
 
 def write_sample_attributes(root: Path, subject: int, attributes: pd.DataFrame) -> Path:
     """Write ``sourcedata/sample_attributes_P{n}.csv``."""
-    return write_csv(root / ATTRIBUTES_FILE.format(subject=subject), attributes)
+    return write_csv(LAYOUT.place(root, "attributes", subject=subject), attributes)
 
 
 def write_preprocessed(
@@ -595,7 +547,7 @@ def write_preprocessed(
     if DROPPED_SENSOR in ch_names:
         raise DataError(f"the preprocessed epochs of THINGS-MEG lack sensor {DROPPED_SENSOR}; drop it first.")
     return write_epochs_fif(
-        root / "derivatives" / "preprocessed" / f"preprocessed_P{subject}-epo.fif",
+        LAYOUT.place(root, "epochs", subject=subject),
         epochs,
         make_meg_info(ch_names, EPOCH_SFREQ, locs=locs, dev_head=dev_head),
         event_ids=attributes["image_nr"].to_numpy(dtype=int),

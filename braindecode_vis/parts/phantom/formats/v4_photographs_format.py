@@ -7,18 +7,17 @@ reader's.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.datasets.drawn.images import list_split
-from braindecode_vis.datasets.v4_photographs import LAYOUT, PICTURE_NAME
+from braindecode_vis.datasets.v4_photographs import LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
-from braindecode_vis.parts.phantom.scanner import Scanner, count_voxels, make_scanner, pick_voxels
+from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.scanner import count_voxels, make_area_scanner
 from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images, estimate_image_bytes
 
 SESSIONS = ("201025", "190923", "211022")
@@ -37,32 +36,21 @@ def count(size: PhantomSize) -> Counts:
     return Counts(n_bytes, 0, 0.2 * n_trials, 1 + 4e-4 * n_trials, n_trials)
 
 
-@lru_cache(maxsize=4)
-def make_neurons(voxel_mm: float) -> Scanner:
-    """Return the positions of the simulated V4, where a neuron of each is recorded."""
-    whole = make_scanner(voxel_mm, 1.0)
-    return pick_voxels(whole, whole.regions == "hV4")
-
-
 def _write_animal(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
     session, n_images = SESSIONS[person.index], len(job.table)
     order = make_generator(job.config.seed, "v4-photographs", person.index).permutation(n_images)
-    is_test = (job.table["split"] == "test").to_numpy()[order]
-    times = np.where(is_test, job.size.test_repetitions, job.size.train_repetitions)
+    times = job.repetitions[order]
     picture, repeat = np.nonzero(np.arange(times.max()) < times[:, None])
     blocks = iterate_betas(person, job.scanner, order[picture], np.arange(len(picture)))
     betas = np.concatenate(list(progress.watch(blocks, len)))  # (n_trials, n_neurons)
     z = (betas - betas.mean(axis=0)) / betas.std(axis=0)
     counts = np.full((betas.shape[1], n_images, times.max()), np.nan)
     counts[:, picture, repeat] = np.rint(np.clip(_MEAN + _SPREAD * z, 0, None)).T
-    names = {
-        PICTURE_NAME.format(number=n + 1): job.root / job.table["path"].iloc[row]
-        for n, row in enumerate(order)
-    }
+    pictures = [job.root / path for path in job.table["path"].iloc[order]]
     return [
         LAYOUT.write(job.root, "single", {"counts": counts}, session=session),
         LAYOUT.write(job.root, "averaged", {"counts": np.nanmean(counts, axis=2)}, session=session),
-        LAYOUT.write_pictures(job.root, "pictures", names, session=session),
+        LAYOUT.write_pictures(job.root, "pictures", pictures, session=session),
     ]
 
 
@@ -74,10 +62,7 @@ FORMAT = Format(
     duration_s=0.1,
     limits={"n_subjects": (1, len(SESSIONS)), "n_sessions": (1, 1), "voxel_mm": (2, 6)},
     count=count,
-    list_images=lambda size, seed: list_split(
-        size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, f"{TRUTH}/images"
-    ),
-    make_recorder=lambda size: make_neurons(size.voxel_mm or 0),
+    make_recorder=lambda size: make_area_scanner(size.voxel_mm or 0, "hV4"),
     plan=lambda job: [
         Unit(f"session {SESSIONS[person.index]}", job.size.n_trials, partial(_write_animal, job, person))
         for person in job.subjects

@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.base.stimuli import read_image_file
-from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.datasets.vim1 import LAYOUT, ROIS, SHAPE, SUFFIXES, encode_places
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.scanner import (
     Scanner,
     count_voxels,
@@ -125,9 +124,6 @@ FORMAT = Format(
     duration_s=STIMULUS_S,
     limits={"n_subjects": (1, 2), "n_sessions": (1, 1), "voxel_mm": (2, 12)},
     count=count,
-    list_images=lambda size, seed: list_split(
-        size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, f"{TRUTH}/images"
-    ),
     make_recorder=lambda size: make_slab(size.voxel_mm or 0),
     plan=plan,
 )

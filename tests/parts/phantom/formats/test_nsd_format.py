@@ -9,8 +9,10 @@ from scipy.io import loadmat
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
 from braindecode_vis.parts.phantom import SIZES, PhantomConfig, estimate_phantom, make_phantom
 from braindecode_vis.parts.phantom.formats import nsd_format
+from braindecode_vis.parts.phantom.formats.file_writers import write_csv, write_tsv
 from braindecode_vis.parts.phantom.formats.nsd_files import SHAPES, make_subject_scanner
 
 SHAPE = (5, 4, 3)
@@ -31,7 +33,7 @@ def betas():
 
 def test_full_design_has_the_published_types_and_shapes(tmp_path):
     full = nsd_format.make_nsd_expdesign()
-    path = nsd_format.write_expdesign(tmp_path, full)
+    path = LAYOUT.write(tmp_path, "design", full)
     loaded = loadmat(path)
     expected = {
         "masterordering": ((1, 30000), np.uint16),
@@ -47,7 +49,7 @@ def test_full_design_has_the_published_types_and_shapes(tmp_path):
     # The published file has 437, 106 and 34 images shown once, twice and three times in a session.
     np.testing.assert_allclose(loaded["basiccnt"].mean(axis=1), [437, 106, 34], rtol=0.1)
     assert (loaded["stimpattern"].sum(axis=2)[0] == [63, 62] * 6).all()
-    assert path.read_bytes() == nsd_format.write_expdesign(tmp_path / "again", full).read_bytes()
+    assert path.read_bytes() == LAYOUT.write(tmp_path / "again", "design", full).read_bytes()
 
 
 def test_design_counts_from_one_and_shares_the_first_columns(design):
@@ -72,7 +74,7 @@ def test_design_refuses_sizes_that_do_not_divide():
 
 def test_stim_info_points_back_at_the_trials(tmp_path, design):
     table = pd.read_csv(
-        nsd_format.write_stim_info(tmp_path, nsd_format.make_stim_info(design, 90)), index_col=0
+        write_csv(tmp_path / "info.csv", nsd_format.make_stim_info(design, 90), index=True), index_col=0
     )
     assert table["nsdId"].tolist() == list(range(90))
     np.testing.assert_array_equal(np.flatnonzero(table["shared1000"]) + 1, design["sharedix"][0])
@@ -84,7 +86,9 @@ def test_stim_info_points_back_at_the_trials(tmp_path, design):
 
 
 def test_responses(tmp_path, design):
-    path = nsd_format.write_responses(tmp_path, 2, nsd_format.make_responses(design, 2, 3))
+    path = write_tsv(
+        LAYOUT.place(tmp_path, "behaviour", subject=2), nsd_format.make_responses(design, 2, 3), missing="NaN"
+    )
     assert path == tmp_path / "nsddata" / "ppdata" / "subj02" / "behav" / "responses.tsv"
     table = pd.read_csv(path, sep="\t")
     assert table.shape == (90, 19)
