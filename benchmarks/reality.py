@@ -380,7 +380,8 @@ def write_tables(results: dict[str, dict[str, Any]], path: Path) -> None:
         names = dict.fromkeys(name for own in shown.values() for name in own["seconds"])
         for name in names:
             cells = [write_cell(shown[data]["measures"][measure].get(name)) for data, measure in columns]
-            taken = [f"{own['seconds'][name]:.0f}" for own in shown.values() if name in own["seconds"]]
+            seconds = [own["seconds"].get(name) for own in shown.values()]
+            taken = ["–" if one is None else f"{one:.0f}" for one in seconds]
             lines.append(f"| {name} | {' | '.join(cells)} | {', '.join(taken)} |")
         pages.append("\n".join(lines))
         pages += [
@@ -433,6 +434,8 @@ def run_data(name: str, data: Data, options: argparse.Namespace) -> dict[str, An
     found = {}
     for row, rung in asked.items():
         path = folder / f"{slug(row)}.json"
+        if options.tables and not path.exists():
+            continue
         if not path.exists():
             if opened is None:
                 root = find_root(name, data, options.root, options.out, options.size)
@@ -449,6 +452,8 @@ def run_data(name: str, data: Data, options: argparse.Namespace) -> dict[str, An
             path.write_text(json.dumps(result))
             print(f"{name}, {row}: {result.get('refused', f'{whole:.0f} s')}", flush=True)
         found[row] = json.loads(path.read_text())
+    if RIDGE not in found:
+        return {}
     over_folds = found[RIDGE]["n_folds"] > 1
     ran = {row: own for row, own in found.items() if "queries" in own}
     return {
@@ -475,6 +480,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--open", action="store_true", help="ask the sessions that took no part in choices, once"
     )
+    parser.add_argument("--tables", action="store_true", help="run nothing, and write the tables of what ran")
     parser.add_argument("--size", choices=["tiny", "demo"], default="demo", help="of the phantoms")
     options = parser.parse_args(arguments)
     known = SESSIONS if options.open else DATA
@@ -487,7 +493,7 @@ def main(arguments: list[str] | None = None) -> None:
             results[name] = found
             write_tables(results, options.out / ("opened" if options.open else "."))
         else:
-            print(f"{name}: not below {options.root}; left out", flush=True)
+            print(f"{name}: nothing below {options.root}, or nothing ran; left out", flush=True)
 
 
 if __name__ == "__main__":

@@ -243,6 +243,7 @@ def test_rows_that_ran_are_read_and_not_run_again(reality, tmp_path, capsys):
     printed = capsys.readouterr().out
     first = (tmp_path / "out" / "reality.md").read_text()
     reality.main([str(tmp_path), "--out", str(tmp_path / "out"), *ran])
+    reality.main([str(tmp_path), "--out", str(tmp_path / "out"), "--tables"])
     again = capsys.readouterr().out
     assert printed.count("phantom_mixture, ") == 2
     assert "phantom_mixture, " not in again

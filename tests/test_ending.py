@@ -83,28 +83,29 @@ def damage_cache(folder):
     path.write_text(json.dumps(record))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda folder: flip(next(folder.glob("stages/train/*/ridge.safetensors"))),
-        lambda folder: flip(folder / "report.html"),
-        lambda folder: (folder / "scores.json").unlink(),
-        lambda folder: (folder / "stages" / "analyze").mkdir() or (folder / "stages/analyze/left").touch(),
-        lambda folder: damage_cache(folder),
-        lambda folder: ending._find_place(folder).write_text("{"),
-        lambda folder: ending._find_place(folder).write_text("[]"),
-        lambda folder: ending._find_place(folder).unlink(),
-    ],
-)
-def test_whatever_differs_goes_through_the_stages_again(folder, change):
-    rows = finish(folder)[0].rows
-    assert not finish(folder)[2]
-    change(folder)
-    again, _, asked = finish(folder)
-    assert asked
-    assert [row["value"] for row in again.rows] == [row["value"] for row in rows]
-    assert "all is well" not in again.checked
-    assert not finish(folder)[2]
+CHANGES = [
+    lambda folder: flip(next(folder.glob("stages/train/*/ridge.safetensors"))),
+    lambda folder: flip(folder / "report.html"),
+    lambda folder: (folder / "scores.json").unlink(),
+    lambda folder: (folder / "stages" / "analyze").mkdir() or (folder / "stages/analyze/left").touch(),
+    damage_cache,
+    lambda folder: ending._find_place(folder).write_text("{"),
+    lambda folder: ending._find_place(folder).write_text("[]"),
+    lambda folder: ending._find_place(folder).unlink(),
+]
+
+
+def test_whatever_differs_goes_through_the_stages_again(folder):
+    """One change after the other, as a run that went through them is as it was."""
+    first, _, asked = finish(folder)
+    assert not asked
+    for number, change in enumerate(CHANGES):
+        change(folder)
+        again, _, asked = finish(folder)
+        assert asked, number
+        assert [row["value"] for row in again.rows] == [row["value"] for row in first.rows], number
+        assert "all is well" not in again.checked
+        assert not finish(folder)[2], number
 
 
 def test_other_settings_inputs_or_code_go_through_the_stages_again(folder, monkeypatch):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -71,6 +71,9 @@ class OutsideCode:
         }
 
 
+#: Where something runs.
+Device = Literal["auto", "cpu", "cuda"]
+
 _LARGEST_INT = 2**63
 _LARGEST_FLOAT = 3.0e38
 
@@ -105,6 +108,15 @@ class Settings(BaseModel):
     removed_settings: ClassVar[Mapping[str, Any]] = {}
     #: Import names of packages that this component needs and the core does not: keys of `checks.EXTRAS`.
     packages: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """List the fields of a class before those that it inherits, so that `kind` comes first."""
+        super().__pydantic_init_subclass__(**options)
+        names = [name for one in cls.__mro__ for name in vars(one).get("__annotations__", ())]
+        fields = dict(cls.model_fields)
+        cls.model_fields.clear()
+        cls.model_fields.update({name: fields[name] for name in dict.fromkeys(names) if name in fields})
 
     @model_validator(mode="before")
     @classmethod
@@ -267,6 +279,20 @@ class Settings(BaseModel):
     def find_outside(self) -> dict[str, OutsideCode]:
         """Return where each component from outside comes from, by the full key of its settings."""
         return {key: OUTSIDE[type(entry)] for key, entry in self.walk() if type(entry) in OUTSIDE}
+
+
+class DeviceSettings(Settings):
+    """Settings of what can run on a processor or on a GPU.
+
+    Parameters
+    ----------
+    device
+        Where it runs; ``auto`` takes a GPU if there is one.
+    """
+
+    device: Device = "auto"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
 
 
 def _check_size(entry: Any) -> None:

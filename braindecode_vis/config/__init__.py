@@ -6,8 +6,8 @@ validates; `missing_files` checks that named files exist; `header` reads the com
 """
 
 from braindecode_vis.base.registry import list_kinds
+from braindecode_vis.config.explain import check_files
 from braindecode_vis.config.header import ConfigHeader, read_header
-from braindecode_vis.config.missing_files import check_files
 from braindecode_vis.config.models import (
     EvaluationConfig,
     RepeatsConfig,

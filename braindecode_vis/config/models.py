@@ -26,7 +26,7 @@ from braindecode_vis.base.registry import (
 )
 from braindecode_vis.base.remote import choose_cache
 from braindecode_vis.base.roles import check_settings, complete, list_encoders
-from braindecode_vis.base.settings import OUTSIDE, Settings
+from braindecode_vis.base.settings import OUTSIDE, DeviceSettings, Settings
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.embeddings.compositions import CompositionConfig
 from braindecode_vis.embeddings.image_descriptions import DescriptionsConfig
@@ -35,7 +35,7 @@ from braindecode_vis.encoders.encoding_model import EncodingModelConfig
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.generation.captions_config import CaptionsConfig
 from braindecode_vis.generation.image_fusion import ImageFusionConfig
-from braindecode_vis.generation.priors.joint_config import UNTRAINED_PRIOR
+from braindecode_vis.generation.priors.diffusion_config import UNTRAINED_PRIOR
 from braindecode_vis.generation.priors.neighbours import UNKNOWN_LIKELIHOOD
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, name_alignment
 from braindecode_vis.preprocessing.selection import SelectionConfig
@@ -48,7 +48,7 @@ from braindecode_vis.scoring.units import Resample
 from braindecode_vis.training.pretraining_config import PretrainConfig
 
 
-class RetrievalConfig(Settings):
+class RetrievalConfig(DeviceSettings):
     """How predictions are searched in a gallery.
 
     Parameters
@@ -63,14 +63,11 @@ class RetrievalConfig(Settings):
         divide by their spread (``zscore``), or do nothing (``none``, as in papers that train with the same cosine).
     n_top
         How many of the best candidates are kept per query.
-    device
-        Device that computes the similarity; it does not enter the fingerprint.
     """
 
     gallery: Literal["auto", "fold", "all"] = "auto"
     centre: Literal["mean", "zscore", "none"] = "mean"
     n_top: int = Field(default=5, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
 

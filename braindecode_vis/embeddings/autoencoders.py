@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -23,15 +23,14 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.consent import may_download
-from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
+from braindecode_vis.base.contracts import ImageEncoder
 from braindecode_vis.base.devices import choose_device, seeded
 from braindecode_vis.base.stimuli import crop_square, resize_image
 from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.published import get_snapshot, name_repository
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.embeddings.weights import (
-    ModelArgs,
-    WeightsSource,
+    WeightedSettings,
     check_intact,
     find_weights,
     hash_weights,
@@ -49,38 +48,22 @@ _REPOSITORIES = {
 }
 
 
-class LatentConfig(ImageEncoderSettings):
+class LatentConfig(WeightedSettings):
     """Settings that both kinds of autoencoders share.
 
     Parameters
     ----------
     latents
         Type of latents: of Stable Diffusion 1 and 2 (``sd``) or of SDXL. They are not interchangeable.
-    weights
-        File or folder; the word ``random`` takes untrained weights, for tests. None needs `allow_download`.
-    allow_download
-        Allow the download of the published weights from the hub. Only the call can allow it, not a file.
     image_size
         Side of the square that an image becomes, pixels; a multiple of 8. Small sizes cost sharpness.
-    model_args
-        Changes to the architecture, for random weights.
-    batch_size, workers, device
+    batch_size
         Settings of the computation that do not change its result.
     """
 
     latents: LatentModel = "sd"
-    weights: WeightsSource | None = None
-    allow_download: bool = False
     image_size: int = Field(default=256, ge=32, multiple_of=8)
-    model_args: ModelArgs = Field(default_factory=dict)
     batch_size: int = Field(default=8, ge=1)
-    workers: int = Field(default=2, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    not_hashed: ClassVar[frozenset[str]] = frozenset(
-        {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
-    )
-    removed_settings: ClassVar[Mapping[str, Any]] = {"random_seed": 0}
 
     @model_validator(mode="after")
     def _check_random(self) -> Self:

@@ -23,13 +23,14 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.base.stimuli import crop_square
 
 _INPUT, _SIDE = 224, 7  # of an image, and of the last maps
 CPU_BATCH = 8  # the feature maps of more images leave the processor's cache, which halves the throughput
 
 
-class EfficientNetConfig(ImageEncoderSettings):
+class EfficientNetConfig(ImageEncoderSettings, DeviceSettings):
     """The embedded image encoder.
 
     Parameters
@@ -41,7 +42,7 @@ class EfficientNetConfig(ImageEncoderSettings):
         Number of cells along a side; the last 1280 maps are averaged in each cell: 1 is one vector of the whole image,
         7 keeps each place. More than one cell gives patches, row after row, which objectives can mask and predict; if 7
         is not a multiple, neighbouring cells share places.
-    batch_size, device
+    batch_size
         Settings that do not change the result; without a batch size, 8 images on a CPU and 64 on a GPU.
     """
 
@@ -49,7 +50,6 @@ class EfficientNetConfig(ImageEncoderSettings):
     weights: Path | None = None
     grid: int = Field(default=1, ge=1, le=_SIDE)
     batch_size: int | None = Field(default=None, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"grid"})

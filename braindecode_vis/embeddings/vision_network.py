@@ -8,17 +8,17 @@ weights and which transform each kind says in a file of its own (`openclip`, `ti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.consent import may_download
-from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
+from braindecode_vis.base.contracts import ImageEncoder
 from braindecode_vis.base.devices import autocast, choose_device, repeatable_convolutions
 from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.layer_readout import (
@@ -30,19 +30,14 @@ from braindecode_vis.embeddings.layer_readout import (
     read_layers,
 )
 from braindecode_vis.embeddings.transforms import Transform, map_ahead
-from braindecode_vis.embeddings.weights import ModelArgs, WeightsSource, find_weights, hash_weights
+from braindecode_vis.embeddings.weights import WeightedSettings, find_weights, hash_weights
 
 
-class VisionNetworkConfig(ImageEncoderSettings):
+class VisionNetworkConfig(WeightedSettings):
     """Settings that all pretrained image networks share; each kind adds its architecture.
 
     Parameters
     ----------
-    weights
-        File with a state dict (safetensors, or a torch file of plain tensors), or a folder that holds one. The word
-        ``random`` takes untrained weights, for tests. None needs `allow_download`.
-    allow_download
-        Allow the library to download the published weights into its own cache. Only the call can allow it, not a file.
     layer
         ``output`` is what follows the last block and the final norm. A whole number counts blocks from 0 (from the end
         if negative), a fraction in 0..1 is a depth, any other text names a module. A tuple gives one vector per layer.
@@ -57,28 +52,16 @@ class VisionNetworkConfig(ImageEncoderSettings):
         of an image by the length of its class token, as Versatile Diffusion needs them.
     precision
         Number precision inside the network. The vectors are in single precision.
-    model_args
-        Further arguments of the architecture, which each kind describes.
-    batch_size, workers, device
-        Settings that do not change the result; `workers` is the number of threads that prepare images.
+    batch_size
+        Settings of the computation that do not change its result.
     """
 
-    weights: WeightsSource | None = None
-    allow_download: bool = False
     layer: Layer | tuple[Layer, ...] = OUTPUT
     pooling: Pooling = "own"
     project: bool = False
     normalise: bool | Literal["class"] = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    model_args: ModelArgs = Field(default_factory=dict)
     batch_size: int = Field(default=32, ge=1)
-    workers: int = Field(default=2, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    not_hashed: ClassVar[frozenset[str]] = frozenset(
-        {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
-    )
-    removed_settings: ClassVar[Mapping[str, Any]] = {"random_seed": 0}
 
     @model_validator(mode="after")
     def _check_layer(self) -> Self:

@@ -12,13 +12,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.base.consent import may_download
+from braindecode_vis.base.contracts import ImageEncoderSettings
 from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.base.store import load_tensors, open_tensors
 from braindecode_vis.embeddings.published import get_snapshot, name_repository
 
@@ -170,6 +172,33 @@ def _keep_sizes(value: dict[str, Any]) -> dict[str, Any]:
 
 #: Arguments of an architecture, as settings take them.
 ModelArgs = Annotated[dict[str, Any], AfterValidator(_keep_sizes)]
+
+
+class WeightedSettings(ImageEncoderSettings, DeviceSettings):
+    """What all image encoders with published weights have in common.
+
+    Parameters
+    ----------
+    weights
+        File with a state dict (safetensors, or a torch file of plain tensors), or a folder that holds one. The word
+        ``random`` takes untrained weights, for tests. None needs `allow_download`.
+    allow_download
+        Allow the download of the published weights from the hub. Only the call can allow it, not a file.
+    model_args
+        Changes to the architecture, which each kind describes.
+    workers
+        Number of threads that prepare images.
+    """
+
+    weights: WeightsSource | None = None
+    allow_download: bool = False
+    model_args: ModelArgs = Field(default_factory=dict)
+    workers: int = Field(default=2, ge=0)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset(
+        {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
+    )
+    removed_settings: ClassVar[Mapping[str, Any]] = {"random_seed": 0}
 
 
 def check_no_kernels(value: Any, path: Path) -> None:

@@ -28,7 +28,7 @@ from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns
 from braindecode_vis.base.contracts import CategoryDecoder, EncoderSettings
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
-from braindecode_vis.preprocessing.splits import Fold, make_groups
+from braindecode_vis.preprocessing.splits import Fold, InnerFoldSettings, make_groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ class LdaConfig(EncoderSettings):
         return LinearCategoryDecoder.read(self, folder)
 
 
-class LogisticConfig(EncoderSettings):
+class LogisticConfig(EncoderSettings, InnerFoldSettings):
     """Logistic regression with an L2 penalty.
 
     Parameters
@@ -89,7 +89,6 @@ class LogisticConfig(EncoderSettings):
     decodes_categories: ClassVar[bool] = True
 
     c: tuple[Annotated[float, Field(gt=0)], ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
-    n_inner_folds: int = Field(default=5, ge=2)
     pool: bool = False
     windows: tuple[tuple[float, float], ...] = ()
 

@@ -30,10 +30,10 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
-from braindecode_vis.encoders.ridge import Backend, Device, Gram, make_gram, use_backend
+from braindecode_vis.base.settings import DeviceSettings
+from braindecode_vis.encoders.ridge import Backend, Gram, make_gram, use_backend
 from braindecode_vis.preprocessing.alignment import ZScore, fit_zscore
-from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
+from braindecode_vis.preprocessing.splits import Fold, InnerFoldSettings, make_inner_folds
 
 _WEIGHTINGS = 20  # random shares that ``banded`` tries
 _BLOCK_VALUES = 16_000_000  # numbers of a block of responses, 128 MB in double precision
@@ -41,7 +41,7 @@ _BLOCK_VALUES = 16_000_000  # numbers of a block of responses, 128 MB in double 
 Advance = Callable[[int], None]
 
 
-class EncodingModelConfig(Settings):
+class EncodingModelConfig(DeviceSettings, InnerFoldSettings):
     """How image spaces are combined, and the candidates for the inner folds.
 
     Parameters
@@ -52,8 +52,6 @@ class EncodingModelConfig(Settings):
         space they are the same.
     alphas
         Penalties, in units of the mean of the kernel's diagonal: the total variance of the features is 1.
-    n_inner_folds
-        Folds of the inner cross-validation, over images.
     device
         Device of the linear algebra; ``auto`` takes a GPU, if there is one, for large problems.
     """
@@ -62,8 +60,6 @@ class EncodingModelConfig(Settings):
     alphas: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=tuple(float(10**e) for e in np.linspace(-2, 5, 15)), min_length=1
     )
-    n_inner_folds: int = Field(default=5, ge=2)
-    device: Device = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
     removed_settings: ClassVar[Mapping[str, Any]] = {"n_weightings": _WEIGHTINGS}

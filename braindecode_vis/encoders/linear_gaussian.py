@@ -32,7 +32,7 @@ from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.preprocessing.alignment import check_common_features
-from braindecode_vis.preprocessing.splits import make_inner_folds
+from braindecode_vis.preprocessing.splits import InnerFoldSettings, make_inner_folds
 from braindecode_vis.preprocessing.whitening import make_whitener
 
 _SHRINK = 0.01  # of a covariance toward a multiple of the identity
@@ -45,7 +45,7 @@ _PENALTIES = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
 _SWEEPS = 4  # in which covariances of channels and of times are found; more change nothing that shows
 
 
-class LinearGaussianConfig(EncoderSettings):
+class LinearGaussianConfig(EncoderSettings, InnerFoldSettings):
     """Candidates and sizes of the model.
 
     Parameters
@@ -55,8 +55,6 @@ class LinearGaussianConfig(EncoderSettings):
     n_times
         Number of time courses over 50 time bins that are kept, those in which images differ most. Not used for
         responses without a time axis.
-    n_inner_folds
-        Folds of the inner cross-validation, over stimuli.
     misfit
         Share of the map's error that is assigned to the patterns with the largest errors, instead of equally to all
         features. 0 trusts all features equally; 0.25 was best on validation concepts of simulated EEG.
@@ -65,7 +63,6 @@ class LinearGaussianConfig(EncoderSettings):
     kind: Literal["linear_gaussian"] = "linear_gaussian"
     n_components: int = Field(default=128, ge=1)
     n_times: int = Field(default=10, ge=1)
-    n_inner_folds: int = Field(default=5, ge=2)
     misfit: float = Field(default=0, ge=0, le=1)
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"misfit"})

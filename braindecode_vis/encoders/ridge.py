@@ -42,6 +42,7 @@ from braindecode_vis.base.contracts import (
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.settings import Device, DeviceSettings
 from braindecode_vis.base.store import load_tensors, read_json, replace_atomically, write_json, write_tensors
 from braindecode_vis.preprocessing.alignment import (
     InputScalingConfig,
@@ -51,9 +52,8 @@ from braindecode_vis.preprocessing.alignment import (
     fit_zscore,
 )
 from braindecode_vis.preprocessing.common_space import SubjectAlignment
-from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
+from braindecode_vis.preprocessing.splits import Fold, InnerFoldSettings, make_inner_folds
 
-Device = Literal["auto", "cpu", "cuda"]
 SMALL_PROBLEM = (
     5_000_000  # values of the response matrix; below, one CPU thread is done before a GPU has woken
 )
@@ -63,7 +63,7 @@ _FEW = 8  # times as many trials as targets: one eigendecomposition for all fold
 _BLOCK_BYTES = 128 * 1024**2  # of a matrix in double precision that is held for one product
 
 
-class RidgeConfig(EncoderSettings):
+class RidgeConfig(EncoderSettings, DeviceSettings, InnerFoldSettings):
     """Candidates for the inner cross-validation.
 
     Parameters
@@ -73,8 +73,6 @@ class RidgeConfig(EncoderSettings):
     n_features
         Candidates for the number of features to keep, the best by `score_features`; None keeps all. One entry is a
         fixed choice.
-    n_inner_folds
-        Folds of the inner cross-validation, over stimuli.
     subject_alignment
         As in `NetworkEncoderConfig`.
     device
@@ -87,9 +85,7 @@ class RidgeConfig(EncoderSettings):
         default=tuple(float(10**e) for e in np.linspace(1, 6, 11)), min_length=1
     )
     n_features: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field(default=(None,), min_length=1)
-    n_inner_folds: int = Field(default=5, ge=2)
     subject_alignment: SubjectAlignment = "none"
-    device: Device = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"subject_alignment"})

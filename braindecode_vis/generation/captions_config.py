@@ -25,7 +25,7 @@ from braindecode_vis.base.checks import ConfigError, DataError, check_file
 from braindecode_vis.base.consent import may_download
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.registry import ByKind
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import DeviceSettings, Settings
 from braindecode_vis.base.store import hash_file, hash_json, read_json
 from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.embeddings.sentence_encoder import MINILM, find_sentence_folder, hash_sentence_encoder
@@ -33,23 +33,19 @@ from braindecode_vis.embeddings.weights import find_snapshot
 from braindecode_vis.generation.gap import GapConfig
 from braindecode_vis.generation.generator_data import GeneratorData
 
-Device = Literal["auto", "cpu", "cuda"]
 GIT = "microsoft/git-large-coco"
 
 
-class _Banked(Settings):
+class _Banked(DeviceSettings):
     """Settings of a decoder that knows the captions of training images.
 
     Parameters
     ----------
     bank
         CSV file with the columns ``id`` and ``caption``; captions of training images alone are looked at.
-    device
-        Device of the computation.
     """
 
     bank: Path
-    device: Device = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"bank", "device"})
 
@@ -97,7 +93,7 @@ class NearestCaptionsConfig(_Banked):
     kind: Literal["nearest"] = "nearest"
 
 
-class GitCaptionsConfig(Settings):
+class GitCaptionsConfig(DeviceSettings):
     """ATM's caption branch: embedding, projector, image tokens of GIT, caption.
 
     The projector is learnt on training images: their embeddings, and the tokens that GIT's own image encoder gives
@@ -111,8 +107,6 @@ class GitCaptionsConfig(Settings):
         Folder of a GIT; None takes ``microsoft/git-large-coco``, which needs `allow_download` unless it was fetched.
     allow_download
         Allow the download of this GIT from the hub. Only the call can allow it, not a file.
-    device
-        Device of the computation.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("transformers",)
@@ -120,7 +114,6 @@ class GitCaptionsConfig(Settings):
     kind: Literal["git"] = "git"
     captioner: Path | None = None
     allow_download: bool = False
-    device: Device = "auto"
 
     #: Length and search of captions.
     max_new_tokens: ClassVar[int] = 25

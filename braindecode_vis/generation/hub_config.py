@@ -26,6 +26,7 @@ from braindecode_vis.base.consent import may_download
 from braindecode_vis.base.contracts import GeneratorSettings
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.memory import describe_bytes
+from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.published import find_model, get_file, get_snapshot, name_repository
 from braindecode_vis.embeddings.weights import find_published
@@ -40,7 +41,7 @@ ADAPTER_FILE = "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
 SD_ADAPTER_FILE = "models/ip-adapter-plus_sd15.safetensors"
 
 
-class HubConfig(GeneratorSettings):
+class HubConfig(GeneratorSettings, DeviceSettings):
     """Settings of every generator with published weights.
 
     Parameters
@@ -60,8 +61,9 @@ class HubConfig(GeneratorSettings):
         Side of the images, pixels; None takes the network's own.
     precision
         ``auto`` is half precision on a GPU and single precision on a CPU.
-    batch_size, device
-        Settings that do not change the result. ``auto`` makes as many images together as fit into the memory.
+    batch_size
+        Settings of the computation that do not change its result. ``auto`` draws as many images at once as fit into the
+        memory.
     offload
         Keep networks in CPU memory while they are not used: ``model`` moves whole networks to the GPU, ``sequential``
         single layers, which needs the least memory and the most time.
@@ -81,7 +83,6 @@ class HubConfig(GeneratorSettings):
     image_size: int | None = Field(default=None, ge=8, multiple_of=8)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 4
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     offload: Literal["none", "model", "sequential"] = "none"
 
     removed_settings: ClassVar[Mapping[str, Any]] = {
@@ -147,12 +148,7 @@ class HubConfig(GeneratorSettings):
     def _build(self, data: GeneratorData, adapter: Adapter | None) -> HubGenerator:
         from braindecode_vis.generation.hub import HubGenerator
 
-        return HubGenerator(
-            data, self.load, self.options, kind=type(self).model_fields["kind"].default,
-            condition_spaces=self.condition_spaces, supports_initial=self.supports_initial,
-            supports_prompts=self.supports_prompts, batch_size=self.batch_size, adapter=adapter,
-            text_spaces=self.text_spaces, needs_texts=self.needs_texts,
-        )  # fmt: skip
+        return HubGenerator(data, self, adapter)
 
 
 class AdaptedConfig(HubConfig):

@@ -22,8 +22,8 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.contracts import ImageGenerator
 from braindecode_vis.base.devices import choose_device
-from braindecode_vis.generation.conditioning import Uncertainty, fit_uncertainty
 from braindecode_vis.generation.generator_data import GeneratorData
+from braindecode_vis.generation.latent_diffusion_networks import Uncertainty, fit_uncertainty
 from braindecode_vis.generation.weights_file import (
     Model,
     hash_weights,
@@ -62,7 +62,7 @@ class LatentDiffusionGenerator(ImageGenerator):
         Steps in which that one is drawn again. None is `REPAINTING` for embeddings of images, if the weights can, and 0
         for predictions.
     batch_size, device
-        How it runs, not what it computes.
+        Settings of the computation that do not change its result.
 
     Attributes
     ----------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from braindecode_vis.base.contracts import GeneratorSettings
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.embeddings.weights import check_intact
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.weights_file import PACKAGED_WEIGHTS, hash_weights, read_header
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PACKAGED_TARGET = "efficientnet-lite0"
 
 
-class LatentDiffusionConfig(GeneratorSettings):
+class LatentDiffusionConfig(GeneratorSettings, DeviceSettings):
     """Sample images from the embedded latent diffusion model.
 
     Parameters
@@ -45,8 +45,8 @@ class LatentDiffusionConfig(GeneratorSettings):
         find the same shape, colours and texture; 0 for none. None means 6 for embeddings of images with weights that
         contain these networks, such as the packaged ones, and 0 for predictions of a brain encoder, for which these
         networks are mostly wrong.
-    batch_size, device
-        Settings that do not change the result.
+    batch_size
+        Settings of the computation that do not change its result.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("diffusers",)
@@ -59,7 +59,6 @@ class LatentDiffusionConfig(GeneratorSettings):
     candidates: int = Field(default=8, ge=1, le=256)
     repaint: int | None = Field(default=None, ge=0, le=100)
     batch_size: int = Field(default=64, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"repaint"})
@@ -107,7 +106,7 @@ class LatentDiffusionConfig(GeneratorSettings):
         return generator
 
 
-class GeneratorTrainingConfig(Settings):
+class GeneratorTrainingConfig(DeviceSettings):
     """Sizes and optimisation of an autoencoder and a denoiser. The numbers are choices of ours.
 
     The defaults, with ``denoiser_precision: bfloat16``, made the packaged weights: about 45 minutes of one CPU core to
@@ -126,8 +125,6 @@ class GeneratorTrainingConfig(Settings):
     denoiser_precision
         Arithmetic of the denoiser; the autoencoder computes in float32. ``bfloat16`` is faster on GPUs and on
         processors that multiply in it (AMX), and far slower on others.
-    device
-        Device of the computation.
     """
 
     n_images: int = Field(default=102_400, ge=1)
@@ -139,7 +136,6 @@ class GeneratorTrainingConfig(Settings):
     denoiser_batch: int = Field(default=128, ge=2)
     denoiser_lr: float = Field(default=1.2e-3, gt=0)
     denoiser_precision: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     #: Channels of a latent.
     n_latent_channels: ClassVar[int] = 8
@@ -164,7 +160,7 @@ class GeneratorTrainingConfig(Settings):
     #: Principal components of the embedding that the denoiser is conditioned on.
     n_components: ClassVar[int] = 256
     #: Shares of the images whose embedding is given as it is, and not at all (arXiv:2207.12598), drawn image by
-    #: image; the others are given with noise, see `braindecode_vis.generation.conditioning`.
+    #: image; the others are given with noise, see `braindecode_vis.generation.latent_diffusion_networks`.
     certain_conditions: ClassVar[float] = 0.75
     condition_dropout: ClassVar[float] = 0.1
     #: Toward how much noise the denoiser leans as it learns; larger is more. See

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from braindecode_vis.base.contracts import ImageEncoderSettings
 from braindecode_vis.base.devices import choose_device
+from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.embeddings.autoencoders import LatentEncoder
 from braindecode_vis.embeddings.weights import check_intact
 from braindecode_vis.generation.weights_file import PACKAGED_WEIGHTS, hash_weights, load_model, read_header
@@ -20,22 +21,16 @@ from braindecode_vis.generation.weights_file import PACKAGED_WEIGHTS, hash_weigh
 _REDUCTION = 8
 
 
-class PackagedLatentsConfig(ImageEncoderSettings):
+class PackagedLatentsConfig(ImageEncoderSettings, DeviceSettings):
     """Latents of the packaged autoencoder: eight maps of 8 x 8 for an image of 64 pixels.
 
-    A substitute for ``vae`` and ``taesd`` if their weights are not available; its images are as small and blurred as
-    those of the embedded generator, and no other model uses its latents.
-
-    Parameters
-    ----------
-    device
-        How it runs, not what it computes.
+    A stand-in of ``vae`` and ``taesd`` where their weights are not at hand; its images are as small and blurred as
+    those of the embedded generator, and its latents are nobody else's.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["packaged_latents"] = "packaged_latents"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     batch_size: ClassVar[int] = 64
     workers: ClassVar[int] = 2

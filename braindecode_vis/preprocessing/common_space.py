@@ -43,68 +43,56 @@ _PENALTIES = (
 _ITERATIONS = 10  # how often the mean, or bases and shared response, are renewed
 
 
-class ProcrustesConfig(Settings):
-    """Each subject is rotated onto one reference subject, after PCA to a common number of dimensions.
+class CommonSpaceSettings(Settings):
+    """What all common spaces have.
 
     Parameters
     ----------
     n_components
         Dimensions of the common space; fewer if there are fewer images or features.
+    """
+
+    n_components: int = Field(default=100, ge=1)
+
+
+class ProcrustesConfig(CommonSpaceSettings):
+    """Each subject is rotated onto one reference subject, after PCA to a common number of dimensions.
+
+    Parameters
+    ----------
     reference
         The subject whose principal components are the space; None takes the one with the most images that others have
         seen.
     """
 
     kind: Literal["procrustes"] = "procrustes"
-    n_components: int = Field(default=100, ge=1)
     reference: str | None = None
 
 
-class HyperalignmentConfig(Settings):
-    """Each subject is rotated onto the mean of all rotated subjects, repeatedly (generalised Procrustes), after PCA.
-
-    Parameters
-    ----------
-    n_components
-        As in `ProcrustesConfig`.
-    """
+class HyperalignmentConfig(CommonSpaceSettings):
+    """Each subject is rotated onto the mean of all rotated subjects, repeatedly (generalised Procrustes), after PCA."""
 
     kind: Literal["hyperalignment"] = "hyperalignment"
-    n_components: int = Field(default=100, ge=1)
 
     removed_settings: ClassVar[Mapping[str, Any]] = {"n_iterations": 10}
 
 
-class SharedResponseConfig(Settings):
-    """Orthonormal bases of the subjects and one shared response, fitted in turn (the deterministic model of Chen et
-    al.).
-
-    Parameters
-    ----------
-    n_components
-        As in `ProcrustesConfig`.
-    """
+class SharedResponseConfig(CommonSpaceSettings):
+    """Orthonormal bases of the subjects and one shared response, in turn (the deterministic model of Chen et al.)."""
 
     kind: Literal["shared_response"] = "shared_response"
-    n_components: int = Field(default=100, ge=1)
 
     removed_settings: ClassVar[Mapping[str, Any]] = {"n_iterations": 10}
 
 
-class FunctionalPcaConfig(Settings):
+class FunctionalPcaConfig(CommonSpaceSettings):
     """Principal components of the concatenated responses of all subjects; a ridge maps each subject to them.
 
     The penalty of a subject is chosen by leaving out one response at a time. Needs images that all subjects with many
     images have seen.
-
-    Parameters
-    ----------
-    n_components
-        As in `ProcrustesConfig`.
     """
 
     kind: Literal["functional_pca"] = "functional_pca"
-    n_components: int = Field(default=100, ge=1)
 
 
 CommonSpaceConfig = ProcrustesConfig | HyperalignmentConfig | SharedResponseConfig | FunctionalPcaConfig

@@ -257,8 +257,8 @@ class SplitSettings(Settings):
     standardising: ClassVar[tuple[str, ...] | None] = None
 
 
-class PublishedSplitConfig(SplitSettings):
-    """The training and test trials that the authors of the data set declared.
+class DeclaredSplitSettings(SplitSettings):
+    """What splits have that follow the training and test images which a data set declares.
 
     Parameters
     ----------
@@ -267,11 +267,17 @@ class PublishedSplitConfig(SplitSettings):
         protocol. Everything that is not shared is recorded in any case.
     """
 
-    kind: Literal["published"] = "published"
     require: tuple[Side, ...] = ()
 
-    is_declared: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = frozenset({"require"})
+
+
+class PublishedSplitConfig(DeclaredSplitSettings):
+    """The training and test trials that the authors of the data set declared."""
+
+    kind: Literal["published"] = "published"
+
+    is_declared: ClassVar[bool] = True
 
     def make(
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
@@ -347,27 +353,36 @@ def _fold_by_number(number: np.ndarray, n_folds: int) -> tuple[Fold, ...]:
     )
 
 
-class GroupKFoldSplitConfig(SplitSettings):
-    """K folds that keep groups together: blocks, days, sessions, subjects.
+class GroupedSplitSettings(SplitSettings):
+    """What splits of whole groups have.
 
     Parameters
     ----------
     by
         What stays in the same fold: the column ``group``, or ``subject``, ``session``, ``run``, ``concept``.
-    n_folds
-        Number of folds.
     images
         Whether images are not shared either: a fold then trains on no trial with an image of its test trials. To decode
         categories, images are shared.
     """
 
-    kind: Literal["group_kfold"] = "group_kfold"
     by: Grouping = "group"
-    n_folds: int = Field(default=5, ge=2)
     images: bool = False
 
     tests_training_trials: ClassVar[bool] = True
     standardising: ClassVar[tuple[str, ...] | None] = ("none",)
+
+
+class GroupKFoldSplitConfig(GroupedSplitSettings):
+    """K folds that keep groups together: blocks, days, sessions, subjects.
+
+    Parameters
+    ----------
+    n_folds
+        Number of folds.
+    """
+
+    kind: Literal["group_kfold"] = "group_kfold"
+    n_folds: int = Field(default=5, ge=2)
 
     def make(
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
@@ -392,23 +407,10 @@ class GroupKFoldSplitConfig(SplitSettings):
         return _make_group_split(protocol, folds, trials, concepts, self.by, drop_images=self.images)
 
 
-class LeaveOneGroupOutConfig(SplitSettings):
-    """One fold per group, session or subject: its trials are decoded by a fit that has seen the others only.
-
-    Parameters
-    ----------
-    by
-        What is left out: the column ``group``, or ``subject``, ``session``, ``run``, ``concept``.
-    images
-        As in `GroupKFoldSplitConfig`.
-    """
+class LeaveOneGroupOutConfig(GroupedSplitSettings):
+    """One fold per group, session or subject: its trials are decoded by a fit that has seen the others only."""
 
     kind: Literal["leave_one_group_out"] = "leave_one_group_out"
-    by: Grouping = "group"
-    images: bool = False
-
-    tests_training_trials: ClassVar[bool] = True
-    standardising: ClassVar[tuple[str, ...] | None] = ("none",)
 
     def make(
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
@@ -506,7 +508,7 @@ class LeaveOneRunOutConfig(SplitSettings):
         return make_split(protocol, tuple(folds), trials, concepts, needs=("run",))
 
 
-class LeaveOneSubjectOutConfig(SplitSettings):
+class LeaveOneSubjectOutConfig(DeclaredSplitSettings):
     """One fold per subject: its test trials are decoded by an encoder that has seen other subjects only.
 
     Training and test images are those that the data set declares, so that neither the subject nor the image was seen.
@@ -514,8 +516,6 @@ class LeaveOneSubjectOutConfig(SplitSettings):
 
     Parameters
     ----------
-    require
-        As in `PublishedSplitConfig`.
     own_trials
         How many training trials of the tested subject are added to those of the others, drawn with the seed of the run;
         a larger number includes those of a smaller one. 0 is zero-shot. Alignment of subjects by images needs some
@@ -523,10 +523,8 @@ class LeaveOneSubjectOutConfig(SplitSettings):
     """
 
     kind: Literal["leave_one_subject_out"] = "leave_one_subject_out"
-    require: tuple[Side, ...] = ()
     own_trials: int = Field(default=0, ge=0)
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"require"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"own_trials"})
 
     def make(
@@ -575,6 +573,18 @@ SplitConfig = Annotated[
     PublishedSplitConfig | KFoldSplitConfig | LeaveOneRunOutConfig | LeaveOneSubjectOutConfig,
     ByKind(),
 ]
+
+
+class InnerFoldSettings(Settings):
+    """Settings of what chooses penalties within the training trials.
+
+    Parameters
+    ----------
+    n_inner_folds
+        Folds of the inner cross-validation, over images.
+    """
+
+    n_inner_folds: int = Field(default=5, ge=2)
 
 
 def make_inner_folds(

@@ -18,7 +18,7 @@ from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import ConfigError, DataError, check_installed
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.base.stimuli import Images
 from braindecode_vis.base.store import hash_file, hash_json
 from braindecode_vis.embeddings.caption_bank import caption_images, read_caption_bank
@@ -42,7 +42,7 @@ DESCRIBED = ("decoded", "oracle", "nearest")
 LARGEST_TEXT_TABLE = 400_000  # pairs of captions that are compared for a null, about half a minute
 
 
-class CaptionScoresConfig(Settings):
+class CaptionScoresConfig(DeviceSettings):
     """Which captions are scored, against which references.
 
     Parameters
@@ -54,15 +54,14 @@ class CaptionScoresConfig(Settings):
         Folder of a GIT or BLIP network that describes reconstructions; without it those rows are not computed.
     sentence_encoder
         ``minilm`` (the extra ``text``), or the folder of another sentence encoder, for the similarity of meaning.
-    batch_size, device
-        Settings that do not change the result.
+    batch_size
+        How it runs.
     """
 
     bank: Path
     captioner: Path | None = None
     sentence_encoder: Literal["minilm"] | Path | None = Field(default=None, union_mode="left_to_right")
     batch_size: int = Field(default=8, ge=1)
-    device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
 
     #: Length and search of written captions.
     max_new_tokens: ClassVar[int] = 20

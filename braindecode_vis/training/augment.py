@@ -30,19 +30,28 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 _MIXED = 0.5  # share of the trials that are mixed, half of the batch in MindEye
 
 
-class ChannelDropoutConfig(Augmentation):
-    """Set some channels (or voxels, or parcels) of some trials to zero.
+class ChanceAugmentation(Augmentation):
+    """An augmentation that changes some trials.
 
     Parameters
     ----------
     probability
-        Probability that a trial loses channels.
+        Probability for each trial.
+    """
+
+    probability: Probability = 0.5
+
+
+class ChannelDropoutConfig(ChanceAugmentation):
+    """Set some channels (or voxels, or parcels) of some trials to zero.
+
+    Parameters
+    ----------
     share
         Probability of each of its channels to be lost.
     """
 
     kind: Literal["channel_dropout"] = "channel_dropout"
-    probability: Probability = 0.5
     share: Probability = 0.1
 
     def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
@@ -84,19 +93,16 @@ class TimeShiftConfig(Augmentation):
         return data.gather(2, index).masked_fill(outside[:, None], 0.0), shift[:, 0]
 
 
-class GaussianNoiseConfig(Augmentation):
+class GaussianNoiseConfig(ChanceAugmentation):
     """Add white noise.
 
     Parameters
     ----------
-    probability
-        Probability for each trial.
     scale
         Standard deviation of the noise as a share of that of the batch.
     """
 
     kind: Literal["gaussian_noise"] = "gaussian_noise"
-    probability: Probability = 0.5
     scale: float = Field(default=0.1, gt=0)
 
     def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
@@ -110,7 +116,7 @@ class GaussianNoiseConfig(Augmentation):
         return data + noise * strength.reshape(-1, *[1] * (data.ndim - 1))
 
 
-class SmoothingConfig(Augmentation):
+class SmoothingConfig(ChanceAugmentation):
     """Replace some channels of each trial by their moving average over time.
 
     NeuroBridge smooths each channel with probability .3 and a box of 5 samples, which is cut at the edges of the trial.
@@ -162,15 +168,13 @@ class SmoothingConfig(Augmentation):
         return functional.avg_pool1d(data, self.kernel, 1, padding=half, count_include_pad=False)
 
 
-class BraindecodeAugmentationConfig(Augmentation):
+class BraindecodeAugmentationConfig(ChanceAugmentation):
     """One of braindecode's augmentations, which needs the extra ``braindecode``.
 
     Parameters
     ----------
     name
         A class of `braindecode.augmentation`, such as ``FTSurrogate`` or ``BandstopFilter``.
-    probability
-        Probability for each trial.
     parameters
         Its further arguments; ``sfreq`` is added if the class has this argument.
     """
@@ -179,7 +183,6 @@ class BraindecodeAugmentationConfig(Augmentation):
 
     kind: Literal["braindecode"] = "braindecode"
     name: str
-    probability: Probability = 0.5
     parameters: dict[str, Any] = Field(default_factory=dict)
 
     def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
@@ -247,7 +250,7 @@ class RepetitionAveragingConfig(Augmentation):
         return data
 
 
-class SubjectMixingConfig(Augmentation):
+class SubjectMixingConfig(ChanceAugmentation):
     """Mix each trial with that of another subject who saw the same image (SubjectMix).
 
     The image stays the target. The share of the trial itself is drawn from Beta(beta, beta), and the larger part is

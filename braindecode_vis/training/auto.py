@@ -23,10 +23,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.base import roles
@@ -38,6 +37,9 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.encoders.category_decoders import find_first_rows, make_label_folds
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FILE = "auto.json"
 CANDIDATES = (
@@ -76,9 +78,9 @@ class AutoConfig(EncoderSettings):
     """
 
     kind: Literal["auto"] = "auto"
-    candidates: tuple[Annotated[Any, Component("encoder", only=CANDIDATES)], ...] = Field(
-        default=LISTS["images"], min_length=1
-    )
+    candidates: (
+        tuple[Annotated[Any, Component("encoder", only=CANDIDATES)], ...] | Literal["images", "classes"]
+    ) = Field(default=LISTS["images"], min_length=1)
     budget: float | None = Field(default=300, gt=0)
     n_inner_folds: int = Field(default=5, ge=2)
 
@@ -254,7 +256,7 @@ class AutoEncoder(roles.Completed):
         tried: list[dict[str, Any]] = []
         with suppress(OSError, ValueError):
             tried = [] if kept is None else read_json(kept)
-        for number, candidate in enumerate(self.config.candidates[len(tried) :], start=len(tried)):
+        for number, candidate in enumerate(self.config.list_members()[len(tried) :], start=len(tried)):
             entry: dict[str, Any] = {"kind": str(candidate.kind), "scores": None, "left_out": "", "by": ""}
             if known is not None:
                 budget = 0.0 if known[number]["by"] == "budget" else None
@@ -279,6 +281,8 @@ class AutoEncoder(roles.Completed):
         self, number: int, folds: list[Fold], responses: Responses, targets: Any, budget: float | None, spent: float
     ) -> dict[str, Any]:  # fmt: skip
         """Return the scores of a candidate in the order of units, or the reason why the budget is too small."""
+        import pandas as pd
+
         if budget is not None and spent >= budget:
             return {"by": "budget", "left_out": f"the budget of {budget:g} s was spent"}
         started, found = time.perf_counter(), []
@@ -307,6 +311,8 @@ def _take(targets: Any, rows: np.ndarray) -> Any:
 
 def _score_images(encoder: Any, responses: Responses, targets: Embeddings, fold: Fold) -> pd.Series:
     """Return the two-way identification of each left-out image (mean over its trials), by its id."""
+    import pandas as pd
+
     from braindecode_vis.scoring.retrieval import compute_k_way_hits, compute_ranks, fit_centre
 
     subjects = responses.trials["subject"].astype(str).to_numpy()
@@ -332,6 +338,8 @@ def _score_images(encoder: Any, responses: Responses, targets: Embeddings, fold:
 
 def _score_classes(decoder: Any, responses: Responses, labels: Any, fold: Fold, pools: bool) -> pd.Series:
     """Return 1 for each left-out trial whose class is decoded correctly and 0 for the others, by row."""
+    import pandas as pd
+
     held = responses.select(fold.test)
     named = np.asarray(decoder.classes)[decoder.decision(held).argmax(axis=1)]
     right = pd.Series((named == np.asarray(labels).astype(str)[fold.test]).astype(float), index=fold.test)

@@ -14,23 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.contracts import CategoryDecoder, Context, EncoderSettings
-from braindecode_vis.base.registry import Component
+from braindecode_vis.base.contracts import CategoryDecoder, Context
 from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.encoders.category_decoders import read_labels
-from braindecode_vis.preprocessing.alignment import InputScalingConfig
-from braindecode_vis.training.network_config import (
-    BatchSize,
-    NetworkEncoderConfig,
-)
-from braindecode_vis.training.optimisation import OptimiserConfig, ScheduleConfig
+from braindecode_vis.training.network_config import NetworkEncoderConfig, NetworkTrainingSettings
 
 if TYPE_CHECKING:
     from braindecode_vis.training.network_encoder import NetworkEncoder
@@ -39,40 +33,26 @@ _FILE = "categories.json"
 _SPACE = "classes"
 
 
-class NetworkCategoriesConfig(EncoderSettings):
+class NetworkCategoriesConfig(NetworkTrainingSettings):
     """A network that decodes the class of a trial; trained on all training trials, and the last epoch is kept.
 
     Parameters
     ----------
-    network
-        The network, by its ``kind``.
     size
         Features of the space in which trials and prototypes are compared.
-    epochs, batch_size, optimiser, schedule, augmentations, input_scaling, device
-        As in `NetworkEncoderConfig`.
     """
 
     kind: Literal["network_categories"] = "network_categories"
 
     decodes_categories: ClassVar[bool] = True
-    trains_in_processes: ClassVar[bool] = True
 
-    network: Annotated[Any, Component("network")] = Field(default={"kind": "eegproject"})
     size: int = Field(default=64, ge=1)
-    epochs: int = Field(default=50, ge=1)
-    batch_size: BatchSize = "auto"
-    optimiser: OptimiserConfig = OptimiserConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    augmentations: tuple[Annotated[Any, Component("augmentation")], ...] = ()
-    input_scaling: InputScalingConfig = InputScalingConfig()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
     removed_settings: ClassVar[Mapping[str, Any]] = {"temperature": 0.07}
 
     def make_training(self) -> NetworkEncoderConfig:
         """Return the settings of the training by contrast with prototypes."""
-        shared = {name: getattr(self, name) for name in self._shared}
+        shared = {name: getattr(self, name) for name in NetworkTrainingSettings.model_fields}
         return NetworkEncoderConfig.model_validate(
             {
                 **shared,
@@ -82,10 +62,6 @@ class NetworkCategoriesConfig(EncoderSettings):
                 "selection": {"kind": "last", "hold_out": 0},
             }
         )
-
-    _shared: ClassVar[tuple[str, ...]] = (
-        "network", "epochs", "batch_size", "optimiser", "schedule", "augmentations", "input_scaling", "device",
-    )  # fmt: skip
 
     def build(self, *, seed: int) -> NetworkCategoryDecoder:
         """Return the unfitted decoder."""

@@ -22,7 +22,7 @@ from braindecode_vis.base.checks import ConfigError, Notice, check_file, check_i
 from braindecode_vis.base.contracts import EncoderSettings
 from braindecode_vis.base.digests import hash_once, remember_digest
 from braindecode_vis.base.registry import ByKind, Component
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import DeviceSettings, Settings
 from braindecode_vis.embeddings.attribute_table import read_attributes
 from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
@@ -33,6 +33,7 @@ from braindecode_vis.training.optimisation import OptimiserConfig, ScheduleConfi
 
 if TYPE_CHECKING:
     from braindecode_vis.training.network_encoder import NetworkEncoder
+
 
 #: Objectives that learn latents with their scale, without which they are no images.
 _WITH_SCALE = frozenset({"l1", "mse"})
@@ -119,27 +120,30 @@ class TeacherConfig(Settings):
     queue: int = Field(default=4096, ge=0)
 
 
-class LastSelectionConfig(Settings):
-    """Keep the weights of the last epoch, a number fixed beforehand (ATM, NeuroBridge, Shallow Alignment).
+class SelectionSettings(Settings):
+    """What is held out while a network is trained.
 
     Parameters
     ----------
     hold_out
-        Share of the training concepts that is held out: for the validation curve, which is not used for any choice, and
-        for the out-of-fold predictions for priors and generators. 0 trains on all.
+        Share of the training concepts (or images, see `hold_out_by`) that is never learnt from: for the validation
+        curve and for the out-of-fold predictions that priors and generators learn from. 0 learns from all.
     """
 
-    kind: Literal["last"] = "last"
     hold_out: HeldOutShare = 0.05
 
 
-class EarlyStoppingConfig(Settings):
+class LastSelectionConfig(SelectionSettings):
+    """Keep the weights of the last epoch, a number fixed beforehand (ATM, NeuroBridge, Shallow Alignment)."""
+
+    kind: Literal["last"] = "last"
+
+
+class EarlyStoppingConfig(SelectionSettings):
     """Keep the weights of the best epoch on held-out training concepts, and stop when no epoch was better for a while.
 
     Parameters
     ----------
-    hold_out
-        Share of the training concepts, or images, that is held out.
     hold_out_by
         ``concept`` holds out whole concepts, like the test set (or images, if there are too few concepts). ``image``
         holds out single images, so that validation contains training concepts, as in NICE.
@@ -158,15 +162,13 @@ class EarlyStoppingConfig(Settings):
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"hold_out_by"})
 
 
-class TrainingLossConfig(Settings):
+class TrainingLossConfig(SelectionSettings):
     """Stop when the training loss no longer falls, and keep the last weights (UBP within subject).
 
     Held-out trials are not used for any choice, so all trials may be used for training.
 
     Parameters
     ----------
-    hold_out
-        As in `LastSelectionConfig`.
     patience
         The training stops after this many epochs without a lower loss; 5 in UBP.
     min_delta
@@ -174,18 +176,48 @@ class TrainingLossConfig(Settings):
     """
 
     kind: Literal["training_loss"] = "training_loss"
-    hold_out: HeldOutShare = 0.05
     patience: int = Field(default=5, ge=1)
     min_delta: float = Field(default=0.001, ge=0)
 
 
-class NetworkEncoderConfig(EncoderSettings):
-    """A network, its objectives and its training.
+class NetworkTrainingSettings(EncoderSettings, DeviceSettings):
+    """A network and its training, whatever it learns.
 
     Parameters
     ----------
     network
         The network, by its ``kind``.
+    optimiser, schedule
+        See their classes.
+    epochs
+        Passes over the training trials (or images, see `augmentations`).
+    batch_size
+        Trials per batch over all processes, which is also the number of candidates of a contrast; UBP and NeuroBridge
+        take 1024. ``auto`` is an eighth of the training set, a power of two from 16 to 1024, halved until it fits
+        into memory (with a message; the number in use is in the log).
+    augmentations
+        In the order in which they are applied.
+    input_scaling
+        Scaling of the responses by training statistics.
+    """
+
+    network: Annotated[Any, Component("network")] = Field(default={"kind": "eegproject"})
+    optimiser: OptimiserConfig = OptimiserConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    epochs: int = Field(default=50, ge=1)
+    batch_size: BatchSize = "auto"
+    augmentations: tuple[Annotated[Any, Component("augmentation")], ...] = ()
+    input_scaling: InputScalingConfig = InputScalingConfig()
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
+    trains_in_processes: ClassVar[bool] = True
+
+
+class NetworkEncoderConfig(NetworkTrainingSettings):
+    """A network, its objectives and its training.
+
+    Parameters
+    ----------
     objectives
         The loss terms and their weights; by default one symmetric CLIP contrast.
     projector
@@ -209,16 +241,8 @@ class NetworkEncoderConfig(EncoderSettings):
         length (``l2``), by subtracting the mean of the training images (``centre``), or by z-score. It should match
         ``retrieval.centre``: ``centre`` with ``mean``, ``none`` with ``none``. Regression objectives use targets
         without normalisation.
-    optimiser, schedule
-        See their classes.
     second_stage
         A second stage with a new optimiser during the training; None has one stage.
-    epochs
-        Passes over the training trials (or images, see `augmentations`).
-    batch_size
-        Trials per batch over all processes, which is also the number of candidates of a contrast; UBP and NeuroBridge
-        take 1024. ``auto`` is an eighth of the training set, a power of two from 16 to 1024, halved until it fits
-        into memory (with a message; the number in use is in the log).
     last_batch
         What happens with trials that do not fill a batch: all batches are a little smaller (``even``, 973 for 1024 of
         16 540), the last one is (``smaller``, UBP, NICE), or they are left out of the epoch (``dropped``, ATM,
@@ -239,13 +263,9 @@ class NetworkEncoderConfig(EncoderSettings):
         The moving-average network, where an objective needs it.
     selection
         Which epoch is kept, and how much is held out for it.
-    augmentations
-        In the order in which they are applied.
     hide_subject
         Chance of a training trial to be shown as one of an unknown subject, so that the token of unknown subjects
         is learnt (a choice of ours). Only with several subjects, and networks that take unknown ones.
-    input_scaling
-        Scaling of the responses by training statistics.
     subject_alignment
         ``euclidean`` (R^(-1/2) of each subject) or ``zscore`` per subject, without labels. A subject outside the
         training set is aligned by the trials that are predicted, which makes that result transductive; the fitted
@@ -271,8 +291,6 @@ class NetworkEncoderConfig(EncoderSettings):
     sentence_encoder
         Network that makes vectors of captions, for objectives that need sentences: ``minilm`` (the extra ``text``), or
         a folder of a sentence encoder.
-    device
-        ``auto`` takes a GPU if there is one.
     log
         Trackers beside the JSONL file, which is always written; ``tensorboard`` and ``wandb`` need an extra.
     max_device_bytes
@@ -282,7 +300,6 @@ class NetworkEncoderConfig(EncoderSettings):
     """
 
     kind: Literal["network"] = "network"
-    network: Annotated[Any, Component("network")] = Field(default={"kind": "eegproject"})
     objectives: tuple[Annotated[Any, Component("objective")], ...] = Field(
         default=({"kind": "clip"},), min_length=1
     )
@@ -292,11 +309,7 @@ class NetworkEncoderConfig(EncoderSettings):
     image_tower: ImageTowerConfig | None = None
     regression_head: Literal["auto", "shared", "network", "linear"] = "auto"
     normalise_targets: Literal["none", "l2", "centre", "zscore"] = "centre"
-    optimiser: OptimiserConfig = OptimiserConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
     second_stage: SecondStageConfig | None = None
-    epochs: int = Field(default=50, ge=1)
-    batch_size: BatchSize = "auto"
     last_batch: Literal["even", "smaller", "dropped"] = "even"
     trials_per_image: int | None = Field(default=None, ge=2)
     clip_norm: float | None = Field(default=None, gt=0)
@@ -306,9 +319,7 @@ class NetworkEncoderConfig(EncoderSettings):
     selection: Annotated[LastSelectionConfig | EarlyStoppingConfig | TrainingLossConfig, ByKind()] = (
         LastSelectionConfig()
     )
-    augmentations: tuple[Annotated[Any, Component("augmentation")], ...] = ()
     hide_subject: float = Field(default=0.1, ge=0, le=1)
-    input_scaling: InputScalingConfig = InputScalingConfig()
     subject_alignment: SubjectAlignment = "none"
     out_of_fold: int | None = Field(default=None, ge=2)
     n_clusters: int = Field(default=16, ge=2)
@@ -317,7 +328,6 @@ class NetworkEncoderConfig(EncoderSettings):
     attributes: Path | None = None
     attributes_digest: str | None = None
     sentence_encoder: Literal["minilm"] | Path | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     log: tuple[Literal["jsonl", "tensorboard", "wandb"], ...] = ("jsonl",)
     max_device_bytes: int = Field(default=4 << 30, ge=0)
     checkpoint_seconds: float = Field(default=15.0, ge=0)
@@ -330,7 +340,6 @@ class NetworkEncoderConfig(EncoderSettings):
     )
     removed_settings: ClassVar[Mapping[str, Any]] = {"accumulation": 1, "compile": False}
 
-    trains_in_processes: ClassVar[bool] = True
     may_know_likelihood: ClassVar[bool] = False
 
     @property

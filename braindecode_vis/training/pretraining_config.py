@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import DataError, check_file, check_installed
 from braindecode_vis.base.digests import hash_once, remember_digest
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import DeviceSettings, Settings
 from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.encoders.parcels_config import WEIGHTS, ParcelsConfig
 
@@ -81,7 +81,7 @@ ON_TRAINING_TRIALS = "encoder pretrained without labels on training trials"
 ON_GUIDED_TRIALS = "encoder pretrained on training trials with masks guided by what they show"
 
 
-class PretrainConfig(Settings):
+class PretrainConfig(DeviceSettings):
     """How the encoder is pretrained; the defaults follow He et al. if they give a value.
 
     Parameters
@@ -149,8 +149,6 @@ class PretrainConfig(Settings):
         What is asked of the encoder as it learns.
     precision
         ``fp32``, or mixed precision in ``bf16`` (GPU, and processors with AVX512-BF16 or AMX) or ``fp16`` (GPU).
-    device
-        Where it runs; ``auto`` takes a GPU if there is one.
     checkpoint_steps
         Steps within an epoch between checkpoints; each epoch ends with one anyway. The interrupted and the
         uninterrupted run give the same weights.
@@ -181,7 +179,6 @@ class PretrainConfig(Settings):
     keep: Literal["best", "last"] = "best"
     probes: ProbesConfig | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_steps: int | None = Field(default=None, ge=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset(

@@ -609,21 +609,6 @@ def _find_backgrounds(colour: str) -> tuple[str, ...]:
     return tuple(name for name in BACKGROUNDS if colour not in _CLASHES.get(name, ()))
 
 
-def list_split(
-    n_train_concepts: int,
-    n_test_concepts: int,
-    n_train_exemplars: int,
-    seed: int,
-    folder: str = "",
-    n_pairs: int | None = None,
-) -> pd.DataFrame:
-    """Return the images of two disjoint sets of concepts, `path` below `folder`; training images come first."""
-    table = make_things_like_split(
-        n_train_concepts, n_test_concepts, n_train_exemplars, seed=seed, n_pairs=n_pairs or 0
-    )
-    return table.assign(path=[str(Path(folder) / path) for path in table["path"]])
-
-
 def name_imagenet(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Return an ImageNet-like synset and image name (``n01440037_142``) for each row of a split, by its concept.
 

@@ -28,7 +28,6 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import DataError, Notice
-from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.embeddings.attribute_table import AttributeTable, read_attributes
@@ -41,7 +40,13 @@ from braindecode_vis.parts.analyses.curves import (
     cluster_over_subjects,
     finish_curve,
 )
-from braindecode_vis.parts.analyses.cuts import Window, cut_window, keep_features, make_sliding_windows
+from braindecode_vis.parts.analyses.cuts import (
+    ShortWindows,
+    Window,
+    cut_window,
+    keep_features,
+    make_sliding_windows,
+)
 from braindecode_vis.parts.analyses.measure import (
     check_retrieval,
     describe_limits,
@@ -69,7 +74,7 @@ if TYPE_CHECKING:
 WHOLE = "whole trial"
 
 
-class AttributesConfig(Analysis):
+class AttributesConfig(ShortWindows):
     """Decode every attribute of a table from windows of time or from regions.
 
     Parameters
@@ -81,10 +86,6 @@ class AttributesConfig(Analysis):
     over
         ``time`` (sliding windows), ``rois`` (regions of interest of fMRI), ``sensors`` (regions of the head) or
         ``whole``; ``auto`` takes time if trials have it, regions if voxels have them, or else the whole trial.
-    width, step
-        Width and step of the windows in s (a choice of ours).
-    tmin, tmax
-        Windows are between these times, in s; None is the end of the trial.
     sets
         Sets of regions of interest; None takes all.
     """
@@ -93,10 +94,6 @@ class AttributesConfig(Analysis):
     attributes: Path
     names: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     over: Literal["auto", "time", "rois", "sensors", "whole"] = "auto"
-    width: float = Field(default=0.04, gt=0)
-    step: float = Field(default=0.02, gt=0)
-    tmin: float | None = None
-    tmax: float | None = None
     sets: tuple[str, ...] | None = None
 
     #: Penalties of the ridge, chosen inside the training trials.

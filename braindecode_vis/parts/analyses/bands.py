@@ -17,10 +17,9 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.parts.analyses.cuts import read_times
 from braindecode_vis.parts.analyses.measure import (
-    RetrievalMetric,
+    RetrievalAnalysis,
     add_holm,
     check_retrieval,
     describe_result,
@@ -41,20 +40,17 @@ BANDS = {
 _ORDER = 4
 
 
-class FrequencyBandsConfig(Analysis):
+class FrequencyBandsConfig(RetrievalAnalysis):
     """Decode with one band only, and with all but one.
 
     Parameters
     ----------
-    metric
-        ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     bands
         Name to lower and upper edge in Hz. Bands above half the sampling rate are left out; a band that extends above
         it is cut there.
     """
 
     kind: Literal["frequency_bands"] = "frequency_bands"
-    metric: RetrievalMetric = "top1"
     bands: dict[str, tuple[float, float]] = Field(default=BANDS, min_length=1)
 
     #: ``only`` keeps a band, ``without`` removes it.

@@ -10,13 +10,54 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from braindecode_vis.base.arrays import Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.preprocessing.voxel_geometry import select_features, select_own_features
 
 Outside = Literal["cut", "zero"]
 Features = np.ndarray | Mapping[str, np.ndarray]
+
+
+class TimedAnalysis(Analysis):
+    """An analysis of a span of time.
+
+    Parameters
+    ----------
+    tmin, tmax
+        Windows are between these times, in s; None is the end of the trial. Windows before the onset show whether
+        chance holds.
+    """
+
+    tmin: float | None = None
+    tmax: float | None = None
+
+
+class ShortWindows(TimedAnalysis):
+    """An analysis in short windows that slide over the trial.
+
+    Parameters
+    ----------
+    width, step
+        Width and step of the windows in s (a choice of ours, for event-related potentials).
+    """
+
+    width: float = Field(default=0.04, gt=0)
+    step: float = Field(default=0.02, gt=0)
+
+
+class CutAnalysis(Analysis):
+    """An analysis that fits and tests encoders on a part of each trial.
+
+    Parameters
+    ----------
+    outside
+        ``cut`` leaves out what lies outside of the part; ``zero`` sets it to zero, for networks that need one size.
+    """
+
+    outside: Outside = "cut"
 
 
 @dataclass(frozen=True)

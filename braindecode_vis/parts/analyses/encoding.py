@@ -24,12 +24,11 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.registry import LayerConfig
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.encoders.encoding_model import EncodingModelConfig, count_fits, fit_encoding
 from braindecode_vis.parts.analyses.analysis_figures import write_nifti
-from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
+from braindecode_vis.parts.analyses.cuts import TimedAnalysis, Window, make_sliding_windows
 from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.rsa import collect_layers, shorten
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
 _MOST_MAPS = 8  # of a head over time, and of subjects
 
 
-class EncodingConfig(Analysis):
+class EncodingConfig(TimedAnalysis):
     """Predict responses from images, and make maps of the accuracy.
 
     Parameters
@@ -73,8 +72,6 @@ class EncodingConfig(Analysis):
         How the ceiling is estimated from repeated test images, as for ``evaluation.noise_ceiling``. None leaves it out.
     width
         Trials with a time axis: samples are averaged over windows of this many seconds; None keeps every sample.
-    tmin, tmax
-        Trials with a time axis: between these times, s.
     n_resamples
         Resamples of the images behind the intervals of maps, and shuffles behind their p-values.
     glass
@@ -86,8 +83,6 @@ class EncodingConfig(Analysis):
     model: EncodingModelConfig = EncodingModelConfig()
     noise_ceiling: CeilingMeasure | None = "ncsnr"
     width: float | None = Field(default=None, gt=0)
-    tmin: float | None = None
-    tmax: float | None = None
     n_resamples: int = Field(default=1000, ge=100)
     glass: bool = False
 

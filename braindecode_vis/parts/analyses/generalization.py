@@ -18,9 +18,8 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.parts.analyses.curves import check_windows
-from braindecode_vis.parts.analyses.cuts import Outside, cut_window, make_sliding_windows
+from braindecode_vis.parts.analyses.cuts import Outside, TimedAnalysis, cut_window, make_sliding_windows
 from braindecode_vis.parts.analyses.measure import (
     FoldValues,
     Meter,
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class TimeGeneralizationConfig(Analysis):
+class TimeGeneralizationConfig(TimedAnalysis):
     """Train in one window, test in another.
 
     Parameters
@@ -47,16 +46,12 @@ class TimeGeneralizationConfig(Analysis):
         ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     width, step
         Width and step of the windows in s (a choice of ours).
-    tmin, tmax
-        Windows are between these times, in s; None is the end of the trial.
     """
 
     kind: Literal["time_generalization"] = "time_generalization"
     metric: RetrievalMetric = "two_way"
     width: float = Field(default=0.05, gt=0)
     step: float = Field(default=0.05, gt=0)
-    tmin: float | None = None
-    tmax: float | None = None
 
     #: Level, corrected for all cells by the largest standardised value of each permutation.
     alpha: ClassVar[float] = 0.05

@@ -22,14 +22,13 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.registry import LayerConfig
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.pixels import EngineeredConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.parts.analyses.curves import MAX_DRAWS, bootstrap_curves, check_windows
-from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding_windows
+from braindecode_vis.parts.analyses.cuts import TimedAnalysis, Window, cut_window, make_sliding_windows
 from braindecode_vis.parts.analyses.measure import add_maximum, check_retrieval, find_best, measure_changes
 from braindecode_vis.parts.analyses.rsa import (
     average_test_trials,
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class LayerTimeConfig(Analysis):
+class LayerTimeConfig(TimedAnalysis):
     """Match layers of vision networks with windows of time.
 
     Parameters
@@ -56,7 +55,7 @@ class LayerTimeConfig(Analysis):
         The default compares Gabor energy and oriented gradients with the last features of the packaged network.
     measure
         ``ridge`` or ``rdm``.
-    width, step, tmin, tmax
+    width, step
         Of the windows, s (100 ms as in ATM; the step is a choice of ours).
     """
 
@@ -69,8 +68,6 @@ class LayerTimeConfig(Analysis):
     measure: Literal["ridge", "rdm"] = "ridge"
     width: float = Field(default=0.1, gt=0)
     step: float = Field(default=0.05, gt=0)
-    tmin: float | None = None
-    tmax: float | None = None
 
     #: Add the spaces that the run holds already.
     with_targets: ClassVar[bool] = True

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.study import Change, Study, fit_picked, rank_trials
@@ -48,6 +49,18 @@ RetrievalMetric = Annotated[str, Field(pattern=r"^(two_way|top[1-9]\d*|([2-9]|[1
 LARGEST_GALLERY = 2000  # images whose labels are permuted; the tables of more would not fit
 _WORTH_TELLING_S = 60.0  # of all fits of an analysis; for less, a bar is enough
 Key = TypeVar("Key", bound=Hashable)
+
+
+class RetrievalAnalysis(Analysis):
+    """An analysis that asks how well images are found.
+
+    Parameters
+    ----------
+    metric
+        ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
+    """
+
+    metric: RetrievalMetric = "top1"
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,9 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.analysis_figures import make_maps
-from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
+from braindecode_vis.parts.analyses.cuts import TimedAnalysis, Window, make_sliding_windows
 from braindecode_vis.parts.analyses.measure import check_retrieval, compute_interval
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
 from braindecode_vis.preprocessing.alignment import check_common_features
@@ -39,7 +38,7 @@ from braindecode_vis.report.drawing import find_flat_positions
 from braindecode_vis.scoring.score_row import format_p_value
 
 
-class SpatialPatternsConfig(Analysis):
+class SpatialPatternsConfig(TimedAnalysis):
     """Covariance of the data with the decoded signal, on a head or in a brain.
 
     Parameters
@@ -48,15 +47,11 @@ class SpatialPatternsConfig(Analysis):
         Leading components of the predicted embeddings.
     width
         Width of the windows over which a time course is averaged, in s (a choice of ours).
-    tmin, tmax
-        Windows are between these times, in s; None is the end of the trial.
     """
 
     kind: Literal["spatial_patterns"] = "spatial_patterns"
     n_components: int = Field(default=1, ge=1)
     width: float = Field(default=0.1, gt=0)
-    tmin: float | None = None
-    tmax: float | None = None
 
     #: Resamples of the images behind the intervals, and shuffles of the trials behind the p-values.
     n_resamples: ClassVar[int] = 1000

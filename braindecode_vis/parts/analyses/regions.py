@@ -28,11 +28,11 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Responses, count_own_voxels
 from braindecode_vis.base.checks import DataError, check_option
-from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.parts.analyses.cuts import Features, Outside, keep_features
+from braindecode_vis.parts.analyses.cuts import CutAnalysis, Features, Outside, keep_features
 from braindecode_vis.parts.analyses.measure import (
     Measured,
+    RetrievalAnalysis,
     RetrievalMetric,
     bound_difference,
     check_retrieval,
@@ -52,24 +52,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class SensorRegionsConfig(Analysis):
-    """Decode from the frontal, temporal, central, parietal or occipital sensors only, and from all but these.
+class PartsAnalysis(RetrievalAnalysis, CutAnalysis):
+    """An analysis that decodes from one part of the columns only, and from all but these.
 
     Parameters
     ----------
-    metric
-        ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     n_random
-        Number of random relabellings of all sensors, each scored like the regions: two fits per region and relabelling.
-        The smallest p is 1 / (n_random + 1); 0 makes none.
-    outside
-        ``cut`` leaves sensors out; ``zero`` sets them to zero, for networks that need them all.
+        Relabellings of all columns, each of which is scored like the parts: two fits per part and relabelling. The
+        smallest p is 1 / (n_random + 1); 0 draws none.
     """
 
-    kind: Literal["sensor_regions"] = "sensor_regions"
-    metric: RetrievalMetric = "top1"
     n_random: int = Field(default=200, ge=0)
-    outside: Outside = "cut"
+
+
+class SensorRegionsConfig(PartsAnalysis):
+    """Decode from the frontal, temporal, central, parietal or occipital sensors only, and from all but these."""
+
+    kind: Literal["sensor_regions"] = "sensor_regions"
 
     def compute(self, study: Study) -> Findings:
         """Fit and test on the sensors of each region, and on random ones."""
@@ -82,13 +81,11 @@ class SensorRegionsConfig(Analysis):
         )  # fmt: skip
 
 
-class RoisConfig(Analysis):
+class RoisConfig(PartsAnalysis):
     """Decode from the voxels of one region of interest only, and from all but these.
 
     Parameters
     ----------
-    metric, n_random, outside
-        As in `SensorRegionsConfig`, for voxels.
     sets
         Sets of regions (``prf-visualrois``, ``streams``...); None takes every set that the data hold.
     include
@@ -96,9 +93,6 @@ class RoisConfig(Analysis):
     """
 
     kind: Literal["rois"] = "rois"
-    metric: RetrievalMetric = "top1"
-    n_random: int = Field(default=200, ge=0)
-    outside: Outside = "cut"
     sets: tuple[str, ...] | None = None
     include: tuple[str, ...] = ()
 
@@ -153,24 +147,17 @@ def list_rois(responses: Responses, sets: tuple[str, ...] | None) -> dict[str, F
     return named
 
 
-class NetworkAblationConfig(Analysis):
+class NetworkAblationConfig(PartsAnalysis):
     """Decode from the parcels of one network only, and from all but these.
 
     Parameters
     ----------
     metric
         ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
-    n_random
-        Number of random relabellings of all parcels, each scored like the networks: two fits per network and
-        relabelling. The smallest p is 1 / (n_random + 1); 0 makes none.
-    outside
-        ``cut`` leaves parcels out; ``zero`` sets them to zero, for networks that need them all.
     """
 
     kind: Literal["network_ablation"] = "network_ablation"
     metric: RetrievalMetric = "two_way"
-    n_random: int = Field(default=200, ge=0)
-    outside: Outside = "cut"
 
     def compute(self, study: Study) -> Findings:
         """Fit and test on the parcels of each network, and on random ones."""

@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.measure import (
     FoldValues,
     Measured,
     Meter,
-    RetrievalMetric,
+    RetrievalAnalysis,
     average_draws,
     check_retrieval,
     describe_result,
@@ -32,19 +31,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class RepetitionsConfig(Analysis):
+class RepetitionsConfig(RetrievalAnalysis):
     """Average few and many repetitions of the test images.
 
     Parameters
     ----------
-    metric
-        ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     numbers
         Numbers of repetitions; empty takes 1, 2, 4, 8... and all. Numbers that some image does not have are left out.
     """
 
     kind: Literal["repetitions"] = "repetitions"
-    metric: RetrievalMetric = "top1"
     numbers: tuple[int, ...] = ()
 
     #: Random choices of repetitions per number.

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.encoders.category_decoders import LdaConfig
 from braindecode_vis.parts.analyses.curves import (
@@ -29,7 +27,7 @@ from braindecode_vis.parts.analyses.curves import (
     finish_curve,
     report_curve,
 )
-from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding_windows
+from braindecode_vis.parts.analyses.cuts import ShortWindows, Window, cut_window, make_sliding_windows
 from braindecode_vis.parts.analyses.study import Findings, Study
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.scoring.crossed import groups_interval
@@ -42,22 +40,10 @@ from braindecode_vis.scoring.uncertainty import (
 )
 
 
-class TimeResolvedCategoriesConfig(Analysis):
-    """Decode the category in short windows of time.
-
-    Parameters
-    ----------
-    width, step
-        Width and step of the windows in s (a choice of ours, for event-related potentials).
-    tmin, tmax
-        Windows are between these times, in s; None is the end of the trial.
-    """
+class TimeResolvedCategoriesConfig(ShortWindows):
+    """Decode the category in short windows of time."""
 
     kind: Literal["time_resolved_categories"] = "time_resolved_categories"
-    width: float = Field(default=0.04, gt=0)
-    step: float = Field(default=0.02, gt=0)
-    tmin: float | None = None
-    tmax: float | None = None
 
     #: Level of the cluster test.
     alpha: ClassVar[float] = 0.05

@@ -21,12 +21,12 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import Images, resize_image
 from braindecode_vis.parts.analyses.curves import check_windows, make_curve, report_curve
 from braindecode_vis.parts.analyses.cuts import (
-    Outside,
+    CutAnalysis,
+    TimedAnalysis,
     Window,
     cut_window,
     make_growing_windows,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SIDE = 64  # pixels of the images that are compared, whatever their own size
 
 
-class WindowReconstructionsConfig(Analysis):
+class WindowReconstructionsConfig(TimedAnalysis, CutAnalysis):
     """Reconstruct from a short window that slides over the trial (Benchetrit et al.), or from one that grows (ATM).
 
     Parameters
@@ -52,13 +52,8 @@ class WindowReconstructionsConfig(Analysis):
         ones, by the correlation of pixels.
     width, step
         Of the windows and between them, s (250 ms as in the paper; the step is a choice of ours).
-    tmin, tmax
-        Windows are between these times, in s; None is the end of the trial. Windows before the onset show whether
-        chance holds.
     growing
         All windows begin at `tmin` (None is the onset) and end one `step` later each; `width` is of those that slide.
-    outside
-        ``cut`` shortens the trials; ``zero`` sets the rest to zero, for networks that need one length.
     images
         How many test images of each fold are reconstructed, drawn at random; None takes all, which with a large
         generator takes hours for each window.
@@ -70,10 +65,7 @@ class WindowReconstructionsConfig(Analysis):
     metric: Annotated[str, Field(pattern=r"^(two_way|top[1-9]\d*|([2-9]|[1-9]\d+)_way)$")] = "two_way"
     width: float = Field(default=0.25, gt=0)
     step: float = Field(default=0.1, gt=0)
-    tmin: float | None = None
-    tmax: float | None = None
     growing: bool = False
-    outside: Outside = "cut"
     images: int | None = Field(default=40, ge=2)
 
     #: How many of them stand in the figure.

@@ -17,42 +17,37 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.parts.analyses.curves import Curve, check_windows, make_curve, report_curve
 from braindecode_vis.parts.analyses.cuts import (
+    CutAnalysis,
     Outside,
+    TimedAnalysis,
     Window,
     cut_window,
     make_growing_windows,
     make_sliding_windows,
 )
-from braindecode_vis.parts.analyses.measure import RetrievalMetric, check_retrieval, measure_changes
+from braindecode_vis.parts.analyses.measure import RetrievalAnalysis, check_retrieval, measure_changes
 from braindecode_vis.parts.analyses.study import Findings, Study
 
 
-class GrowingWindowConfig(Analysis):
+class GrowingWindowConfig(RetrievalAnalysis, CutAnalysis):
     """Decode from the onset of the image up to a later and later sample (ATM).
 
     Parameters
     ----------
-    metric
-        ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     start
         Start of all windows, in s.
     step
         By how much each window is longer than the one before, in s (a choice of ours).
     tmax
         Latest end of the last window, in s; None is the end of the trial.
-    outside
-        ``cut`` shortens the trials; ``zero`` sets the rest to zero, for networks that need one length.
     """
 
     kind: Literal["growing_window"] = "growing_window"
-    metric: RetrievalMetric = "top1"
     start: float = 0.0
     step: float = Field(default=0.05, gt=0)
     tmax: float | None = None
-    outside: Outside = "cut"
 
     #: Level of the cluster test.
     alpha: ClassVar[float] = 0.05
@@ -70,29 +65,20 @@ class GrowingWindowConfig(Analysis):
         )
 
 
-class SlidingWindowConfig(Analysis):
+class SlidingWindowConfig(RetrievalAnalysis, TimedAnalysis, CutAnalysis):
     """Decode from a short window that slides over the trial (ATM, Benchetrit et al.).
 
     Parameters
     ----------
-    metric, outside
-        As in `GrowingWindowConfig`.
     width
         Of the window, s; 100 ms as in ATM.
     step
         Between windows, s (a choice of ours); the latency of an onset is not finer than this.
-    tmin, tmax
-        Windows are between these times, in s; None is the end of the trial. Windows before the onset show whether
-        chance holds.
     """
 
     kind: Literal["sliding_window"] = "sliding_window"
-    metric: RetrievalMetric = "top1"
     width: float = Field(default=0.1, gt=0)
     step: float = Field(default=0.02, gt=0)
-    tmin: float | None = None
-    tmax: float | None = None
-    outside: Outside = "cut"
 
     alpha: ClassVar[float] = 0.05
     fixed_settings: ClassVar[frozenset[str]] = frozenset({"alpha"})

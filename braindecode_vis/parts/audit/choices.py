@@ -137,17 +137,25 @@ def check_choice(run: AuditedRun, again: RecomputedRun, record: Record, folder: 
     ):
         trained = any(part.trains_in_processes for part in roles.list_encoders(candidate))
         is_trained |= trained
-        scores = [np.nan if (value := one.get("mean")) is None else value for one in (old, new)]
-        if not np.isclose(*scores, rtol=0, atol=OTHER_MACHINE if trained else SAME_SCORE, equal_nan=True):
-            text = f"tampered: the inner score of {old['kind']} is {scores[0]:.4g}, but {scores[1]:.4g} is computed."
+        first, second = (
+            float("nan") if one.get("mean") is None else float(one["mean"]) for one in (old, new)
+        )
+        tolerance = OTHER_MACHINE if trained else SAME_SCORE
+        if not np.isclose(first, second, rtol=0, atol=tolerance, equal_nan=True):
+            text = f"tampered: the inner score of {old['kind']} is {first:.4g}, but {second:.4g} is computed."
             return [AuditFinding("choices", "leak", text, where)]
     if stored["chosen"] != made["chosen"]:
         if not is_trained:
             text = "tampered: the encoder in use is not the one that the inner folds of the training trials choose."
             return [AuditFinding("choices", "leak", text, where)]
-        run.state("choice", "by record", "the encoder", "scores of networks differ slightly between machines")
+        run.state(
+            "choice",
+            "by record",
+            "encoder, by inner folds",
+            "scores of networks differ slightly between machines",
+        )
         return []
-    run.state("choice", "recomputed", "the encoder, by inner folds")
+    run.state("choice", "recomputed", "encoder, by inner folds")
     return []
 
 
@@ -179,6 +187,8 @@ def check_networks(
         reason = f"they were trained for {took / 60:.0f} minutes, too long to repeat"
     if reason:
         run.state("fit", "by record", f"{words}weights", reason)
+        if any((record.path / CHOICE).is_file() for record in records):
+            run.state("choice", "by record", f"{words}encoder, by inner folds", reason)
         return []
     made = again.compute("train", learning.train)
     findings = []

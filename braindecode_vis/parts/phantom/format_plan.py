@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.datasets.drawn.images import list_split
+from braindecode_vis.datasets.drawn.images import make_things_like_split
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.drive import StimulusDrive
 from braindecode_vis.parts.phantom.forward import SensorSystem
@@ -203,9 +203,9 @@ def list_units(
 
 def list_pictures(size: PhantomSize, seed: int, folder: str = f"{TRUTH}/images") -> pd.DataFrame:
     """Return the images of both splits; by default beside the truth, for a layout that holds no picture files."""
-    return list_split(
-        size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, folder, size.n_pairs
-    )
+    counts = (size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars)
+    table = make_things_like_split(*counts, seed=seed, n_pairs=size.n_pairs or 0)
+    return table.assign(path=[str(Path(folder) / path) for path in table["path"]])
 
 
 @dataclass(frozen=True)

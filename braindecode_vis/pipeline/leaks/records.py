@@ -313,7 +313,7 @@ def check_held_out(run: AuditedRun) -> list[AuditFinding]:
 
 
 def _check_epochs(
-    history: list[dict[str, Any]], encoder: dict[str, Any], settings: dict[str, Any], where: str
+    history: list[dict[str, Any]], encoder: Mapping[str, Any], settings: dict[str, Any], where: str
 ) -> list[AuditFinding]:
     """Compare the number of epochs with the one that was fixed, or that the validation curve explains."""
     n, planned = len(history), int(encoder["epochs"])

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_installed
 from braindecode_vis.base.devices import choose_device
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.base.stimuli import Images
 from braindecode_vis.scoring.metrics.identification import make_identification_table
 from braindecode_vis.scoring.metrics.image import ImageTable, make_image_table
@@ -48,7 +48,7 @@ PUBLISHED: tuple[Network, ...] = ("alexnet", "inception", "clip", "efficientnet_
 CPU_BATCH, GPU_BATCH = 8, 64
 
 
-class MetricSuiteConfig(Settings):
+class MetricSuiteConfig(DeviceSettings):
     """Which rows are computed, and the files of their weights.
 
     Parameters
@@ -68,7 +68,7 @@ class MetricSuiteConfig(Settings):
         torchvision up to 0.16 resized tensors; MindEye2's numbers are of that kind.
     semantic_ways
         Values of n for n-way top-1 semantic accuracy, by the classifier of the embedded EfficientNet-lite0.
-    batch_size, device
+    batch_size
         Settings that do not change the result; without a batch size, 8 images on a CPU and 64 on a GPU.
     """
 
@@ -79,7 +79,6 @@ class MetricSuiteConfig(Settings):
     legacy_resize: bool = False
     semantic_ways: tuple[Annotated[int, Field(ge=2, le=1000)], ...] = (50,)
     batch_size: int | None = Field(default=None, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"legacy_resize"})
@@ -127,7 +126,7 @@ class MetricSuiteConfig(Settings):
         path = self.weights.get(name)  # type: ignore[call-overload]
         if path is None:
             if name in LPIPS_NETWORKS:
-                from braindecode_vis.scoring.metrics.lpips import find_linear_weights
+                from braindecode_vis.scoring.metrics.feature_networks import find_linear_weights
 
                 return find_linear_weights(LPIPS_NETWORKS[name])
             return None
@@ -238,7 +237,7 @@ class MetricSuite:
 
     def compute_lpips(self, network: Network, images: Images, pairs: np.ndarray) -> np.ndarray:
         """Return the LPIPS distance of pairs of images, shape (n_pairs,); see `lpips.Lpips.compute_pairs`."""
-        from braindecode_vis.scoring.metrics.lpips import Lpips
+        from braindecode_vis.scoring.metrics.feature_networks import Lpips
 
         trunk, linear = self._require_files(network)
         distance = Lpips(LPIPS_NETWORKS[network], trunk, linear, device=self.device)

@@ -84,7 +84,20 @@ class ObjectiveConfig(Settings):
         raise NotImplementedError
 
 
-class ScaleSettings(ObjectiveConfig):
+class DuplicateSettings(ObjectiveConfig):
+    """What contrasts have that compare all trials of a batch.
+
+    Parameters
+    ----------
+    duplicates
+        How other trials of the same image in a batch are treated: ``positive`` (share the target, a choice of ours),
+        ``mask`` (left out) or ``negative`` (as published).
+    """
+
+    duplicates: Duplicates = "positive"
+
+
+class ScaleSettings(DuplicateSettings):
     """Settings of every contrast with CLIP's logits.
 
     Parameters
@@ -100,9 +113,6 @@ class ScaleSettings(ObjectiveConfig):
         Limit of ``exp``; 100 as in CLIP.
     symmetric
         Use both directions; otherwise only brain to image.
-    duplicates
-        How other trials of the same image in a batch are treated: ``positive`` (share the target, a choice of ours),
-        ``mask`` (left out) or ``negative`` (as published).
     normalise_brain
         Whether the brain side is normalised to unit length; the image side always is.
     """
@@ -112,7 +122,6 @@ class ScaleSettings(ObjectiveConfig):
     learn_temperature: bool = True
     max_scale: float = Field(default=100.0, gt=0)
     symmetric: bool = True
-    duplicates: Duplicates = "positive"
     normalise_brain: bool = True
 
     removed_settings: ClassVar[Mapping[str, Any]] = {"normalise_image": True}
@@ -139,8 +148,7 @@ class ClipObjectiveConfig(ScaleSettings):
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
-        from braindecode_vis.training.objectives.contrastive import compute_clip_loss
-        from braindecode_vis.training.objectives.objective import ScaledTerm
+        from braindecode_vis.training.objectives.objective import ScaledTerm, compute_clip_loss
 
         return ScaledTerm(compute_clip_loss, self.make_scale(), **self.clip_options())
 
@@ -166,7 +174,7 @@ class ClipImageTextObjectiveConfig(ScaleSettings):
         return ClipImageTextTerm(self.make_scale(), image_share=self.image_share, **self.clip_options())
 
 
-class SiglipObjectiveConfig(ObjectiveConfig):
+class SiglipObjectiveConfig(DuplicateSettings):
     """Sigmoid loss over all pairs of the batch, with a factor and an offset that start at 10 and -10, as in SigLIP.
 
     Images of a cosine of at least 0.999 count as the same, as in NeuralBench.
@@ -176,13 +184,10 @@ class SiglipObjectiveConfig(ObjectiveConfig):
     weight
         Small if used with another contrast (our choice): it is a sum over all images of a batch and starts about three
         times as large. Use 1 if it is the only one.
-    duplicates
-        How further pairs of the same image are treated: as matches, left out, or as non-matches.
     """
 
     kind: Literal["siglip"] = "siglip"
     weight: float = Field(default=0.1, gt=0)
-    duplicates: Duplicates = "positive"
 
     removed_settings: ClassVar[Mapping[str, Any]] = {
         "scale": 10.0, "bias": -10.0, "learn": True, "duplicate_cosine": 0.999, "normalise_brain": True,
@@ -266,7 +271,7 @@ class SoftClipObjectiveConfig(ObjectiveConfig):
         return SoftClipTerm(self.phase)
 
 
-class BimixcoObjectiveConfig(ObjectiveConfig):
+class BimixcoObjectiveConfig(DuplicateSettings):
     """Contrast of mixed trials with the images of both parts (MindEye), over the first third of the training.
 
     The loop mixes: half of the batch, shares from Beta(0.15, 0.15) in MindEye. The temperature is 0.006, as in its
@@ -277,14 +282,11 @@ class BimixcoObjectiveConfig(ObjectiveConfig):
     weight
         Small if used with another contrast (our choice); 1 in MindEye, where it is the only one of its phase. See
         `soft_clip`.
-    duplicates
-        What repeated images of either part in a batch are: they share its target, are left out, or are negatives.
     """
 
     kind: Literal["bimixco"] = "bimixco"
     weight: float = Field(default=0.03, gt=0)
     phase: tuple[Share, Share] = (0.0, 0.33)
-    duplicates: Duplicates = "positive"
 
     removed_settings: ClassVar[Mapping[str, Any]] = {"temperature": 0.006}
     needs: ClassVar[frozenset[str]] = frozenset({"mix"})
@@ -438,7 +440,7 @@ class MultiviewObjectiveConfig(ObjectiveConfig):
         return MultiviewTerm(form=self.form, views=self.chosen_views, duplicates=self.duplicates)
 
 
-class MomentumSettings(ObjectiveConfig):
+class MomentumSettings(DuplicateSettings):
     """Settings of the objectives with a moving-average teacher; the loop owns its momentum and the queue's length.
 
     As in ALBEF, a learned temperature starts at 0.07 and stays within 0.001 and 0.5, and the teacher's opinion has
@@ -451,8 +453,6 @@ class MomentumSettings(ObjectiveConfig):
         What other trials of the same image in the batch are. The queue does not say what it shows: its entries
         always count as different.
     """
-
-    duplicates: Duplicates = "positive"
 
     removed_settings: ClassVar[Mapping[str, Any]] = {
         "temperature": 0.07, "learn_temperature": True, "temperature_bounds": [0.001, 0.5], "alpha": 0.4,
@@ -623,7 +623,7 @@ class SentenceObjectiveConfig(ObjectiveConfig):
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
-        from braindecode_vis.training.objectives.sentences import SentenceTerm
+        from braindecode_vis.training.objectives.composition import SentenceTerm
 
         return SentenceTerm(form=self.form, halves=self.passes == "halves")
 
@@ -783,6 +783,6 @@ class PropagationObjectiveConfig(ObjectiveConfig):
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
-        from braindecode_vis.training.objectives.tokens import PropagationTerm
+        from braindecode_vis.training.objectives.captioning import PropagationTerm
 
         return PropagationTerm(targets=self.targets)

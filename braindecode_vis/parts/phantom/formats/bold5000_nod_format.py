@@ -32,10 +32,17 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.datasets.bold5000 import IMAGERY_TASK, KINDS, LAYOUT, LIST, STIMULI, VERSION
-from braindecode_vis.datasets.drawn.images import list_split, name_imagenet
+from braindecode_vis.datasets.drawn.images import name_imagenet
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import (
+    Counts,
+    Format,
+    PhantomJob,
+    Progress,
+    Unit,
+    list_pictures,
+)
 from braindecode_vis.parts.phantom.formats.bids_eeg import (
     TrialTiming,
     check_sessions,
@@ -75,7 +82,7 @@ ROIS = {"EarlyVis": ("V1", "V2", "V3"), "LOC": ("LO",), "OPA": ("OPA",), "PPA": 
 
 def list_bold5000_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images with the `kind` and the name of each; concepts take turns among the three kinds."""
-    table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
+    table = list_pictures(size, seed, "")
     _, imagenet = name_imagenet(table)
     concept, exemplar = table["concept_index"].astype(int), table["exemplar"].astype(int)
     kinds = [KINDS[number % 3] for number in concept]
@@ -336,7 +343,7 @@ def check_nod(size: PhantomSize) -> None:
 
 def list_nod_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images below ``stimuli``: ``imagenet/n01440037/...JPEG`` and ``coco/000000000031.jpg``."""
-    table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
+    table = list_pictures(size, seed, "")
     synsets, names = name_imagenet(table)
     numbers = [f"{31 * int(concept) + 31:012d}" for concept in table["concept_index"]]
     train = (table["split"] == "train").to_numpy()

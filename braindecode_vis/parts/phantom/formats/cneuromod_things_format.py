@@ -27,10 +27,16 @@ from braindecode_vis.datasets.cneuromod_things import (
     LAYOUT,
     ROI_PLACES,
 )
-from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.parts.phantom.bold_signal import compute_voxel_snr, iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import (
+    Counts,
+    Format,
+    PhantomJob,
+    Progress,
+    Unit,
+    list_pictures,
+)
 from braindecode_vis.parts.phantom.formats.file_writers import write_tsv, write_volume
 from braindecode_vis.parts.phantom.scanner import GRIDS, Scanner, count_voxels, make_scanner
 from braindecode_vis.parts.phantom.sizes import PhantomSize
@@ -71,7 +77,7 @@ def count(size: PhantomSize) -> Counts:
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images with category and exemplar as the task numbers them; tested categories are multiples of ten."""
-    table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
+    table = list_pictures(size, seed, "")
     number = {"train": 0, "test": 0}
     of: dict[str, int] = {}
     for concept, split in zip(table["concept"], table["split"], strict=True):

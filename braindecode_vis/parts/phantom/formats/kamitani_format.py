@@ -35,14 +35,22 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, check_columns, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
-from braindecode_vis.datasets.drawn.images import list_split, name_imagenet
+from braindecode_vis.datasets.drawn.images import name_imagenet
 from braindecode_vis.datasets.kamitani import deeprecon
 from braindecode_vis.datasets.kamitani.bdata import GROUPS, STIMULUS_LISTS, encode_stimulus_id
 from braindecode_vis.datasets.kamitani.god import TASKS, Task
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.drive import N_EARLY, N_MID
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit, list_units
+from braindecode_vis.parts.phantom.format_plan import (
+    Counts,
+    Format,
+    PhantomJob,
+    Progress,
+    Unit,
+    list_pictures,
+    list_units,
+)
 from braindecode_vis.parts.phantom.formats.file_writers import check_block, check_count, write_text
 from braindecode_vis.parts.phantom.scanner import count_voxels, make_scanner
 from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images
@@ -105,7 +113,7 @@ def estimate_bytes(n_samples: int, n_voxels: int, n_rois: int) -> int:
 
 def list_god_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images under ImageNet-like names."""
-    table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
+    table = list_pictures(size, seed, "")
     synsets, names = name_imagenet(table)
     folders = np.where(table["split"] == "train", "images/training/", "images/test/")
     return table.assign(

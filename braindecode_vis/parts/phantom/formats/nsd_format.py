@@ -23,18 +23,17 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, check_option
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.stimuli import read_image_file
-from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.datasets.nsd.beta_files import LAYOUT as REGIONS
 from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import compute_betas, compute_voxel_snr, iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import (
-    TRUTH,
     Counts,
     Format,
     PhantomJob,
     Progress,
     Unit,
+    list_pictures,
     list_units,
 )
 from braindecode_vis.parts.phantom.formats.file_writers import write_csv, write_tsv
@@ -152,9 +151,7 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images with their `nsd_id`; training images carry the person (`subject`) who sees them."""
     # Each subject's own images are exemplars of the same training concepts, a block of exemplars a subject.
     n_own = size.n_train_exemplars
-    table = list_split(
-        size.n_train_concepts, size.n_test_concepts, n_own * size.n_subjects, seed, f"{TRUTH}/images"
-    )
+    table = list_pictures(size.replace(n_train_exemplars=n_own * size.n_subjects), seed)
     is_train = (table["split"] == "train").to_numpy()
     owner = np.where(is_train, table["exemplar"] // n_own, -1)
     design = make_design(size, seed)
