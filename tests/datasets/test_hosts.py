@@ -279,14 +279,16 @@ def test_a_list_that_names_a_place_outside_is_refused(server, tmp_path, name):
 @pytest.mark.parametrize("content", [b"[1]", b"{}", b"busy", b'[{"path": 3}'])
 def test_a_list_that_is_none_is_told(server, tmp_path, content):
     server.files["/nemar/nm1/v1/manifest.json"] = content
-    with pytest.raises(DataError, match=r"data of toy cannot be listed: .*(something else|lists no file)"):
+    with pytest.raises(
+        DataError, match=r"data of toy cannot be listed: .*(did not answer with|lists no file)"
+    ):
         fetch(make_part("nemar", "nm1/v1", patterns=("*",)), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        ((), [], "something else"),
+        ((), [], "did not answer with a list"),
         (("data", 0, "attributes"), 3, "lists no file"),
         (("data", 0, "attributes", "extra"), 3, ""),
         (("data", 0, "attributes", "extra", "hashes"), "x", ""),
