@@ -147,7 +147,7 @@ def _make_table(
     column = "stimulus_id" if ids else "concept"
     what = f"which of the {len(ids)} pictures" if ids else "which class"
     notes.append(
-        f"the files do not give {what} of each of the {n} trials: fill the column {column} of trials.csv."
+        f"no file says {what} each of the {n} trials showed: fill the column {column} of trials.csv."
     )
     return pd.DataFrame({column: [""] * n, "run": ["01"] * n}), False
 

@@ -80,7 +80,7 @@ def test_what_cannot_be_told_is_said(tmp_path):
     started = start_folder(root)
     assert not started.complete
     assert any(
-        "nothing says which of the 4 pictures each of the 12 trials showed" in n for n in started.notes
+        "no file says which of the 4 pictures each of the 12 trials showed" in n for n in started.notes
     )
     assert read_trials(root)["stimulus_id"].isna().all()
     with pytest.raises(DataError, match="no stimulus_id in row 0"):
