@@ -24,9 +24,8 @@ import torch
 from braindecode_vis.base.stimuli import ImageRows
 from braindecode_vis.base.store import write_json
 from braindecode_vis.pipeline.image_files import DrawnImages, ImageWriter
-from braindecode_vis.scoring.metrics.feature_networks import NETWORKS, load_network
+from braindecode_vis.scoring.metrics.feature_networks import NETWORKS, Lpips, load_network
 from braindecode_vis.scoring.metrics.image import compute_image_metric
-from braindecode_vis.scoring.metrics.lpips import Lpips
 from braindecode_vis.scoring.metrics.suite import MetricSuiteConfig, compute_suite
 
 ALL = ("alexnet", "inception", "clip", "efficientnet_b1", "swav", "lpips_alexnet")

@@ -23,8 +23,8 @@ import pandas as pd
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.store import read_responses, read_stimuli, write_json
-from braindecode_vis.generation.controls import MeanImageGenerator, NearestGenerator
 from braindecode_vis.generation.generator_data import GeneratorData
+from braindecode_vis.generation.inversion import MeanImageGenerator, NearestGenerator
 from braindecode_vis.preprocessing.selection import average_repetitions, pick_rows
 
 N_CHANNELS, N_TIMES = 63, 250

@@ -492,7 +492,8 @@ def note(frame, event, argument):
     code = frame.f_code
     caller = "" if frame.f_back is None else frame.f_back.f_code
     at_import = caller and (
-        code.co_name[0] == "<" and caller.co_name == "<module>" or caller.co_filename.startswith("<frozen importlib")
+        code.co_name[0] == "<" and caller.co_name == "<module>"
+        or caller.co_filename.startswith("<frozen importlib") or caller.co_name == "find_spec"
     )
     if event == "call" and code.co_filename.startswith(package) and code.co_flags & 0x2 and not at_import:
         ran.add(code.co_filename[len(package):])

@@ -25,7 +25,7 @@ import torch
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.training.network_config import NetworkEncoderConfig
-from braindecode_vis.training.objectives.contrastive import compute_clip_loss
+from braindecode_vis.training.objectives.objective import compute_clip_loss
 
 
 def make_task(n_trials: int, n_channels: int, n_times: int, n_targets: int) -> tuple[Responses, Embeddings]:

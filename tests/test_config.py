@@ -14,7 +14,7 @@ from braindecode_vis.base.registry import ROLES, check_names, find_component, li
 from braindecode_vis.base.roles import SETTINGS_ROLES, list_required
 from braindecode_vis.base.settings import Settings, describe_validation_error
 from braindecode_vis.config import RunConfig, check_files, dump_config, list_kinds, read_config
-from braindecode_vis.config.missing_files import READS
+from braindecode_vis.config.explain import READS
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.parts.phantom import SIZES
 from braindecode_vis.parts.phantom.simulate import make_phantom

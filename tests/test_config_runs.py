@@ -23,8 +23,10 @@ from braindecode_vis.datasets.haxby_slices import CATEGORIES
 from braindecode_vis.datasets.manifests import find_package_data, read_manifest
 from braindecode_vis.embeddings import efficientnet
 from braindecode_vis.generation.captions_config import GitCaptionsConfig
-from braindecode_vis.generation.priors.diffusion_config import DiffusionPriorConfig
-from braindecode_vis.generation.priors.joint_config import DiffusionPriorObjectiveConfig
+from braindecode_vis.generation.priors.diffusion_config import (
+    DiffusionPriorConfig,
+    DiffusionPriorObjectiveConfig,
+)
 from braindecode_vis.parts.analyses.analyze import analyze
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.foundation.corpus.growing import add_sources

@@ -16,7 +16,7 @@ from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generation.priors import diffusion
 from braindecode_vis.generation.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.scoring import retrieval
-from braindecode_vis.scoring.metrics import feature_networks, lpips
+from braindecode_vis.scoring.metrics import feature_networks
 from braindecode_vis.training import fitted
 from tests.elsewhere import NAME, Elsewhere
 from tests.training.toy_task import make_config, make_task
@@ -30,7 +30,7 @@ def gpu(request, monkeypatch):
     if request.param == "cuda":
         yield "cuda", 1.0
         return
-    for module in (retrieval, ridge, diffusion, fitted, feature_networks, lpips):
+    for module in (retrieval, ridge, diffusion, fitted, feature_networks):
         monkeypatch.setattr(module, "choose_device", lambda wanted, **_: "cpu" if wanted == "cpu" else NAME)
     with Elsewhere() as device:
         yield NAME, 0.0
@@ -135,7 +135,9 @@ def test_features_of_images(gpu, tmp_path):
         found = feature_networks.correlate_with_seen(
             images, shown, feature_networks.NETWORKS["alexnet"], extract, device=device, batch_size=3
         )
-        distance = lpips.Lpips("alexnet", tmp_path / "alexnet.pth", tmp_path / "linear.pth", device=device)
+        distance = feature_networks.Lpips(
+            "alexnet", tmp_path / "alexnet.pth", tmp_path / "linear.pth", device=device
+        )
         return {**found, "lpips": distance.compute_pairs(images, pairs, batch_size=2)}
 
     here, there = compute("cpu"), compute(gpu[0])

@@ -250,7 +250,7 @@ class GeneratorView:
         those that are compared and are in the same space, so that names of spaces do not distinguish them.
     prior
         The prior of these predictions that was trained with the encoder, a
-        `braindecode_vis.generation.priors.joint.DiffusionPriorTerm`; asked where the settings say ``trains_prior``.
+        `braindecode_vis.generation.priors.diffusion.DiffusionPriorTerm`; asked where the settings say ``trains_prior``.
     """
 
     predict: Callable[[Responses], Embeddings]

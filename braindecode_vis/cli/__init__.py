@@ -26,7 +26,7 @@ from braindecode_vis.base.parts import (
     find_parts,
     list_broken_parts,
 )
-from braindecode_vis.cli import data, discover, export, predict, stages, weights
+from braindecode_vis.cli import data, discover, predict, stages, weights
 from braindecode_vis.cli.failures import StopSignals, announce_notices, describe_failure, stop_cleanly
 
 
@@ -110,7 +110,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "new": data.new,
     **stages.VERBS,
     "predict": predict.predict,
-    "export": export.export,
+    "export": predict.export,
     "banks": data.banks,
     "weights": weights.weights,
 }

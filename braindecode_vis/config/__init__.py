@@ -6,8 +6,8 @@ Components are found by `braindecode_vis.base.registry`.
 """
 
 from braindecode_vis.base.registry import list_kinds
+from braindecode_vis.config.explain import check_files
 from braindecode_vis.config.header import ConfigHeader, read_header
-from braindecode_vis.config.missing_files import check_files
 from braindecode_vis.config.models import (
     EvaluationConfig,
     RepeatsConfig,

@@ -1,4 +1,4 @@
-"""Describes every setting: the table of each settings class in words, and all of them as a JSON Schema for editors.
+"""Describes every setting, in words and as a JSON Schema, and says which files that settings name are missing.
 
 Owns how an option's type, default and description are read off its class. An option is described under ``Parameters``
 in the docstring of its class or of one that it inherits from. Knows no verb and no page: the command, the settings page
@@ -19,10 +19,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 import braindecode_vis
-from braindecode_vis.base.checks import ConfigError, suggest
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, check_installed, suggest
+from braindecode_vis.base.contracts import EncoderSettings, ImageEncoderSettings, Prior
 from braindecode_vis.base.parts import describe_missing
 from braindecode_vis.base.registry import Component, find_component, find_nested, list_inside, list_kinds
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.remote import refuse_address
+from braindecode_vis.base.roles import build, complete, find_encoder_role, find_image_encoder_role
+from braindecode_vis.base.settings import OUTSIDE, Settings
 from braindecode_vis.config.models import RunConfig
 
 #: Role -> what its components are called.
@@ -438,3 +441,97 @@ def _write_component(field: Component) -> dict[str, Any]:
         "properties": {"kind": {"type": "string", "pattern": ":"}},
     }
     return {"anyOf": [*known, others]}
+
+
+# --- files that are missing ------------------------------------------------------------------------------------
+# Whether the files that a configuration names are there, asked before anything is computed.
+#
+# Owns which settings each stage reads. A data set and an analysis check their own files, which they read first
+# anyway.
+
+
+#: Settings that are read first at each stage; a stage needs those of the stages before it too.
+READS = {
+    "preprocess": (),
+    "embed": ("target",),
+    "train": ("encoder", "text"),
+    "retrieve": (),
+    "reconstruct": ("prior", "generator", "reconstruction"),
+    "evaluate": ("evaluation", "text"),
+    "report": (),
+}
+
+
+def check_files(config: RunConfig, stage: str = "report") -> None:
+    """Raise `ConfigError` where a file that a run needs up to a stage is not there.
+
+    Packages of extras must be installed and paths exist, a network without embedded weights must have some or be
+    allowed to fetch them, and a caption bank must be readable.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    stage
+        The last stage that is asked for.
+    """
+    config.choose_cache()
+    _check_outside(config)
+    for key, entry in config.dataset.walk("dataset"):
+        _check_packages(key, entry)
+        for name in type(entry).model_fields:
+            value = getattr(entry, name)
+            for path in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(path, Path):
+                    refuse_address(path, f"{key}.{name}")
+    stages = list(READS)
+    for name in stages[: stages.index(stage) + 1]:
+        for part in READS[name]:
+            if _is_read(config, part, name):
+                settings: Settings | None = getattr(config, part)
+                for key, entry in () if settings is None else settings.walk(part):
+                    _check_settings(key, entry)
+
+
+def _check_outside(config: RunConfig) -> None:
+    """Build components from outside, so that what they lack is told before their stage comes."""
+    target, encoder = complete(ImageEncoderSettings, config.target), complete(EncoderSettings, config.encoder)
+    if type(config.target) in OUTSIDE:
+        build(find_image_encoder_role(target), target)
+    if type(config.encoder) in OUTSIDE:
+        build(find_encoder_role(encoder), encoder, seed=0)
+    if type(config.prior) in OUTSIDE:
+        build(Prior, config.prior, seed=0)
+
+
+def _is_read(config: RunConfig, part: str, stage: str) -> bool:
+    if config.decodes_categories:
+        return part == "encoder"
+    if part != "text":
+        return True
+    named = "zero_shot_text" in config.evaluation.protocols
+    return named if stage == "evaluate" else complete(EncoderSettings, config.encoder).reads_text
+
+
+def _check_packages(key: str, settings: Settings) -> None:
+    for module in settings.packages:
+        check_installed(module, f"{key} ({getattr(settings, 'kind', module)})")
+
+
+def _check_settings(key: str, settings: Settings) -> None:
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if getattr(settings, f"{name}_digest", None) is not None:
+            continue  # seen before: what was fitted from it needs it no more, and a training says that it is gone
+        named = value if isinstance(value, dict) else {"": value}
+        for entry, path in named.items():
+            if isinstance(path, Path) and not path.expanduser().exists():
+                whole = f"{key}.{name}.{entry}".rstrip(".")
+                raise ConfigError(f"{whole} names {path}, which does not exist; correct it or leave it out.")
+    _check_packages(key, settings)
+    try:
+        settings.check_files()
+    except BraindecodeVisError as error:
+        # A network speaks of itself as the target, wherever it is used.
+        text = re.sub(r"(?<![\w./])target\.(?=\w)", f"{key}.", str(error))
+        raise type(error)(text) from error

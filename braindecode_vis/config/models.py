@@ -34,7 +34,7 @@ from braindecode_vis.encoders.encoding_model import EncodingModelConfig
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.generation.captions_config import CaptionsConfig
 from braindecode_vis.generation.image_fusion import ImageFusionConfig
-from braindecode_vis.generation.priors.joint_config import UNTRAINED_PRIOR
+from braindecode_vis.generation.priors.diffusion_config import UNTRAINED_PRIOR
 from braindecode_vis.generation.priors.neighbours import UNKNOWN_LIKELIHOOD
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, name_alignment
 from braindecode_vis.preprocessing.selection import SelectionConfig

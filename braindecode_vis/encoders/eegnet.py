@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.encoders.signal import Signal, count_windows, read_axes, scale_length
-from braindecode_vis.encoders.tsconv import Readout
+from braindecode_vis.encoders.tsconv import Projector, Readout
+
+_FEATURES = 1440  # outputs of EEGNet in ATM-E, which the projector reads
 
 EEGNET_SFREQ = 128.0  # Hz, at which the paper gives its lengths
 
@@ -141,3 +143,30 @@ def _make_norm(n_maps: int) -> nn.BatchNorm2d:
 def _padded(n_times: int, kernel: int) -> int:
     """Return the length behind a convolution padded by half its kernel; one more than before if that is even."""
     return n_times + 2 * (kernel // 2) - kernel + 1
+
+
+class EEGNetStage(nn.Module):
+    """EEGNet over the attended channels, as ATM-E has it: its outputs are the features of the projector."""
+
+    def __init__(self, maps: EEGNetMaps) -> None:
+        super().__init__()
+        self.maps = maps
+        self.readout = Readout(maps.n_maps, maps.n_windows, _FEATURES)
+        self.map_shape: tuple[int, int] = (_FEATURES, 1)
+
+    def forward(self, data: Tensor) -> Tensor:
+        """Map (batch, n_channels, n_times) to (batch, 1440, 1)."""
+        return self.readout(self.maps(data)).unsqueeze(
+            2
+        )  # one window, so that the projector reads it as maps
+
+    @property
+    def stride(self) -> int:
+        """Samples from one window to the next."""
+        return self.maps.stride
+
+    def project_windows(self, data: Tensor, projector: Projector) -> Tensor:
+        """Return the projection of each window of EEGNet's maps, shape (batch, n_windows, n_outputs)."""
+        features = self.readout.forward_windows(self.maps(data))
+        # The projector sees batch * windows rows, as if each window were a trial.
+        return projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])

@@ -140,27 +140,14 @@ class ParcelEncoder(nn.Module):
     ----------
     signal
         Trials of parcels, of parcels x times, or of channels x times, whose channels are taken as parcels are.
-    patch_times, width, depth, n_heads, mlp_ratio, dropout, network_embedding, parcel_position, time_position
-        See `ParcelsConfig`.
+    config
+        A `ParcelsConfig`: its sizes, and what it knows of places and times.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        signal: Signal,
-        *,
-        patch_times: int | None,
-        width: int,
-        depth: int,
-        n_heads: int,
-        mlp_ratio: float,
-        dropout: float,
-        network_embedding: bool,
-        parcel_position: str = "learned",
-        time_position: str = "learned",
-    ) -> None:
+    def __init__(self, signal: Signal, config: Any) -> None:
         super().__init__()
         if signal.dims not in (("parcel",), ("parcel", "time"), ("channel", "time")):
             raise DataError(
@@ -170,23 +157,24 @@ class ParcelEncoder(nn.Module):
             )
         self.n_parcels = signal.shape[0]
         n_times = signal.shape[1] if len(signal.shape) == 2 else 1
-        self.patch_times = patch_times or n_times
+        self.patch_times = config.patch_times or n_times
         if n_times % self.patch_times:
             raise DataError(
                 f"trials of {n_times} samples do not part into patches of {self.patch_times}; set "
                 "encoder.network.patch_times to a divisor."
             )
         self.n_patches = n_times // self.patch_times
-        self.signal, self.network_embedding = signal, network_embedding
-        self.parcel_position, self.time_position = parcel_position, time_position
-        self.n_heads, self.mlp_ratio, self.dropout = n_heads, mlp_ratio, dropout
+        self.signal, self.network_embedding = signal, config.network_embedding
+        self.parcel_position, self.time_position = config.parcel_position, config.time_position
+        self.n_heads, self.mlp_ratio, self.dropout = config.n_heads, config.mlp_ratio, config.dropout
+        width = config.width
         self.register_buffer("mean", torch.zeros(self.n_parcels, 1))
         self.register_buffer("std", torch.ones(self.n_parcels, 1))
         self.embed = nn.Linear(self.patch_times, width)
         self.place = self.make_places(width)
         self.cls = nn.Parameter(torch.randn(width) * 0.02)  # as ViT starts its class token
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, n_heads, mlp_ratio, dropout) for _ in range(depth)
+            TransformerBlock(width, self.n_heads, self.mlp_ratio, self.dropout) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(width)
 

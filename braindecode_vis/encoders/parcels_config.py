@@ -147,18 +147,7 @@ class ParcelsConfig(NetworkSettings):
         """Return the untrained encoder alone, as pretraining starts it."""
         from braindecode_vis.encoders.parcels import ParcelEncoder
 
-        return ParcelEncoder(
-            signal,
-            patch_times=self.patch_times,
-            width=self.width,
-            depth=self.depth,
-            n_heads=self.n_heads,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            network_embedding=self.network_embedding,
-            parcel_position=self.parcel_position,
-            time_position=self.time_position,
-        )
+        return ParcelEncoder(signal, self)
 
     def build(self, signal: Signal, n_outputs: int) -> torch.nn.Module:
         """Return the network, with the pretrained weights in its encoder if a file of them is given.

@@ -119,22 +119,9 @@ class HubGenerator(ImageGenerator):
     ----------
     data
         Its embeddings name the target space.
-    load
-        Returns the pipeline; called when the first image is asked for.
-    options
-        Steps and guidance are looked at here.
-    kind
-        Name of the generator in messages.
-    condition_spaces
-        Patterns of the spaces that the network takes as they are.
-    supports_initial, supports_prompts
-        Whether the pipeline can start from an image, and whether it reads texts.
-    batch_size
-        Rows that are drawn together; changes nothing but rounding. ``auto`` is as many as fit into the memory.
-    text_spaces
-        Patterns of the spaces whose tokens the network takes as a text; empty where it takes none.
-    needs_texts
-        Whether it makes no image without.
+    config
+        A `HubConfig`: its kind, the spaces that its network takes, what it supports, and how the pipeline is loaded
+        and run. It is loaded when the first image is asked for.
     adapter
         A fitted map to the condition.
 
@@ -144,24 +131,11 @@ class HubGenerator(ImageGenerator):
         If the condition is none that the network was trained with, as far as names tell.
     """
 
-    def __init__(
-        self,
-        data: GeneratorData,
-        load: Callable[[], HubPipeline],
-        options: HubOptions,
-        *,
-        kind: str,
-        condition_spaces: Sequence[str],
-        supports_initial: bool = False,
-        supports_prompts: bool = False,
-        batch_size: int | Literal["auto"] = 4,
-        adapter: Adapter | None = None,
-        text_spaces: Sequence[str] = (),
-        needs_texts: bool = False,
-    ) -> None:
-        self.kind, self.options, self.batch_size = kind, options, batch_size
-        self.supports_initial, self.supports_prompts = supports_initial, supports_prompts
-        self.adapter = adapter
+    def __init__(self, data: GeneratorData, config: Any, adapter: Adapter | None = None) -> None:
+        kind, condition_spaces = str(type(config).model_fields["kind"].default), config.condition_spaces
+        self.kind, self.options, self.batch_size = kind, config.options, config.batch_size
+        self.supports_initial, self.supports_prompts = config.supports_initial, config.supports_prompts
+        self.adapter, text_spaces = adapter, config.text_spaces
         self.space = data.embeddings.space
         self.condition_space = adapter.space if adapter else self.space
         if not any(fnmatchcase(self.condition_space, pattern) for pattern in condition_spaces):
@@ -171,7 +145,7 @@ class HubGenerator(ImageGenerator):
                 "generator.condition_spaces if it is the same."
             )
         self._condition_encoder = adapter.encoder if adapter else data.image_encoder
-        self._text_encoder, self.needs_texts = data.text_encoder, needs_texts
+        self._text_encoder, self.needs_texts = data.text_encoder, config.needs_texts
         self.text_space = None if data.texts is None else data.texts.space
         if self.text_space is not None and not any(fnmatchcase(self.text_space, p) for p in text_spaces):
             wanted = " or ".join(text_spaces) or "no text"
@@ -179,7 +153,7 @@ class HubGenerator(ImageGenerator):
                 f"the generator {kind!r} takes {wanted}, not tokens of {self.text_space!r}; correct "
                 "reconstruction.text.target (output hidden for Stable Diffusion, projected for Versatile Diffusion)."
             )
-        self._load = load
+        self._load: Callable[[], HubPipeline] = config.load
         self._pipeline: HubPipeline | None = None
         self._negative: np.ndarray | None = None  # what guidance leads away from, encoded once
         self._absent_text: np.ndarray | None = None

@@ -147,12 +147,7 @@ class HubConfig(GeneratorSettings, DeviceSettings):
     def _build(self, data: GeneratorData, adapter: Adapter | None) -> HubGenerator:
         from braindecode_vis.generation.hub import HubGenerator
 
-        return HubGenerator(
-            data, self.load, self.options, kind=type(self).model_fields["kind"].default,
-            condition_spaces=self.condition_spaces, supports_initial=self.supports_initial,
-            supports_prompts=self.supports_prompts, batch_size=self.batch_size, adapter=adapter,
-            text_spaces=self.text_spaces, needs_texts=self.needs_texts,
-        )  # fmt: skip
+        return HubGenerator(data, self, adapter)
 
 
 class AdaptedConfig(HubConfig):

@@ -22,8 +22,8 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.contracts import ImageGenerator
 from braindecode_vis.base.devices import choose_device
-from braindecode_vis.generation.conditioning import Uncertainty, fit_uncertainty
 from braindecode_vis.generation.generator_data import GeneratorData
+from braindecode_vis.generation.latent_diffusion_networks import Uncertainty, fit_uncertainty
 from braindecode_vis.generation.weights_file import (
     Model,
     hash_weights,

@@ -160,7 +160,7 @@ class GeneratorTrainingConfig(DeviceSettings):
     #: Principal components of the embedding that the denoiser is conditioned on.
     n_components: ClassVar[int] = 256
     #: Shares of the images whose embedding is given as it is, and not at all (arXiv:2207.12598), drawn image by
-    #: image; the others are given with noise, see `braindecode_vis.generation.conditioning`.
+    #: image; the others are given with noise, see `braindecode_vis.generation.latent_diffusion_networks`.
     certain_conditions: ClassVar[float] = 0.75
     condition_dropout: ClassVar[float] = 0.1
     #: Toward how much noise the denoiser leans as it learns; larger is more. See

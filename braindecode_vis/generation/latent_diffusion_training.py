@@ -26,13 +26,14 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.devices import autocast, choose_device, seeded
 from braindecode_vis.base.seeds import make_generator, make_torch_generator
 from braindecode_vis.base.stimuli import StimulusSet
-from braindecode_vis.generation.conditioning import blur, draw_reliability
 from braindecode_vis.generation.latent_diffusion_config import GeneratorTrainingConfig
 from braindecode_vis.generation.latent_diffusion_networks import (
     DOWNSAMPLING,
     SCHEDULE,
     PerceptualLoss,
+    blur,
     compute_autoencoder_loss,
+    draw_reliability,
     scale_images,
 )
 from braindecode_vis.generation.priors.sampling import draw_times

@@ -238,7 +238,7 @@ class RunPredictions:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Scores with interval and chance, for trials whose true picture (or class) is known; empty without any."""
-        from braindecode_vis.pipeline.prediction_scores import score_predictions
+        from braindecode_vis.pipeline.prediction_files import score_predictions
 
         return score_predictions(self)
 
@@ -310,7 +310,7 @@ class RunPredictions:
         n_top
             Pictures below each.
         """
-        from braindecode_vis.report.decoded_figure import plot_decoded
+        from braindecode_vis.report.figures import plot_decoded
 
         n = min(n_items, len(self))
         first = self.retrieved[(self.retrieved["place"] <= n_top) & (self.retrieved["trial"] < n)]

@@ -33,9 +33,9 @@ from braindecode_vis.generation.captions import (
     read_decoders,
     write_decoders,
 )
-from braindecode_vis.generation.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generation.generator_data import GeneratorData, RepetitionNoise
 from braindecode_vis.generation.image_fusion import fuse_branches
+from braindecode_vis.generation.inversion import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generation.priors.closed_form import IdentityPrior, MeanPrior
 from braindecode_vis.pipeline.image_files import DrawnImages, ImageWriter, name_file, name_stimuli
 

@@ -18,7 +18,7 @@ from braindecode_vis.base.checks import ConfigError, DataError, Notice
 from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.attribute_table import read_attributes
 from braindecode_vis.embeddings.caption_bank import END, PAD, SPECIAL, START, read_caption_bank, split_words
-from braindecode_vis.embeddings.swaps import ENGLISH, find_groups, swap_captions
+from braindecode_vis.embeddings.compositions import ENGLISH, find_groups, swap_captions
 from braindecode_vis.training.batches import code_trials
 
 if TYPE_CHECKING:

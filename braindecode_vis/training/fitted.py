@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from braindecode_vis.training.lora import ImageSource
     from braindecode_vis.training.model import BrainImageModel
     from braindecode_vis.training.objectives.captioning import CaptioningTerm
-    from braindecode_vis.training.objectives.composition import CompositionTerm
-    from braindecode_vis.training.objectives.sentences import SentenceTerm
+    from braindecode_vis.training.objectives.composition import CompositionTerm, SentenceTerm
 
 WEIGHTS, RECORD = "network.safetensors", "network.json"
 PREDICTED_TOGETHER = 1024  # trials

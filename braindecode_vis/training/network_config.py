@@ -34,6 +34,7 @@ from braindecode_vis.training.optimisation import OptimiserConfig, ScheduleConfi
 if TYPE_CHECKING:
     from braindecode_vis.training.network_encoder import NetworkEncoder
 
+
 #: Objectives that learn latents with their scale, without which they are no images.
 _WITH_SCALE = frozenset({"l1", "mse"})
 

@@ -32,7 +32,7 @@ from braindecode_vis.base.settings import Settings
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig, make_synthetic_digits
 from braindecode_vis.encoders.ridge import RidgeConfig
-from braindecode_vis.generation.controls import NearestConfig
+from braindecode_vis.generation.inversion import NearestConfig
 from braindecode_vis.generation.priors.closed_form import IdentityPriorConfig
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.training.network_config import NetworkEncoderConfig

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.embeddings.attribute_table import AttributeTable
-from braindecode_vis.embeddings.swaps import find_groups, swap_captions
+from braindecode_vis.embeddings.compositions import find_groups, swap_captions
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.generation.conditioning import blur, draw_reliability, fit_uncertainty
 from braindecode_vis.generation.generator_data import RepetitionNoise
+from braindecode_vis.generation.latent_diffusion_networks import blur, draw_reliability, fit_uncertainty
 from braindecode_vis.generation.priors.scales import PrincipalComponents
 
 PLAIN = PrincipalComponents(np.zeros(3, np.float32), np.eye(3, dtype=np.float32), np.ones(3, np.float32))

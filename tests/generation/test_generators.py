@@ -6,10 +6,15 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
-from braindecode_vis.generation import controls
-from braindecode_vis.generation.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
+from braindecode_vis.generation import inversion
 from braindecode_vis.generation.generator_data import GeneratorData
-from braindecode_vis.generation.inversion import LatentsConfig, stretch_contrast
+from braindecode_vis.generation.inversion import (
+    ClassMeanGenerator,
+    LatentsConfig,
+    MeanImageGenerator,
+    NearestConfig,
+    stretch_contrast,
+)
 from braindecode_vis.generation.priors.closed_form import IdentityPriorConfig
 
 
@@ -99,7 +104,7 @@ def test_only_images_that_are_shown_are_read(monkeypatch):
     monkeypatch.setattr(
         StimulusSet, "read_image", lambda self, name: read.append(name) or original(self, name)
     )
-    monkeypatch.setattr(controls, "MOST_AVERAGED", 8)
+    monkeypatch.setattr(inversion, "MOST_AVERAGED", 8)
     asked = data.embeddings.select([f"image{n}" for n in (3, 1, 3)])
     images = NearestConfig().build(data).generate(asked, seed=0)
     np.testing.assert_array_equal(images, data.stimuli.pixels[[3, 1, 3]])

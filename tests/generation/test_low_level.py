@@ -10,10 +10,9 @@ from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.embeddings.autoencoders import TinyAutoencoderConfig
 from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.generation.controls import NearestConfig
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.image_fusion import ImageFusionConfig, fuse_branches, mix_images
-from braindecode_vis.generation.inversion import LatentsConfig
+from braindecode_vis.generation.inversion import LatentsConfig, NearestConfig
 from braindecode_vis.scoring.metrics.image import compute_image_metric
 
 

@@ -1,4 +1,4 @@
-"""The settings of the diffusion prior; importable without torch. The prior itself is in `diffusion`.
+"""The settings of the diffusion priors; importable without torch. The priors themselves are in `diffusion`.
 
 A prediction that minimises a squared error is a conditional mean, shorter and smoother than any image's embedding; the
 prior turns it into a draw from the images that it may stand for.
@@ -23,13 +23,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from braindecode_vis.base.contracts import PriorSettings
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.generation.priors.image_source import ImageSourceSettings
 from braindecode_vis.generation.priors.sampling import NoiseSchedule, Prediction, Sampler, Spacing
+from braindecode_vis.training.objectives.objectives_config import ObjectiveConfig
 
 if TYPE_CHECKING:
-    from braindecode_vis.generation.priors.diffusion import DiffusionPrior
+    from torch import nn
+
+    from braindecode_vis.generation.priors.diffusion import DiffusionPrior, JointPrior
+
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -202,12 +207,102 @@ class DiffusionPriorConfig(ImageSourceSettings, DeviceSettings):
             derive_seed(seed, "prior", "training"),
         )  # fmt: skip
         drawing = Drawing(self.sampler, self.steps, self.guidance, self.select, self.candidates, self.pull)
-        return DiffusionPrior(
-            make_network, recipe, drawing, condition=self.condition, n_components=self.n_components,
-            held_out=self.held_out, restandardise=self.restandardise, checkpoint_every=self.checkpoint_every,
-            bfloat16=self.precision == "bfloat16", device=self.device, seed=seed, clip=self.clip,
-        )  # fmt: skip
+        return DiffusionPrior(self, make_network, recipe, drawing, seed=seed)
 
     def read(self, folder: Path) -> DiffusionPrior:
         """Return the fitted prior that was written into `folder`."""
+        return self.build().read(folder)
+
+
+# --- trained with the brain encoder ----------------------------------------------------------------------------
+# The settings of a diffusion prior that is trained with the brain encoder, as in MindEye2.
+#
+# Two parts belong together. The objective `diffusion_prior` trains the prior's network beside the other objectives,
+# one update for both, so that its loss shapes the brain encoder too. The prior `joint_diffusion` takes that network
+# from the fitted encoder and samples; it learns nothing itself.
+#
+# A prior trained so sees predictions of the very trials that the encoder learns from, which are better than those of
+# test trials. Priors that are trained afterwards, on predictions out of fold, stand above.
+#
+# References: Scotti et al. (2024), MindEye2, arXiv:2403.11207; Ramesh et al. (2022), DALL-E 2, arXiv:2204.06125.
+
+
+UNTRAINED_PRIOR = (
+    "prior.kind joint_diffusion samples with a network that the brain encoder has trained, and this one trains none; "
+    "add {kind: diffusion_prior} to encoder.objectives of a network, or set prior.kind to diffusion"
+)
+
+
+class DiffusionPriorObjectiveConfig(ObjectiveConfig):
+    """The loss of MindEye2's prior: mean squared error of the clean target embedding, from a noised one.
+
+    The condition is what the network predicts for a regression, and gets the gradient: of a network with ``heads: two``
+    what stands before the projector. Targets are taken as they are. Steps are drawn evenly from a cosine schedule.
+
+    Parameters
+    ----------
+    weight
+        30 in MindEye2, beside a contrast of weight 1.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ("diffusers",)
+
+    kind: Literal["diffusion_prior"] = "diffusion_prior"
+    weight: float = Field(default=30.0, gt=0)
+
+    #: Layers, attention heads and features of a head (MindEye2: 6, 32 and 52 for tokens of 1664).
+    depth: ClassVar[int] = 6
+    heads: ClassVar[int] = 32
+    head_width: ClassVar[int] = 52
+    #: Steps of the schedule (100).
+    timesteps: ClassVar[int] = 100
+    #: Chance of each trial to lose its condition, and by another draw what was noised (0.2).
+    condition_dropout: ClassVar[float] = 0.2
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({
+        "depth", "heads", "head_width", "timesteps", "condition_dropout",
+    })  # fmt: skip
+
+    needs: ClassVar[frozenset[str]] = frozenset({"regression"})
+    contrastive: ClassVar[bool] = False
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule."""
+        return NoiseSchedule(self.timesteps, "squaredcos_cap_v2", "sample")
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss; its network is made when the shape of a target is known."""
+        from braindecode_vis.generation.priors.diffusion import DiffusionPriorTerm
+
+        return DiffusionPriorTerm(self)
+
+
+class JointPriorConfig(PriorSettings):
+    """Sample with the prior that the brain encoder has trained by its objective `diffusion_prior`, as MindEye2 does.
+
+    DDIM with as much noise as DDPM (eta 1), without guidance; samples are taken as they come, without a bound and
+    without a scale of their own.
+
+    Parameters
+    ----------
+    steps
+        Steps of the sampler, fewer than the schedule has (MindEye2: 20 of 100, which are 19 calls of the network).
+    """
+
+    kind: Literal["joint_diffusion"] = "joint_diffusion"
+    steps: int = Field(default=20, ge=2)
+
+    needs_predictions: ClassVar[bool] = False
+    asks_trained_prior: ClassVar[bool] = True
+    #: The message where the brain encoder has trained no prior.
+    untrained: ClassVar[str] = UNTRAINED_PRIOR
+
+    def build(self, *, seed: int = 0) -> JointPrior:
+        """Return the prior without its network; nothing is drawn before `sample`, which has a seed of its own."""
+        from braindecode_vis.generation.priors.diffusion import JointPrior
+
+        return JointPrior(self)
+
+    def read(self, folder: Path) -> JointPrior:
+        """Return the prior that was written into `folder`."""
         return self.build().read(folder)

@@ -7,6 +7,8 @@ samples.
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,6 @@ import pandas as pd
 from braindecode_vis.base.arrays import Embeddings, ImageLikelihood, Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.parts.live.evidence import FEWEST_NAMED, Evidence, NamedDecisions, calibrate
-from braindecode_vis.parts.live.reconstructing import Reconstructor
 from braindecode_vis.parts.live.stream_channels import read_pairs
 from braindecode_vis.parts.live.stream_roles import Decision, Marker
 from braindecode_vis.pipeline import new_trials
@@ -30,9 +31,11 @@ from braindecode_vis.pipeline.predicting import (
     average_folds,
     check_one_space,
     choose_folds,
+    find_fits,
     find_tested_gallery,
     open_given_gallery,
     open_search,
+    prepare_images,
 )
 
 #: Sentences that are remembered, so that none is told twice.
@@ -486,3 +489,84 @@ class MarkerDecoder:
             decision, judge.as_trial(block[:1]), predicted
         ):
             yield from self._tell_once("Images take longer than decisions: some decisions have none.")
+
+
+# --- images of decisions, in a thread of their own -------------------------------------------------------------
+# Images of decisions, made in a thread of their own so that decisions do not wait for them.
+#
+# Prior and generator are those of the run. While one image is made, the latest decision that came waits; others go
+# without an image.
+
+
+#: Seconds that the end of a session waits for the last image.
+LAST_IMAGE_S = 60.0
+
+
+class Reconstructor:
+    """Makes images of decisions in a thread.
+
+    Parameters
+    ----------
+    run, folds
+        The run, and the folds that predict.
+
+    Raises
+    ------
+    DataError
+        If the run has made no images, and has no prior and generator that are fitted.
+    """
+
+    def __init__(self, run: FinishedRun, folds: list[int]) -> None:
+        try:
+            find_fits(run)
+        except DataError as error:
+            raise DataError(
+                f"{run.folder.path} has no fitted prior and generator, of which images are made; run braindecode-vis "
+                f"reconstruct {run.folder.path} first, or leave out --reconstruct."
+            ) from error
+        self._run, self._folds = run, folds
+        self._asked: queue.Queue[tuple[Decision, Responses, Embeddings] | None] = queue.Queue(1)
+        self._made: queue.SimpleQueue[Decision | str] = queue.SimpleQueue()
+        self._busy = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def ask(self, decision: Decision, trial: Responses, predicted: Embeddings) -> bool:
+        """Ask for the image of a decision, and say whether there will be one."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="reconstruction", daemon=True)
+            self._thread.start()
+        try:
+            self._asked.put_nowait((decision, trial, predicted))
+        except queue.Full:
+            return False
+        return True
+
+    def take_finished(self) -> Iterator[Decision | str]:
+        """Yield the decisions whose image is done, with it."""
+        while not self._made.empty():
+            yield self._made.get()
+
+    def finish(self) -> Iterator[Decision | str]:
+        """Wait for what was asked for, yield it, and end the thread."""
+        if self._thread is not None:
+            self._asked.put(None)
+            self._thread.join(LAST_IMAGE_S)
+            self._thread = None
+        yield from self.take_finished()
+
+    def _work(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            decision, trial, predicted = asked
+            try:
+                image = self._make(trial, predicted)
+                self._made.put(replace(decision, image=image))
+            except Exception as error:
+                self._made.put(
+                    f"No image could be made of decision {decision.number} ({type(error).__name__}: {error})."
+                )
+
+    def _make(self, trial: Responses, predicted: Embeddings) -> np.ndarray:
+        chosen = [train(self._run)[number].select(trial) for number in self._folds]
+        images = prepare_images(self._run, self._folds, chosen, trial, predicted)()[0]
+        image = np.asarray(images[0])
+        return image[0] if image.ndim == 4 else image  # the first of several draws

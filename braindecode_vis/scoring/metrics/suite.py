@@ -126,7 +126,7 @@ class MetricSuiteConfig(DeviceSettings):
         path = self.weights.get(name)  # type: ignore[call-overload]
         if path is None:
             if name in LPIPS_NETWORKS:
-                from braindecode_vis.scoring.metrics.lpips import find_linear_weights
+                from braindecode_vis.scoring.metrics.feature_networks import find_linear_weights
 
                 return find_linear_weights(LPIPS_NETWORKS[name])
             return None
@@ -237,7 +237,7 @@ class MetricSuite:
 
     def compute_lpips(self, network: Network, images: Images, pairs: np.ndarray) -> np.ndarray:
         """Return the LPIPS distance of pairs of images, shape (n_pairs,); see `lpips.Lpips.compute_pairs`."""
-        from braindecode_vis.scoring.metrics.lpips import Lpips
+        from braindecode_vis.scoring.metrics.feature_networks import Lpips
 
         trunk, linear = self._require_files(network)
         distance = Lpips(LPIPS_NETWORKS[network], trunk, linear, device=self.device)

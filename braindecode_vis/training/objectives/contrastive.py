@@ -26,7 +26,7 @@ from braindecode_vis.training.objectives.objective import (
     check_batch,
     check_pair,
     compare_pairs,
-    compute_paired_cross_entropy,
+    compute_clip_loss,
     compute_phase_fraction,
     compute_soft_cross_entropy,
     find_same,
@@ -37,49 +37,6 @@ from braindecode_vis.training.optimisation import anneal_cosine
 
 if TYPE_CHECKING:
     from braindecode_vis.training.objectives.objective import Outputs
-
-
-def compute_clip_loss(
-    brain: Tensor,
-    image: Tensor,
-    stimuli: Tensor | None = None,
-    *,
-    scale: float | Tensor,
-    symmetric: bool = True,
-    duplicates: str = "positive",
-    normalise_brain: bool = True,
-    normalise_image: bool = True,
-) -> Tensor:
-    """Return the cross-entropy of finding each trial's image among those of the batch.
-
-    With logits ``s_ij = scale * <b_i, v_j>`` the loss is the mean over i of ``-log softmax_j(s_ij)[i]``, averaged
-    with the same over columns if `symmetric`.
-
-    Parameters
-    ----------
-    brain, image : tensors of shape (n, d)
-    stimuli : integer tensor of shape (n,), optional
-        Index of each trial's image; every trial shows another one if None.
-    scale
-        Factor of the inner products, the inverse of the temperature.
-    symmetric
-        Both directions; otherwise brain to image alone.
-    duplicates
-        What other trials of the same image are: ``positive`` (they share the target evenly), ``mask`` (left out of
-        the softmax) or ``negative`` (false negatives, as in the published implementations).
-    normalise_brain, normalise_image
-        Whether that side is brought to unit length.
-
-    Examples
-    --------
-    >>> import torch
-    >>> round(float(compute_clip_loss(torch.eye(2), torch.eye(2), scale=1.0)), 4)
-    0.3133
-    """
-    logits = scale * compare_pairs(
-        brain, image, normalise_brain=normalise_brain, normalise_image=normalise_image
-    )
-    return compute_paired_cross_entropy(logits, stimuli, duplicates=duplicates, symmetric=symmetric)
 
 
 class ClipImageTextTerm(nn.Module):

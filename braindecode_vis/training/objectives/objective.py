@@ -1,4 +1,4 @@
-"""What every objective shares: the outputs of a step, checks and weights around a loss, and similarity functions.
+"""What every objective shares: the outputs of a step, checks and weights around a loss, similarities, CLIP's contrast.
 
 The training loop fills one `Outputs` per step; an objective declares the optional parts that it needs in `needs`, so
 that nothing is computed in vain and a combination that cannot work is refused.
@@ -346,6 +346,49 @@ def compute_paired_cross_entropy(
     if not symmetric:
         return rows
     return (rows + (normaliser.logsumexp(0) - picked_columns).mean()) / 2
+
+
+def compute_clip_loss(
+    brain: Tensor,
+    image: Tensor,
+    stimuli: Tensor | None = None,
+    *,
+    scale: float | Tensor,
+    symmetric: bool = True,
+    duplicates: str = "positive",
+    normalise_brain: bool = True,
+    normalise_image: bool = True,
+) -> Tensor:
+    """Return the cross-entropy of finding each trial's image among those of the batch.
+
+    With logits ``s_ij = scale * <b_i, v_j>`` the loss is the mean over i of ``-log softmax_j(s_ij)[i]``, averaged
+    with the same over columns if `symmetric`.
+
+    Parameters
+    ----------
+    brain, image : tensors of shape (n, d)
+    stimuli : integer tensor of shape (n,), optional
+        Index of each trial's image; every trial shows another one if None.
+    scale
+        Factor of the inner products, the inverse of the temperature.
+    symmetric
+        Both directions; otherwise brain to image alone.
+    duplicates
+        What other trials of the same image are: ``positive`` (they share the target evenly), ``mask`` (left out of
+        the softmax) or ``negative`` (false negatives, as in the published implementations).
+    normalise_brain, normalise_image
+        Whether that side is brought to unit length.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(float(compute_clip_loss(torch.eye(2), torch.eye(2), scale=1.0)), 4)
+    0.3133
+    """
+    logits = scale * compare_pairs(
+        brain, image, normalise_brain=normalise_brain, normalise_image=normalise_image
+    )
+    return compute_paired_cross_entropy(logits, stimuli, duplicates=duplicates, symmetric=symmetric)
 
 
 class Objective(nn.Module):

@@ -148,8 +148,7 @@ class ClipObjectiveConfig(ScaleSettings):
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
-        from braindecode_vis.training.objectives.contrastive import compute_clip_loss
-        from braindecode_vis.training.objectives.objective import ScaledTerm
+        from braindecode_vis.training.objectives.objective import ScaledTerm, compute_clip_loss
 
         return ScaledTerm(compute_clip_loss, self.make_scale(), **self.clip_options())
 
@@ -621,7 +620,7 @@ class SentenceObjectiveConfig(ObjectiveConfig):
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
-        from braindecode_vis.training.objectives.sentences import SentenceTerm
+        from braindecode_vis.training.objectives.composition import SentenceTerm
 
         return SentenceTerm(form=self.form, halves=self.passes == "halves")
 
@@ -776,6 +775,6 @@ class PropagationObjectiveConfig(ObjectiveConfig):
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
-        from braindecode_vis.training.objectives.tokens import PropagationTerm
+        from braindecode_vis.training.objectives.captioning import PropagationTerm
 
         return PropagationTerm(targets=self.targets)

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.training.objectives.contrastive import compute_clip_loss
 from braindecode_vis.training.objectives.objective import (
     check_pair,
+    compute_clip_loss,
     find_same,
     multiply,
     normalise,

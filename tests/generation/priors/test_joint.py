@@ -13,10 +13,13 @@ from braindecode_vis.base.contracts import Context, Prior
 from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.cli import main
 from braindecode_vis.config import read_config
-from braindecode_vis.generation.priors.diffusion_config import DiffusionPriorConfig
+from braindecode_vis.generation.priors.diffusion import compute_clean_loss
+from braindecode_vis.generation.priors.diffusion_config import (
+    DiffusionPriorConfig,
+    DiffusionPriorObjectiveConfig,
+    JointPriorConfig,
+)
 from braindecode_vis.generation.priors.diffusion_networks import BrainTokenTransformer
-from braindecode_vis.generation.priors.joint import compute_clean_loss
-from braindecode_vis.generation.priors.joint_config import DiffusionPriorObjectiveConfig, JointPriorConfig
 from braindecode_vis.generation.priors.sampling import NoiseSchedule, draw_samples, guide_network
 from braindecode_vis.pipeline.reconstruction import read_fits
 from braindecode_vis.training.loop import make_optimiser

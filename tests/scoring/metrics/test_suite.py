@@ -13,11 +13,10 @@ from torchvision.transforms.functional import normalize, resize
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from braindecode_vis.scoring.metrics import feature_networks, lpips, suite
-from braindecode_vis.scoring.metrics.feature_networks import NETWORKS
+from braindecode_vis.scoring.metrics import feature_networks, suite
+from braindecode_vis.scoring.metrics.feature_networks import NETWORKS, Lpips
 from braindecode_vis.scoring.metrics.identification import compute_correlations
 from braindecode_vis.scoring.metrics.image import make_image_table
-from braindecode_vis.scoring.metrics.lpips import Lpips
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from tests import references
 from tests.references import assert_close
@@ -100,17 +99,17 @@ def test_alexnet_rows_equal_one_image_at_a_time(alexnet):
 def test_linear_weights_of_lpips_are_those_of_the_installed_package(tmp_path, monkeypatch):
     """Without the package, or without the file in it, there are none."""
     assert (
-        lpips.find_linear_weights("alexnet") is None
-        or lpips.find_linear_weights("alexnet").name == "alex.pth"
+        feature_networks.find_linear_weights("alexnet") is None
+        or feature_networks.find_linear_weights("alexnet").name == "alex.pth"
     )
-    monkeypatch.setattr(lpips, "find_spec", lambda name: None)
-    assert lpips.find_linear_weights("vgg16") is None
+    monkeypatch.setattr(feature_networks, "find_spec", lambda name: None)
+    assert feature_networks.find_linear_weights("vgg16") is None
     spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path / "elsewhere"), str(tmp_path)])
-    monkeypatch.setattr(lpips, "find_spec", lambda name: spec if name == "lpips" else None)
+    monkeypatch.setattr(feature_networks, "find_spec", lambda name: spec if name == "lpips" else None)
     (tmp_path / "weights" / "v0.1").mkdir(parents=True)
     (tmp_path / "weights" / "v0.1" / "vgg.pth").touch()
-    assert lpips.find_linear_weights("vgg16") == tmp_path / "weights" / "v0.1" / "vgg.pth"
-    assert lpips.find_linear_weights("alexnet") is None
+    assert feature_networks.find_linear_weights("vgg16") == tmp_path / "weights" / "v0.1" / "vgg.pth"
+    assert feature_networks.find_linear_weights("alexnet") is None
 
 
 @pytest.mark.filterwarnings("ignore:NOTE. The nodes")  # dropout exists in training only

@@ -11,8 +11,12 @@ from torch.nn import functional
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.training.objectives import objective
-from braindecode_vis.training.objectives.contrastive import compute_clip_loss
-from braindecode_vis.training.objectives.objective import LogitScale, Outputs, compute_matches
+from braindecode_vis.training.objectives.objective import (
+    LogitScale,
+    Outputs,
+    compute_clip_loss,
+    compute_matches,
+)
 from braindecode_vis.training.objectives.objectives_config import (
     ClipImageTextObjectiveConfig,
     ClipObjectiveConfig,

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.training.objectives.contrastive import compute_clip_loss, compute_within_group_loss
-from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.contrastive import compute_within_group_loss
+from braindecode_vis.training.objectives.objective import Outputs, compute_clip_loss
 from braindecode_vis.training.objectives.objectives_config import ClusterObjectiveConfig
 
 STIMULI = torch.tensor([0, 1, 0, 2, 3, 4, 5])

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.training.objectives.contrastive import compute_clip_loss
-from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.objective import Outputs, compute_clip_loss
 from braindecode_vis.training.objectives.objectives_config import UniformityObjectiveConfig
 from braindecode_vis.training.objectives.structure import (
     compute_alignment,

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.training.objectives.contrastive import compute_clip_loss
 from braindecode_vis.training.objectives.distillation import (
     compute_distillation_loss,
     compute_local_loss,
     compute_queue_contrast,
 )
-from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.objective import Outputs, compute_clip_loss
 from braindecode_vis.training.objectives.objectives_config import (
     DistillationObjectiveConfig,
     TclObjectiveConfig,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.training.objectives.sentences import (
+from braindecode_vis.training.objectives.composition import (
     compute_margin_loss,
     compute_sentence_contrast,
     find_same_sentences,

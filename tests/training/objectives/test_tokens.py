@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.training.objectives.objective import Outputs, StepSizes
-from braindecode_vis.training.objectives.tokens import (
+from braindecode_vis.training.objectives.captioning import (
     PropagationTerm,
     compute_propagation_loss,
     find_near,
     propagate,
 )
+from braindecode_vis.training.objectives.objective import Outputs, StepSizes
 
 
 def make(*shape, seed=0):
