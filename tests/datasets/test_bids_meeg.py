@@ -196,7 +196,7 @@ def test_missing_and_damaged_files_are_named(root):
     refuse = refusals(BidsMeegConfig, **one)
     refuse(DataError, r"has 'soon' in the column onset, line 2", sidecars=False)
     table.unlink()
-    refuse(DataError, r"subject 01, session 01.*no .*events.tsv beside it", sidecars=False)
+    refuse(DataError, r"subject 01, session 01.*no .*events.tsv in its folder", sidecars=False)
     table.write_text(kept)
     channels = find_table(root, "channels")
     channels.write_text(channels.read_text().replace("Oz\t", "Iz\t"))

@@ -262,7 +262,7 @@ def test_missing_and_damaged_files_are_named(root, tmp_path):
     with pytest.raises(DataError, match=r"session 02, run 01.*lasts"):
         raw.open_epochs()
     events.unlink()
-    with pytest.raises(DataError, match=r"session 02, run 01.*events.tsv beside it"):
+    with pytest.raises(DataError, match=r"session 02, run 01.*events.tsv in its folder"):
         raw.open_epochs()
     events.write_text(kept)
     (folder / "sub-BIGMEG1_ses-02_task-main_run-01_meg.fif").unlink()

@@ -5,7 +5,12 @@ import pytest
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.embeddings.bank import embed_stimuli
-from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, prepare_image
+from braindecode_vis.embeddings.efficientnet import (
+    EfficientNetConfig,
+    find_packaged_weights,
+    load_network,
+    prepare_image,
+)
 
 
 def test_the_packaged_weights_know_a_cat_and_an_espresso():
@@ -102,3 +107,20 @@ def test_an_interrupted_bank_goes_on_where_it_stopped(tmp_path, monkeypatch):
         embed_stimuli(encoder, stimuli, cache=tmp_path, advance=stop)
     embed_stimuli(encoder, stimuli, cache=tmp_path)
     assert encoder.seen == 10
+
+
+def test_a_block_gives_its_own_maps_cell_by_cell():
+    images = np.random.default_rng(0).integers(0, 256, size=(2, 64, 48, 3), dtype=np.uint8)
+    network = load_network(find_packaged_weights())
+    kept = []
+    hook = network.blocks[2].register_forward_hook(lambda module, taken, given: kept.append(given))
+    EfficientNetConfig().build().encode(images)
+    hook.remove()
+    maps = kept[0].numpy()  # n, 40, 28, 28
+    levels = EfficientNetConfig(block=2, grid=4).build()
+    vectors = levels.encode(images)
+    assert vectors.shape == (2, 40 * 16)
+    cells = maps.reshape(2, 40, 4, 7, 4, 7).mean((3, 5))
+    np.testing.assert_allclose(vectors, cells.reshape(2, -1), atol=1e-5)
+    assert levels.encode([]).shape == (0, 640)
+    assert levels.space != EfficientNetConfig(block=2).build().space
