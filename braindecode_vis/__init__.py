@@ -16,8 +16,8 @@ reconstruct images     query, height, width, rgb    uint8
 evaluate   Score rows  metric x method              per metric
 ========== =========== ============================ ================================
 
-Importing the package imports nothing heavy: the public names below are loaded when they are first used. They are
-promised; what they are built from may change.
+Importing the package imports nothing heavy: the public names below are loaded when they are first used. These names
+are stable; the code behind them may change.
 
 >>> import braindecode_vis as bdv
 >>> data = bdv.load("synthetic_digits")

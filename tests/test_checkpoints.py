@@ -69,7 +69,7 @@ def test_foreign_and_damaged_files_are_said(tmp_path):
     with pytest.raises(DataError, match="is damaged"):
         read_checkpoint(path, IDENTITY)
     save_file({"a": torch.ones(1)}, path)
-    with pytest.raises(DataError, match="is no checkpoint of a training"):
+    with pytest.raises(DataError, match="is not a checkpoint of a training"):
         read_checkpoint(path, IDENTITY)
     save_file({"a": torch.ones(1)}, path, metadata={"state": "{}"})
     with pytest.raises(DataError, match="belongs to another architecture"):

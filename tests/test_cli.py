@@ -18,7 +18,7 @@ from scipy.io import loadmat, savemat
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.cli import EXAMPLES, app, show
-from braindecode_vis.cli.show import _tell_earlier
+from braindecode_vis.cli.show import _report_earlier_run
 from braindecode_vis.config import dump_config, read_config
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.embeddings.efficientnet import EfficientNetEncoder
@@ -235,8 +235,8 @@ def test_the_schema_takes_every_shipped_configuration_and_names_what_is_wrong(ca
     assert look.is_valid({**content, "encoder": {"kind": "mine.tools:Encoder", "width": 3}})
     # What has no effect is refused.
     check_refusal(call("configs", "--schema", "nod_ridge"), "every configuration", "leave nod_ridge out")
-    check_refusal(call("configs", "nod_ridge", "--modality", "eeg"), "--modality", "or the name, out")
-    check_refusal(call("analyze", "nod_ridge", "--list"), "--list names", "leave the rest out")
+    check_refusal(call("configs", "nod_ridge", "--modality", "eeg"), "--modality", "leave one of the two out")
+    check_refusal(call("analyze", "nod_ridge", "--list"), "--list only lists", "leave the other options out")
 
 
 def test_stages_one_by_one_and_json(call, tmp_path):
@@ -272,7 +272,7 @@ def test_a_folder_of_another_run(call, tmp_path):
     assert "other settings" not in call(*asked, "--root", arrays[0]).stderr
     done = call(*asked, "--root", arrays[0], "--set", "seed=3")
     assert done.returncode == 0
-    assert "holds a run with other settings, which is now changed: seed (0, now 3)" in done.stderr
+    assert "holds a run with other settings, which change now: seed (0, now 3)" in done.stderr
     check_refusal(call(*asked, "--root", arrays[1]), "holds a run of other data", "another folder with --out")
     arrays[0].rename(tmp_path / "moved")
     assert (
@@ -495,5 +495,5 @@ def test_a_run_is_gone_on_with_though_weights_of_a_later_stage_are_not_there(tmp
     with pytest.raises(ConfigError, match="no weights were given"):
         config.hashed_fields()
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    _tell_earlier(tmp_path, config.model_copy(update={"seed": 7}))
+    _report_earlier_run(tmp_path, config.model_copy(update={"seed": 7}))
     assert "seed (0, now 7)" in " ".join(capsys.readouterr().err.split())

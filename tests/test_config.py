@@ -90,24 +90,24 @@ REFUSED = {
         ("encoder.alphas=[1.0e+308]", "alphas is .*, but input should be a number of single precision"),
         ("dataset.n_train=18446744073709551616", r"n_train is .*, but input should be below 2\^63"),
         # What would change nothing was taken and ignored, and stood in the fingerprint as if it had done something.
-        ("evaluation.best_of=true", "best_of scores the best of several draws, and reconstruction.n_draws is 1"),
-        (LOW(", fusion: {strength: 0.7}"), "strength is 0.7, which nothing"),
-        (LOW(", fusion: {mode: initial, weight: 0.7}"), "weight is 0.7, which nothing looks at: mode initial"),
+        ("evaluation.best_of=true", "best_of scores the best of several draws, but reconstruction.n_draws is 1"),
+        (LOW(", fusion: {strength: 0.7}"), "strength is 0.7, but it has no"),
+        (LOW(", fusion: {mode: initial, weight: 0.7}"), "weight is 0.7, but it has no effect: mode initial"),
         (LOW(", fusion: {mode: initial}"),
          "reconstruction.low_level.fusion.mode is initial, but the generator takes no initial image"),
         ([f"target={TINY_CLIP}", "generator={kind: sdxl_turbo, steps: 4}",
           LOW(", fusion: {mode: both, strength: 0.2}")], "strength 0.2 of 4 generator.steps leaves no step to run"),
-        (LOW(", encoder: {kind: network}"), "objectives clip say nothing of the scale of latents"),
+        (LOW(", encoder: {kind: network}"), "objectives clip do not fix the scale of latents"),
         ([LOW(""), "encoder={kind: lda}", "generator={kind: nearest}", "split={kind: leave_one_run_out}"],
          "reconstruction.low_level makes images"),
         (LOW(", encoder: {kind: network, objectives: [{kind: l1}], "
              "network: {kind: latent_decoder, latent_channels: 3}}"),
          "latent_decoder needs a target of 3 square maps, but this one has 64 values"),
         (LOW(", encoder: {kind: network, objectives: [{kind: l1}], out_of_fold: 3}"),
-         "out_of_fold is 3, which nothing looks at"),
+         "out_of_fold is 3, but it has no effect"),
         ("generator={kind: token_unclip, unconditional: zeros}", "unconditional was removed: its value is always"),
-        ("prior={kind: diffusion, candidates: 4}", "candidates is 4, which nothing looks at: select none"),
-        ("prior={kind: diffusion, n_components: 4}", "n_components is 4, which nothing looks at"),
+        ("prior={kind: diffusion, candidates: 4}", "candidates is 4, but it has no effect: select none"),
+        ("prior={kind: diffusion, n_components: 4}", "n_components is 4, but it has no effect"),
     ],
 }  # fmt: skip
 
@@ -363,7 +363,7 @@ def test_a_run_folder_of_an_earlier_version_is_read(old_run):
     [
         (
             {"kind": "network", "network": {"kind": "shallow_fbcsp"}},
-            r"encoder\.network\.kind: 'shallow_fbcsp' is no network any more: write \{kind: braindecode",
+            r"encoder\.network\.kind: 'shallow_fbcsp' is no longer a kind of network: write \{kind: braindecode",
         ),
         ({"kind": "ridge", "penalty": 3}, r"unknown key encoder\.penalty"),
     ],

@@ -44,8 +44,7 @@ def test_a_signal_ends_a_training_cleanly(tmp_path, number):
     assert process.returncode == 128 + number, said
     assert "Traceback" not in said
     assert said.strip().splitlines()[-1] == (
-        f"error: stopped by {number.name}; what is finished is kept: run the same command again, and it goes on from "
-        "there."
+        f"error: stopped by {number.name}; finished work is kept: run the same command again to continue."
     )
     assert not list(tmp_path.rglob(".tmp-*"))
     # From here a second call goes on, as after the power was cut (tests/test_pipeline.py).
@@ -55,8 +54,8 @@ def test_a_signal_ends_a_training_cleanly(tmp_path, number):
 @pytest.mark.parametrize(
     ("verb", "words"),
     [
-        ("phantom", "what is finished is kept: run the same command again, and it goes on from there."),
-        ("score", "nothing half-done is kept: the same command starts anew."),
+        ("phantom", "finished work is kept: run the same command again to continue."),
+        ("score", "unfinished work is not kept: run the same command again to start from the beginning."),
     ],
 )
 def test_the_end_by_a_signal_promises_what_the_verb_keeps(command_line, monkeypatch, verb, words):
@@ -172,7 +171,7 @@ def test_safetensors_says_the_number_of_the_system_in_its_text(tmp_path):
         said = _raise_in(lambda path: save_file({"x": np.zeros(10_000)}, path), tmp_path / "x.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert said.startswith("the file grew past the size limit; what is finished is kept")
+    assert said.startswith("the file grew past the size limit; finished work is kept")
 
 
 def test_a_file_in_place_of_a_folder_is_named(tmp_path):
@@ -338,4 +337,4 @@ def test_a_folder_in_place_of_a_table_is_told_before_runs_are_compared(tmp_path,
     """The sentence once named a temporary file beside the folder, after minutes of comparing."""
     done = command_line("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path)
     assert done.returncode == 2
-    assert done.stderr.strip() == f"error: {tmp_path} is a folder; name a CSV file with --out."
+    assert done.stderr.strip() == f"error: {tmp_path} is a folder; give a CSV file with --out."

@@ -108,10 +108,10 @@ CLIP = {"kind": "clip"}
         ([12575.0, 9000.0, 8000.0], {"kind": "salient", "weight": 0.01}, ""),
         ([5.0, 4.0, 3.0], {"kind": "tcl"}, ""),
         ([3.0, 4.0, 5.0], {"kind": "tcl"}, "tcl rises from 3 to 5: its queue"),
-        ([3.0, 4.0, 5.0], {"kind": "mse"}, "mse rises from 3 to 5: the others outweigh it"),
+        ([3.0, 4.0, 5.0], {"kind": "mse"}, "mse rises from 3 to 5: the other objectives outweigh it"),
         # Only the first epoch lies in its phase.
         ([5.0, 0.0, 0.0], {"kind": "captioning", "phase": [0, 0.34]}, ""),
-        ([5.0, 4.0, 3.0], {"kind": "bimixco"}, "half of each batch are two trials in one"),
+        ([5.0, 4.0, 3.0], {"kind": "bimixco"}, "half of each batch are mixtures of two trials"),
     ],
 )
 def test_objectives_that_do_nothing_or_leave_nothing(own, settings, found):
@@ -130,7 +130,7 @@ def test_folds_of_one_class():
     run = bdv.decode(
         bdv.from_arrays(X, labels=labels, group=groups), split="leave-one-group-out", settings=QUICK
     )
-    assert any("2 of 4 folds test trials of one class only" in hint for hint in run.hints)
+    assert any("2 of 4 folds test trials of only one class" in hint for hint in run.hints)
 
 
 def test_test_images_that_have_few_orders():
@@ -138,5 +138,5 @@ def test_test_images_that_have_few_orders():
     split = ["train"] * 20 + ["test"] * 3
     data = bdv.from_arrays(X, images=pictures, shown=shown, split=split)
     hints = bdv.decode(data, settings=QUICK).hints
-    (hint,) = [hint for hint in hints if "too few for a small p" in hint]
-    assert "change places in 6 ways, and no p lies much below 0.17" in hint
+    (hint,) = [hint for hint in hints if "too few test images for a small p" in hint]
+    assert "in only 6 ways, so no p can be much below 0.17" in hint

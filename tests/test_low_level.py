@@ -274,7 +274,7 @@ def test_a_text_branch_and_its_generator_go_together():
         ConfigError, match=r"which the generator 'latents' does not take; choose sd_ip_adapter"
     ):
         read_config("synthetic_digits", [text])
-    with pytest.raises(ConfigError, match=r"conditioned on tokens of a text too: set reconstruction\.text"):
+    with pytest.raises(ConfigError, match=r"also needs tokens of a text: set reconstruction\.text"):
         read_config("synthetic_digits", ["generator={kind: versatile_diffusion}", "target={kind: openclip}"])
     with pytest.raises(ConfigError, match=r"target\.kind clip_text embeds texts"):
         read_config("synthetic_digits", ["generator={kind: nearest}", "target={kind: clip_text}"])

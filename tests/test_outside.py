@@ -406,7 +406,7 @@ def test_the_examples_of_the_page_run_as_they_stand(on_path, tmp_path, call):
         (
             "nets", "return self.layer(data.flatten(1))",
             "self.late = nn.Linear(n_outputs, n_outputs); return self.late(self.layer(data.flatten(1)))",
-            "the network makes its weights 'late.bias' in its first forward",
+            "the network creates its weights 'late.bias' in its first forward",
         ),
     ],
 )  # fmt: skip
@@ -485,7 +485,7 @@ BROKEN = [
     (
         "from braindecode_vis.base.settings import Settings\nfrom typing import Literal\n"
         "class LeastSquaresConfig(Settings):\n    kind: Literal['other'] = 'other'\n",
-        "leads to settings of the kind 'other'; the two names must be one",
+        "has settings of the kind 'other'; the two names must be the same",
     ),
     (
         "from braindecode_vis.base.settings import Settings\nfrom typing import Literal\n"
@@ -669,7 +669,7 @@ def test_a_prior_that_writes_itself_must_read_itself(on_path, tmp_path, command_
     write_package(on_path, MODULE.replace("class Halfway:\n", kept))
     done = command_line("run", write_config(tmp_path), "--out", tmp_path / "run")
     assert done.returncode == 2
-    assert "it has write and no read; give it both" in done.stderr.strip().splitlines()[-1]
+    assert "it has write but not read; give it both" in done.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "run" / "stages").exists()
 
 

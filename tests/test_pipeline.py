@@ -73,7 +73,7 @@ def test_a_run_leaves_its_scores_report_and_provenance(finished):
     differences = json.loads((folder / "differences.json").read_text())
     named = {(row["metric"], row["control"]) for row in differences}
     assert {("pixcorr", "mean_image"), ("pixcorr", "nearest"), ("mse", "class_mean")} <= named
-    assert "none: the trials hold neither an order nor a duration" in page
+    assert "none: the trials have no order and no duration" in page
 
 
 def test_every_score_can_be_read_on_its_own(finished):
@@ -408,7 +408,7 @@ def test_a_single_test_image_is_scored_for_what_it_can_tell(tmp_path, monkeypatc
     assert find(rows, "mean_rank")["protocol"].count("gallery of 1 exact test image;") == 1
     page = (tmp_path / "run" / "report.html").read_text()
     assert "There is one candidate image" in page
-    assert "there is one test image, and nothing to distinguish it from" in page
+    assert "there is only one test image; its rank is always 1" in page
     for wrong in ("all 1 ", "1 queries", "1 items", "1 exact test images"):
         assert wrong not in page
 

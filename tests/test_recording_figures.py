@@ -171,7 +171,7 @@ def test_voxels_of_known_place_are_drawn(tmp_path, monkeypatch, in_template):
 
 def test_voxels_of_unknown_place_are_said_to_be_so(tmp_path):
     section = _describe_mask(make_voxels(), tmp_path)
-    assert "no positions" in section.caption
+    assert "no sensor positions" in section.caption
     assert not section.figures
 
 
@@ -184,7 +184,7 @@ def test_repeated_test_images_of_voxels_have_a_ceiling():
     responses = Responses(data, ("trial", "voxel"), trials, "z", {})
     said = _describe_ceiling(responses, np.arange(72), averaged=True)
     found = re.search(
-        r"by more than (0\.\d+) \((0\.\d+) to (0\.\d+)\) over the 12 test images, root mean square over voxels",
+        r"to be above (0\.\d+) \((0\.\d+) to (0\.\d+)\) over the 12 test images, root mean square over voxels",
         said,
     )
     value, low, high = map(float, found.groups())
@@ -234,7 +234,7 @@ def test_a_run_that_follows_a_paper_stands_beside_its_number():
     assert "arXiv:2403.07721" in section.caption
     assert "top-1 25.50" in section.caption
     assert "encoder.epochs (40, now 3)" in section.caption
-    assert "Known departures" in section.caption
+    assert "Known differences" in section.caption
     assert [row["this run"] for row in section.table] == [0.2]
 
 

@@ -93,7 +93,7 @@ def test_noise_is_that_of_the_residuals_or_none(trained, tmp_path):
     real = learning.pick_training(trained, 0)[0]
     explained = record["inner_explained"]["01"]
     assert spread == pytest.approx(np.asarray(real.data).std() * np.sqrt(1 - explained), rel=0.15)
-    assert record["fitted_on"] == "training trials of the fold alone"
+    assert record["fitted_on"] == "only training trials of the fold"
     with pytest.raises(ConfigError, match="exists; choose another"):
         draw("none")
     with pytest.raises(ConfigError, match="residual, none"):
@@ -101,7 +101,7 @@ def test_noise_is_that_of_the_residuals_or_none(trained, tmp_path):
     asked = SyntheticConfig(images="phantom:5,size=16", noise="none", share=0.5)
     config = trained.config.model_copy(update={"synthetic": asked})
     other = replace(trained, config=config, seen={"preprocess": preparing.preprocess(trained)})
-    with pytest.raises(DataError, match="which without noise would repeat"):
+    with pytest.raises(DataError, match="which would repeat without noise"):
         synthesise_fold(other, 0)
 
 
@@ -225,8 +225,8 @@ def test_the_verb_maps_and_synthesises(command_line, tmp_path):
     assert "5 synthetic responses to 5 images" in done.stdout
     assert store.read_responses(tmp_path / "made" / "responses").data.shape == (5, 20)
     for words, given in (
-        ("--to is for --synthesise", ("--to", tmp_path / "other")),
-        ("needs a folder to write to", ("--synthesise", "phantom:5")),
+        ("--to applies only with --synthesise", ("--to", tmp_path / "other")),
+        ("needs an output folder", ("--synthesise", "phantom:5")),
         ("does not exist", ("--synthesise", tmp_path / "absent", "--to", tmp_path / "other")),
         (
             "the run has the folds 0 to 0",

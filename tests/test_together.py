@@ -96,7 +96,7 @@ def test_a_process_that_does_not_see_what_the_first_one_wrote_ends_with_a_senten
     monkeypatch.setattr(together, "broadcast_flag", lambda *flag: False)  # the first process has written
     run = open_run(read_config("synthetic_digits"), tmp_path)
     following = together._SharedRun(run.config, run.folder, run.listener, {}, follows=True)
-    with pytest.raises(DataError, match=f"what the first process wrote is not in {tmp_path} here, on "):
+    with pytest.raises(DataError, match=f"the files of the first process are not in {tmp_path} on "):
         pipeline.preprocess(following)
 
 
@@ -108,7 +108,7 @@ def test_processes_that_see_different_folders_end(tmp_path):
     )
     errors = process.communicate()[1]
     assert process.returncode
-    assert f"what the first process wrote is not in {tmp_path}/1 here, on " in errors
+    assert f"the files of the first process are not in {tmp_path}/1 on " in errors
     assert not (tmp_path / "1" / "config.yaml").exists()
 
 
@@ -136,7 +136,9 @@ def test_images_that_cannot_be_shared_are_refused(tmp_path, command_line):
     check_refusal(call("reconstruct", out, "--worker", 2, "--workers", 2), "no worker 2 of 2", "from 0 to 1")
     check_refusal(call("reconstruct", out, "--worker", 2), "belong together")
     check_refusal(
-        call("reconstruct", tmp_path / "none", "--worker", 0, "--workers", 2), "is no run folder", "retrieve"
+        call("reconstruct", tmp_path / "none", "--worker", 0, "--workers", 2),
+        "is not a run folder",
+        "retrieve",
     )
     nearest = ["--set", "generator={kind: nearest}"]
     check_refusal(call("reconstruct", out, "--worker", 0, "--workers", 2, *nearest), "nothing to share")

@@ -1,7 +1,7 @@
 """`Decoder`: fit, predict, retrieve, reconstruct and caption as a scikit-learn estimator, without a run folder.
 
-Owns how arrays become what the encoders take, and the estimator's conventions. The parts are those of the pipeline: the
-same image encoders, brain encoders, priors and generators, by the same names.
+Converts arrays into the input of the encoders, and follows the conventions of estimators. It uses the image encoders,
+brain encoders, priors and generators of the pipeline, under the same names.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 
 
 def _refuse_input(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let input that does not fit be a `ValueError` too, as scikit-learn's tools expect of an estimator."""
+    """Raise a `ValueError` too for input that does not fit, as scikit-learn's tools expect."""
 
     @functools.wraps(method)
     def call(self: Decoder, *args: Any, **kwargs: Any) -> Any:
@@ -91,7 +91,7 @@ def _refuse_input(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @for_python
 class Decoder(BaseEstimator):
-    """A brain encoder with the space that it predicts, as one object.
+    """A brain encoder together with the embedding space that it predicts.
 
     Parameters
     ----------
@@ -99,19 +99,19 @@ class Decoder(BaseEstimator):
         ``ridge``, a network such as ``atm_s`` or ``eegproject``, or ``lda`` and ``logistic`` for classes; a mapping
         gives settings, as in a configuration.
     target : str or mapping
-        What is predicted of each picture, for example ``pixels`` or ``efficientnet-lite0``; classes need none.
+        Image embedding to predict, for example ``pixels`` or ``efficientnet-lite0``; classes need none.
     prior, generator : str or mapping, optional
-        What `reconstruct` uses; by default no prior, and the generator that the target allows.
+        What `reconstruct` uses; by default no prior, and a generator that works with the target.
     seed : int
-        Root seed.
+        Root seed of all random numbers.
     captions : mapping or sequence of mappings, optional
-        What `caption` uses, as ``reconstruction.captions`` of a configuration: ``nearest``, ``git``, ``coca`` or
-        ``brain``, one of each at most; none by default. A bank names the training pictures by their ids.
+        What `caption` uses, as in ``reconstruction.captions`` of a configuration: ``nearest``, ``git``, ``coca`` or
+        ``brain``, at most one of each; none by default. A caption bank identifies the training pictures by their ids.
 
     Attributes
     ----------
     n_features_in_ : int
-        Values of a trial.
+        Number of values per trial.
     classes_ : array of str
         Names of the classes, after a fit on classes.
 
@@ -135,7 +135,7 @@ class Decoder(BaseEstimator):
     _target: ImageEncoder
     _out_of_fold: Embeddings | None
     _captions: dict[str, CaptionDecoder]  # by kind
-    _centre: np.ndarray | None  # of the training pictures, where the pictures themselves are not at hand
+    _centre: np.ndarray | None  # of the training pictures, where the pictures themselves are not available
     _subjects: tuple[str, ...]
     _typical: tuple[float, float]  # mean and standard deviation of the values of training trials
     _facts: CardFacts
@@ -176,11 +176,11 @@ class Decoder(BaseEstimator):
             Training trials.
         y : sequence of length n_trials
             The picture of each trial (an array of pictures), or its id in `images`; for a target of texts its id in the
-            captions, or what it is called; for a decoder of classes, the class. Not needed where `X` is `Data`.
+            captions, or its name; for a decoder of classes, the class. Not needed if `X` is `Data`.
         images
-            The pictures, where `y` holds ids; see `from_arrays`.
+            The pictures, if `y` holds ids; see `from_arrays`.
         subject, session, run, group : scalar or sequence of length n_trials, optional
-            Where a trial comes from; networks may learn by subject, and inner folds leave out runs.
+            Where each trial comes from. Networks may use the subject, and inner folds leave out whole runs.
 
         Returns
         -------
@@ -190,14 +190,14 @@ class Decoder(BaseEstimator):
         Raises
         ------
         DataError
-            If trials and pictures do not fit together.
+            If trials and pictures do not match.
         """
         settings = validate_component("encoder", self._read_encoder(), trusted=True)
         self._settings = roles.complete(EncoderSettings, settings)
         if self._settings.decodes_categories and images is not None:
             raise DataError(
-                f"{self._settings.kind} learns classes and looks at no picture; leave images out, and give the class "
-                "of each trial as y."
+                f"{self._settings.kind} learns classes and uses no pictures; leave images out, and give "
+                "the class of each trial as y."
             )
         if self._settings.decodes_categories and y is not None:
             y = np.asarray(y)
@@ -214,8 +214,8 @@ class Decoder(BaseEstimator):
         captions = self._read_captions()
         if any(each.reads_responses for each in captions) and not self._settings.writes_captions:
             raise ConfigError(
-                f"captions of kind brain are written by the encoder, and {self._settings.kind} learns no words; give a "
-                "network the objective captioning and its captions."
+                f"the encoder itself writes captions of kind brain, and {self._settings.kind} learns no "
+                "words; choose a network with the objective captioning, and give it captions."
             )
         if self._settings.decodes_categories and captions:
             raise ConfigError(
@@ -225,7 +225,7 @@ class Decoder(BaseEstimator):
         data = self._take(X, y, images, {k: v for k, v in names.items() if v is not None})
         responses, stimuli = data.responses, data.stimuli
         if responses.n_trials < 2:
-            raise DataError("a fit needs two trials or more, but there is 1 sample.")
+            raise DataError("a fit needs two or more trials, but there is 1 sample.")
         self._dims, self._shape = responses.dims, tuple(responses.data.shape[1:])
         self._coords = {k: v for k, v in responses.coords.items() if k in ("ch_names", "times", "sfreq")}
         self._unit = responses.unit
@@ -309,11 +309,11 @@ class Decoder(BaseEstimator):
         ----------
         X : array of shape (n_trials, ...), Responses, mne.Epochs or Data
         gallery
-            Pictures, as in `from_arrays`; also such that were never shown. Or the path of a CSV file of captions or
-            attributes, whose ids are the candidates without any picture; for a target that reads no texts it describes
-            training pictures too, from which words are learnt. The training pictures by default.
+            Pictures, as in `from_arrays`; they need not have been shown. Or the path of a CSV file of captions or
+            attributes, whose ids are the candidates without pictures; for a target that reads no texts, the file must
+            also describe training pictures, from which words are learnt. By default the training pictures.
         k
-            How many.
+            Number of pictures to return per trial.
 
         Returns
         -------
@@ -357,7 +357,7 @@ class Decoder(BaseEstimator):
 
     @_refuse_input
     def caption(self, X: Any) -> pd.DataFrame:
-        """Return what the decoders of captions say of each trial.
+        """Return a decoded caption of each trial from every caption decoder.
 
         Parameters
         ----------
@@ -381,7 +381,7 @@ class Decoder(BaseEstimator):
             )
         learnt = [each.kind for each in settings if not each.reads_responses]
         if missing := [kind for kind in learnt if kind not in self._captions]:
-            raise ConfigError(f"the decoder of captions {missing[0]} was named after the fit; fit again.")
+            raise ConfigError(f"the caption decoder {missing[0]} was added after the fit; fit again.")
         trials = self._take_new(X)
         predicted = drawn = self._fitted.predict_for_generator(trials)
         if self.prior is not None and any(each.reads_draws for each in settings):
@@ -415,9 +415,9 @@ class Decoder(BaseEstimator):
         Parameters
         ----------
         path
-            Made if it does not exist; an earlier decoder there is replaced.
+            Folder, created if it does not exist; an earlier decoder there is replaced.
         include_pictures
-            Also write the training pictures, their embeddings and the decoders of captions. Without them, `retrieve`
+            Also write the training pictures, their embeddings and the caption decoders. Without them, `retrieve`
             needs a gallery, and `reconstruct` and `caption` are not possible.
         """
         self._require_fit()
@@ -434,14 +434,14 @@ class Decoder(BaseEstimator):
         path
             The folder.
         trust_code
-            Modules from outside the package whose code the folder may name; those that you imported need none.
+            Modules from outside the package whose code may be imported; not needed for modules that you have imported.
         allow_download
-            Let the weights be fetched that its components name, where they were saved with that consent.
+            Allow the download of weights that its components name, if they were saved with this consent.
 
         Raises
         ------
         ConfigError
-            If it names code or weights that this call does not allow.
+            If the folder names code or weights that this call does not allow.
         DataError
             If the folder holds no decoder, or a damaged one.
         """
@@ -474,15 +474,15 @@ class Decoder(BaseEstimator):
         Parameters
         ----------
         run
-            From `decode` or `open_run`, or its folder, which `open_run` opens. If it selects voxels or channels, the
-            decoder takes trials of those.
+            From `decode` or `open_run`, or the folder of a run. If the run selects voxels or channels, the decoder
+            takes trials with these only.
         fold
-            From 0; needed where there are several.
+            Number of the fold, from 0; needed if there are several.
 
         Raises
         ------
         DataError
-            If it is neither, or the folder holds no run.
+            If this is neither a run nor a folder of one.
         """
         from braindecode_vis.api import fold_decoder
         from braindecode_vis.api.decoding_run import DecodingRun, open_run
@@ -496,15 +496,15 @@ class Decoder(BaseEstimator):
         Parameters
         ----------
         out
-            A file (``.pt2``, ``.onnx``; ``NAME.json`` with its inputs and the card ``NAME.md`` stand beside it) or a
-            folder; it must not exist.
+            A file (``.pt2``, ``.onnx``; ``NAME.json`` with its inputs and the card ``NAME.md`` are written beside it)
+            or a folder; it must not exist.
         to
             ``safetensors``; ``torch-export`` or ``onnx``, which are run and compared with the encoder; or
             ``huggingface``, as `from_pretrained` reads it, without the training pictures.
         X
-            Trials to compare on; noise of the training trials' mean and spread by default.
+            Trials for the comparison; by default noise with the mean and spread of the training trials.
         licence
-            Of the weights, for the card, for example ``mit``.
+            Licence of the weights, for the card, for example ``mit``.
 
         Raises
         ------
@@ -540,15 +540,15 @@ class Decoder(BaseEstimator):
         where
             A path (``./mine``, an absolute one, or a `Path`), or the name of a repository, ``owner/name``.
         upload
-            Consent to send the files to the hub; needed for a repository.
+            Allow the upload of the files to the hub; needed for a repository.
         include_pictures
-            Also share the training pictures and their embeddings; their licence is yours to know.
+            Also share the training pictures and their embeddings; check first that their licence allows it.
         licence
-            Of the weights, for example ``mit``.
+            Licence of the weights, for example ``mit``.
         private
             Whether a new repository is private.
         token
-            Of the hub; by default the one that its own tools have stored.
+            Access token of the hub; by default the one that the hub's own tools have stored.
 
         Raises
         ------
@@ -592,20 +592,20 @@ class Decoder(BaseEstimator):
         where
             A folder, or the name of a repository, ``owner/name``.
         download
-            Consent to download; needed for a repository.
+            Allow the download; needed for a repository.
         revision
             Branch, tag or commit of the repository.
         token
-            Of the hub; by default the one that its own tools have stored.
+            Access token of the hub; by default the one that the hub's own tools have stored.
         cache
-            Folder for downloads; by default that of the hub's own tools.
+            Folder for downloads; by default the folder of the hub's own tools.
         trust_code, allow_download
             As in `load`.
 
         Raises
         ------
         ConfigError
-            If a repository is named without `download`, or the decoder wants code from outside the package.
+            If a repository is named without `download`, or the decoder needs code from outside the package.
         DataError
             If there is no decoder, or it cannot be downloaded.
         """
@@ -682,7 +682,7 @@ class Decoder(BaseEstimator):
         return self._fitted.map_targets(Embeddings(vectors, ids, self._bank.space))
 
     def _describe_gallery(self, path: Path) -> Embeddings:
-        """Return the images that a file describes as candidates, without a look at them."""
+        """Return the images that a file describes as candidates, without reading them."""
         from braindecode_vis.config import RetrievalConfig
         from braindecode_vis.embeddings.image_descriptions import read_captions_or_attributes
         from braindecode_vis.embeddings.text import open_clip_texts
@@ -690,8 +690,8 @@ class Decoder(BaseEstimator):
 
         if not len(self._bank) or self._stimuli is None:
             raise DataError(
-                "this decoder was shared without its training pictures, which place words; save it with "
-                "include_pictures=True."
+                "this decoder was shared without its training pictures, which are needed to compare with "
+                "words; save it with include_pictures=True."
             )
         known = read_captions_or_attributes(path, self._stimuli.concept_of)
         source = GallerySource(self._fitted, self._bank, list(self._bank.ids), RetrievalConfig())
@@ -720,7 +720,7 @@ class Decoder(BaseEstimator):
         return roles.complete(GeneratorSettings, validate_component("generator", named, trusted=True))
 
     def _read_captions(self) -> tuple[Any, ...]:
-        """Return the settings of the decoders of captions."""
+        """Return the settings of the caption decoders."""
         given: Any = self.captions or ()
         named = [given] if isinstance(given, str | Mapping) else list(given)
         try:
@@ -730,7 +730,7 @@ class Decoder(BaseEstimator):
         return read.captions
 
     def _collect_material(self, verb: str) -> GeneratorData:
-        """Return what prior, generator and captions are made from; `verb` needs it."""
+        """Return the training data for prior, generator and captions, which `verb` needs."""
         from braindecode_vis.generation.generator_data import GeneratorData
 
         if self._require_fit().decodes_categories:
@@ -765,7 +765,7 @@ class Decoder(BaseEstimator):
         return prior.sample(predicted, n_draws=1, seed=derive_seed(self.seed, "prior", 0))
 
     def _take(self, X: Any, y: Any, images: Pictures | None, names: Mapping[str, Any]) -> Data:
-        """Return trials with what they showed."""
+        """Return trials with the pictures that they showed."""
         if isinstance(X, Data):
             return X
         X = join_epochs(X)
@@ -800,7 +800,7 @@ class Decoder(BaseEstimator):
         return from_arrays(X, images=pictures, shown=shown, **given, **names)
 
     def _take_new(self, X: Any) -> Responses:
-        """Return trials of unknown pictures as the encoder takes them; another number of features is one sentence."""
+        """Return trials of unknown pictures as the encoder takes them; refuse another number of features."""
         X = X.responses if isinstance(X, Data) else join_epochs(X)
         if isinstance(X, Responses):
             responses = X
@@ -821,8 +821,8 @@ class Decoder(BaseEstimator):
             count = f"X has {n_found} features, but Decoder is expecting {self.n_features_in_} features as input: "
             raise DataError(
                 f"{count if n_found != self.n_features_in_ else ''}the decoder was fitted on trials of "
-                f"{' x '.join(map(str, self._shape))} ({', '.join(self._dims[1:])}), but these have "
-                f"{' x '.join(map(str, found))}."
+                f"{' x '.join(map(str, self._shape))} ({', '.join(self._dims[1:])}), but these have the "
+                f"shape {' x '.join(map(str, found))}."
             )
         theirs, ours = responses.coords.get("ch_names"), self._coords.get("ch_names")
         if theirs is not None and ours is not None and list(theirs) != list(ours):
@@ -833,7 +833,7 @@ class Decoder(BaseEstimator):
 
 
 def _keep_pixels(stimuli: StimulusSet) -> StimulusSet:
-    """Return the same pictures held in memory where they have one size, so that a saved decoder stands alone."""
+    """Return the same pictures held in memory if they have one size, so that a saved decoder needs no other file."""
     if stimuli.pixels is not None:
         return stimuli
     images = list(stimuli.iterate_images())

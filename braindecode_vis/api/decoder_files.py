@@ -1,6 +1,7 @@
 """The folder of a fitted `Decoder`: what `save` writes and `load` reads, without pickle.
 
-Owns the files and what a downloaded folder may ask for. The decoder itself is `braindecode_vis.api.decoder`.
+Reads and writes the files, and limits what a downloaded folder may request. The decoder itself is in
+`braindecode_vis.api.decoder`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def write_decoder(decoder: Any, path: Path, *, include_pictures: bool = True) ->
     """Write a fitted decoder into a folder and return it; see `Decoder.save`."""
     folder = path.expanduser().absolute()
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file; name a folder.")
+        raise DataError(f"{folder} is a file; give a folder.")
     others = [entry.name for entry in folder.iterdir() if entry.name not in _SAVED] if folder.is_dir() else []
     if others:
         raise DataError(f"{folder} holds files that are no decoder ({others[0]}); choose another folder.")
@@ -81,7 +82,7 @@ def write_decoder(decoder: Any, path: Path, *, include_pictures: bool = True) ->
 
 
 def pack_decoder(decoder: Any) -> dict[str, bytes]:
-    """Return the files of a fitted decoder by their names, for copies and for other processes."""
+    """Return the files of a fitted decoder by name, for copies and for other processes."""
     with tempfile.TemporaryDirectory() as name:
         folder = write_decoder(decoder, Path(name) / "decoder")
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]

@@ -1,7 +1,7 @@
 """`decode`: from data to a run with scores, images and a report; `open_run`: the same object from a run folder.
 
-Owns how a few words become a configuration, and what a finished run answers. Every number is computed by the stages of
-`braindecode_vis.pipeline` and lies in the run folder.
+Makes a configuration from a few arguments, and gives access to a finished run. The stages of
+`braindecode_vis.pipeline` compute every number and write it into the run folder.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 class DecodingRun:
     """A finished run: scores, predictions, images, report.
 
-    Made by `decode` and `open_run`, not by hand. What was not computed yet is computed when it is asked for, and kept
+    Made by `decode` and `open_run`, not by hand. A result that is missing is computed when it is first used, and kept
     in the run folder.
     """
 
@@ -92,12 +92,12 @@ class DecodingRun:
 
     @property
     def hints(self) -> list[str]:
-        """Where a setting probably costs much, or a score needs an explanation; the scores stand."""
+        """Hints about settings that probably cost much, and explanations of scores; the scores remain valid."""
         return [say_in_python(text) for text in list_hints(self._run)]
 
     @cached_property
     def leaks(self) -> tuple[str, ...]:
-        """What the checks at the end of the run found that no score survives; `audit` makes all checks."""
+        """Leaks found by the checks at the end of the run, which invalidate scores; `audit` makes all checks."""
         found = reporting.check_leaks(self._run)
         if found is None:
             return ()
@@ -118,8 +118,8 @@ class DecodingRun:
         spaces = {part.space for part in folds}
         if len(spaces) > 1:
             raise ConfigError(
-                f"the target {self.config.target.kind} has another space in every fold, so that their predictions "
-                "are no one array; use predictions_of_fold(number)."
+                f"the target {self.config.target.kind} has a different space in every fold, so their "
+                "predictions do not form one array; use predictions_of_fold(number)."
             )
         vectors = np.concatenate([np.asarray(part.vectors) for part in folds])
         return Embeddings(vectors, np.concatenate([part.ids for part in folds]), folds[0].space)
@@ -147,7 +147,7 @@ class DecodingRun:
 
     @cached_property
     def items(self) -> pd.DataFrame:
-        """One row per test item with its own scores, for own statistics."""
+        """One row per test item with its scores, for your own statistics."""
         # Items are left behind by the scores.
         scoring.evaluate(self._run)
         return self._run.seen["items"]
@@ -156,8 +156,8 @@ class DecodingRun:
     def reconstructions(self) -> dict[str, ImageRows]:
         """Images by method, of shape (n_items, height, width, 3): ``seen``, ``decoded``, then the controls.
 
-        Seen images have their own size, the others that of the generator. They are indexed like arrays and read one by
-        one; ``numpy.asarray`` takes all of a method into memory. With several draws their shape is
+        Seen images have their own size, the others the size of the generator. They are indexed like arrays and read
+        one by one; ``numpy.asarray`` reads all images of a method into memory. With several draws their shape is
         (n_items, n_draws, height, width, 3).
         """
         self._require_images("reconstructions", "items")
@@ -168,8 +168,8 @@ class DecodingRun:
     def captions(self) -> pd.DataFrame:
         """Decoded captions of the rows of `items`: columns trial, source, draw (from 0) and caption.
 
-        Sources are the run's decoders (``reconstruction.captions``) and what is scored beside them
-        (``evaluation.captions``); ``seen`` is the reference. Without rows where the run decodes none.
+        Sources are the run's caption decoders (``reconstruction.captions``) and the captions that are scored beside
+        them (``evaluation.captions``); ``seen`` is the reference. The table is empty if the run decodes no captions.
         """
         from braindecode_vis.pipeline.predicting import list_captions
         from braindecode_vis.scoring.caption_scores import DECODERS
@@ -187,7 +187,7 @@ class DecodingRun:
         return list_captions(found)
 
     def gallery(self, **options: Any) -> Any:
-        """Return a matplotlib figure of seen and decoded images, best, median and worst by rule.
+        """Return a matplotlib figure of seen and decoded images: the best, median and worst by score.
 
         Parameters
         ----------
@@ -199,7 +199,7 @@ class DecodingRun:
         return plot_gallery(self, **options)
 
     def report(self) -> Path:
-        """Write the self-contained page of the run, if it is not there, and return its path."""
+        """Write the self-contained page of the run, if it is missing, and return its path."""
         return reporting.report(self._run)
 
     def audit(self, *, refit: bool = False) -> pd.DataFrame:
@@ -213,7 +213,7 @@ class DecodingRun:
         Returns
         -------
         DataFrame
-            Its ``attrs["verified"]`` says of chain, fit, choice, prediction, material and score how they were verified.
+            ``attrs["verified"]`` says how chain, fit, choice, prediction, material and score were verified.
         """
         audit_run = ask_part("audit_run")
         # What is audited must be finished.
@@ -224,13 +224,13 @@ class DecodingRun:
         return table
 
     def encode(self, settings: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Predict this run's responses from images, on its own split; maps and files go into its folder.
+        """Predict this run's responses from images, on its own split; maps and files are written into its folder.
 
         Parameters
         ----------
         settings
-            As the section ``encode`` of a configuration has them, for example ``{"model": {"combine": "banded"}}``;
-            those of the run by default.
+            As in the section ``encode`` of a configuration, for example ``{"model": {"combine": "banded"}}``; by
+            default the settings of the run.
 
         Returns
         -------
@@ -256,7 +256,7 @@ class DecodingRun:
     def synthesise(
         self, images: str | Path, out: str | Path, *, noise: str = "residual", fold: int | None = None
     ) -> Responses:
-        """Write the response that an encoding model expects to images that nobody was shown, and return the trials.
+        """Write the responses that an encoding model predicts for images that were not shown, and return the trials.
 
         Parameters
         ----------
@@ -266,10 +266,10 @@ class DecodingRun:
         out
             A folder that does not exist.
         noise
-            ``residual`` adds noise with the covariance of what the model leaves of the training trials, ``none``
+            ``residual`` adds noise with the covariance of the model's residuals on the training trials; ``none`` adds
             nothing.
         fold
-            Whose training trials the model is fitted on; may be left out where there is one.
+            The model is fitted on the training trials of this fold; may be left out if there is only one.
         """
         from braindecode_vis.pipeline.synthetic import read_synthetic, synthesise_into
 
@@ -288,8 +288,9 @@ class DecodingRun:
         *others
             Runs or run folders.
         population
-            Of whom differences speak where there are several subjects: ``both`` (subjects and images like these; the
-            default from three subjects on), ``images`` (these subjects) or ``subjects`` (these images).
+            What the differences generalise to if there are several subjects: ``both`` (other subjects and other
+            images; the default from three subjects on), ``images`` (other images, these subjects) or ``subjects``
+            (other subjects, these images).
         """
         compare_runs = ask_part("compare_runs")
         folders = [run.folder if isinstance(run, DecodingRun) else Path(run) for run in others]
@@ -306,7 +307,7 @@ class DecodingRun:
         what
             ``responses``, ``predictions`` or ``scores``.
         fold
-            Predictions of this fold only; needed where every fold has a space of its own.
+            Predictions of this fold only; needed if every fold has a different space.
         """
         from braindecode_vis.api import exports
 
@@ -331,7 +332,7 @@ class DecodingRun:
         Parameters
         ----------
         subject
-            Whose trials; needed where every subject has a mask of its own.
+            Subject of the trials; needed if every subject has a different mask.
         """
         from braindecode_vis.api import exports
 
@@ -352,7 +353,7 @@ class DecodingRun:
         out
             A file or folder that does not exist yet.
         fold
-            Predictions or encoder of this fold only; an encoder needs it where there are several folds.
+            Predictions or encoder of this fold only; needed for an encoder if there are several folds.
         subject
             Responses of this subject only.
 
@@ -385,36 +386,37 @@ class DecodingRun:
         prepared: bool | None = None,
         whiten_new: bool = False,
     ) -> RunPredictions:
-        """Apply the run to new trials; nothing is fitted, and what they showed need not be known.
+        """Apply the run to new trials; nothing is fitted, and the shown pictures need not be known.
 
         Parameters
         ----------
         X : array of shape (n_trials, ...), Responses, mne.Epochs, Data or path
             New trials with the axes of the run; a DataFrame of numbers or a tensor counts as an array. `Data` of a
-            known data set (see `load`) is preprocessed with what the run has learnt. A path is a folder of arrays, a
-            file of trials, or another root of the run's data set.
+            known data set (see `load`) is preprocessed with the fitted statistics of the run. A path is a folder of
+            arrays, a file of trials, or another root of the run's data set.
         gallery
-            Pictures to search, as in `from_arrays`, also such that were in no data set; or `Embeddings` of the run's
+            Pictures to search, as in `from_arrays`, from any source; or `Embeddings` of the run's
             target; or the path of a CSV file of captions or attributes, for a gallery without pictures. By default the
-            pictures that the trials say they showed, or else those that the run was tested with.
+            pictures that the trials showed, if they are known, or else those that the run was tested with.
         fold
-            The fold that predicts. By default the only one, or the mean of all where they share their space.
+            The fold whose encoder predicts. By default the only one, or the mean of all folds if they share one space.
         out
-            Folder for predictions, tables, images and a page; the same predictions there are replaced, anything else
-            is refused.
+            Folder for predictions, tables, images and a page. The same predictions there are replaced; a folder with
+            anything else is refused.
         k
-            Pictures to list for each trial.
+            Number of pictures to list for each trial.
         subject, session : scalar or sequence of length n_trials, optional
-            Where the trials of an array or of Epochs come from: whitening goes by session, networks may know subjects.
+            Where the trials of an array or of Epochs come from: whitening is done per session, and networks may use
+            the subject.
         shown : sequence of length n_trials, optional
             Id of the picture of each trial of an array or of Epochs, or its class for a run that decodes categories;
             equal ids are repetitions, which are averaged if the run averages those of its test trials. A warning says
             if none of them is known.
         split
-            ``test`` or ``train``: only the trials that the data declare as such.
+            ``test`` or ``train``: use only the trials that the data declare so.
         prepared
-            Whether arrays went through the run's whitening and scaling already; needed for a run that whitens, unless
-            the unit of the trials tells.
+            Whether the arrays are whitened and scaled already as in the run; needed for a run that whitens, unless the
+            unit of the trials shows it.
         whiten_new
             Learn whitening and scaling from the new trials themselves: another, transductive protocol.
 
@@ -476,19 +478,19 @@ class DecodingRun:
         decisions: int | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Decode a stream while it runs, and return what came of it.
+        """Decode a stream while it runs, and return a summary.
 
         Parameters
         ----------
         stream
             A `braindecode_vis.parts.live.stream_roles.StreamSource` (`connect`, `read` and `close`), or the name of a
-            stream of the kind `source`: ``lsl``, ``fieldtrip``, ``replay`` or ``phantom``.
+            stream; `source` gives its kind: ``lsl``, ``fieldtrip``, ``replay`` or ``phantom``.
         source_options
-            Of a source that is named, for example ``{"markers": "triggers"}``.
+            Settings of a source given by name, for example ``{"markers": "triggers"}``.
         listeners
-            See `braindecode_vis.parts.live.stream_roles.Listener`; each is told every decision as soon as it is made.
+            See `braindecode_vis.parts.live.stream_roles.Listener`; each gets every decision as soon as it is made.
         duration, decisions
-            End after so many seconds, or decisions. Ctrl-C ends the session as well.
+            End after this many seconds or decisions. Ctrl-C ends the session too.
         **options
             Gallery, channels, windows and the like, as for
             `braindecode_vis.parts.live.stream_decoder.RunStreamDecoder`.
@@ -496,13 +498,13 @@ class DecodingRun:
         Returns
         -------
         summary
-            Numbers of decisions and of lost ones by reason, latencies in ms, and top-1 and top-5 with chance and
-            interval where it is known what was shown.
+            Number of decisions, number of lost ones by reason, latencies in ms, and, if the shown pictures are known,
+            top-1 and top-5 with chance and interval.
 
         Raises
         ------
         ConfigError, DataError
-            If the run is unfinished or there is no such stream, or it lacks channels or has another rate or unit.
+            If the run is unfinished, or if the stream does not exist, misses channels or has another rate or unit.
         """
         summary: dict[str, Any] = ask_part("open_session")(
             self.folder, stream, source=source, source_options=source_options, listeners=listeners, duration=duration,
@@ -517,7 +519,7 @@ class DecodingRun:
             )
 
     def _repr_html_(self) -> str:
-        """Show in a notebook what `print` shows."""
+        """Show the same text in a notebook as `print`."""
         rows, shown = self._pick_decoded()
         table = shown.to_html(
             index=False, float_format="{:.3f}".format, formatters={"p_value": format_p_value}
@@ -528,7 +530,7 @@ class DecodingRun:
         return "".join([*leaks, f"<p>{escape(str(self.folder))}</p>", table, words, *hints])
 
     def __str__(self) -> str:
-        """Return the scores of the decoded system as a table that no terminal cuts off: leaks first, hints last."""
+        """Return the scores of the decoded system as a table that fits a terminal: leaks first, hints last."""
         rows, shown = self._pick_decoded()
         leaks = [f"LEAK: {leak}" for leak in self.leaks]
         hints = [f"hint: {hint}" for hint in self.hints]
@@ -571,41 +573,42 @@ def decode(
     data
         From `from_arrays`, `from_epochs`, `from_nifti` or `load`.
     target
-        What is predicted of each picture: ``pixels``, ``pca``, ``efficientnet-lite0``, ...; a mapping gives settings.
+        Image embedding to predict: ``pixels``, ``pca``, ``efficientnet-lite0``, ...; a mapping gives settings.
         Decoders of classes have none.
     encoder
-        ``ridge``, a network such as ``atm_s``, ``auto``, which tries several within a budget of time, or for classes
-        ``lda`` and ``logistic``; a mapping gives settings. By default ridge, and lda for classes.
+        ``ridge``, a network such as ``atm_s``, ``auto``, which tries several within a time budget, or for classes
+        ``lda`` and ``logistic``; a mapping gives settings. By default ridge, or lda for classes.
     split
         ``published`` (the split that the data declare), ``kfold`` or a number of folds, ``leave-one-image-out``,
         ``leave-one-run-out``, ``leave-one-group-out``, ``leave-one-subject-out``, ...; a mapping gives settings. By
-        default the split that the data declare, then ten folds of images; for classes one run, group or fold left out,
-        what there is.
+        default the split that the data declare, or else ten folds of images; for classes, leave one run or group out
+        if the data have them, or else folds.
     prior, generator
-        As in the configuration; by default none, and the generator that the target allows.
+        As in the configuration; by default no prior, and a generator that works with the target.
     out
-        The run folder: new, empty, or that of the same run earlier (same data and settings), whose finished stages are
-        used again; any other is refused. A temporary folder by default, which lives as long as the run is referred to.
+        The run folder: new, empty, or the folder of an earlier run with the same data and settings, whose finished
+        stages are reused; any other folder is refused. By default a temporary folder, which exists as long as the run
+        object.
     name
-        Of the run, in report and tables.
+        Name of the run, in report and tables.
     seed
-        The one root seed.
+        Root seed of all random numbers.
     settings
         Further settings by their dotted names, for example ``{"repeats.train": "single"}``.
     listener
         Shows progress; silent by default.
     verify
-        Read every input and artifact again, whatever is remembered of unchanged files.
+        Read every input and artifact again, even if a file looks unchanged.
 
     Returns
     -------
     DecodingRun
-        With every stage done. A `LeakWarning` says where the test reached the training.
+        The run with every stage done. A `LeakWarning` is raised if test data reached the training.
 
     Raises
     ------
     ConfigError, DataError
-        If settings or data do not fit together.
+        If settings or data do not match.
 
     Examples
     --------
@@ -644,13 +647,13 @@ def decode(
         )
     if data.knows_images and len(data.stimuli) < 2:
         merged = next((f" ({note.split(':')[0]})" for note in data.notes if "became one" in note), "")
-        raise DataError(f"the trials show one picture only{merged}; decoding needs two or more.")
+        raise DataError(f"the trials show only one picture{merged}; decoding needs two or more.")
     named = [name for name, value in (("prior", prior), ("generator", generator)) if value is not None]
     if target != "pixels":
         named.insert(0, "target")
     if _is_category(content["encoder"]) and named:
         raise ConfigError(
-            f"the encoder {content['encoder']['kind']!r} names classes and predicts no picture, so that it takes no "
+            f"the encoder {content['encoder']['kind']!r} decodes classes and predicts no picture, so it takes no "
             f"{' and no '.join(named)}; leave {'it' if len(named) == 1 else 'them'} out."
         )
     if not _is_category(content["encoder"]):
@@ -664,7 +667,7 @@ def decode(
         _set(content, key, value)
     if _is_category(content["encoder"]) and "averaged" in dict(content.get("repeats", {})).values():
         raise ConfigError(
-            "categories are decoded trial by trial, and repeats averages the trials of a picture; leave it out."
+            "categories are decoded trial by trial, but repeats averages the trials of a picture; leave repeats out."
         )
     with give_consent(code=find_code(content)):  # the person wrote it, for this call
         config = validate_config(content, where="decode").take_addresses()
@@ -684,7 +687,7 @@ def decode(
     if decoded.leaks:
         more = f" (and {len(decoded.leaks) - 1} more)" if len(decoded.leaks) > 1 else ""
         warnings.warn(
-            f"the test leaked into training, so that the scores are not valid: {decoded.leaks[0]}{more}; see "
+            f"test data leaked into training, so the scores are not valid: {decoded.leaks[0]}{more}; see "
             "run.leaks.",
             LeakWarning,
             stacklevel=3,  # above what translates messages
@@ -693,7 +696,7 @@ def decode(
 
 
 def _refuse_another_run(folder: Path, config: RunConfig, data: Data) -> None:
-    """Raise `ConfigError` if a run of other settings or data lies in a folder: its data would be overwritten."""
+    """Raise `ConfigError` if the folder holds a run of other settings or data, which would be overwritten."""
     if not (folder / "config.yaml").is_file():
         return  # nothing, or a run that was stopped before its data were read
     earlier = read_earlier(folder)
@@ -723,33 +726,33 @@ def open_run(
     allow_download: bool = False,
     verify: bool = False,
 ) -> DecodingRun:
-    """Open a run folder, of this interface or of the command line.
+    """Open a run folder, made in Python or on the command line.
 
     Parameters
     ----------
     folder
         Holds ``config.yaml``.
     trust_code
-        Modules from outside the package whose code the folder may name; those that you imported need none.
+        Modules from outside the package whose code may be imported; not needed for modules that you have imported.
     allow_download
-        Let published weights be fetched that the run needs and that are not on this machine.
+        Allow the download of published weights that the run needs and that are not on this machine.
     verify
-        Read every file of the run, and of its data set where that is at hand, whatever is remembered of unchanged
-        files. Otherwise each file is compared with its digest when it is first used.
+        Read every file of the run, and of its data set if it is available, even if a file looks unchanged. Otherwise
+        each file is compared with its digest when it is first used.
 
     Raises
     ------
     ConfigError
-        If it names code that this call does not allow.
+        If the folder names code that this call does not allow.
     DataError
-        If it is no run folder, or if `verify` finds a file that is not as the run wrote it.
+        If it is not a run folder, or if `verify` finds a file that is not as the run wrote it.
     """
     if not isinstance(folder, str | Path):
         raise DataError(f"open_run takes the folder of a run, not {type(folder).__name__}.")
     path = Path(folder).expanduser().absolute()
     if not (path / "config.yaml").is_file():
         raise DataError(
-            f"{path} is no run folder: it holds no config.yaml; give the folder that run printed."
+            f"{path} is not a run folder: it holds no config.yaml; give the folder that run printed."
         )
     with give_consent(code=trust_code, download=allow_download):
         run = open_run_folder(read_config(path), path, reading=True)
@@ -759,7 +762,7 @@ def open_run(
 
 
 def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Responses, StimulusSet | None]:
-    """Return trials in memory as `Responses`, and their pictures where `Data` brings them along."""
+    """Return trials in memory as `Responses`, and their pictures if they are `Data` with pictures."""
     if isinstance(X, Data):
         return X.responses, X.stimuli
     if isinstance(X, Responses):

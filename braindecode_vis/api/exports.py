@@ -1,8 +1,8 @@
 """Responses, predictions and scores in the formats of other tools: xarray, MNE, NIfTI, tables, BIDS derivatives.
 
-Owns which result goes into which format, names and coordinates on the way out, and how a path is written: everything
-appears at once, and nothing that exists is replaced. Computes no result: what a run has not finished is refused. Fitted
-encoders leave by `braindecode_vis.api.model_export`.
+Defines which result goes into which format, the names and coordinates in the files, and how a path is written:
+everything appears at once, and nothing that exists is replaced. It computes no result: an unfinished run is refused.
+Fitted encoders are exported by `braindecode_vis.api.model_export`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def check_request(what: str, to: str) -> None:
 
 @contextmanager
 def write_new(out: str | Path, to: str) -> Iterator[Path]:
-    """Yield a path to write; it and what the writer lays beside it appear at `out` if the block succeeds.
+    """Yield a temporary path to write; it and the files beside it appear at `out` if the block succeeds.
 
     Parameters
     ----------
@@ -106,12 +106,12 @@ def write_new(out: str | Path, to: str) -> Iterator[Path]:
 
 
 def read_only(run: Run) -> Run:
-    """Return the same run for reading: what its folder does not hold is an error, and nothing is computed."""
+    """Return the same run for reading only: a missing result is an error, and nothing is computed."""
     return run if isinstance(run, FinishedRun) else open_finished(run.folder.path)
 
 
 def check_fold(run: Run, fold: int | None) -> list[int]:
-    """Return the numbers of the folds that are meant: one, or all."""
+    """Return the numbers of the chosen folds: one, or all."""
     numbers = range(len(preprocess(run).split.folds))
     if fold is not None and fold not in numbers:
         raise ConfigError(f"the run has the folds 0 to {len(numbers) - 1}, not {fold}.")
@@ -149,7 +149,7 @@ def export_run(
 
 
 def describe_data(run: Run) -> dict[str, str]:
-    """Return title, modality, citation and licence of the data of a run, as far as they are known."""
+    """Return title, modality, citation and licence of the data of a run, if they are known."""
     from braindecode_vis.base import roles
 
     manifest = roles.complete(Dataset, run.config.dataset).manifest
@@ -176,7 +176,7 @@ def _read_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def read_prediction_table(run: Run, fold: int | None) -> tuple[pd.DataFrame, Embeddings | None]:
-    """Return one row per test trial of the folds that are meant, and the predicted embeddings; none for classes.
+    """Return one row per test trial of the chosen folds, and the predicted embeddings; None for classes.
 
     Raises
     ------
@@ -193,8 +193,8 @@ def read_prediction_table(run: Run, fold: int | None) -> tuple[pd.DataFrame, Emb
     spaces = {found.folds[n].predicted.space for n in numbers}
     if len(spaces) > 1:
         raise ConfigError(
-            f"the target {run.config.target.kind} has another space in every fold, so that their predictions are no "
-            "one array; choose a fold (--fold 0)."
+            f"the target {run.config.target.kind} has a different space in every fold, so their "
+            "predictions do not form one array; choose a fold (--fold 0)."
         )
     ranks = pd.read_parquet(found.artifact.path / "ranks.parquet")
     parts, vectors = [], []
@@ -223,7 +223,7 @@ def responses_to_xarray(responses: Responses, about: Mapping[str, str] | None = 
     responses
         Trials of any kind.
     about
-        Facts on the data that become attributes: title, citation, licence.
+        Facts about the data that become attributes: title, citation, licence.
 
     Returns
     -------
@@ -342,17 +342,18 @@ def responses_to_epochs(responses: Responses, about: Mapping[str, str] | None = 
     Raises
     ------
     DataError
-        If the responses are no channels over time, or their channels or times are unknown.
+        If the responses are not channels over time, or their channels or times are unknown.
     """
     if responses.dims != ("trial", "channel", "time"):
         raise DataError(
             f"only trials of channels and times become MNE epochs, not of {', '.join(responses.dims[1:])}."
         )
     coords = dict(responses.coords)
-    lacking = [name for name in ("ch_names", "times", "sfreq") if name not in coords]
-    if lacking:
+    missing = [name for name in ("ch_names", "times", "sfreq") if name not in coords]
+    if missing:
         raise DataError(
-            f"MNE epochs need {', '.join(lacking)} of the trials, which the data do not give; pass ch_names and times "
+            f"MNE epochs need {', '.join(missing)} of the trials, which the data do not give; pass "
+            "ch_names and times "
             "to from_arrays, or state channels, sfreq and tmin in meta.yaml."
         )
     modality = str(coords.get("modality") or (about or {}).get("modality", "eeg")).lower()
@@ -368,7 +369,7 @@ def responses_to_nifti(responses: Responses, subject: str | None = None) -> Any:
     Raises
     ------
     DataError, ConfigError
-        If the responses are no voxels or parcels of a volume, or a subject must be named.
+        If the responses are not voxels or parcels of a volume, or a subject must be named.
     """
     if responses.dims not in (("trial", "voxel"), ("trial", "parcel")):
         raise DataError(
@@ -400,8 +401,8 @@ def export_responses(
         n_values = int(np.prod(responses.data.shape[1:]))
         if n_values > MOST_COLUMNS:
             raise ConfigError(
-                f"a trial has {n_values} values, which is no table any more (at most {MOST_COLUMNS}); choose netcdf or "
-                "zarr."
+                f"a trial has {n_values} values, too many for a table (at most {MOST_COLUMNS}); choose "
+                "netcdf or zarr."
             )
         return _write_table(pd.concat([responses.trials, _spread_values(responses)], axis=1), to, path)
     if to == "fif":
@@ -544,7 +545,7 @@ def _write_bids_rows(
     predicted: Embeddings | None,
     rows: np.ndarray,
 ) -> None:
-    """Write scores or predictions of a subject; those of all subjects together stand at the top."""
+    """Write scores or predictions of a subject; those of all subjects together are written at the top."""
     below, start = folder, ""
     if subject != "all":
         label = make_bids_label(subject)

@@ -99,10 +99,10 @@ def _collect_facts(run: Run, number: int, n_trials: int) -> CardFacts:
     n_folds = len(preprocess(run).split.folds)
     protocol = " ".join(sorted(set(rows["protocol"])))
     if n_folds > 1:
-        protocol = f"Fold {number} of {n_folds}; the scores are of all folds together. {protocol}"
+        protocol = f"Fold {number} of {n_folds}; the scores are those of all folds together. {protocol}"
     note = ""
     if not run.config.decodes_categories and not run.config.selection.is_empty:
-        note = "The run selected features: the encoder takes trials of these alone, in their order."
+        note = "The run selected features: the encoder takes trials with these features only, in this order."
     return CardFacts(
         about.get("title", ""), about.get("modality", ""), about.get("citation", ""), about.get("licence", ""),
         protocol, [{str(k): v for k, v in row.items()} for row in plain], n_trials, note,

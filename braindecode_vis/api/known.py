@@ -1,4 +1,4 @@
-"""Tables of the configurations that ship with the package, of the kinds of each role, and of their settings."""
+"""Tables of the shipped configurations, of the kinds of each role, and of their settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from braindecode_vis.config.explain import explain, explain_class
 
 
 def list_configs() -> pd.DataFrame:
-    """Return the configurations that ship with the package: what each is, and the paper and number it follows, if any.
+    """Return the shipped configurations: what each one is, and the paper and published number that it follows, if any.
 
     Returns
     -------
@@ -45,8 +45,8 @@ def describe(role: str, kind: str | None = None) -> pd.DataFrame:
         ``dataset``, ``split``, ``target``, ``encoder``, ``network``, ``objective``, ``augmentation``, ``prior``,
         ``generator`` or ``analysis``; ``config`` for the configurations.
     kind
-        One of them, for its settings with types, defaults and what they mean. Of ``config``: a shipped configuration or
-        a file, for what its header says of the paper it follows.
+        A kind, to list its settings with types, defaults and meaning. For ``config``: a shipped configuration or a
+        file, to read in its header which paper it follows.
 
     Returns
     -------

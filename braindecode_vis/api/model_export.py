@@ -1,7 +1,7 @@
 """Fitted encoders for other programs: safetensors with a model card, `torch.export`, ONNX, and Hugging Face folders.
 
-Owns the exported files, the check of a program against the encoder that it came from, and the words of the card.
-Uploads and downloads happen in `push_folder` and `fetch_folder` alone, and only where the caller asked for them.
+Writes the exported files, checks an exported program against its encoder, and writes the model card. Only
+`push_folder` and `fetch_folder` upload and download, and only if the caller asks for it.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class CardFacts:
     Parameters
     ----------
     title, modality, citation, data_licence
-        Of the data, as far as they are known.
+        Facts about the data, if they are known.
     protocol
-        How training and test trials were parted.
+        How training and test trials were split.
     scores
         Rows as in ``scores.json``, of the decoded system.
     n_trials
-        Training trials; None where that is not known.
+        Number of training trials; None if it is not known.
     note
-        What a user must know to feed the model.
+        What a user must know to prepare the input of the model.
     """
 
     title: str = ""
@@ -59,7 +59,7 @@ class CardFacts:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values, of which the class is built again."""
+        """Return plain values from which the class can be built again."""
         return asdict(self)
 
 
@@ -77,9 +77,9 @@ def export_decoder(
     out
         A file for programs, a folder otherwise; it must not exist.
     trials
-        What the exported program is checked on.
+        Trials on which the exported program is checked.
     licence
-        Of the weights, as the identifier that Hugging Face uses (``mit``, ``cc-by-4.0``).
+        Licence of the weights, as the identifier that Hugging Face uses (``mit``, ``cc-by-4.0``).
 
     Raises
     ------
@@ -124,8 +124,8 @@ def write_folder(decoder: Any, folder: Path, *, licence: str | None, include_pic
     )
     if not include_pictures and not decoder._settings.decodes_categories:
         how += (
-            "\n\nThe training pictures and their embeddings are not part of it: pass a gallery to `retrieve`; "
-            "`reconstruct` is not possible."
+            "\n\nThe training pictures and their embeddings are not included: pass a gallery to "
+            "`retrieve`; `reconstruct` is not possible."
         )
     (folder / "README.md").write_text(write_card(decoder, licence=licence, how=how))
 
@@ -143,15 +143,15 @@ def export_program(
     encoder
         A fitted brain encoder or category decoder.
     trials
-        At least two; what the program is checked on.
+        At least two trials, on which the program is checked.
     to
         ``torch-export`` or ``onnx``.
     file
         Where to write.
     name
-        Of the encoder, for messages.
+        Name of the encoder, for messages.
     classes
-        Whether it names classes.
+        Whether the encoder decodes classes.
 
     Returns
     -------
@@ -168,7 +168,7 @@ def export_program(
     """
     if trials.n_trials < FEWEST_CHECKED:
         raise DataError(
-            f"an exported program is checked on {FEWEST_CHECKED} trials or more; pass more of them as X."
+            f"an exported program is checked on {FEWEST_CHECKED} or more trials; pass more trials as X."
         )
     import torch
 
@@ -239,7 +239,7 @@ def write_card(decoder: Any, *, licence: str | None, how: str) -> str:
     Parameters
     ----------
     decoder
-        Fitted; its facts on data and scores come from the run that it was taken from.
+        Fitted decoder; the facts about data and scores come from its run.
     licence
         Of the weights.
     how
@@ -273,7 +273,7 @@ def write_card(decoder: Any, *, licence: str | None, how: str) -> str:
         *([f"Citation: {facts.citation}"] if facts.citation else []),
         *([f"Licence of the data: {facts.data_licence}"] if facts.data_licence else []),
         "## Protocol",
-        facts.protocol or "No scores belong to this decoder, so that no protocol is stated.",
+        facts.protocol or "This decoder has no scores, so no protocol is stated.",
         "## Scores",
         _tabulate(facts.scores) if facts.scores else "None were computed.",
         "## Licence",
@@ -331,8 +331,9 @@ def _tell_program(decoder: Any, to: str, name: str, checked: Mapping[str, Any]) 
     )
     return (
         f"```python\n{call}\n```\n\nInputs: {takes}. `responses` is float32, trials first.{subject} Alignment and "
-        f"scaling are part of the program. It was run on {checked['n_checked']} trials beside the encoder itself: the "
-        f"largest difference was {checked['largest_difference']:.2g}, where predictions have a standard deviation of "
+        "scaling are part of the program. It was compared with the encoder itself on "
+        f"{checked['n_checked']} trials: the largest difference was {checked['largest_difference']:.2g}, "
+        "where predictions have a standard deviation of "
         f"{checked['spread_of_predictions']:.2g}."
     )
 
@@ -393,7 +394,7 @@ def push_folder(folder: Path, repo: str, *, private: bool, token: str | None) ->
 
 
 def fetch_folder(repo: str, *, revision: str | None, token: str | None, cache: Path | None) -> Path:
-    """Download a repository of the hub into its cache, files of a decoder alone, and return the folder.
+    """Download the files of a decoder from a repository of the hub into the hub's cache, and return the folder.
 
     Raises
     ------

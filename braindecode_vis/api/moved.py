@@ -1,7 +1,7 @@
-"""Module paths of version 0.2, which work for one more version: an old one warns and gives the module of today.
+"""Module paths of version 0.2, which work for one more version: an old path gives a warning and the present module.
 
-Nothing is imported and nothing costs until somebody names an old path. The module is the same object under both names,
-so that classes stay the same ones, also those that a pickle of a waiting job names.
+Nothing is imported until an old path is used. The module is the same object under both names, so that its classes are
+the same too, also those that a pickle of a waiting job names.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def find_new_path(name: str) -> str | None:
 
 
 class MovedFinder:
-    """Finds old paths. It stands before the others, which would load a file a second time below an old package."""
+    """Finds old paths. It comes before the other finders, which would load a file a second time below an old
+    package.
+    """
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -119,7 +121,7 @@ class MovedFinder:
         old = module.__name__
         new = str(find_new_path(old))
         warnings.warn(
-            f"{old} is now {new}; the old path goes with the next version.", DeprecationWarning, stacklevel=2
+            f"{old} is now {new}; the next version removes the old path.", DeprecationWarning, stacklevel=2
         )
         sys.modules[old] = importlib.import_module(new)
 
@@ -128,6 +130,6 @@ _FINDER = MovedFinder()
 
 
 def find_old_paths() -> None:
-    """Let old paths be found from now on; a second call changes nothing."""
+    """Make old paths available from now on; a second call changes nothing."""
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)

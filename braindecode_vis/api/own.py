@@ -1,7 +1,7 @@
-"""Data as the public interface takes them: arrays, MNE epochs, NIfTI volumes, and every known data set by its name.
+"""Input of the public interface: arrays, MNE epochs, NIfTI volumes, and every known data set by its name.
 
-Only turns user input into `Data`: what is asked of the data is in `braindecode_vis.datasets.own_data`, what each public
-data set consists of in its own module.
+Only converts user input into `Data`. The checks of the data are in `braindecode_vis.datasets.own_data`; each public
+data set is described in its own module.
 """
 
 from __future__ import annotations
@@ -74,27 +74,27 @@ class Data:
 
     @property
     def responses(self) -> Responses:
-        """Trials with their table, axes and unit; a known data set is preprocessed when this is first asked for."""
+        """Trials with their table, axes and unit; a known data set is preprocessed on first use."""
         return self._read[0]
 
     @property
     def stimuli(self) -> StimulusSet:
-        """The pictures, one row per picture; without pixels where only classes are known."""
+        """The pictures, one row per picture; without pixels if only classes are known."""
         return self._read[1]
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row per trial: subject, session, run, stimulus_id, repetition, split, and what the user gave."""
+        """One row per trial: subject, session, run, stimulus_id, repetition, split, and columns of the user."""
         return self.responses.trials
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was filled in, merged or found, one sentence each."""
+        """Notes on values that were filled in, merged or found, one sentence each."""
         return () if self._held is None else self._held.notes
 
     @property
     def knows_images(self) -> bool:
-        """Whether pictures are at hand; otherwise only classes can be decoded."""
+        """Whether pictures are available; otherwise only classes can be decoded."""
         return self.stimuli.knows_images
 
     def save(self, folder: str | Path) -> Path:
@@ -103,7 +103,8 @@ class Data:
         Parameters
         ----------
         folder
-            Made if it does not exist; data that were saved there before are replaced, any other files refused.
+            Created if it does not exist. Data that were saved there before are replaced; a folder with any other files
+            is refused.
         """
         path = Path(folder).expanduser().absolute()
         if path.exists() and not path.is_dir():
@@ -119,11 +120,11 @@ class Data:
         return path
 
     def as_settings(self, folder: Path) -> Any:
-        """Return settings of the data set for a run; data in memory are to be written into `folder`."""
+        """Return settings of the data set for a run; data in memory will be written into `folder`."""
         return ArraysConfig(root=folder) if self._settings is None else self._settings
 
     def write_for_run(self, folder: Path) -> None:
-        """Write data in memory where a run reads them, unless the same lie there."""
+        """Write data in memory into the folder that a run reads, unless the same data are there."""
         if self._settings is not None:
             return
         if not self.are_in(folder):
@@ -210,14 +211,14 @@ class Data:
         Raises
         ------
         ConfigError, DataError
-            If the path exists, or these trials cannot be written so.
+            If the path exists, or these trials cannot be written in this format.
         """
         from braindecode_vis.api.exports import export_responses
 
         return export_responses(self.responses, to, out, about=self._describe(), subject=subject)
 
     def _describe(self) -> dict[str, str]:
-        """Return title, modality, citation and licence, as far as they are known."""
+        """Return title, modality, citation and licence, if they are known."""
         names = ("title", "modality", "citation", "licence")
         if self._held is not None:
             return {name: str(self._held.about[name]) for name in names if name in self._held.about}
@@ -267,35 +268,35 @@ def from_arrays(
         One row per trial: voxels, sensors, or channels x times. Not copied.
     images
         The pictures: an array of shape (n_pictures, height, width) or (n_pictures, height, width, 3), uint8 or floats
-        in 0..1; a folder of image files; a sequence of paths; or a mapping of id to picture. None decodes classes only.
+        in 0..1; a folder of image files; a sequence of paths; or a mapping of id to picture. With None, only classes
+        can be decoded.
     shown : sequence of length n_trials, optional
-        Which picture each trial showed: its file name, its id, or, for an array of pictures, its place from 0, if every
-        place is named. Other numbers, such as codes of events, need a mapping: ``images={1: "a.png", ...}``, or
+        Which picture each trial showed: its file name, its id, or, for an array of pictures, its index from 0, if
+        every index occurs. Other numbers, such as event codes, need a mapping: ``images={1: "a.png", ...}``, or
         ``images=dict(enumerate(pictures, 1))`` where they count from 1. May be left out if there is one picture per
         trial.
     labels : sequence of length n_trials, optional
         Class of each trial, for example ``face``.
     subject, session, run, group : scalar or sequence of length n_trials, optional
-        Where a trial comes from; ``01`` by default. A group is what belongs together in any other way (a block, a day):
-        splits can go by it, and intervals resample it.
+        Where each trial comes from; ``01`` by default. A group holds trials that belong together in another way (a
+        block, a day): splits can keep groups together, and intervals resample groups.
     split : sequence of ``train`` and ``test``, optional
         The experiment's own split; used by ``split="published"``.
     repetition : sequence of int, optional
         Number of each presentation; counted by default.
     trials : DataFrame of n_trials rows, or a mapping of columns, optional
-        The same as a table, with whatever else is known of each trial; columns named like the arguments above are
-        understood.
+        The same as a table, with any further columns; columns named like the arguments above are used for them.
     times : sequence of length n_times, optional
-        In s, 0 at the onset of the picture.
+        Times in s; 0 is the onset of the picture.
     ch_names : sequence of length n_channels, optional
     mask_img : nibabel image or path, optional
-        The mask that the voxels come from, so that maps can be drawn; must have as many voxels as `X` has features.
+        The mask of the voxels, so that maps can be drawn; it must have as many voxels as `X` has features.
     dims
         Names of the axes, if the guess from the shape is wrong.
     title, unit, modality, citation
-        What the report says of the data; `modality` is eeg, meg, fmri or other.
+        Facts about the data for the report; `modality` is eeg, meg, fmri or other.
     same_pictures
-        ``merge`` gives pictures of equal pixels one id and says so; ``refuse`` raises.
+        ``merge`` gives pictures with equal pixels one id and adds a note; ``refuse`` raises an error.
 
     Returns
     -------
@@ -304,7 +305,7 @@ def from_arrays(
     Raises
     ------
     DataError
-        If shapes, ids and pictures do not fit together; the message says which.
+        If shapes, ids and pictures do not match; the message says which.
 
     Examples
     --------
@@ -396,7 +397,7 @@ def from_epochs(
     Raises
     ------
     DataError
-        If the metadata lack the column, or pictures and trials do not fit together.
+        If the column is missing in the metadata, or pictures and trials do not match.
     """
     X, given = unpack_epochs(epochs, column=column)
     table = given.pop("trials")
@@ -435,7 +436,7 @@ def from_nifti(
     citation: str | None = None,
     same_pictures: str = "merge",
 ) -> Data:
-    """Take one fMRI volume per trial, in nilearn's words.
+    """Take one fMRI volume per trial; arguments are named as in nilearn.
 
     Parameters
     ----------
@@ -458,7 +459,7 @@ def from_nifti(
     Raises
     ------
     DataError
-        If the grids differ, the mask is empty, or pictures and trials do not fit together.
+        If the grids differ, the mask is empty, or pictures and trials do not match.
     """
     X, given = mask_volumes(_load_image(betas_img, "betas_img"), _load_image(mask_img, "mask_img"))
     about = {"modality": "fmri", "title": title, "unit": unit, "citation": citation}
@@ -475,20 +476,20 @@ def from_nifti(
 def load(
     name: str, root: str | Path | None = None, *, download: bool = False, accept_terms: bool = False, **settings: Any
 ) -> Data:  # fmt: skip
-    """Return a known data set; nothing is read before it is needed.
+    """Return a known data set; files are read only when they are needed.
 
     Parameters
     ----------
     name
         Kind of the data set, for example ``things_eeg2``; `describe("dataset")` lists them.
     root
-        Folder that holds its files. With `download`, a folder of its own below ``$BRAINDECODE_VIS_DATA`` or the user's
-        cache by default.
+        Folder of its files. With `download`, the default is a folder for this data set below ``$BRAINDECODE_VIS_DATA``
+        or the user's cache.
     download
-        Whether to fetch first what is missing of the files that are needed, of `settings["subjects"]` if they are
-        given. Sizes are written to standard error first; digits69 has 2 MB, THINGS-MEG 8 GB a subject.
+        Whether to download missing files first, for `settings["subjects"]` if they are given. Sizes are written to
+        standard error first; digits69 has 2 MB, THINGS-MEG 8 GB per subject.
     accept_terms
-        Whether you have read and accepted the terms of the data set, if it has some.
+        Whether you have read and accepted the terms of the data set, if it has any.
     **settings
         Settings of the data set, for example ``subjects=[8]``; ``describe("dataset", name)`` lists them.
 
@@ -501,7 +502,7 @@ def load(
     ConfigError
         If the data set or a setting is not known.
     DataError
-        If it should be downloaded and cannot be, or its terms were not accepted.
+        If the download fails, or the terms were not accepted.
 
     Examples
     --------
@@ -576,7 +577,8 @@ def _spread(values: Any, n_trials: int, name: str) -> list[Any]:
 
 
 def join_epochs(X: Any) -> Any:
-    """Return one object of MNE epochs for a list of them, which is how scikit-learn picks trials; others as they are.
+    """Return one MNE epochs object for a list of epochs, which scikit-learn makes when it selects trials; return
+    anything else unchanged.
 
     Raises
     ------
@@ -589,7 +591,10 @@ def join_epochs(X: Any) -> Any:
 
     first = X[0]
     if any(each.ch_names != first.ch_names or not np.array_equal(each.times, first.times) for each in X):
-        raise DataError("the epochs of this list have different channels or times; pick and cut them alike.")
+        raise DataError(
+            "the epochs of this list have different channels or times; select the same "
+            "channels and times for all of them."
+        )
     data = np.concatenate([each.get_data(copy=False) for each in X])
     return mne.EpochsArray(data, first.info, tmin=first.tmin, verbose="error")
 
@@ -601,7 +606,8 @@ def merge_pictures(y: Any) -> tuple[dict[str, np.ndarray], list[str]]:
     for n, picture in enumerate(y):
         if isinstance(picture, str | Path) and not Path(picture).is_file():
             raise DataError(
-                f"y holds {str(picture)!r}, which is no picture file; pass pictures, ids with images=..., or choose "
+                f"y holds {str(picture)!r}, which is not a picture file; pass pictures, ids with "
+                "images=..., or choose "
                 "a decoder of classes (encoder='lda')."
             )
         array = (
@@ -628,7 +634,7 @@ def _have_same_coords(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> boo
 
 
 def _are_same_numbers(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Compare two arrays in blocks of rows, since either may be a memory map of any size."""
+    """Compare two arrays in blocks of rows, since each may be a large memory map."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
     block = max(1, (64 << 20) // max(1, ours[:1].nbytes))
@@ -674,7 +680,7 @@ def read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool)
         kind = str(encoder.get("kind", ""))
         if kind in list_kinds("network") and kind not in list_kinds("encoder"):
             raise ConfigError(
-                f"{kind!r} is a network, whose settings belong one level down: encoder={{'kind': 'network', "
+                f"{kind!r} is a network, so its settings belong one level deeper: encoder={{'kind': 'network', "
                 f"'network': {{'kind': {kind!r}}}}}, beside those of the training."
             )
         return _choose_list(dict(encoder), knows_images)
@@ -686,6 +692,6 @@ def read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool)
 
 
 def _choose_list(encoder: dict[str, Any], knows_images: bool) -> dict[str, Any]:
-    """Let auto try decoders of classes where the data know no images, unless it was given what to try."""
+    """Let auto try decoders of classes if the data have no images, unless its candidates were given."""
     chooses = encoder.get("kind") == "auto" and not knows_images
     return {"candidates": "classes", **encoder} if chooses else encoder

@@ -28,24 +28,24 @@ def plot_gallery(
     metric: str = "pixcorr",
     width: float = 9.0,
 ) -> Figure:
-    """Draw seen images above what was decoded from the responses to them: best, median and worst, never hand-picked.
+    """Draw seen images above the images decoded from the responses: best, median and worst, selected by score.
 
-    Where the decoded images are grey, so are the seen ones, at their size.
+    If the decoded images are grey, the seen images are shown in grey too, at the same size.
 
     Parameters
     ----------
     run
-        A `DecodingRun`; or leave it out and give the images.
+        A `DecodingRun`; leave it out if you give images.
     seen, decoded : uint8 arrays of shape (n_items, height, width, 3), optional
         Images of your own.
     rows
-        Methods to show below the seen images; by default decoded and the controls that were made.
+        Methods to show below the seen images; by default the decoded images and the controls of the run.
     n_items
         Images in a row: a third of them the best, a third around the median, a third the worst.
     metric
         Column of ``run.items`` that orders them; pixel correlation for images of your own.
     width
-        In inches.
+        Width of the figure in inches.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def plot_gallery(
     flat = {name: stack[:, 0] if stack.ndim == 5 else stack for name, stack in images.items()}
     shown = [name for name in (rows or _ROWS) if name in flat]
     if not shown:
-        raise ConfigError(f"rows names none of {', '.join(sorted(set(flat) - {'seen'}))}.")
+        raise ConfigError(f"rows names no method of {', '.join(sorted(set(flat) - {'seen'}))}.")
     picks, heads = _pick(score, min(n_items, len(score)))
     n_rows = 1 + len(shown)
     figure = MatplotlibFigure(figsize=(width, width * n_rows / (len(picks) + 0.8)), layout="constrained")
@@ -127,12 +127,12 @@ def _pick(score: np.ndarray, n_items: int) -> tuple[list[int], list[str]]:
 
 
 def plot_ranks(run: Any = None, *, ranks: Any = None, gallery_size: int | None = None) -> Figure:
-    """Draw how often the seen image took which rank in the gallery, with what guessing would give.
+    """Draw how often the seen image has each rank in the gallery, beside chance.
 
     Parameters
     ----------
     run
-        A `DecodingRun`; or leave it out and give ranks.
+        A `DecodingRun`; leave it out if you give ranks.
     ranks : int array of shape (n_trials,), optional
         Rank of the true image of each trial, from 1.
     gallery_size
@@ -151,8 +151,8 @@ def plot_ranks(run: Any = None, *, ranks: Any = None, gallery_size: int | None =
         sizes = sorted(set(table["gallery_size"]))
         if len(sizes) > 1:
             raise DataError(
-                f"the folds of this run have galleries of {sizes[0]} to {sizes[-1]} images; ranks of different "
-                "galleries do not belong into one picture."
+                f"the folds of this run have galleries of {sizes[0]} to {sizes[-1]} images; ranks of "
+                "galleries of different sizes cannot be drawn in one figure."
             )
         ranks, gallery_size = table["rank"].to_numpy(), int(sizes[0])
     if ranks is None or gallery_size is None:

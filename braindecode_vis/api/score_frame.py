@@ -1,4 +1,4 @@
-"""Tables of scores as Python shows them: a p-value is never printed as zero, however a table is rounded."""
+"""Tables of scores in Python: a p-value is never printed as zero, even if the table is rounded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from braindecode_vis.scoring.score_row import format_p_value
 class ScoreFrame(pd.DataFrame):
     """A table whose columns `p_value`, `p_holm`, `q_value` and the like are shown by `format_p_value`.
 
-    The numbers in it are those of a plain table; ``pandas.DataFrame(table)`` makes one.
+    The numbers are those of a plain table; ``pandas.DataFrame(table)`` returns the plain table.
 
     Examples
     --------

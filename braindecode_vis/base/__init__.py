@@ -1,1 +1,1 @@
-"""What everything stands on: arrays, stimuli, contracts, registry, settings, store, devices, checks, consent."""
+"""The base of the package: arrays, stimuli, contracts, registry, settings, store, devices, checks, consent."""

@@ -2,7 +2,7 @@
 
 All are frozen and checked on creation. After preprocessing the modality is gone: EEG epochs, MEG epochs and
 fMRI betas are all `Responses`. Rows are matched by `stimulus_id`, never by position, and embeddings are
-compared only inside one named space. This file knows no file format and no model.
+compared only inside one named space. This module depends on no file format and no model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BLOCK_BYTES = 64 << 20  # of trials that are looked at together
 
 @dataclass(frozen=True)
 class Recording:
-    """Where one run of one subject lies on disk and what was shown during it; never the samples.
+    """Files of one run of one subject, and what was shown during it; without the samples.
 
     Parameters
     ----------
@@ -68,10 +68,10 @@ class Recording:
 
 
 class TrialRows:
-    """Some trials (or pictures) of a larger array, or averages of some, read when they are asked for.
+    """Some trials (or pictures) of a larger array, or averages of trials, read on demand.
 
-    Behaves like an array on reading: ``len``, ``shape``, ``ndim``, ``dtype``, indexing along all axes, and conversion
-    by NumPy. What indexing gives is an array in memory.
+    Can be read like an array: ``len``, ``shape``, ``ndim``, ``dtype``, indexing along all axes, and conversion by
+    NumPy. Indexing returns an array in memory.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class TrialRows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all trials would take in memory."""
+        """Bytes of memory for all trials."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     @property
@@ -155,7 +155,7 @@ class TrialRows:
 
 
 def read_rows(data: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return rows of an array; those of a memory map by plain reads, which are far faster than faults of its pages."""
+    """Return rows of an array; a memory map is read by plain reads, which are much faster than page faults."""
     root = data
     # A slice of a memory map is one itself; only the first knows the file and the offset.
     while isinstance(root.base, np.memmap):
@@ -196,21 +196,21 @@ def iterate_blocks(data: Any, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np
 
 
 class MappedRows:
-    """Rows that are read and mapped when they are asked for, so that a gallery of any size needs bounded memory.
+    """Rows that are read and mapped on demand, so that a gallery of any size needs bounded memory.
 
-    Behaves like an array on reading: ``len``, ``shape``, ``ndim``, ``dtype``, indexing along the first axis.
+    Can be read like an array: ``len``, ``shape``, ``ndim``, ``dtype``, indexing along the first axis.
 
     Parameters
     ----------
     data : array of shape (n_all, ...)
         Usually a memory map.
     mapping
-        Takes rows of `data` and their numbers there and returns float32 vectors of shape (n, n_features), each from its
-        row alone.
+        Function of rows of `data` and their row numbers; returns float32 vectors of shape (n, n_features), each
+        computed from its row alone.
     rows : int array, optional
-        Rows of `data` that are taken; all by default.
+        Rows of `data` to use; by default all.
     first : float32 array of shape (n_first, n_features), optional
-        Vectors that stand before them, mapped already.
+        Vectors that come before these rows and are mapped already.
     """
 
     ndim = 2
@@ -234,7 +234,7 @@ class MappedRows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all rows would take in memory."""
+        """Bytes of memory for all rows."""
         return 4 * self.shape[0] * self.shape[1]
 
     @property
@@ -291,8 +291,8 @@ class Responses:
     unit
         Unit of `data`, for example ``V``, ``T``, ``percent signal change``, ``z`` or ``arbitrary``.
     coords
-        What is known about the other axes: ``ch_names``, ``ch_pos`` (m), ``times`` (s), ``sfreq`` (Hz),
-        ``voxel_id``, ``mask``, ``affine`` and the like. Values are lists, numbers, text or arrays.
+        Facts about the other axes: ``ch_names``, ``ch_pos`` (m), ``times`` (s), ``sfreq`` (Hz), ``voxel_id``, ``mask``,
+        ``affine`` and the like. Values are lists, numbers, text or arrays.
 
     Raises
     ------
@@ -319,7 +319,7 @@ class Responses:
         unit: str,
         coords: Mapping[str, Any],
     ) -> Responses:
-        """Build from values that were found finite when they were written, without reading them all again."""
+        """Build from values that were found finite when they were written, without reading them again."""
         responses = object.__new__(cls)  # past `__post_init__`, which reads every number
         for name, value in (
             ("data", data),
@@ -371,14 +371,14 @@ class Responses:
 
     @property
     def n_averaged(self) -> np.ndarray:
-        """Repetitions that each trial is the mean of, shape (n_trials,): the column of this name, 1 without one."""
+        """Number of repetitions averaged in each trial, shape (n_trials,): the column of this name, or 1."""
         if "n_averaged" in self.trials:
             return self.trials["n_averaged"].to_numpy(dtype=float)
         return np.ones(len(self.trials))
 
     @property
     def is_synthetic(self) -> np.ndarray:
-        """Which trials a model made, bool of shape (n_trials,): the column `synthetic`; none without one."""
+        """Whether each trial was made by a model, bool of shape (n_trials,): the column `synthetic`, or False."""
         if "synthetic" in self.trials:
             return self.trials["synthetic"].to_numpy(dtype=bool)
         return np.zeros(len(self.trials), dtype=bool)
@@ -389,7 +389,7 @@ class Responses:
 
 
 def count_own_voxels(responses: Responses) -> dict[str, int]:
-    """Return how many features belong to each subject where rows are padded; empty where features are common to all."""
+    """Return how many features each subject has if rows are padded; empty if all subjects share the features."""
     return {str(s): int(n) for s, n in dict(responses.coords.get("n_voxels_of", {})).items()}
 
 
@@ -413,13 +413,13 @@ class Embeddings:
     Parameters
     ----------
     vectors : float array of shape (n_rows, n_features) or (n_rows, n_tokens, n_features)
-        Finite; the norm that the encoder gave is kept.
+        Finite vectors; their norm is kept as the encoder gives it.
     ids : sequence of length n_rows
         Stimulus id of each row; predictions of repeated trials repeat it.
     space
         Name of the space. Two sets of embeddings may be compared only if it is equal.
     n_averaged : array of shape (n_rows,), optional
-        Repetitions behind each prediction, from an encoder that asks for them; not written into files.
+        Number of repetitions of each prediction, from an encoder that uses it; not written into files.
     """
 
     vectors: np.ndarray
@@ -441,7 +441,7 @@ class Embeddings:
 
     @classmethod
     def from_checked(cls, vectors: VectorData, ids: Any, space: str) -> Embeddings:
-        """Build from vectors that were found finite when they were written, without reading them all again."""
+        """Build from vectors that were found finite when they were written, without reading them again."""
         embeddings = object.__new__(cls)  # past `__post_init__`, which reads every number
         for name, value in (
             ("vectors", vectors), ("ids", np.asarray(ids, dtype=object)), ("space", space), ("n_averaged", None),
@@ -453,12 +453,12 @@ class Embeddings:
         return len(self.vectors)
 
     def select(self, ids: Iterable[str]) -> Embeddings:
-        """Return one row per id, in this order; an id may be asked for several times.
+        """Return one row per id, in this order; an id may occur several times.
 
         Raises
         ------
         DataError
-            If an id is missing or stands for several rows.
+            If an id is missing or has several rows.
         """
         import pandas as pd
 
@@ -485,7 +485,7 @@ class Embeddings:
 
 
 def normalise_rows(rows: np.ndarray) -> np.ndarray:
-    """Return rows of shape (n, n_features) with length 1; a row of zeros stays one."""
+    """Return rows of shape (n, n_features) with length 1; a row of zeros is not changed."""
     # norm: (n, 1)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
@@ -503,7 +503,7 @@ def find_largest(values: np.ndarray, k: int) -> np.ndarray:
     Returns
     -------
     int array of shape (n_rows, k)
-        What a stable sort of all values gives, without sorting all of them.
+        The same columns as a stable sort of all values, without sorting all of them.
 
     Examples
     --------
@@ -527,29 +527,30 @@ def find_largest(values: np.ndarray, k: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageLikelihood:
-    """How likely images are, given what was predicted of the mean of some repetitions.
+    """How likely images are, given the prediction from the mean of some repetitions.
 
     The log-likelihood of an image with the component scores ``e`` is ``p' E e - e' I e / 2``, up to a constant of
-    the trial, where ``p`` are the scores of the prediction, ``I`` is what the response tells of the components
-    (`find_information`), and ``E`` the precision of the posterior, ``I + diag(precision)``. What repetitions say of an
-    image is the sum of what each says, but for what the map misses in all of them.
+    the trial, where ``p`` are the scores of the prediction, ``I`` is the information of the response about the
+    components (`find_information`), and ``E`` the precision of the posterior, ``I + diag(precision)``. The information
+    of repetitions about an image adds up, except for errors of the map that all repetitions share.
 
     Parameters
     ----------
     mean : float32 array of shape (n_features,)
-        Of the embeddings.
+        Mean of the embeddings.
     components : float32 array of shape (n_components, n_features)
-        Orthonormal rows; scores are products of an embedding without the mean with them.
+        Orthonormal rows; scores are their products with an embedding after the mean is subtracted.
     gram : float64 array of shape (n_components, n_components)
         Products of the responses to the components, in units of the noise of one repetition.
     precision : float64 array of shape (n_components,)
-        Of the scores over training images.
+        Precision of the scores over training images.
     noise : float64 array of shape (2,)
-        Variance that the map misses, however many repetitions are averaged, and that of the noise of one repetition.
+        Error variance of the map, which averaging does not reduce, and noise variance of one repetition.
     patterns : float64 array of shape (n_components, n_patterns)
-        Products of the responses to the components with patterns of unit length in which the map misses more.
+        Products of the responses to the components with patterns of unit length in which the error of the map is
+        larger.
     excess : float64 array of shape (n_patterns,)
-        Variance that it misses more in each of them.
+        Additional error variance in each of these patterns.
     """
 
     mean: np.ndarray
@@ -561,15 +562,15 @@ class ImageLikelihood:
     excess: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def find_noise(self, n_averaged: float) -> float:
-        """Return the variance of the noise in the mean of so many repetitions."""
+        """Return the noise variance of the mean of this many repetitions."""
         return float(self.noise[0] + self.noise[1] / n_averaged)
 
     def find_damping(self, n_averaged: float) -> np.ndarray:
-        """Return which share of each pattern counts for nothing, in the mean of so many, shape (n_patterns,)."""
+        """Return the share of each pattern that is ignored, for this many repetitions, shape (n_patterns,)."""
         return self.excess / (self.find_noise(n_averaged) + self.excess)
 
     def find_information(self, n_averaged: float) -> np.ndarray:
-        """Return what the mean of so many repetitions tells, a precision of shape (n_components, n_components)."""
+        """Return the precision of the mean of this many repetitions, of shape (n_components, n_components)."""
         known = self.gram
         if len(self.excess):  # the inverse of a diagonal and few patterns (Woodbury)
             known = known - (self.patterns * self.find_damping(n_averaged)) @ self.patterns.T
@@ -580,12 +581,12 @@ class ImageLikelihood:
         return self.find_information(n_averaged) + np.diag(self.precision)
 
     def combine(self, predicted: np.ndarray, n_trials: int) -> np.ndarray:
-        """Return what is predicted of the mean of single trials; near to it, where the map misses more in patterns.
+        """Return the prediction for the mean of single trials; approximate if the map has larger errors in patterns.
 
         Parameters
         ----------
         predicted : array of shape (n_features,)
-            Mean of what was predicted of each, as a single trial.
+            Mean of the predictions of the single trials.
         n_trials
             Their number.
         """
@@ -610,7 +611,7 @@ class ImageLikelihood:
         predicted : array of shape (n_predicted, n_features)
         images : array of shape (n_images, n_features)
         n_averaged : array of shape (n_predicted,)
-            Repetitions behind each prediction.
+            Number of repetitions of each prediction.
         """
         rows = (predicted - self.mean) @ self.components.T
         known = ((images - self.mean) @ self.components.T).astype(np.float64)
@@ -623,9 +624,11 @@ class ImageLikelihood:
 
 
 def check_same_space(left: Embeddings, right: Embeddings) -> None:
-    """Raise `DataError` unless both embeddings live in the same space and have the same row shape."""
+    """Raise `DataError` unless both embeddings belong to the same space and have the same row shape."""
     if left.space != right.space:
-        raise DataError(f"embeddings of space {left.space!r} cannot meet those of space {right.space!r}.")
+        raise DataError(
+            f"embeddings of space {left.space!r} cannot be compared with those of space {right.space!r}."
+        )
     if left.vectors.shape[1:] != right.vectors.shape[1:]:
         raise DataError(
             f"rows of space {left.space!r} have shapes {left.vectors.shape[1:]} and {right.vectors.shape[1:]}."
@@ -640,7 +643,7 @@ SCORE_KEYS = (
 
 @dataclass(frozen=True)
 class Score:
-    """One number with everything that is needed to read it.
+    """One score with everything that is needed to interpret it.
 
     Parameters
     ----------
@@ -651,23 +654,23 @@ class Score:
     value
         The score.
     chance
-        Level that carries no information about the brain; None where no such level exists (an error that has
-        no chance level, like MSE).
+        Score without any information about the brain; None if there is no such level (as for an error like MSE).
     n_queries
-        Number of items behind the value.
+        Number of items from which the value is computed.
     protocol
         Name of data set, split, averaging and gallery, as text.
     ci_low, ci_high
         Bounds of the 95 % interval.
     noise_ceiling
-        Best value that the noise of the recording allows, where known.
+        Best value that the noise of the recording allows, if known.
     gallery_size
         Number of candidates, for scores that search a gallery.
     p_value
-        From a permutation null, where one was run.
+        p-value from permutations, if they were made.
     resampled
         What the interval resampled, for example ``images``, ``12 groups (t)`` or ``5 subjects and 200 images
-        (crossed)``; of a control that is a permutation, that the interval is its null's. Without one, why.
+        (crossed)``; for a control by permutation, that the interval is that of its null distribution. Without an
+        interval, the reason.
     """
 
     method: str
@@ -689,7 +692,7 @@ class Score:
 
     def __post_init__(self) -> None:
         if self.n_queries < 1:
-            raise DataError(f"the score {self.metric!r} of {self.method!r} rests on no query.")
+            raise DataError(f"the score {self.metric!r} of {self.method!r} has no query.")
         if not np.isfinite(self.value):
             raise DataError(f"the score {self.metric!r} of {self.method!r} is not finite.")
 

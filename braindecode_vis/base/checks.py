@@ -1,7 +1,6 @@
-"""Exception types, and the checks and wordings of errors that every module shares.
+"""Exception types, and the checks and error messages that all modules share.
 
-Owns the exception types and the small checks that every module shares. A message says what was expected,
-what was found, where, and what to do. Knows nothing of the objects it is asked about.
+A message says what was expected, what was found, where, and what to do. The checks do not depend on other modules.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class ConfigError(BraindecodeVisError):
 
 
 class DataError(BraindecodeVisError):
-    """A file or an array is not what its manifest, its format or its neighbours promise."""
+    """A file or an array does not match its manifest, its format or the other data."""
 
 
 class InputError(DataError, ValueError):
@@ -37,7 +36,7 @@ class InputError(DataError, ValueError):
 
 
 class Notice(UserWarning):
-    """What a user should know of a run, in a sentence; the command line prints it as one line."""
+    """A sentence that a user should read about a run; the command line prints it as one line."""
 
 
 class NoResultError(ConfigError, AttributeError):
@@ -45,7 +44,7 @@ class NoResultError(ConfigError, AttributeError):
 
 
 class LeakWarning(UserWarning):
-    """The test of a run reached its training, so that its scores do not stand."""
+    """Test data of a run reached its training, so its scores are not valid."""
 
 
 #: Import name of a package that the core does without -> name to install it by, and the extra of ours that brings it.
@@ -91,7 +90,7 @@ def describe_missing(module: str, what: str, *, otherwise: str = "") -> str:
     module
         A key of `EXTRAS`.
     what
-        What needs it, as the user wrote it, for example ``target.kind openclip``.
+        The setting that needs it, as the user wrote it, for example ``target.kind openclip``.
     otherwise
         What to do without it, for example ``choose eegnet, which needs no extra``.
     """
@@ -107,7 +106,7 @@ def check_installed(module: str, what: str) -> None:
 
 
 def require(module: str, what: str, *, otherwise: str = "") -> Any:
-    """Import a package of an extra, or say which extra brings it.
+    """Import a package of an extra, or raise an error that names the extra to install.
 
     Parameters
     ----------
@@ -136,7 +135,7 @@ def check_option(name: str, value: Any, allowed: Iterable[Any]) -> None:
     Parameters
     ----------
     name
-        What the option is called where the user wrote it, for example ``target.kind``.
+        Name of the option as the user wrote it, for example ``target.kind``.
     value
         What was given.
     allowed
@@ -179,15 +178,15 @@ def check_finite(
     Parameters
     ----------
     array : array of shape (n_rows, ...)
-        Numbers to check; integer and boolean arrays pass at once.
+        Numbers to check; integer and boolean arrays need no check.
     what
         Name of the array in the message.
     row_names : sequence of length n_rows
         Identifier of each row.
     unit
-        What a row is called, for example ``trial``.
+        Word for a row, for example ``trial``.
     hint
-        What follows "repair or drop that row".
+        Text after "repair or drop that row".
 
     Raises
     ------
@@ -218,7 +217,7 @@ def check_finite(
 
 
 def check_columns(columns: Iterable[str], required: Iterable[str], *, what: str) -> None:
-    """Raise `DataError` if `columns` lacks one of the `required` names."""
+    """Raise `DataError` if one of the `required` names is missing in `columns`."""
     there = dict.fromkeys(columns)
     if missing := [name for name in required if name not in there]:
         raise DataError(
@@ -238,9 +237,9 @@ def check_file(path: Path, *, what: str, hint: str) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Return whether a file is there that may be missing; `DataError` if a folder or a broken link stands for it."""
+    """Return whether an optional file exists; `DataError` if there is a folder or a broken link in its place."""
     if not path.is_file() and (path.is_symlink() or path.exists()):
-        check_file(path, what=f"the optional {path.name}", hint="put the file there, or take the folder away")
+        check_file(path, what=f"the optional {path.name}", hint="put the file there, or remove the folder")
     return path.is_file()
 
 
@@ -269,21 +268,21 @@ _LONGEST_REASON = 400
 def refuse_damage(
     what: str, *errors: type[Exception], hint: str = "copy or fetch it again"
 ) -> Iterator[None]:
-    """Turn what a reader raises on damaged bytes into one sentence.
+    """Turn the exceptions of a reader on damaged bytes into one sentence.
 
     Parameters
     ----------
     what
         File and finding, for example ``x.nii cannot be read as NIfTI``.
     errors
-        What is caught; everything by default, since readers of foreign bytes raise what they like.
+        Exceptions to catch; by default all, since readers raise many kinds on damaged bytes.
     hint
         What to do.
 
     Raises
     ------
     DataError
-        In place of what was caught; our own errors pass.
+        In place of the caught exception; errors of this package are not changed.
     """
     caught = errors or (Exception,)
     try:
@@ -346,7 +345,7 @@ _COMMAND_LINE = False
 
 @contextmanager
 def speak_command_line() -> Iterator[None]:
-    """Keep messages in the words of the command line, also where they pass through the interface for Python."""
+    """Keep messages in the form of the command line, also if they pass through the Python interface."""
     global _COMMAND_LINE
     before, _COMMAND_LINE = _COMMAND_LINE, True
     try:
@@ -393,7 +392,7 @@ Member = TypeVar("Member")
 
 
 def for_python(member: Member) -> Member:
-    """Let what a function, or any public member of a class, raises speak of arguments instead of options."""
+    """Make the messages of a function, or of the public members of a class, name arguments instead of options."""
     found: Any = member
     if isinstance(found, type):
         for name, value in list(vars(found).items()):

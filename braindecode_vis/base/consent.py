@@ -1,7 +1,7 @@
-"""What the person allowed for the call at hand: code from outside the package, and downloads.
+"""Consent of the user for the current call: code from outside the package, and downloads.
 
-A configuration, a run folder or a saved decoder may be somebody else's, so that none of them can allow anything:
-consent is an option of the command line or an argument in Python, and ends with the call. Knows no component.
+A configuration, a run folder or a saved decoder may come from another person, so none of them can give consent. Consent
+is an option of the command line or an argument in Python, and ends with the call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from braindecode_vis.base.checks import ConfigError
 
 
 class ConsentError(ConfigError):
-    """A file asks for what only the person may allow."""
+    """A file needs consent that only the user can give."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ _GIVEN: ContextVar[_Given] = ContextVar("braindecode_vis_consent", default=_Give
 
 @contextmanager
 def give_consent(*, code: str | Iterable[str] = (), download: bool = False) -> Iterator[None]:
-    """Allow more while the context lasts.
+    """Give further consent while the context lasts.
 
     Parameters
     ----------
     code
-        Modules or packages whose code may be imported; ``module:Class`` stands for its module, and a package for all
-        modules in it.
+        Modules or packages whose code may be imported; ``module:Class`` means its module, and a package all modules in
+        it.
     download
         Whether published weights may be fetched.
 
@@ -66,14 +66,14 @@ def may_download() -> bool:
 
 
 def may_run_commands(name: str) -> bool:
-    """Say whether this call named a kind of shell commands, such as ``cluster``, that a file may hold."""
+    """Say whether this call allowed shell commands of a kind, such as ``cluster``, that a file holds."""
     return name in _GIVEN.get().modules
 
 
 def may_import(module: str) -> bool:
     """Say whether a module may be imported because a file names it.
 
-    One that was imported already runs nothing, and neither does one that is not on this machine, which is told so.
+    A module that is already imported runs no new code. A module that is not on this machine is reported later.
     """
     first, *_ = parts = module.split(".")
     packages = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
@@ -109,7 +109,7 @@ def check_code(content: Any, *, where: str) -> None:
     Parameters
     ----------
     content
-        As a file holds them.
+        Settings as a file holds them.
     where
         The file.
     """
@@ -119,7 +119,7 @@ def check_code(content: Any, *, where: str) -> None:
 
 
 def describe_refusal(references: Iterable[str]) -> str:
-    """Return the clause that tells which code was asked for, and how to allow it for one call."""
+    """Return the clause that names the requested code and says how to allow it for one call."""
     names = list(references)
     modules = dict.fromkeys(name.partition(":")[0] for name in names)
     return (

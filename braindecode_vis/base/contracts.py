@@ -1,15 +1,15 @@
-"""What a component must have and what it may have: one abstract class a role, and the `Context` of a run.
+"""What a component must have and what it may have: one abstract class per role, and the `Context` of a run.
 
 Abstract methods are required. Everything else of a role has its default in the class, so that a subclass writes the
-abstract methods and what is particular to it. Methods that only make sense together are one small object
-(`GeneratorView`, `FewTrialAdaptation`, `CaptionWriter`), which is None where a component does not have it. A component
-of another package need not inherit from these classes: `braindecode_vis.base.roles` completes one that has the required
-methods alone.
+abstract methods and its own special features. Methods that only make sense together are one small object
+(`GeneratorView`, `FewTrialAdaptation`, `CaptionWriter`), which is None if a component does not have it. A component of
+another package need not inherit from these classes: `braindecode_vis.base.roles` adds the defaults to a component that
+has the required methods.
 
-A component is two things: settings (a frozen `Settings` with a `kind`) and what they build. Data sets, augmentations,
-analyses and metrics are asked by their settings alone. Nothing inherits from `Network` and `ObjectiveSettings`: a
-network is a torch module, mostly of another package, and an objective is a subclass of ``ObjectiveConfig``, which is
-not known here.
+A component has two parts: settings (a frozen `Settings` with a `kind`) and the object that they build. Data sets,
+augmentations, analyses and metrics have settings only. Nothing inherits from `Network` and `ObjectiveSettings`: a
+network is a torch module, mostly of another package, and an objective is a subclass of ``ObjectiveConfig``, which this
+module does not import.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ EmbedCached = Callable[[Any], "Embeddings"]
 
 
 def count_steps(progress: Progress | None, total: int) -> Callable[[int, str], None]:
-    """Return what is called with the number of steps done since the last call and words on them.
+    """Return a function that is called with the number of steps since the last call and a text.
 
     Parameters
     ----------
     progress
-        Is told the sum of them.
+        Function that gets the sum of the steps.
     total
-        Steps in all.
+        Total number of steps.
     """
     done = 0
 
@@ -60,22 +60,23 @@ def count_steps(progress: Progress | None, total: int) -> Callable[[int, str], N
 
 @dataclass(frozen=True)
 class Context:
-    """What the pipeline gives a component before it learns, and again after it was read from a run folder.
+    """Data that the pipeline gives a component before the fit, and again after it was read from a run folder.
 
     Parameters
     ----------
     images
-        Every stimulus of the run; a component looks at those of the trials it was given.
+        Every stimulus of the run; a component uses those of the trials that it gets.
     texts
         Text embedding of each of them, for a brain encoder whose settings say ``reads_text``.
     checkpoints
-        Folder that outlives a killed run and is removed when the stage is done; not made yet. None keeps nothing.
+        Folder that remains after a killed run and is removed when the stage is done; it may not exist yet. None keeps
+        no checkpoints.
     progress
-        Tells the user how it goes.
+        Shows the progress to the user.
     device
-        ``auto``, ``cpu`` or ``cuda``, for components without a setting of their own.
+        ``auto``, ``cpu`` or ``cuda``, for components without a device setting.
     encoder
-        The fitted brain encoder, for a prior that asks it how likely images are.
+        The fitted brain encoder, for a prior that uses its likelihood of images.
     pretrained
         Folder of the encoder that the run has pretrained, for a brain encoder whose settings say ``uses_pretraining``.
     earlier
@@ -93,7 +94,7 @@ class Context:
     earlier: Path | None = None
 
     def take_part(self, name: str) -> Context:
-        """Return the context of one of several trainings, for example of a fold: a folder and a name of its own."""
+        """Return the context of one of several trainings, for example of a fold, with a separate folder and name."""
         progress = self.progress
         return replace(
             self,
@@ -114,7 +115,7 @@ OUT_OF_FOLD_FITS = 5  # of an encoder that has no out-of-fold predictions of its
 
 
 class Built(ABC):
-    """What every component has that settings build."""
+    """Methods of every component that settings build."""
 
     #: In words, for messages.
     role_name: ClassVar[str]
@@ -122,15 +123,15 @@ class Built(ABC):
     learnt: ClassVar[tuple[str, ...]] = ()
 
     def bind(self, context: Context) -> None:
-        """Take what the pipeline gives, before the fit and again after reading."""
+        """Receive the data of the pipeline, before the fit and again after reading."""
 
     def write(self, folder: Path) -> None:
-        """Write the fitted state into `folder` without pickle; what is made again as fast writes nothing."""
+        """Write the fitted state into `folder` without pickle, unless it is quickly computed again."""
 
     def read(self, *args: Any, **kwargs: Any) -> Any:
         """Return this component with the fitted state of a folder; called as ``read(folder)`` on a new one.
 
-        A component whose settings have a `read` of their own is read there, and takes here what that gives it.
+        If the settings of a component have their own `read`, that one is called first and its result is used here.
         """
         return self
 
@@ -175,29 +176,29 @@ class ImageEncoder(Built):
         training_ids
             Distinct training images of the fold, the only ones that may be learnt from.
         embed_cached
-            Returns a pretrained encoder's embeddings of all stimuli, from the embedding cache where they are known.
+            Returns a pretrained encoder's embeddings of all stimuli, from the embedding cache if they are there.
         """
         return embed_cached(self)
 
     def embed_texts(self, texts: Sequence[Sequence[str]], fill: np.ndarray) -> np.ndarray | None:
-        """Return vectors of images of which nothing is known but their texts; None where the encoder reads no texts.
+        """Return vectors of images that are known by texts only; None if the encoder reads no texts.
 
         Parameters
         ----------
         texts
-            One or several of each of n images.
+            One or several texts of each of n images.
         fill : array of the shape of one embedding
-            What is used where texts say nothing.
+            Values that are used where texts give no information.
         """
         return None
 
     def hide_texts(self, vectors: np.ndarray, fill: np.ndarray) -> np.ndarray | None:
-        """Return embeddings without what texts say in them, with `fill` in its place; None where nothing is left."""
+        """Return embeddings in which the information of texts is replaced by `fill`; None if nothing is left."""
         return vectors
 
 
 class FittedImageEncoder(ImageEncoder):
-    """An image encoder that learns from training images, and so must write what it learnt."""
+    """An image encoder that learns from training images, and must therefore write its fitted state."""
 
     role_name: ClassVar[str] = "image encoder fitted on training images"
 
@@ -235,7 +236,7 @@ def keep_targets(targets: Embeddings) -> Embeddings:
 
 @dataclass(frozen=True)
 class GeneratorView:
-    """What the prior and the generator get of a brain encoder, where that differs from what is compared.
+    """What a brain encoder gives to the prior and the generator, if it differs from the compared predictions.
 
     Parameters
     ----------
@@ -262,16 +263,16 @@ class GeneratorView:
 
 @dataclass(frozen=True)
 class FewTrialAdaptation:
-    """How a fitted brain encoder goes on learning from a few trials, for example of a new subject.
+    """How a fitted brain encoder continues to learn from a few trials, for example of a new subject.
 
     Parameters
     ----------
     adapt
         Returns another encoder, for ``(responses, targets)`` row by row; the encoder itself stays as it is.
     is_quick
-        Whether that may be repeated without each picture, where others take minutes.
+        Whether it is fast enough to be repeated without each picture; other encoders take minutes.
     adapt_subject
-        The same by weights of the new subject alone, where the encoder may have such; `ConfigError` if it has none.
+        The same, but changes only weights of the new subject; `ConfigError` if the encoder has no such weights.
     """
 
     adapt: Callable[[Responses, Embeddings], Any]
@@ -281,14 +282,14 @@ class FewTrialAdaptation:
 
 @dataclass(frozen=True)
 class CaptionWriter:
-    """How a brain encoder writes captions; asked where the settings say ``writes_captions``.
+    """How a brain encoder writes captions; used if the settings say ``writes_captions``.
 
     Parameters
     ----------
     write
         Returns a caption of each trial, for ``(responses, n_beams)``.
     write_mean
-        Returns the caption that is written where no response says anything, for ``(n_beams)``.
+        Returns the caption that is written without information from a response, for ``(n_beams)``.
     """
 
     write: Callable[[Responses, int], list[str]]
@@ -298,9 +299,9 @@ class CaptionWriter:
 class BrainEncoder(Built):
     """Maps responses to image embeddings. Ridge and networks alike.
 
-    `predict` and `map_targets` meet in the space in which predictions and images are compared, and
-    `predict_for_generator` and `map_for_generator` in the space from which images are made. Both are the target space
-    unless a subclass says otherwise, in `map_targets` and in `generator_view`.
+    `predict` and `map_targets` return vectors of the space in which predictions and images are compared,
+    `predict_for_generator` and `map_for_generator` of the space from which images are made. Both are the target space
+    unless a subclass changes this, in `map_targets` and in `generator_view`.
     """
 
     role_name: ClassVar[str] = "brain encoder"
@@ -332,11 +333,11 @@ class BrainEncoder(Built):
     def read(self, *args: Any, **kwargs: Any) -> Any:
         """Return this encoder with the fitted state of a folder; see `Built.read`."""
 
-    # --- abilities: None where the encoder does not have them ---
+    # --- abilities: None if the encoder does not have them ---
 
     @property
     def generator_view(self) -> GeneratorView | None:
-        """What the prior and the generator get; None where it is what `predict` gives, in the space of the targets."""
+        """What the prior and the generator get; None if it is the result of `predict`, in the target space."""
         return None
 
     @property
@@ -346,12 +347,12 @@ class BrainEncoder(Built):
 
     @property
     def adaptation(self) -> FewTrialAdaptation | None:
-        """How the encoder goes on learning from a few trials; None if it cannot."""
+        """How the encoder continues to learn from a few trials; None if it cannot."""
         return None
 
     @property
     def captions(self) -> CaptionWriter | None:
-        """How the encoder writes captions of trials; None if it writes none."""
+        """How the encoder writes captions of trials; None if it cannot."""
         return None
 
     # --- what any encoder can be asked ---
@@ -364,7 +365,7 @@ class BrainEncoder(Built):
     def predict_out_of_fold(self, responses: Responses, targets: Embeddings) -> Embeddings:
         """Predict training trials by fits that have not seen their images; trials may be left out.
 
-        Asked of a fitted encoder, also one that was read from its files, and only where a prior or a generator learns
+        Called on a fitted encoder, also one that was read from its files, and only if a prior or a generator learns
         from predictions. By default a few more encoders are fitted.
         """
         return predict_by_inner_folds(self, responses, targets)
@@ -376,12 +377,12 @@ class BrainEncoder(Built):
     def map_labels(
         self, training: Responses, test: Responses, images: Sequence[str]
     ) -> tuple[Any, Any | None] | None:
-        """Return what a fit on `training` predicts of `test` as weights of the targets of images; nothing is fitted.
+        """Return the predictions for `test` of a fit on `training`, as weights of image targets; nothing is fitted.
 
         For p-values by refits on relabelled images, which then cost one product each. The first array has the shape
         (n_penalties, n_test, n_images). The second, (n_penalties, n_images, n_images), gives the inner error of each
-        penalty as the sum of it times the Gram matrix of the targets; None with one penalty. None altogether, the
-        default, where predictions are not linear in the targets for given responses.
+        penalty as the sum of it times the Gram matrix of the targets; None with one penalty. The default is None
+        instead of both arrays, for predictions that are not linear in the targets for given responses.
         """
         return None
 
@@ -411,7 +412,7 @@ class BrainEncoder(Built):
 
     @property
     def predicts_alike(self) -> bool:
-        """Whether the generator gets what is compared; see `GeneratorView`."""
+        """Whether the generator gets the compared predictions; see `GeneratorView`."""
         view = self.generator_view
         return view is None or view.predicts_alike
 
@@ -444,13 +445,13 @@ def predict_by_inner_folds(
     Parameters
     ----------
     encoder
-        As `roles.build` returned it, which remembers how to build another.
+        Encoder from `roles.build`, which can build another one of the same settings.
     responses, targets
-        What was given to its `fit`.
+        The arguments of its `fit`.
     n_folds
         How many encoders are fitted.
     compared
-        Return what `predict` gives, which is compared with images, instead of what the generator gets.
+        Return the result of `predict`, which is compared with images, instead of the input of the generator.
 
     Raises
     ------
@@ -469,7 +470,7 @@ def predict_by_inner_folds(
         return Embeddings(targets.vectors[:0], targets.ids[:0], targets.space)
     if encoder.build_again is None:
         raise DataError(
-            f"{name_class(encoder)} was made without settings, so that no second one can be built."
+            f"{name_class(encoder)} was made without settings, so another one cannot be built from it."
         )
     held_out, predicted = [], []
     for number in range(n_folds):
@@ -488,7 +489,7 @@ def predict_by_inner_folds(
 
 
 class CategoryDecoder(Built):
-    """Says which class was seen, for data that know no image."""
+    """Decodes which class was seen, for data without images."""
 
     role_name: ClassVar[str] = "category decoder"
     learnt: ClassVar[tuple[str, ...]] = ("classes",)
@@ -530,7 +531,7 @@ class Prior(Built):
 
     @abstractmethod
     def fit(self, predicted: Any, target: Embeddings, *, images: Embeddings | None = None) -> Any:
-        """Learn from training pairs, and from the embeddings of images that were not shown where that helps.
+        """Learn from training pairs, and possibly from embeddings of images that were not shown.
 
         Returns this prior. `predicted` are embeddings like `target`; None if the settings say
         ``needs_predictions = False``.
@@ -541,7 +542,7 @@ class Prior(Built):
         """Return `n_draws` embeddings per row, draws of one row next to each other."""
 
     def describe(self) -> Mapping[str, Any]:
-        """Return what was chosen in the fit, for the provenance of the images; empty where nothing was."""
+        """Return the choices made in the fit, for the provenance of the images; empty if there are none."""
         return {}
 
 
@@ -569,13 +570,13 @@ class ImageGenerator(Built):
     image_size: tuple[int, int] | None = None
 
     def describe(self) -> Mapping[str, Any]:
-        """Return what was chosen on the training split, for the provenance of the images; empty where nothing was."""
+        """Return the choices made on the training split, for the provenance of the images; empty if there are none."""
         return {}
 
     def for_predictions(self, drawn: bool = False) -> ImageGenerator:
-        """Return the generator of embeddings that a brain encoder predicted, which are less certain than images'.
+        """Return the generator for predicted embeddings, which are less certain than embeddings of images.
 
-        Those that a prior has `drawn` from them pretend to be embeddings of images.
+        Embeddings that a prior has `drawn` from them are treated like embeddings of images.
         """
         return self
 
@@ -584,12 +585,12 @@ class ImageGenerator(Built):
         return None
 
     def read_known_images(self) -> Embeddings:
-        """Return embeddings of the images that the generator has of its own; see ``knows_images``."""
+        """Return embeddings of the generator's own images; see ``knows_images``."""
         raise ConfigError(f"the generator {find_class(self).__name__} has no images of its own.")
 
 
 class Network(ABC):
-    """A network, a torch module; `encoders.signal` says what data and subjects are.
+    """A network, a torch module; `encoders.signal` defines its input data and subjects.
 
     No module inherits from this class: most are of other packages, and a torch module has a base class already.
     """
@@ -597,9 +598,9 @@ class Network(ABC):
     role_name: ClassVar[str] = "network"
     #: Returns ``(compared, regressed)`` for ``(data, subject)``; None with one head.
     forward_heads: Callable[[Any, Any], tuple[Any, Any]] | None = None
-    #: Returns local outputs of shape (batch, n_tokens, n_outputs) for ``(data, subject)``; None where there are none.
+    #: Returns local outputs of shape (batch, n_tokens, n_outputs) for ``(data, subject)``; None if there are none.
     forward_tokens: Callable[[Any, Any], Any] | None = None
-    #: Samples from one local output to the next; None where they part the trial evenly, 0 where they are not in time.
+    #: Samples from one local output to the next; None if they part the trial evenly, 0 where they are not in time.
     token_step: float | None = None
 
     @abstractmethod
@@ -607,14 +608,14 @@ class Network(ABC):
         """Return outputs of shape (batch, n_outputs)."""
 
     def parameter_groups(self) -> Sequence[Mapping[str, Any]]:
-        """Return the parameters that learn otherwise than the rest.
+        """Return the parameters with other learning rates or weight decay than the rest.
 
         Each group has ``params`` and any of ``lr``, ``lr_scale`` (a factor of the common rate) and ``weight_decay``.
         """
         return ()
 
     def enter_epoch(self, progress: float) -> Sequence[Any]:
-        """Return the parameters that rest in an epoch, which begins at this share of the training."""
+        """Return the parameters that are frozen in an epoch, which begins at this share of the training."""
         return ()
 
 
@@ -631,7 +632,7 @@ class ComponentSettings(Settings):
 
 
 class Dataset(ComponentSettings):
-    """A data set, which is its own settings; beside these methods it has one of those in `roles.SOURCES`."""
+    """A data set, which is its own settings; in addition to these methods it has one of those in `roles.SOURCES`."""
 
     role_name: ClassVar[str] = "data set"
 
@@ -643,19 +644,19 @@ class Dataset(ComponentSettings):
     def hash_inputs(self) -> Mapping[str, Any]:
         """Return digests of the files that are read, which enter the fingerprint."""
 
-    #: What is known without its files, as `braindecode_vis.datasets.manifests.Manifest`; None where nothing is.
+    #: What is known without its files, as `braindecode_vis.datasets.manifests.Manifest`; None if nothing is.
     manifest: ClassVar[Any] = None
 
     def standardises(self) -> str:
-        """Return over which of their training trials responses are standardised before the split, or ``none``."""
+        """Return which training trials are used to standardise responses before the split, or ``none``."""
         return "none"
 
     def learns_before_split(self) -> tuple[str, ...]:
-        """Return the settings in force that learn from declared training trials before the split is drawn."""
+        """Return the active settings that learn from declared training trials before the split is drawn."""
         return ()
 
     def find_phantom(self) -> Path | None:
-        """Return the folder of the data set if it is simulated and its truth lies beside it."""
+        """Return the folder of the data set if it is simulated and its truth is stored beside it."""
         return None
 
     def continues(self) -> tuple[str, ...]:
@@ -678,7 +679,7 @@ class ImageEncoderSettings(ComponentSettings):
     of_texts: ClassVar[bool] = False
 
     def read_attributes(self) -> Any:
-        """Return the `embeddings.attribute_table.AttributeTable` whose attributes the tokens answer for, or None."""
+        """Return the `embeddings.attribute_table.AttributeTable` with the attributes that the tokens give, or None."""
         return None
 
     def read(self, folder: Path) -> Any:
@@ -689,7 +690,7 @@ class ImageEncoderSettings(ComponentSettings):
 
 
 class EncoderSettings(ComponentSettings):
-    """Settings of a brain encoder or of a category decoder, which have one key in the configuration."""
+    """Settings of a brain encoder or of a category decoder, which share one key in the configuration."""
 
     role_name: ClassVar[str] = "settings of an encoder"
 
@@ -718,7 +719,7 @@ class EncoderSettings(ComponentSettings):
         return bool(getattr(self, "pool", False))
 
     def list_members(self) -> Sequence[Any]:
-        """Return the settings of the encoders that it holds: its setting ``members``, if it has one."""
+        """Return the settings of the encoders inside this one: its setting ``members``, if it has one."""
         members: Sequence[Any] = getattr(self, "members", ())
         return members
 
@@ -756,7 +757,7 @@ class Augmentation(ComponentSettings):
 
 
 class ObjectiveSettings(ComponentSettings):
-    """What an objective has: a subclass of `training.objectives.objectives_config.ObjectiveConfig` has all of it."""
+    """Members of an objective; a subclass of `training.objectives.objectives_config.ObjectiveConfig` has all of it."""
 
     role_name: ClassVar[str] = "settings of an objective (subclass ObjectiveConfig)"
     required: ClassVar[tuple[str, ...]] = ("build", "weight", "phase", "needs", "contrastive", "is_active")
@@ -783,11 +784,11 @@ class PriorSettings(ComponentSettings):
     asks_trained_prior: ClassVar[bool] = False
 
     def find_images(self, training: Embeddings, generator: Any, tested: Embeddings) -> Embeddings:
-        """Return the images that it may know, by default those of the training split."""
+        """Return the images that the prior may use, by default those of the training split."""
         return training
 
     def describe_choices(self) -> list[str]:
-        """Return what makes images those of another protocol than one draw, in words."""
+        """Describe the choices that make a different protocol from one draw per image."""
         return []
 
     def read(self, folder: Path) -> Any:
@@ -831,11 +832,11 @@ class GeneratorSettings(ComponentSettings):
         return steps
 
     def accepts(self, target_kind: str) -> bool:
-        """Say whether targets of this kind can be turned into images, as far as settings show."""
+        """Say whether targets of this kind can be turned into images, judged by the settings."""
         return True
 
     def describe_choices(self) -> list[str]:
-        """Return what makes images those of another protocol than one draw, in words."""
+        """Describe the choices that make a different protocol from one draw per image."""
         return []
 
     def read(self, folder: Path, data: Any) -> Any:
@@ -891,6 +892,6 @@ def has_name(component: Any, name: str) -> bool:
 
 def _refuse_module(component: Any) -> ConfigError:
     return ConfigError(
-        f"{find_class(component).__name__} does not say how it predicts in torch (its method as_module), so that it "
-        "cannot be exported as a program; choose safetensors."
+        f"{find_class(component).__name__} has no method as_module, so it cannot be exported as a "
+        "program; choose safetensors."
     )

@@ -1,11 +1,11 @@
 """Device, precision and random state of torch, and the processes that share one training.
 
-The one place that chooses a device, enters reduced or full precision, seeds torch and gives its state back. Knows
-neither networks nor settings: the caller says what its setting is called, so that a message names the right one.
+The only module that chooses a device, changes precision, seeds torch and restores its state. It does not depend on
+networks or settings: the caller gives the name of its setting, so that a message names the right one.
 
-Also the processes of one training, as torchrun or a job of Slurm starts them: joining, sharing rows of a batch,
-agreeing, and leaving. While their group is open, `gather_rows` and accelerate see them; afterwards each is alone again.
-Imports torch inside functions only.
+Also connects the processes of one training, started by torchrun or a Slurm job: they join, share rows of a batch, agree
+on values, and leave. While their group is open, `gather_rows` and accelerate see them; afterwards each process is alone
+again. Imports torch inside functions only.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def choose_device(wanted: str, *, setting: str) -> str:
     wanted
         ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:1``.
     setting
-        What the user calls the setting, such as ``encoder.device``; the message names it.
+        Name of the setting, such as ``encoder.device``, for the message.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def seed_device(device: str | torch.device, seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
-    """Seed torch inside the block only: what is drawn there is the same every time, and nothing outside moves."""
+    """Seed torch inside the block only: draws inside are the same every time, and draws outside do not change."""
     with keep_random_state(device):
         seed_device(device, seed)
         yield
@@ -111,7 +111,7 @@ def autocast(device: str | torch.device, dtype: torch.dtype | None = None) -> It
     Parameters
     ----------
     device
-        Where the products are taken.
+        Device that computes the products.
     dtype
         ``torch.bfloat16`` or ``torch.float16``; None or ``torch.float32`` leaves an autocast that is entered outside.
     """
@@ -142,7 +142,7 @@ def repeatable_convolutions() -> Iterator[None]:
 
 @contextmanager
 def full_precision_products() -> Iterator[None]:
-    """Keep matrix products in true single precision, whatever speed setting is in force elsewhere."""
+    """Keep matrix products in true single precision, even if a faster setting is active elsewhere."""
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -166,7 +166,7 @@ def count_launched() -> int:
 
 
 def is_first() -> bool:
-    """Say whether this process is the first of its launch, which writes and speaks for all."""
+    """Say whether this process is the first of its launch, which writes files and prints messages."""
     return count_launched() == 1 or os.environ["RANK"] == "0"
 
 
@@ -197,9 +197,9 @@ def get_rank() -> int:
 def gather_rows(tensor: Tensor, *, dim: int = 0) -> Tensor:
     """Return the rows of all processes in the order of their ranks, with gradients; the tensor itself in a single one.
 
-    A contrast over a batch that is spread over processes needs the negatives of all of them. Each process computes the
-    loss of the whole batch; the gradient of a gathered row is the sum of what every process derives for it, so that the
-    average that `DistributedDataParallel` takes over processes is the gradient of the whole batch.
+    A contrastive loss over a batch that is spread over processes needs the negatives of all of them. Each process
+    computes the loss of the whole batch; the gradient of a gathered row is the sum of what every process derives for
+    it, so that the average that `DistributedDataParallel` takes over processes is the gradient of the whole batch.
 
     Parameters
     ----------
@@ -240,7 +240,7 @@ def _make_gather() -> Any:
 
 
 def take_share(rows: np.ndarray) -> np.ndarray:
-    """Return the rows that this process takes, neighbours; all of them in a single one."""
+    """Return the consecutive rows of this process; all rows in a single process."""
     n, rank = count_processes(), get_rank()
     return rows[len(rows) * rank // n : len(rows) * (rank + 1) // n]
 
@@ -275,16 +275,16 @@ def check_same_start(position: int, folder: Path | None, device: str | torch.dev
     Parameters
     ----------
     position
-        Where this process goes on: an epoch or an update.
+        Position at which this process continues: an epoch or an update.
     folder
-        Of the checkpoint, for the message.
+        Folder of the checkpoint, for the message.
     device
-        What the processes train on.
+        Device of the training.
 
     Raises
     ------
     DataError
-        If one goes on from elsewhere.
+        If a process continues from another position.
     """
     import torch
 
@@ -307,7 +307,7 @@ def open_accelerator(device: str, precision: str, *, role: str = "encoder") -> A
 
     on_cpu = choose_device(device, setting=f"{role}.device") == "cpu"
     if precision == "fp16" and on_cpu:
-        raise ConfigError(f"{role}.precision is fp16, which a CPU does not train in; use bf16 or fp32.")
+        raise ConfigError(f"{role}.precision is fp16, which a CPU cannot use for training; use bf16 or fp32.")
     if count_processes() == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
     # A batch may leave out a subject's layer, or a phase an objective.
@@ -323,8 +323,8 @@ def _check_sharding(accelerator: Any, on_cpu: bool) -> None:
 
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError(
-            "ACCELERATE_USE_FSDP asks for the first version of FSDP; set FSDP_VERSION=2 (accelerate launch "
-            "--fsdp_version 2), which is the one that is used here."
+            "ACCELERATE_USE_FSDP asks for version 1 of FSDP, but version 2 is used here; set "
+            "FSDP_VERSION=2 (accelerate launch --fsdp_version 2)."
         )
     if on_cpu and not accelerator.is_fsdp2:
         # accelerate shards on GPUs alone and would say nothing; torch does it on CPUs as well.
@@ -372,14 +372,14 @@ def is_sharded(accelerator: Any) -> bool:
 
 
 def join_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return whole tensors of those of which each process keeps a part; all processes must ask together."""
+    """Return whole tensors where each process keeps a part; all processes must call this together."""
     from torch.distributed.tensor import DTensor
 
     return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
 
 
 def take_part(whole: Tensor, like: Tensor) -> Tensor:
-    """Return what this process keeps of a tensor, which is cut as another one is; all of it where that is whole."""
+    """Return this process's part of a tensor, cut like another tensor; all of it if the other one is whole."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(like, DTensor) or whole.shape != like.shape:
@@ -394,9 +394,9 @@ def join_processes(device: str, *, setting: str) -> Iterator[None]:
     Parameters
     ----------
     device
-        What the training runs on: ``auto``, ``cpu`` or ``cuda``. A process takes the GPU of its local rank.
+        Device of the training: ``auto``, ``cpu`` or ``cuda``. A process takes the GPU of its local rank.
     setting
-        What the user calls it.
+        Name of the setting, for the message.
 
     Raises
     ------
@@ -425,10 +425,10 @@ def join_processes(device: str, *, setting: str) -> Iterator[None]:
 
 
 def take_local_gpu() -> None:
-    """Let a process that torchrun started, and that computes for itself, see the GPU of its local rank alone.
+    """Let a process that torchrun started, and that computes alone, see only the GPU of its local rank.
 
-    The numbers of GPUs are taken in turn where there are more processes than GPUs. Before CUDA is used: some libraries
-    mean the first GPU that they see, whichever is the current device.
+    GPU numbers are used in turn if there are more processes than GPUs. Call it before CUDA is used: some libraries take
+    the first GPU that they see, whatever the current device is.
     """
     import torch
 
@@ -439,19 +439,19 @@ def take_local_gpu() -> None:
 
 
 def forget_launch() -> None:
-    """Let accelerate take this process for one that was started alone."""
+    """Make accelerate treat this process as started alone."""
     for name in _LAUNCH_VARIABLES:
         # accelerate would otherwise wait for processes that have left.
         os.environ.pop(name, None)
 
 
 def broadcast_flag(value: bool = False) -> bool:
-    """Wait for the first process and return what it says.
+    """Wait for the first process and return its value.
 
     Parameters
     ----------
     value
-        What the first process says; the others need not give it.
+        Value of the first process; the others need not give it.
     """
     import torch
     from torch import distributed as dist
@@ -464,7 +464,7 @@ def broadcast_flag(value: bool = False) -> bool:
 
 @contextmanager
 def naming_lost_processes() -> Iterator[None]:
-    """Make one sentence of what torch says when another process is gone.
+    """Turn torch's error about a lost process into one sentence.
 
     Raises
     ------
@@ -478,15 +478,15 @@ def naming_lost_processes() -> Iterator[None]:
         if "gloo" not in words and "NCCL" not in words:
             raise
         raise DataError(
-            f"{LOST_PROCESS}; its own message, or torchrun's table, says why. Give the same command again to go on."
+            f"{LOST_PROCESS}; its own message, or torchrun's table, says why. Run the same command again to continue."
         ) from error
 
 
 def leave(code: int = 0) -> NoReturn:
     """End this process without taking the interpreter apart.
 
-    torch keeps the threads of a group that `DistributedDataParallel` used, and a thread that still lets go of a tensor
-    while the interpreter ends aborts the process, after all its work is done.
+    torch keeps the threads of a group that `DistributedDataParallel` used. A thread that releases a tensor while the
+    interpreter ends would abort the process, after all its work is done.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,16 +1,16 @@
-"""Digests of whole files, and the cache that saves reading an unchanged file again.
+"""Digests of whole files, and a cache that avoids reading an unchanged file again.
 
-A digest is xxh3 of 128 bits over every byte: it finds what disks, transfers and people change, and reads as fast as
-the disk does. It is no proof against a forger; published checksums are sha256 (`braindecode_vis.base.store.hash_file`),
-and weights are known by theirs, which is remembered beside the other.
+A digest is xxh3 with 128 bits over every byte. It detects changes by disks, transfers and people, and is as fast as
+reading the disk. It does not protect against deliberate forgery; published checksums are sha256
+(`braindecode_vis.base.store.hash_file`), and weights are identified by sha256, which is remembered too.
 
 What was hashed once is remembered by path, size, modification time, change time and inode, in the process and in small
 files below the user's cache folder. The change time cannot be set back by a copy or ``touch``, so that a file rewritten
-in place is hashed again whatever its modification time says. A cache that is damaged, locked or gone costs time and
-nothing else; any process may write it, and the last one wins.
+in place is hashed again, even if its modification time is unchanged. A damaged, locked or missing cache only costs
+time; any process may write it, and the last one wins.
 
-A file on a server is not brought for its digest: what the server says of it (ETag, or time, and size) stands for the
-bytes, and `VerifiedFiles` says so.
+A file on a server is not downloaded for its digest: the version that the server reports (ETag, or time, and size) is
+used in place of the bytes, and `VerifiedFiles` reports this.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MAX_FOLDERS, _MAX_FILES = 4096, 20_000
 
 
 class FileIdentity(NamedTuple):
-    """What changes when a file does: size in bytes, both times in ns, and the inode."""
+    """Properties that change when a file changes: size in bytes, both times in ns, and the inode."""
 
     size: int
     mtime_ns: int
@@ -66,9 +66,10 @@ class _Known:
 
 @dataclass(frozen=True)
 class VerifiedFiles:
-    """How many files and bytes stand behind what a process used, and how many of them it has read for that.
+    """How many files and bytes a process used, and how many of them it has read itself.
 
-    Files on servers (`n_remote`) are counted apart: their bytes were not read, the server was asked for their version.
+    Files on servers (`n_remote`) are counted separately: their bytes were not read, the server was asked for their
+    version.
     """
 
     n_files: int
@@ -117,12 +118,12 @@ _ANEW: ContextVar[bool] = ContextVar("anew", default=False)
 
 @contextmanager
 def hash_anew(anew: bool = True) -> Iterator[None]:
-    """Read every file that is used within the block, whatever was remembered before it.
+    """Read every file that is used within the block, even if its digest is remembered.
 
     Parameters
     ----------
     anew
-        Whether to; for options that are passed on.
+        Whether to read them; for options that are passed on.
     """
     if not anew:
         yield
@@ -140,7 +141,7 @@ def hash_anew(anew: bool = True) -> Iterator[None]:
 
 @contextmanager
 def show_hashing(watch: Watch) -> Iterator[None]:
-    """Show within the block how far a reading has come that takes more than a few seconds."""
+    """Show within the block the progress of reading that takes more than a few seconds."""
     token = _WATCH.set(watch)
     try:
         yield
@@ -156,13 +157,13 @@ def digest_file(path: Path, *, read: bool = False) -> str:
     path
         A file.
     read
-        Whether this process must have read the bytes itself, once; otherwise the cache is believed for a file whose
+        Whether this process must have read the bytes itself, once; otherwise the cache is trusted for a file whose
         size, times and inode are those of the time when it was hashed.
 
     Raises
     ------
     DataError
-        If it does not exist or is no file.
+        If it does not exist or is not a file.
     """
     return digest_files({"": path}, read=read)[""]
 
@@ -177,8 +178,8 @@ def digest_files(paths: Mapping[str, Path], *, read: bool = False, moves: bool =
     read
         As for `digest_file`.
     moves
-        Whether they were just written and will get their final names, see `follow_rename`: known to this process, and
-        not yet to the cache.
+        Whether the files were just written and will get their final names later, see `follow_rename`: then only this
+        process remembers them, not the cache.
     """
     remote = {name: path for name, path in paths.items() if isinstance(path, RemotePath)}
     told = dict(zip(remote, _ask_versions(list(remote.values())), strict=True))
@@ -188,7 +189,7 @@ def digest_files(paths: Mapping[str, Path], *, read: bool = False, moves: bool =
 
 
 def _ask_versions(paths: Sequence[RemotePath]) -> list[str]:
-    """Return a digest of what the server says of each file; one that tells no size by its list is asked for each."""
+    """Return a digest of each file's version on the server; a server whose listing has no sizes is asked for each."""
     if not paths:
         return []
     if paths[0].parts[0] == "s3:":  # its lists tell the version
@@ -210,15 +211,15 @@ def _describe_reading(path: RemotePath) -> str:
 def digest_folder(folder: Path, names: Sequence[str]) -> str:
     """Return one digest of the names and bytes of some files below a folder, of which there may be tens of thousands.
 
-    They are remembered together, so that to know them again takes a look at each and nothing more.
+    They are remembered together, so that a later call only needs the properties of each file.
 
     Parameters
     ----------
     folder
         The folder.
     names
-        Paths relative to it, in an order that no disk decides. What is no file, such as a link to what was not fetched,
-        counts by its name.
+        Paths relative to it, in an order that does not depend on the disk. An entry that is not a file, such as a link
+        to a file that was not fetched, counts by its name.
     """
     digest = xxhash.xxh3_128()
     if isinstance(folder, RemotePath):
@@ -235,36 +236,37 @@ def digest_folder(folder: Path, names: Sequence[str]) -> str:
 
 
 def hash_once(path: Path) -> str:
-    """Return the sha256 of a file, remembered like its digest: weights of many gigabytes are known by it.
+    """Return the sha256 of a file, remembered like its digest; weights of many gigabytes are identified by it.
 
     Raises
     ------
     DataError
-        If it does not exist or is no file.
+        If it does not exist or is not a file.
     """
     place = _locate(path)
     return _know(_group([place]), sha256=True)[place].sha256
 
 
 def remember_digest(settings: Any, name: str) -> None:
-    """Note in ``NAME_digest`` of settings the digest of the file that ``NAME`` is the path of, if it is there.
+    """Write the digest of the file at the path ``NAME`` into the setting ``NAME_digest``, if the file exists.
 
     Raises
     ------
     ValueError
-        If another digest is known, or one of no file.
+        If the settings hold another digest, or a digest without a file.
     """
     key = f"{name}_digest"
     path, known = getattr(settings, name), getattr(settings, key)
     if path is None and known is not None:
-        raise ValueError(f"{key} is that of the file in {name}, but none is given")
+        raise ValueError(f"{key} is the digest of the file in {name}, but {name} is not given")
     if path is None or not (path := path.expanduser()).is_file():
         return
     digest = hash_once(path)
     if known not in (None, digest):
         raise ValueError(
-            f"the content of {path} has the digest {digest}, but {key} is {known}: another file, or it changed since; "
-            f"put the file back, move it away (what was fitted is read without it), or leave {key} out to train anew"
+            f"the content of {path} has the digest {digest}, but {key} is {known}: it is another file, "
+            "or it changed; put the file back, move it away (fitted components do not need it), or "
+            f"leave {key} out to train again"
         )
     settings.__dict__[key] = digest  # the model is frozen for everybody else
 
@@ -276,16 +278,16 @@ def _locate(path: Path) -> str:
 def _know(
     folders: Mapping[str, Sequence[str]], *, read: bool = False, moves: bool = False, sha256: bool = False
 ) -> dict[str, _Known]:
-    """Return what is known of files by their absolute paths, having read those of which nothing is.
+    """Return what is known about files by their absolute paths; unknown files are read first.
 
     Parameters
     ----------
     folders
-        Names relative to the folder in whose cache they are kept, by that folder.
+        Folder of a cache to the names of its files relative to the folder.
     read, moves
         As for `digest_files`.
     sha256
-        Whether that must be known too.
+        Whether the sha256 is needed too.
     """
     read = read or _ANEW.get()
     found: dict[str, _Known] = {}
@@ -324,7 +326,7 @@ def _group(places: Iterable[str]) -> dict[str, list[str]]:
 
 
 def follow_rename(before: Path, now: Path) -> None:
-    """Carry what is known of the files below a folder to the name that the folder has by now."""
+    """Transfer what is known about the files below a folder to its new name."""
     old, new = f"{_locate(before)}/", f"{_locate(now)}/"
     moved = {place: new + place.removeprefix(old) for place in _KNOWN if place.startswith(old)}
     for place, there in moved.items():
@@ -333,17 +335,17 @@ def follow_rename(before: Path, now: Path) -> None:
 
 
 def follow_link(before: FileIdentity, names: Iterable[Path], link: Path) -> None:
-    """Carry what is known of a file over to the change time that a new link gave it, under all its names.
+    """Keep what is known about a file after a new link has changed its change time, under all its names.
 
-    Its neighbours would otherwise read it again. A file that was written to since it was hashed is left to be read: its
-    change time was another before the link, or its modification time is another now.
+    Otherwise other runs would read it again. A file that was changed after it was hashed is read again: its change time
+    before the link, or its modification time now, is different.
 
     Parameters
     ----------
     before
-        What the file was when the link was about to be made.
+        Identity of the file just before the link was made.
     names
-        Names that it had; those of other files are left alone.
+        Names of the file; names of other files are ignored.
     link
         The new one.
     """
@@ -368,7 +370,7 @@ def follow_link(before: FileIdentity, names: Iterable[Path], link: Path) -> None
 
 
 def identify_file(path: Path | str) -> FileIdentity:
-    """Return what changes when a file does; `DataError` if it does not exist or is no file."""
+    """Return the identity of a file; `DataError` if it does not exist or is not a file."""
     with suppress(OSError, ValueError):
         about = os.stat(path)  # noqa: PTH116 (speed)
         if stat.S_ISREG(about.st_mode):
@@ -378,7 +380,7 @@ def identify_file(path: Path | str) -> FileIdentity:
 
 
 def count_verified() -> VerifiedFiles:
-    """Return what this process has verified so far, each file once."""
+    """Return the files that this process has verified so far, each counted once."""
     used = list(_USED.values())
     here = [size for size, read in used if read]
     return VerifiedFiles(len(used), sum(size for size, _ in used), len(here), sum(here), len(_REMOTE))
@@ -388,7 +390,7 @@ def count_verified() -> VerifiedFiles:
 
 
 class _Progress:
-    """Tells how far a reading has come, once it takes longer than a few seconds."""
+    """Shows the progress of reading that takes longer than a few seconds."""
 
     def __init__(self, total: int, stack: ExitStack) -> None:
         self.total, self.done, self.stack = total, 0, stack
@@ -407,7 +409,7 @@ class _Progress:
 
 
 def _hash_all(files: Mapping[str, int], *, sha256: bool) -> dict[str, _Known]:
-    """Read files, whose sizes are given, and return what is known of each; with threads where there is much to read."""
+    """Read files of given sizes and return what is known about each; uses threads for many bytes."""
     total = sum(files.values())
     with ExitStack() as stack:
         progress = _Progress(total, stack)
@@ -457,7 +459,7 @@ def _hash_one(place: str, progress: _Progress, *, alone: bool, sha256: bool) -> 
 
 
 def _count_unsettled(about: os.stat_result, now_ns: int) -> int:
-    """Return the ns during which another write could leave the times of a file as they are; 0 or less if none."""
+    """Return for how many ns another write could leave the times of a file unchanged; 0 or less if none."""
     coarse = about.st_mtime_ns % 1_000_000_000 == 0 and about.st_ctime_ns % 1_000_000_000 == 0
     return max(about.st_mtime_ns, about.st_ctime_ns) + (_COARSE_NS if coarse else _TICK_NS) - now_ns
 
@@ -476,7 +478,7 @@ def _find_cache(folder: str) -> Path:
 
 
 def _read_cache(folder: str) -> dict[str, _Known]:
-    """Return what is remembered of the files of a folder; nothing where the cache cannot be read or is damaged."""
+    """Return what is remembered about the files of a folder; nothing if the cache cannot be read or is damaged."""
     try:
         content = json.loads(_find_cache(folder).read_text())
         if content["check"] != _seal(folder, content["files"]):
@@ -496,7 +498,7 @@ def _seal(folder: str, files: object) -> str:
 def _write_caches(places: Mapping[str, str], *, keep: Container[str] = ()) -> None:
     """Remember the files that were just hashed, each in the cache of a folder above it.
 
-    What another process writes at the same time may be lost, and in a large cache all that is not in `keep`.
+    Entries that another process writes at the same time may be lost, and in a large cache all entries outside `keep`.
     """
     folders: dict[str, dict[str, _Known]] = {}
     for place, folder in places.items():
@@ -521,7 +523,7 @@ def _write_caches(places: Mapping[str, str], *, keep: Container[str] = ()) -> No
 
 
 def bound_cache(folder: Path, n_most: int) -> None:
-    """Remove those files of a folder of the cache that were written longest ago, once there are more than `n_most`."""
+    """Remove the oldest files of a cache folder if there are more than `n_most`."""
     with suppress(OSError):
         kept = list(folder.iterdir())
         if len(kept) > n_most:

@@ -1,26 +1,26 @@
-"""Locks: one process at a time works in a run folder, and one makes an artifact while others wait for it.
+"""Locks: only one process works in a run folder at a time, and only one makes an artifact while others wait.
 
-The lock of a folder (`hold_folder`) is the system's own (`flock`, through filelock): it ends with the process that
-holds it, however that ends, and holds across machines where the file system passes it on, as NFS 4 does. Where there is
-none, filelock marks the file itself; where it is refused, as NFS without its lock service does, a warning says so and
-the work goes on, since what is finished appears by renames. Beside it lies a note on who holds it, for whoever waits:
-those with the same settings wait and share, others are refused. Readers take no lock.
+The lock of a folder (`hold_folder`) is a system lock (`flock`, through filelock). It is released when its process ends,
+for any reason, and works across machines if the file system supports it, as NFS 4 does. Without system locks, filelock
+marks the file itself. If locks are refused, as on NFS without its lock service, a warning says so and the work
+continues, since finished results appear by renames. A note beside the lock says who holds it: processes with the same
+settings wait and share the results, others are refused. Readers take no lock.
 
-A lease (`hold_lease`) is a small file beside the artifact. Whoever makes the artifact holds the system's lock on it and
-writes a number there every few seconds. The lock is what counts on one machine and where the file system passes locks
-on. Where locks stay on their node (NFS mounted with `nolock`, Lustre with `localflock`, BeeGFS) or are refused, the
-number counts: as long as it changes, somebody works. A holder whose number stands still is taken for dead, even if the
-lock is still held, as it is after a node of NFS 3 was switched off. Only changes are compared, over the time of whoever
-waits, so that clocks need not agree.
+A lease (`hold_lease`) is a small file beside the artifact. The process that makes the artifact holds a system lock on
+it and writes a number into it every few seconds. The lock decides on one machine and if the file system shares locks
+between machines. If locks stay on their node (NFS mounted with `nolock`, Lustre with `localflock`, BeeGFS) or are
+refused, the number decides: while it changes, the process is working. A holder whose number does not change is treated
+as dead, even if the lock is still held, as happens after a node of NFS 3 is switched off. Only changes are compared,
+over the time of the waiting process, so that clocks need not agree.
 
-A lease saves work and guards nothing: an artifact appears by one rename, so that two processes that both believe to
-hold a lease each make the same artifact and the first one is kept.
+A lease only avoids double work. An artifact appears by one rename, so if two processes both hold a lease, each makes
+the same artifact and the first one is kept.
 
-filelock's `SoftFileLease` was tried in its place. It waits for ever for a lease that a kill or a power cut left empty,
-cannot show the job of a holder, makes another node wait one length of lease in both cases above, and compares clocks
-before its release 4.1. With all that added, it was not shorter.
+filelock's `SoftFileLease` was tried instead. It waits forever for a lease that a kill or a power cut left empty,
+cannot show the job of a holder, makes another node wait for one lease length in both cases above, and compares clocks
+before its release 4.1. With these features added, the code was not shorter.
 
-The processes of a user meet in one cache folder (`find_cache_folder`), whichever runs they work on.
+All processes of a user share one cache folder (`find_cache_folder`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _LEASES = threading.local()
 
 
 class BeingMade(Exception):
-    """Another process makes what was asked for, and this one does not wait."""
+    """Another process is making the requested artifact, and this one does not wait."""
 
 
 def is_alive(pid: int) -> bool:
@@ -86,19 +86,19 @@ def is_alive(pid: int) -> bool:
 
 
 def lock_file(number: int, *, shared: bool = False) -> bool | None:
-    """Take the system's lock on an open file without waiting.
+    """Take the system lock on an open file without waiting.
 
     Parameters
     ----------
     number
         Descriptor of the file.
     shared
-        Whether others may hold it so at the same time.
+        Whether other processes may hold a shared lock at the same time.
 
     Returns
     -------
     locked
-        False if others hold it; None where there are no locks.
+        False if others hold it; None if there are no locks.
     """
     if fcntl is None:
         return None
@@ -118,16 +118,16 @@ def lock_file(number: int, *, shared: bool = False) -> bool | None:
 def hold_lease(
     path: Path, is_made: Callable[[], bool], tell: Callable[[str], None], *, waits: bool = True
 ) -> Iterator[None]:
-    """Hold a lease while the context lasts; another holder is waited for, or until what it makes is there.
+    """Hold a lease while the context lasts; wait until another holder has ended or the artifact exists.
 
     Parameters
     ----------
     path
-        The file; its folder must be there.
+        The file; its folder must exist.
     is_made
-        Whether what the lease is for is there; asked again after waiting by whoever enters.
+        Function that says whether the artifact exists; called again after waiting.
     tell
-        Called with a sentence when the waiting begins, and once a minute.
+        Function that gets a sentence when the waiting begins, and once a minute.
     waits
         Whether to wait.
 
@@ -163,7 +163,7 @@ def hold_lease(
 
 
 def is_leased(path: Path) -> bool:
-    """Say whether a process seems to make what a lease is for."""
+    """Say whether a process seems to be making the artifact of a lease."""
     try:
         with hold_lease(path, lambda: False, lambda sentence: None, waits=False):
             return False
@@ -172,7 +172,7 @@ def is_leased(path: Path) -> bool:
 
 
 def _acquire(path: Path, is_made: Callable[[], bool], tell: Callable[[str], None], waits: bool) -> int | None:
-    """Return an open file that holds the lease; None where no lease can be had, or what it is for is there."""
+    """Return an open file that holds the lease; None if no lease is possible, or if the artifact exists."""
     seen, since, last = b"", time.monotonic(), None
     while True:
         try:
@@ -204,7 +204,7 @@ def _acquire(path: Path, is_made: Callable[[], bool], tell: Callable[[str], None
                 if last is None or time.monotonic() - last >= _SECONDS_A_LINE:
                     last = time.monotonic()
                     job = f" (job {str(holder['job'])[:80]})" if holder.get("job") else ""
-                    tell(f"waiting for {describe_holder(holder)}{job}, which makes it")
+                    tell(f"waiting for {describe_holder(holder)}{job}, which is making it")
         finally:
             if number >= 0:
                 os.close(number)
@@ -215,7 +215,7 @@ def _acquire(path: Path, is_made: Callable[[], bool], tell: Callable[[str], None
 
 
 def _has_ended(holder: dict[str, Any], locked: bool | None) -> bool:
-    """Say whether a holder of this machine is gone; its lock on this machine says so, or else its number."""
+    """Say whether a holder on this machine has ended, by its lock or else by its process number."""
     return holder["host"] == platform.node() and (locked is True or not is_alive(holder["pid"]))
 
 
@@ -231,7 +231,7 @@ def _read(said: bytes) -> dict[str, Any]:
 
 
 def describe_holder(holder: dict[str, Any]) -> str:
-    """Return who holds a lease or a lock, in words; nothing may be known of it."""
+    """Describe who holds a lease or a lock, even if nothing is known about it."""
     if not holder:
         return "another process"
     here = " of this machine" if holder["host"] == platform.node() else f" on {holder['host']}"
@@ -258,7 +258,7 @@ def _write_beat(number: int, n: int) -> None:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether no other process can work in a folder: only then may a file there be written in place."""
+    """Return whether this process has locked a folder: only then may a file there be changed in place."""
     return folder.resolve() in _LOCKED
 
 
@@ -269,11 +269,11 @@ def hold_folder(folder: Path, settings: str, tell: Callable[[str], None]) -> Ite
     Parameters
     ----------
     folder
-        Run folder, which is there.
+        Run folder, which must exist.
     settings
-        Digest of what decides the results that are written.
+        Digest of the settings that determine the results.
     tell
-        Called with a sentence when the waiting begins, and once a minute.
+        Function that gets a sentence when the waiting begins, and once a minute.
 
     Raises
     ------
@@ -304,8 +304,8 @@ def hold_folder(folder: Path, settings: str, tell: Callable[[str], None]) -> Ite
             if error.errno not in _REFUSED:
                 raise
             warnings.warn(
-                f"the file system of {folder} refuses locks ({os.strerror(error.errno)}), so a second process there "
-                "goes unnoticed; let one command at a time work in the folder.",
+                f"the file system of {folder} refuses locks ({os.strerror(error.errno)}), so a second "
+                "process there is not noticed; run only one command at a time in the folder.",
                 Notice,
                 stacklevel=3,
             )
@@ -323,8 +323,8 @@ def hold_folder(folder: Path, settings: str, tell: Callable[[str], None]) -> Ite
             # One that runs on this machine holds the lock rightly, and two would write if the file were deleted.
             seen = bool(holder) and holder["host"] == platform.node()
             tell(
-                f"waiting for {_describe(holder)}, which works in {folder} with the same settings; what it makes is "
-                f"shared{'' if seen else f' (if it is gone, delete {folder / LOCK})'}"
+                f"waiting for {_describe(holder)}, which works in {folder} with the same settings; its "
+                f"results are shared{'' if seen else f' (if it is gone, delete {folder / LOCK})'}"
             )
         time.sleep(_POLL_S)
     _FOLDERS.add(key)
@@ -354,13 +354,13 @@ def _write_holder(folder: Path, settings: str) -> None:
 
 
 def describe_command() -> str:
-    """Return the command line of this process as a reader would type it."""
+    """Return the command line of this process as a user would type it."""
     name = Path(sys.argv[0]).name
     return shlex.join(["braindecode-vis" if name in ("__main__.py", "-c") else name, *sys.argv[1:]])
 
 
 def _read_holder(folder: Path) -> dict[str, Any]:
-    """Return who holds the lock; empty if the note is damaged, or of a process that is gone."""
+    """Return who holds the lock; empty if the note is damaged, or if its process has ended."""
     try:
         about = json.loads((folder / HOLDER).read_text())
     except (OSError, ValueError, RecursionError):

@@ -1,9 +1,9 @@
-"""Memory: how much there is, whether a step fits into it, the error when it did not, and what a step took.
+"""Memory: how much is free, whether a step fits, the error if it does not fit, and how much a step used.
 
-Owns the limits that may bind (of the process, of its control groups, of the machine), the check before a large step,
-the wording once memory ran out, and the profile of a step: its time, memory, and bytes read and written. How many bytes
-a step takes is known where the step is. Imports the standard library, `checks` and `parts` only, since it has to speak
-when nothing more can be loaded; the command has looked for the parts before.
+Finds the limits of memory (of the process, of its control groups, of the machine), checks it before a large step,
+writes the error when memory ran out, and profiles a step: its time, memory, and bytes read and written. The code of a
+step says how many bytes it needs. Imports only the standard library, `checks` and `parts`, since it must work when
+nothing more can be loaded; the command has looked for the parts before.
 
 psutil knows the machine, but neither control groups nor the limit of the address space.
 """
@@ -30,7 +30,7 @@ from braindecode_vis.base.parts import find_parts
 #: Above this share of what is free a step is announced as tight.
 TIGHT = 0.8
 #: Address space of the libraries that every command loads, and of those that compute, in bytes. Below, OpenBLAS asks
-#: for its buffers for ever while it is loaded, where no signal and no exception reaches it.
+#: for its buffers forever while it is loaded, where no signal and no exception reaches it.
 _TABLES_BYTES, _COMPUTING_BYTES = 500_000_000, 1_600_000_000
 #: Of every further core: one 32 MiB buffer in each of two OpenBLAS, and the stacks of three pools of threads.
 _CORE_BYTES = 90_000_000
@@ -39,27 +39,27 @@ _V1_UNLIMITED = 1 << 60  # version 1 of control groups writes a huge number for 
 
 
 class MemoryWarning(Notice):
-    """A step takes most of the memory that is free."""
+    """A step needs most of the free memory."""
 
 
 class TooLargeError(DataError, MemoryError):
-    """A step was refused before it began, since it cannot fit into memory."""
+    """A step was refused before it began, since it does not fit into memory."""
 
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """One bound on memory.
+    """One limit of memory.
 
     Parameters
     ----------
     free
         Bytes that can still be used; the page cache counts as free, since the system gives it back.
     total
-        Bytes that the bound allows in all.
+        Total bytes that the limit allows.
     name
-        What sets it, in words.
+        Name of the limit, in words.
     remedy
-        How it is raised.
+        How to raise the limit.
     """
 
     free: int
@@ -68,7 +68,7 @@ class MemoryLimit:
     remedy: str
 
     def describe(self) -> str:
-        """Return "1.2 GB of 8.0 GB are free (what sets the bound)"."""
+        """Return "1.2 GB of 8.0 GB are free (name of the limit)"."""
         return f"{describe_bytes(self.free)} of {describe_bytes(self.total)} are free ({self.name})"
 
 
@@ -91,7 +91,7 @@ def describe_bytes(n_bytes: float) -> str:
 
 
 def find_memory() -> MemoryLimit | None:
-    """Return the bound that leaves least memory; None on a system that tells none."""
+    """Return the limit that leaves the least memory; None on a system that reports none."""
     limits = [*_find_process_limits(), *_find_group_limits(), *_find_machine_limit()]
     return min(limits, key=lambda limit: limit.free, default=None)
 
@@ -119,7 +119,7 @@ def _find_group_limits(
 ) -> Iterator[Any]:
     """Yield the bounds of the control groups of this process, by which containers and clusters limit a job.
 
-    Beyond them the system ends the process without a word, so that no error could be told afterwards.
+    Beyond them the system kills the process, so that no error can be reported afterwards.
     """
     for line in _read_text(own).splitlines():
         number, controllers, path = line.split(":", 2)
@@ -185,7 +185,7 @@ def check_memory(needed: float, *, what: str, reduce: str) -> None:
     Parameters
     ----------
     needed
-        Bytes that the step holds at once. Memory maps do not count: the system drops them as it needs to.
+        Bytes that the step holds at the same time. Memory maps do not count, since the system can release them.
     what
         The step and its sizes, such as ``ridge on 16540 trials of 17000 features``.
     reduce
@@ -208,13 +208,13 @@ def check_memory(needed: float, *, what: str, reduce: str) -> None:
 def check_libraries(*, computes: bool) -> None:
     """Refuse a limit of address space into which the libraries alone do not fit.
 
-    Under any such limit the BLAS of SciPy is loaded at once, while there is room: loaded late, with the space used up,
-    it waits for ever. Tables are then read without the allocator of pyarrow, which reserves 1 GiB before it reads.
+    With such a limit, the BLAS of SciPy is loaded at once, while there is space: if it is loaded later without space,
+    it waits forever. Tables are then read without the allocator of pyarrow, which reserves 1 GiB before it reads.
 
     Parameters
     ----------
     computes
-        Whether more than tables is loaded.
+        Whether the command loads more than tables.
 
     Raises
     ------
@@ -229,7 +229,7 @@ def check_libraries(*, computes: bool) -> None:
     needed = (_COMPUTING_BYTES if computes else _TABLES_BYTES) + max(0, threads - 2) * _CORE_BYTES
     if limit.total < needed:
         raise DataError(
-            f"the libraries alone take about {describe_bytes(needed)} of address space, and ulimit -v allows "
+            f"the libraries alone need about {describe_bytes(needed)} of address space, and ulimit -v allows "
             f"{describe_bytes(limit.total)}; raise it ({describe_bytes(2 * needed)} leave room for small data), or "
             "limit memory by a cgroup, which counts what is used."
         )
@@ -278,14 +278,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_out_of_memory(error: BaseException, *, resumes: bool = True) -> str:
-    """Return one sentence on memory that ran out: where, how much was asked for, what binds, what to reduce.
+    """Return one sentence about memory that ran out: where, how much was requested, the limit, what to reduce.
 
     Parameters
     ----------
     error
-        Its traceback says which step it was. What its frames hold is let go.
+        The error; its traceback shows the step. The objects in its frames are released.
     resumes
-        Whether the command goes on from what it has finished when it is given again.
+        Whether the command continues from its finished work when it is run again.
 
     Returns
     -------
@@ -327,7 +327,7 @@ def describe_out_of_memory(error: BaseException, *, resumes: bool = True) -> str
     more = f" ({asked} more were asked for)" if asked else ""
     place = module.removeprefix("braindecode_vis.") or "the command"
     ran_out = f"{where} ran out in {place}{more}{bound}"
-    return f"{ran_out}; reduce {reduce}{remedy}{'; what is finished is kept' if resumes else ''}."
+    return f"{ran_out}; reduce {reduce}{remedy}{'; finished work is kept' if resumes else ''}."
 
 
 def _find_module(trace: TracebackType | None) -> str:
@@ -343,7 +343,7 @@ def _find_module(trace: TracebackType | None) -> str:
 
 
 def _find_asked(words: str) -> str:
-    """Return the size that an allocator's message names, in our units; empty if it names none.
+    """Return the size in an allocator's message, in the units of this package; empty if there is none.
 
     Examples
     --------
@@ -363,12 +363,12 @@ def _find_asked(words: str) -> str:
 
 @contextmanager
 def profile_step() -> Iterator[dict[str, float]]:
-    """Yield a mapping that is filled with what the block took once it has ended; it costs nothing.
+    """Yield a mapping that is filled at the end of the block with what it used.
 
     ``seconds`` and ``cpu_seconds`` (of all threads and of processes that have ended) on every system; where the system
-    tells it, ``peak_memory_bytes``, the most that the process has held since it began, with ``peak_is_earlier`` where
-    that was before the block, and ``read_bytes`` and ``written_bytes`` of files and pipes, whether or not the disk was
-    asked, without memory maps.
+    reports it, ``peak_memory_bytes``, the largest memory of the process since it began, with ``peak_is_earlier`` if the
+    peak was before the block, and ``read_bytes`` and ``written_bytes`` of files and pipes, also from the disk cache,
+    without memory maps.
     """
     taken: dict[str, float] = {}
     before, started, peak = _count_use(), time.perf_counter(), _find_peak()
@@ -403,7 +403,7 @@ PROFILE = ("wall time", "processor time", "peak memory", "read", "written")
 
 
 def describe_profile(taken: Mapping[str, Any]) -> list[str]:
-    """Return what `profile_step` found as text, in the order of `PROFILE`; empty where it is not known.
+    """Return the result of `profile_step` as text, in the order of `PROFILE`; empty if a value is not known.
 
     Examples
     --------

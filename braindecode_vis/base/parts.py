@@ -1,8 +1,8 @@
-"""The parts that are there: what each provides, and the sentence where one is missing.
+"""Finds the installed parts: what each one provides, and the error if one is missing.
 
-A part is what a run can do without: a folder of `braindecode_vis.parts` with a file ``register.py``, or an entry point
-of another package. Both hold one `Part`, which names its verbs, kinds, abilities and report section as text, so that
-looking for parts imports none of them. The core asks for what a part provides by name and knows no part.
+A part is an optional feature: a folder of `braindecode_vis.parts` with a file ``register.py``, or an entry point of
+another package. Both hold one `Part`, which names its verbs, kinds, abilities and report section as text, so that
+finding the parts does not import them. The core asks by name for what a part provides and depends on no part.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Verb:
     examples
         Lines of its help page, without the name of the command.
     only_reads
-        Whether it loads no more than tables.
+        Whether it loads only tables.
     starts_anew
-        Whether it writes only at its end, so that a stopped call begins again.
+        Whether it writes only at its end, so that a stopped call starts again from the beginning.
     group
-        Heading of ``--help`` under which it stands: Data, Run, Ask, Live, Scale or Models, or one of its own.
+        Heading of ``--help`` for the verb: Data, Run, Ask, Live, Scale or Models, or a new one.
     """
 
     call: str
@@ -65,26 +65,26 @@ class Verb:
 
 @dataclass(frozen=True)
 class Part:
-    """What a part brings. Every reference is ``module:name``, with the module below `package`.
+    """What a part provides. Every reference is ``module:name``, with the module below `package`.
 
     Parameters
     ----------
     name
-        Of the part.
+        Name of the part.
     says
-        What it is for, in a few words.
+        Purpose of the part, in a few words.
     package
-        The package that holds it: ``__package__`` of the file that registers it.
+        The package of the part: ``__package__`` of the file that registers it.
     verbs
-        Verb of the command to how it is called, in the order of the help.
+        Name of each verb to its `Verb`, in the order of the help.
     kinds
         Role (``analysis``, ``network``, ...) to kind to its settings class.
     abilities
-        What the core or another part may ask for with `ask_part`, by name.
+        Functions that the core or another part gets with `ask_part`, by name.
     page
         Function of a run that returns a `braindecode_vis.report.page.Addition` to its report.
     reduce
-        Module below `package` to what a person can reduce where memory ran out in it; ``""`` is the whole part.
+        Module below `package` to what a user can reduce if memory ran out in it; ``""`` is the whole part.
     distribution
         The installed package of a part from outside; None for a part of this package.
     """
@@ -105,7 +105,7 @@ class Part:
         Raises
         ------
         ConfigError
-            If its module needs another part, which is missing.
+            If its module needs another part that is missing.
         """
         module, _, name = reference.partition(":")
         try:
@@ -119,7 +119,7 @@ class Part:
 
 
 def find_parts() -> tuple[Part, ...]:
-    """Return the parts that are there: those of this package by name, then those of other packages."""
+    """Return the installed parts: those of this package by name, then those of other packages."""
     return _look_for_parts()[0]
 
 
@@ -158,7 +158,7 @@ def _look_for_parts() -> tuple[tuple[Part, ...], tuple[str, ...]]:
 
 
 def _find_entries() -> Iterator[metadata.EntryPoint]:
-    """Yield the entry points of parts; without any, nothing is imported, which every command would wait for."""
+    """Yield the entry points of parts; without any, nothing is imported, since every command would wait for it."""
     lists = (path for folder in sys.path for path in Path(folder).glob("*-info/entry_points.txt"))
     if any(_names_parts(path) for path in lists):
         from importlib import metadata
@@ -180,16 +180,16 @@ def _find_clash(part: Part, parts: list[Part]) -> str:
 
 
 class _Installed(Protocol):
-    """An entry point, or what names its package as one does."""
+    """An entry point, or an object with the same attributes."""
 
     @property
     def dist(self) -> metadata.Distribution | None: ...
 
 
 def is_beside_the_caller(entry: _Installed) -> bool:
-    """Say whether the metadata of a package lie in the current folder, which Python may have on its path.
+    """Say whether the metadata of a package are in the current folder, which may be on Python's path.
 
-    A folder that was downloaded would else need no more than such metadata to have its code imported.
+    Otherwise such metadata in a downloaded folder would be enough to import its code.
     """
     distribution = entry.dist
     return distribution is not None and Path(str(distribution.locate_file(""))).resolve() == Path.cwd()
@@ -206,7 +206,7 @@ def ask_part(ability: str) -> Any:
     Raises
     ------
     ConfigError
-        If no part that is there brings it.
+        If no installed part provides it.
     """
     from braindecode_vis.base.checks import ConfigError  # which loads numpy
 
@@ -217,17 +217,17 @@ def ask_part(ability: str) -> Any:
 
 
 def describe_missing(name: str) -> str:
-    """Return the clause that says which part of this package brings a verb, kind or ability, if that part is missing.
+    """Return the clause that names the missing part of this package that provides a verb, kind or ability.
 
     Parameters
     ----------
     name
-        As it was asked for.
+        Name of the verb, kind or ability.
 
     Returns
     -------
     clause
-        Without a full stop; empty if no missing part brings it.
+        Without a full stop; empty if no missing part provides it.
     """
     there = {part.name for part in find_parts() if part.distribution is None}
     for part, names in SHIPPED.items():
@@ -237,7 +237,7 @@ def describe_missing(name: str) -> str:
 
 
 def describe_missing_module(module: str) -> str:
-    """Return the clause that says that a module of a missing part is needed; empty for any other module."""
+    """Return the clause for a needed module of a missing part; empty for any other module."""
     part = module.removeprefix(f"{GROUP}.").partition(".")[0]
     if (
         not module.startswith(f"{GROUP}.")

@@ -1,9 +1,9 @@
-"""Which settings class a `kind` stands for, by role, inside the package and outside it.
+"""Finds the settings class of a `kind`, by role, inside the package and outside it.
 
-Owns the tables of the components of the core, the entry points by which other packages add theirs, and
-the annotation with which a field of settings takes any component of a role. The module of a component is imported when
-its kind is asked for, so that a mistyped name is answered before torch, mne and pandas are loaded. Knows no component
-and no method of a role: those are in `roles`. What parts bring is asked of `parts`.
+Holds the tables of the components of the core, the entry points through which other packages add components, and the
+annotation of a settings field that takes any component of a role. The module of a component is imported when its kind
+is used, so that a mistyped name is reported before torch, mne and pandas are loaded. It does not know the methods of a
+role; those are in `roles`. The components of parts come from `parts`.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ GROUPS: dict[str, str] = {
 
 @cache
 def list_inside(role: str) -> Mapping[str, str]:
-    """Return the kinds of a role in this package and where their settings are: ``module:Class``, parts included."""
+    """Return the kinds of a role in this package, with parts, and their settings as ``module:Class``."""
     found = {kind: f"braindecode_vis.{reference}" for kind, reference in _CORE[role].items()}
     for part in find_parts():
         if part.distribution is None:
@@ -279,7 +279,7 @@ def find_component(role: str, kind: str) -> type[Settings]:
         found: type[Settings] = getattr(importlib.import_module(module), name)
         return found
     if not entries and kind in DROPPED.get(role, {}):
-        raise ConfigError(f"{kind!r} is no {role} any more: {DROPPED[role][kind]}")
+        raise ConfigError(f"{kind!r} is no longer a kind of {role}: {DROPPED[role][kind]}")
     if not entries and (missing := describe_missing(kind)):
         raise ConfigError(missing)
     if not entries:
@@ -300,14 +300,14 @@ def validate_component(role: str, content: Any, *, trusted: bool = False) -> Any
     role
         One of `ROLES`.
     content
-        Plain values, or settings.
+        Plain values, or a settings object.
     trusted
-        Whether the person wrote them for this call, so that code that they name may be imported.
+        Whether the user wrote them for this call, so that code that they name may be imported.
 
     Raises
     ------
     ConfigError
-        If they are not valid.
+        If the values are not valid.
     """
     try:
         with give_consent(code=find_code(content) if trusted else ()):
@@ -319,17 +319,17 @@ def validate_component(role: str, content: Any, *, trusted: bool = False) -> Any
 class Component:
     """Annotation of a field that takes the settings of any component of a role: ``Annotated[Any, Component("prior")]``.
 
-    The field is given as a mapping with a ``kind``, which is looked up, or as settings. Written out, a component from
-    outside keeps the name by which it was asked for.
+    The field takes a mapping with a ``kind``, or a settings object. A component from outside is written with the name
+    that the user gave.
 
     Parameters
     ----------
     role
         One of `ROLES`.
     only
-        The kinds of the package that fit; None is all of them.
+        The allowed kinds of the package; None allows all of them.
     outside
-        Whether components from outside fit.
+        Whether components from outside are allowed.
     """
 
     def __init__(self, role: str, *, only: Sequence[str] | None = None, outside: bool = True) -> None:
@@ -338,18 +338,18 @@ class Component:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of this package that fit."""
+        """The allowed kinds of this package."""
         return tuple(list_inside(self.role)) if self._only is None else self._only
 
     def list_kinds(self) -> list[str]:
-        """Return the kinds that fit."""
+        """Return the allowed kinds."""
         return [kind for kind in list_kinds(self.role) if kind in self.kinds or self._is_outside(kind)]
 
     def _is_outside(self, kind: str) -> bool:
         return self.outside and kind not in list_inside(self.role)
 
     def find(self, content: Mapping[str, Any], key: str) -> type[Settings] | None:
-        """Return the class of the package that plain values name, None where only `validate` can tell."""
+        """Return the class of the package that plain values name, None if only `validate` can find it."""
         kind = content.get("kind")
         if not isinstance(kind, str) or ":" in kind or kind in DROPPED.get(self.role, {}):
             return None
@@ -365,7 +365,7 @@ class Component:
         return handler.generate_schema(Annotated[Any, PlainValidator(self.validate), PlainSerializer(_dump)])
 
     def validate(self, value: Any) -> Settings:
-        """Return the settings of a component; errors carry what is known, and pydantic adds the path."""
+        """Return the settings of a component; errors list the known kinds, and pydantic adds the path."""
         if isinstance(value, Settings):
             return self._check_instance(value)
         kind, content = _split_kind(value)
@@ -439,20 +439,20 @@ def find_nested(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Compo
 def check_names(
     cls: type[Settings], content: Mapping[str, Any], key: str = "", role: str | None = None
 ) -> None:
-    """Raise `ConfigError` at the first key or kind that is not known, before any value is looked at.
+    """Raise `ConfigError` at the first unknown key or kind, before any value is checked.
 
-    Validation would find it too, but a component that is validated first may ask a library that takes seconds to load.
+    Validation would find it too, but a component that is validated before may load a library, which takes seconds.
 
     Parameters
     ----------
     cls
         Settings class.
     content
-        Its plain values, nested ones included.
+        Plain values of the settings, with nested ones.
     key
-        Where they stand.
+        Key of these settings.
     role
-        The role of which `cls` is a kind; a setting that other kinds have is then said to be theirs.
+        The role of which `cls` is a kind; the message then names other kinds that have an unknown setting.
     """
     for name, value in content.items():
         whole = f"{key}.{name}".lstrip(".")
@@ -477,7 +477,7 @@ def check_names(
 
 
 def list_owners(role: str | None, name: str) -> list[str]:
-    """Return the kinds of the package that have a setting, of the roles whose settings load in no time."""
+    """Return the kinds of the package that have a setting, for roles whose settings load quickly."""
     # Others (data sets, networks) share most names, and looking into all of them takes seconds.
     if role not in ("prior",):
         return []
@@ -485,9 +485,9 @@ def list_owners(role: str | None, name: str) -> list[str]:
 
 
 class ByKind:
-    """Annotation of a union of settings that are told apart by ``kind``: ``Annotated[A | B, ByKind()]``.
+    """Annotation of a union of settings that differ in ``kind``: ``Annotated[A | B, ByKind()]``.
 
-    For a few variants of one component, which stay in the package; `Component` is for roles.
+    For a few variants of one component inside the package; `Component` is for roles.
     """
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -516,7 +516,7 @@ def _split_kind(value: Any) -> tuple[str, dict[str, Any]]:
         raise PydanticCustomError("component_type", "Input should be a mapping that names a kind")
     content = {str(key): entry for key, entry in value.items()}
     if "kind" not in content:
-        raise PydanticCustomError("no_kind", "must say its kind")
+        raise PydanticCustomError("no_kind", "needs a kind")
     return str(content.pop("kind")), content
 
 
@@ -534,7 +534,7 @@ class _Entry(NamedTuple):
 
 @cache
 def _read_entry_points() -> dict[str, dict[str, list[_Entry]]]:
-    """Return the components of other packages by role and name; one name may stand in several packages."""
+    """Return the components of other packages by role and name; several packages may use the same name."""
     there = metadata.entry_points()  # once for all roles: it opens the metadata of every installed package
     found: dict[str, dict[str, list[_Entry]]] = {role: {} for role in ROLES}
     for role, group in GROUPS.items():
@@ -549,7 +549,7 @@ def _read_entry_points() -> dict[str, dict[str, list[_Entry]]]:
 
 
 def _find_outside(role: str, reference: str, entry: _Entry | None = None) -> type[Settings]:
-    """Return a component from outside if this call may import it; what is installed was allowed by installing it."""
+    """Return a component from outside if this call may import it; installed packages are always allowed."""
     # What a stage has stored of a component names its class, and not its entry point.
     same = [e for listed in _read_entry_points()[role].values() for e in listed if e.value == reference]
     installed = any(not is_beside_the_caller(e) for e in ([entry] if entry else same))
@@ -559,14 +559,14 @@ def _find_outside(role: str, reference: str, entry: _Entry | None = None) -> typ
 
 
 def import_reference(reference: str, whose: str) -> tuple[Any, Any]:
-    """Import what ``package.module:Name`` names; whoever calls has made sure that this code may run.
+    """Import the object ``package.module:Name``; the caller must have checked that this code may run.
 
     Parameters
     ----------
     reference
         Module and name.
     whose
-        What it is, for messages.
+        Description of the object, for messages.
 
     Returns
     -------
@@ -601,7 +601,7 @@ def import_reference(reference: str, whose: str) -> tuple[Any, Any]:
 
 @cache
 def _load_outside(role: str, reference: str, entry: _Entry | None = None) -> type[Settings]:
-    """Import a component from outside and note where its code comes from."""
+    """Import a component from outside and record where its code comes from."""
     if role not in GROUPS:
         raise ConfigError(f"the role {role} takes no components from outside the package")
     whose = reference if entry is None else f"{entry.name!r} of {_describe_package(entry)} ({reference})"
@@ -617,7 +617,7 @@ def _load_outside(role: str, reference: str, entry: _Entry | None = None) -> typ
     if kind in list_inside(role):
         raise ConfigError(_describe_clash(kind, whose))
     if entry is not None and kind != entry.name:
-        raise ConfigError(f"{whose} leads to settings of the kind {kind!r}; the two names must be one")
+        raise ConfigError(f"{whose} has settings of the kind {kind!r}; the two names must be the same")
     package, version = (
         _find_distribution(module.__name__) if entry is None else _read_distribution(entry.dist)
     )
@@ -650,12 +650,13 @@ def _find_distribution(module_name: str) -> tuple[str | None, str | None]:
 def _hash_code(module: Any, whose: str) -> str:
     """Return the digest of a module's file and of the other Python files in its folder, if that is a package.
 
-    A component is often spread over the modules beside its settings; further folders are covered by the version alone.
+    The code of a component is often in several modules beside its settings; for further folders only the version
+    counts.
     """
     path = getattr(module, "__file__", None)
     if path is None or not Path(path).is_file():
         raise ConfigError(
-            f"{whose} is defined in no file, so that its code has no digest; move it into a module"
+            f"{whose} is not defined in a file, so its code has no digest; move it into a module"
         )
     folder = Path(path).resolve().parent
     files = sorted(folder.glob("*.py")) if (folder / "__init__.py").is_file() else [Path(path).resolve()]

@@ -1,21 +1,22 @@
-"""Files on a server (``s3://``, ``https://``) as paths, brought into a cache of bounded size when they are opened.
+"""Files on a server (``s3://``, ``https://``) as paths, downloaded into a cache of limited size when they are opened.
 
-A `RemotePath` is a `pathlib.Path` whose parts are the address. What asks for names and sizes is answered from listings,
-each made once in a process; what opens it is handed a file of the cache, which is brought first if it is not there as
-the server has it now. Readers therefore need not know where a data set lies. A path that a library takes apart as text
-names nothing on this machine, so that it is refused and never read wrongly: for such readers there is `bring`.
+A `RemotePath` is a `pathlib.Path` whose parts are the address. Names and sizes come from listings, each made once per
+process. Opening it opens a file of the cache, which is downloaded first unless the cache has the present version of the
+server. Readers therefore need not know where a data set is stored. A library that uses the path as text finds no such
+file on this machine, so that it fails and reads nothing wrong: for such readers there is `bring`.
 
-The cache mirrors the addresses: ``files`` has the bytes and ``versions`` what the server said of them (ETag, or time,
-and size). Several processes share it. A file grows in ``parts`` and gets its name by one rename; a lock on each file in
-use keeps the others from removing it. Only what the person named in the call becomes a `RemotePath`
-(`braindecode_vis.base.consent`): an address in somebody's file stays an ordinary path, which `refuse_address` refuses.
+The cache mirrors the addresses: ``files`` has the bytes and ``versions`` their versions on the server (ETag, or time,
+and size). Several processes share it. A file is downloaded into ``parts`` and gets its name by one rename; a lock on
+each used file prevents its removal by other processes. Only an address that the user gave in the call becomes a
+`RemotePath` (`braindecode_vis.base.consent`): an address in a file remains an ordinary path, which `refuse_address`
+refuses.
 
 fsspec's caches of whole files have no bound, do not resume, and serve a file that a kill cut off; its cache of blocks
 does not see that a file changed on a web server while it is read. Paths of universal_pathlib are no `pathlib.Path`.
 
 References
 ----------
-``fsspec`` and ``s3fs`` (filesystem-spec.readthedocs.io, s3fs.readthedocs.io) speak with the servers. ETag: RFC 9110,
+``fsspec`` and ``s3fs`` (filesystem-spec.readthedocs.io, s3fs.readthedocs.io) connect to the servers. ETag: RFC 9110,
 section 8.8.3; that of an S3 object sent in one piece is its md5.
 """
 
@@ -88,7 +89,7 @@ def is_address(path: Path | str) -> bool:
 
 
 def as_path(path: Path | str) -> Path:
-    """Return what the person named in this call: a `RemotePath` for an address, otherwise an absolute path."""
+    """Return the path that the user gave in this call: a `RemotePath` for an address, otherwise an absolute path."""
     return take_address(path) if is_address(path) else Path(path).expanduser().absolute()
 
 
@@ -96,7 +97,7 @@ _TAKEN: set[str] = set()  # addresses that the person has named in this process,
 
 
 def take_address(path: Path | str) -> RemotePath:
-    """Return an address that the person named, or allowed, as a path; what a run wrote of it is then read too.
+    """Return an address that the user gave or allowed as a path; runs that name it may then read it too.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def take_address(path: Path | str) -> RemotePath:
 def _refuse_secrets(path: Path | str) -> None:
     """Raise `ConfigError`, which does not repeat them, for an address with a password or a signature in it.
 
-    Addresses stand in run folders, records, logs and names of the cache.
+    Addresses are written into run folders, records, logs and names of the cache.
     """
     scheme, _, rest = name_address(path).partition("://")
     if "@" in rest.partition("/")[0]:
@@ -122,14 +123,14 @@ def _refuse_secrets(path: Path | str) -> None:
         )
     if scheme != "s3" and "?" in rest:
         raise ConfigError(
-            f"the address {scheme}://{rest.partition('?')[0]} goes on with '?' and a query, which names no folder and "
-            "may hold a signature that would be written into run folders and logs; fetch the data set first, or name "
-            "an address without a query."
+            f"the address {scheme}://{rest.partition('?')[0]} goes on with '?' and a query, which is not "
+            "a folder and may hold a signature that would be written into run folders and logs; fetch "
+            "the data set first, or give an address without a query."
         )
 
 
 def revive(text: str) -> Path:
-    """Return a path that an artifact of a run holds; an address is read only if this process was given it before."""
+    """Return a path that an artifact of a run holds; an address is read only if the user gave it in this process."""
     if not is_address(text):
         return Path(text)
     place = name_address(text)
@@ -139,13 +140,13 @@ def revive(text: str) -> Path:
 
 
 def refuse_address(path: Path | None, key: str) -> None:
-    """Raise `ConsentError` if a path is an address that nobody but a file named."""
+    """Raise `ConsentError` if a path is an address that only a file names."""
     if path is not None and is_address(path) and not isinstance(path, RemotePath):
         _refuse_secrets(path)
         place = name_address(path)
         named = f", or name it yourself with --set {key}={place}" if "." in key else ""
         raise ConsentError(
-            f"{key} is {place}, which a file asks to read over the network; if you want that, pass --allow-download"
+            f"{key} is {place}, which a file asks to read over the network; to allow this, pass --allow-download"
             f"{named}."
         )
 
@@ -154,12 +155,12 @@ def refuse_address_to_write(path: Path) -> None:
     """Raise `ConfigError` for an address where results are to be written."""
     if is_address(path):
         raise ConfigError(
-            "--out is an address of a server, which is only read; name a folder of this machine."
+            "--out is an address of a server, which cannot be written; give a folder of this machine."
         )
 
 
 def name_address(path: Path | str) -> str:
-    """Return an address as it is written, with both slashes that paths make one of."""
+    """Return an address with both slashes, of which a path keeps only one."""
     scheme, _, rest = str(path).partition(":")
     return f"{scheme}://{rest.lstrip('/')}"
 
@@ -169,7 +170,7 @@ def name_address(path: Path | str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """A name in a listing: a folder, or a file with its size in bytes, its time in s and its ETag, if they are told."""
+    """A name in a listing: a folder, or a file with its size in bytes, time in s and ETag, if the server gives them."""
 
     is_folder: bool
     size: int | None = None
@@ -177,7 +178,7 @@ class Entry:
     etag: str = ""
 
     def describe_version(self) -> str:
-        """Return what changes when the file does: its ETag, or without one its time, and its size."""
+        """Return the version of the file: its ETag, or without one its time, and its size."""
         told = f"etag {self.etag}" if self.etag else f"time {self.mtime:.0f}"
         return f"{told}, {self.size} bytes"
 
@@ -187,7 +188,7 @@ Result = TypeVar("Result")
 
 
 class _Server:
-    """A bucket, or a web server: its listings, and how bytes of it are asked for."""
+    """A bucket, or a web server: its listings, and how bytes are requested."""
 
     def __init__(self, scheme: str, place: str) -> None:
         self.scheme, self.place, self.address = scheme, place, f"{scheme}://{place}"
@@ -208,19 +209,19 @@ class _Server:
         self.folder_name = re.sub(r"[^\w.-]", "_", place) + own
 
     def name(self, key: Sequence[str], *, folder: bool = False) -> str:
-        """Return what the library calls a file or folder."""
+        """Return the library's name of a file or folder."""
         if self.scheme == "s3":
             return "/".join([self.place, *key])
         quoted = "/".join(urllib.parse.quote(part) for part in key)
         return f"{self.address}/{quoted}" + ("/" if folder and quoted else "")
 
     def ask(self, what: str, call: Callable[[], Result]) -> Result:
-        """Return what a call gives; what keeps a server from answering becomes one sentence.
+        """Return the result of a call; a failure of the server becomes one sentence.
 
         Raises
         ------
         FileNotFoundError
-            If the server says that there is nothing.
+            If the server has no such file.
         DataError
             For everything else.
         """
@@ -245,10 +246,10 @@ class _Server:
         raise AssertionError
 
     def open_reader(self) -> Callable[[str, int, int], bytes]:
-        """Return what asks for bytes ``(name, start, stop)`` of a file, in the thread that calls it.
+        """Return a function that requests bytes ``(name, start, stop)`` of a file, in the calling thread.
 
-        HDF5 asks for bytes while it holds the lock of h5py. The threads of fsspec may wait for that lock, when they
-        clear away an object of h5py, and then HDF5 would wait for them for ever.
+        HDF5 requests bytes while it holds the lock of h5py. Threads of fsspec may wait for this lock when they delete
+        an object of h5py, and then HDF5 would wait for them forever.
         """
         known = (os.getpid(), self.scheme)
         if known not in _READERS:
@@ -258,17 +259,18 @@ class _Server:
     def _describe(self, kind: str, text: str) -> str:
         if kind == "denied":
             return (
-                f"may not be read: the server denies it to {self.how} ({text}); get access, or set the credentials "
+                f"may not be read: the server denies access to {self.how} ({text}); get access, or set "
+                "the credentials "
                 "in the usual way (AWS_PROFILE, AWS_ACCESS_KEY_ID)"
                 if self.scheme == "s3"
-                else f"may not be read: the server denies it ({text}); get access, or fetch the data set first"
+                else f"may not be read: the server denies access ({text}); get access, or fetch the data set first"
             )
         if kind == "bucket":
             return f"cannot be read, since there is no bucket called {self.place}; correct the address"
         return f"cannot be read ({text}): the server does not answer; check the network and run the same command again"
 
     def find_listing(self, key: tuple[str, ...]) -> dict[str, Entry] | None:
-        """Return what lies in a folder by name, or None if there is no such folder; asked once in a process."""
+        """Return the content of a folder by name, or None if there is no such folder; requested once per process."""
         with self.lock:
             if key in self.listings:
                 return self.listings[key]
@@ -282,7 +284,7 @@ class _Server:
             return self.listings[key]
 
     def _has_many(self, parent: tuple[str, ...]) -> bool:
-        """Say whether so many folders of a folder were listed that all of them are better asked for at once."""
+        """Say whether so many subfolders were listed that one request for all of them is better."""
         self.listed_below[parent] = self.listed_below.get(parent, 0) + 1
         listing = self.listings.get(parent) or {}
         n_folders = sum(entry.is_folder for entry in listing.values())
@@ -307,7 +309,7 @@ class _Server:
         return found or ({} if not key or self.scheme != "s3" else None)
 
     def _list_below(self, key: tuple[str, ...]) -> None:
-        """List everything below a folder by few large answers, where single folders would take thousands."""
+        """List everything below a folder by a few large requests instead of thousands for single folders."""
         what = "/".join([self.address, *key])
         rows = self.ask(what, lambda: self.fs.find(self.name(key), detail=True))
         for row in rows.values():
@@ -341,7 +343,7 @@ class _Server:
         return Entry(False, row["size"], mtime, str(row.get("ETag") or "").strip('"'))
 
     def look(self, key: tuple[str, ...]) -> Entry | None:
-        """Return what an address is, or None if there is nothing."""
+        """Return the entry of an address, or None if there is none."""
         if not key or self.listings.get(key) is not None:
             return None if self.find_listing(key) is None else _FOLDER
         if any(key[:depth] in self.listings for depth in range(len(key))):
@@ -370,7 +372,7 @@ class _Server:
         return Entry(False, None if size is None else int(size), mtime, str(told.get("ETag") or ""))
 
     def complete(self, key: tuple[str, ...], *, anew: bool = False) -> Entry | None:
-        """Return a file with its size and version, for which a server without them in its lists is asked."""
+        """Return a file with its size and version; they are requested if the listing of the server has none."""
         entry = self.look(key)
         if entry is None or entry.is_folder or not (anew or entry.size is None):
             return entry
@@ -384,7 +386,7 @@ class _Server:
 
 
 def _name_cause(call: Callable[[], Result]) -> Result:
-    """Return what a call gives; a web server that is busy or denies a file is not taken for one that has none."""
+    """Return the result of a call; a busy or denying web server does not count as one without the file."""
     try:
         return call()
     except FileNotFoundError as error:
@@ -397,7 +399,7 @@ def _name_cause(call: Callable[[], Result]) -> Result:
 
 
 def _is_name(name: str) -> bool:
-    """Say whether a server names a file that may lie in a folder of ours."""
+    """Say whether a server's name of a file is safe inside a local folder."""
     return name not in ("", ".", "..", "?") and "/" not in name and "\\" not in name and "\0" not in name
 
 
@@ -451,7 +453,7 @@ def _open_http(address: str) -> tuple[Any, str]:
 
 
 def _open_s3_reader(fs: Any) -> Callable[[str, int, int], bytes]:
-    """Return what asks S3 for bytes ``(name, start, stop)``, with the credentials and the endpoint of `fs`."""
+    """Return a function that requests bytes ``(name, start, stop)`` from S3, with credentials and endpoint of `fs`."""
     session = require("botocore.session", "an address s3://...").get_session()
     config, unsigned = require("botocore.config", "").Config, require("botocore", "").UNSIGNED
     client = session.create_client(
@@ -478,7 +480,7 @@ def _open_s3_reader(fs: Any) -> Callable[[str, int, int], bytes]:
 
 
 def _open_http_reader() -> Callable[[str, int, int], bytes]:
-    """Return what asks web servers for bytes ``(name, start, stop)``, by the proxies and ``~/.netrc`` of the user."""
+    """Return a function that requests bytes ``(name, start, stop)`` by HTTP, with proxies and ``~/.netrc``."""
     requests = require("requests", "an address https://...")
     session = requests.Session()
 
@@ -507,7 +509,7 @@ _SERVERS_LOCK = threading.Lock()
 
 
 def forget_listings() -> None:
-    """Ask every server again for what it has, when that is next needed."""
+    """Forget all listings, so that every server is asked again when it is next needed."""
     with _SERVERS_LOCK:
         _SERVERS.clear()
 
@@ -536,7 +538,7 @@ else:
 
 
 class RemotePath(_Path):
-    """The address of a file or folder on a server; read like any path, and never written.
+    """The address of a file or folder on a server; it can be read like any path, but not written.
 
     Parameters
     ----------
@@ -552,11 +554,11 @@ class RemotePath(_Path):
 
     @property
     def parent(self) -> RemotePath:
-        """The folder above; a bucket or server has none but itself, since beside it lie those of others."""
+        """The parent folder; a bucket or server is its own parent, since other buckets may belong to other people."""
         return self if len(self.parts) <= 2 else super().parent
 
     def relative_to(self, *other: Any, **kwargs: Any) -> Path:  # type: ignore[override]
-        """Return the way from a folder above, which is no address."""
+        """Return the relative path from a parent folder, which is not an address."""
         return Path(*super().relative_to(*other, **kwargs).parts)
 
     def as_posix(self) -> str:
@@ -567,7 +569,7 @@ class RemotePath(_Path):
         if self.is_dir():
             # Who is handed a folder lists it, and would take what was brought so far for all there is.
             raise DataError(
-                f"{self} is a folder on a server, and this reader takes folders of this machine alone."
+                f"{self} is a folder on a server, but this reader takes only folders of this machine."
             )
         return str(bring(self))
 
@@ -614,7 +616,7 @@ class RemotePath(_Path):
         return False
 
     def find_entry(self) -> Entry:
-        """Return what the server says of a file; `FileNotFoundError` if there is none, or a folder."""
+        """Return the server's entry of a file; `FileNotFoundError` if there is none, or a folder."""
         server, key = _find_server(self)
         found = self._look() and server.complete(key)
         if found is None or found.is_folder:
@@ -622,13 +624,13 @@ class RemotePath(_Path):
             raise OSError(number, os.strerror(number), str(self))
         if not found.etag and not found.mtime:
             raise DataError(
-                f"{self} cannot be used, since the server gives neither its ETag nor its time, so that a change "
-                "would go unseen; fetch the data set first."
+                f"{self} cannot be used, since the server gives neither its ETag nor its time, so a "
+                "change would not be noticed; fetch the data set first."
             )
         return found
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Return size and time, as the server has them."""
+        """Return size and time on the server."""
         if self.is_dir():
             return os.stat_result((stat.S_IFDIR | 0o555, 0, 0, 1, 0, 0, 0, 0, 0, 0))
         found = self.find_entry()
@@ -639,7 +641,7 @@ class RemotePath(_Path):
     lstat = stat
 
     def iterdir(self) -> Generator[RemotePath, None, None]:
-        """Yield what lies in a folder."""
+        """Yield the content of a folder."""
         server, key = _find_server(self)
         listing = server.find_listing(key)
         if listing is None:
@@ -662,11 +664,11 @@ class RemotePath(_Path):
                 yield path
 
     def glob(self, pattern: str, **_: Any) -> Generator[RemotePath, None, None]:
-        """Yield what is called so below a folder; ``**`` stands for any number of folders."""
+        """Yield matching paths below a folder; ``**`` matches any number of folders."""
         yield from dict.fromkeys(self._match(PurePath(pattern).parts))
 
     def rglob(self, pattern: str, **_: Any) -> Generator[RemotePath, None, None]:
-        """Yield what is called so, at any depth below a folder."""
+        """Yield matching paths at any depth below a folder."""
         yield from dict.fromkeys(self._match(("**", *PurePath(pattern).parts)))
 
     def _match(self, patterns: Sequence[str]) -> Iterator[RemotePath]:
@@ -696,7 +698,7 @@ class RemotePath(_Path):
                 yield from path._walk_folders()
 
     def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> IO[Any]:  # type: ignore[override]
-        """Open the file of the cache, which is brought first; for reading alone."""
+        """Open the file of the cache for reading; it is downloaded first if needed."""
         if set(mode) & set("wax+"):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
         file = open(bring(self), mode, *args, **kwargs)  # noqa: PTH123, SIM115
@@ -718,28 +720,28 @@ _CHOSEN: dict[str, Any] = {}
 
 
 def choose_cache(folder: Path | None, limit_gib: float | None) -> None:
-    """Let this process keep files of servers in a folder of a size; None leaves either to the environment."""
+    """Set folder and size of the cache for files of servers; None takes the value of the environment."""
     _CHOSEN.update(folder=folder, limit_gib=limit_gib)
 
 
 def find_remote_cache() -> tuple[Path, int]:
     """Return the folder of the cache and its limit in bytes.
 
-    What `choose_cache` said, else ``$BRAINDECODE_VIS_REMOTE_CACHE`` and ``$BRAINDECODE_VIS_REMOTE_GIB``, else
+    The values of `choose_cache`, or else ``$BRAINDECODE_VIS_REMOTE_CACHE`` and ``$BRAINDECODE_VIS_REMOTE_GIB``, or else
     ``remote`` in the user's cache and `LIMIT_GIB`.
     """
     named = os.environ.get("BRAINDECODE_VIS_REMOTE_CACHE")
     folder = _CHOSEN.get("folder") or (Path(named) if named else find_cache_folder() / "remote")
-    said = os.environ.get("BRAINDECODE_VIS_REMOTE_GIB", "")
+    value = os.environ.get("BRAINDECODE_VIS_REMOTE_GIB", "")
     limit = _CHOSEN.get("limit_gib")
     if limit is None:
         try:
-            limit = float(said) if said else LIMIT_GIB
+            limit = float(value) if value else LIMIT_GIB
         except ValueError:
             limit = -1.0
         if not 0 < limit < 1e9:
             raise DataError(
-                f"BRAINDECODE_VIS_REMOTE_GIB is {said!r}; give the size of the cache in GiB, such as 50."
+                f"BRAINDECODE_VIS_REMOTE_GIB is {value!r}; give the size of the cache in GiB, such as 50."
             )
     return folder.expanduser().absolute(), int(limit * 2**30)
 
@@ -750,7 +752,7 @@ _USE_LOCK = threading.Lock()
 
 
 def bring(path: Path) -> Path:
-    """Return the file of the cache that has the bytes of a path, brought if need be; a folder with all that is in it.
+    """Return the file of the cache for a path, downloaded if needed; a folder is downloaded with all its files.
 
     Parameters
     ----------
@@ -762,7 +764,7 @@ def bring(path: Path) -> Path:
     FileNotFoundError
         If the server has no such file.
     DataError
-        If it cannot be had, changed while it was read, or finds no room in the cache.
+        If it cannot be downloaded, changed while it was read, or does not fit into the cache.
     """
     if not isinstance(path, RemotePath):
         return path
@@ -782,7 +784,7 @@ def bring(path: Path) -> Path:
 
 
 def bring_all(paths: Iterable[Path]) -> None:
-    """Bring many files side by side, such as the pictures of a subject, of which each alone takes a round trip."""
+    """Download many files in parallel, such as the pictures of a subject, since each needs a round trip."""
     remote = [path for path in paths if isinstance(path, RemotePath)]
     if len(remote) < 2:
         for path in remote:
@@ -803,7 +805,7 @@ def bring_all(paths: Iterable[Path]) -> None:
 
 
 def bring_folder(folder: RemotePath, suffixes: tuple[str, ...] = ("",)) -> None:
-    """Bring the files of one folder whose names end so, and take away what the server has no more."""
+    """Download the files of one folder with these endings, and remove those that the server no longer has."""
     listed = list(folder.iterdir())
     files = [path for path in listed if path.name.endswith(suffixes) and path.is_file()]
     local, names = _place(folder)[0], {path.name for path in listed}
@@ -816,7 +818,7 @@ def bring_folder(folder: RemotePath, suffixes: tuple[str, ...] = ("",)) -> None:
 
 
 def find_address(local: Path) -> Path:
-    """Return the address of a file of the cache, which may be gone from there; any other path as it is."""
+    """Return the address of a file of the cache, also of a removed one; return any other path unchanged."""
     with suppress(ValueError):
         scheme, name, kind, *key = local.relative_to(find_remote_cache()[0]).parts
         for server in list(_SERVERS.values()) if kind == "files" else ():
@@ -841,7 +843,7 @@ def _is_current(local: Path, version: Path, entry: Entry) -> bool:
 
 
 def _lock(number: int, how: Literal["shared", "alone"]) -> bool:
-    """Lock an open file: shared by those who read it, alone for who writes or removes it; False if others hold it."""
+    """Lock an open file: shared for reading, exclusive for writing or removing; False if others hold it."""
     try:
         return lock_file(number, shared=how == "shared") is not False
     except OSError:  # a file system whose locks fail has none
@@ -849,7 +851,7 @@ def _lock(number: int, how: Literal["shared", "alone"]) -> bool:
 
 
 def _use(local: Path) -> bool:
-    """Keep a file from being removed while it is among those that this process opened last; False if it is gone."""
+    """Protect a file from removal while it is one of the last that this process opened; False if it is gone."""
     name = str(local)
     with _USE_LOCK:
         if name in _IN_USE:
@@ -879,7 +881,7 @@ def _use(local: Path) -> bool:
 
 
 def _touch(name: str) -> None:
-    """Note when a file was last used, where the disk itself may not."""
+    """Record when a file was last used, since the disk may not record it."""
     now = time.time()
     if now - _TOUCHED.get(name, 0.0) > _TOUCH_S:
         _TOUCHED[name] = now
@@ -888,7 +890,7 @@ def _touch(name: str) -> None:
 
 
 def release_files() -> None:
-    """Let others remove what this process has used; what is open stays readable."""
+    """Allow other processes to remove files that this process has used; open files stay readable."""
     with _USE_LOCK:
         while _IN_USE:
             os.close(_IN_USE.popitem()[1])
@@ -899,8 +901,8 @@ def _download(path: RemotePath, entry: Entry, local: Path, version: Path) -> Non
     size = entry.size or 0
     if size > limit:
         raise DataError(
-            f"{path} has {describe_bytes(size)}, and the cache {folder} may hold {describe_bytes(limit)}: set "
-            "remote.limit_gib, or BRAINDECODE_VIS_REMOTE_GIB."
+            f"{path} has {describe_bytes(size)}, but the cache {folder} may hold only "
+            f"{describe_bytes(limit)}: increase remote.limit_gib, or BRAINDECODE_VIS_REMOTE_GIB."
         )
     told = f"{path}\0{local}\0{entry.describe_version()}"
     part = (
@@ -930,8 +932,8 @@ def _download(path: RemotePath, entry: Entry, local: Path, version: Path) -> Non
         if error.errno in _FULL:
             part.unlink(missing_ok=True)
             raise DataError(
-                f"{path} found no room, since the disk of the cache {folder} is full; make room, or name another "
-                "folder with remote.cache or BRAINDECODE_VIS_REMOTE_CACHE."
+                f"{path} could not be stored, since the disk of the cache {folder} is full; make room, "
+                "or choose another folder with remote.cache or BRAINDECODE_VIS_REMOTE_CACHE."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
             raise DataError(
@@ -949,18 +951,18 @@ _OWN_NAMES = frozenset({"parts", "usage.json", "usage.tmp", *SCHEMES})
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `DataError` if a folder holds what is not of the cache, which removes files to make room."""
+    """Raise `DataError` if a folder holds other files than the cache, since the cache removes files."""
     others = sorted(name for name in os.listdir(folder) if name not in _OWN_NAMES and name[0] != ".")  # noqa: PTH208
     if others:
         raise DataError(
-            f"the cache {folder} holds {others[0]}, which is no file of the cache; name a folder of its own with "
+            f"the cache {folder} holds {others[0]}, which is not a file of the cache; choose a separate folder with "
             "remote.cache or BRAINDECODE_VIS_REMOTE_CACHE."
         )
 
 
 @contextmanager
 def _open_part(part: Path) -> Iterator[IO[bytes]]:
-    """Open a part for writing behind what is there, once nobody else is at it."""
+    """Open a partial file to append to it, once no other process is writing it."""
     while True:
         file = part.open("ab")
         try:
@@ -1022,26 +1024,27 @@ def _receive(path: RemotePath, entry: Entry, file: IO[bytes], part: Path) -> Non
         found = part.stat().st_size
         part.unlink(missing_ok=True)
         raise _describe_change(
-            path, f" (then {entry.describe_version()}, now {now.describe_version()}, {found} bytes came)"
+            path,
+            f" (before {entry.describe_version()}, now {now.describe_version()}, {found} bytes received)",
         )
 
 
 def _describe_gone(path: RemotePath) -> DataError:
     return DataError(
-        f"{path} was listed by the server and is gone now; run the same command again, which lists anew."
+        f"{path} was listed by the server but no longer exists; run the same command again to list the files again."
     )
 
 
 def _describe_change(path: RemotePath, how: str = "") -> DataError:
     return DataError(
-        f"{path} changed on the server while it was read{how}; run the same command again, which lists anew."
+        f"{path} changed on the server while it was read{how}; run the same command again to read the new version."
     )
 
 
 def _make_room(size: int, part: Path) -> None:
-    """Count a file that is about to come, and remove those that were used longest ago where it would not fit.
+    """Reserve space for a file, and remove the least recently used files if it would not fit.
 
-    Others may be at work with all that is there; they are waited for, since they go on to other files.
+    If other processes use all files of the cache, wait until they release some.
     """
     import filelock
 
@@ -1061,8 +1064,9 @@ def _make_room(size: int, part: Path) -> None:
                 break
         if time.monotonic() > until:
             raise DataError(
-                f"the cache {folder} may hold {describe_bytes(limit)}, of which {describe_bytes(used)} are in use, and "
-                f"{describe_bytes(size)} more are needed: set remote.limit_gib or BRAINDECODE_VIS_REMOTE_GIB."
+                f"the cache {folder} may hold {describe_bytes(limit)}, of which {describe_bytes(used)} "
+                f"are in use, but {describe_bytes(size)} more are needed: increase remote.limit_gib or "
+                "BRAINDECODE_VIS_REMOTE_GIB."
             )
         release_files()
         time.sleep(0.1)
@@ -1072,7 +1076,7 @@ def _make_room(size: int, part: Path) -> None:
 
 
 def _remove_oldest(folder: Path, limit: int, size: int, part: Path) -> int:
-    """Return the bytes that the cache holds once there is room for a file, as far as room can be made."""
+    """Make room for a file as far as possible, and return the bytes that the cache then holds."""
     kept: list[tuple[float, int, str]] = []
     used = 0
     for name, about in _scan(folder / "parts"):
@@ -1115,7 +1119,7 @@ def _is_at_work(name: str) -> bool:
 
 
 def _remove(name: str) -> bool:
-    """Remove a file of the cache unless somebody uses it."""
+    """Remove a file of the cache unless a process uses it."""
     if name in _IN_USE:
         return False
     try:
@@ -1135,7 +1139,7 @@ def _remove(name: str) -> bool:
 
 
 class _Ranges(io.RawIOBase):
-    """Reads the bytes of a file that are asked for; who reads much of it is given all of it, if that was promised."""
+    """Reads requested bytes of a file; if much of it is read, the whole file is downloaded, if this was allowed."""
 
     def __init__(self, path: RemotePath, entry: Entry, *, until: int | None) -> None:
         self.path, self.entry, self.until = path, entry, until
@@ -1161,7 +1165,7 @@ class _Ranges(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, or as much of it as the file has, with zeros behind, as h5py asks for no number of bytes."""
+        """Fill a buffer from the file, with zeros after its end, since h5py does not pass a number of bytes."""
         view = memoryview(buffer).cast("B")
         stop = max(self.position, min(self.size, self.position + len(view)))
         n = stop - self.position
@@ -1177,7 +1181,7 @@ class _Ranges(io.RawIOBase):
         return n
 
     def _take(self, start: int, stop: int) -> bytes:
-        """Return all bytes from `start` to `stop`, which a small read may find in two blocks."""
+        """Return all bytes from `start` to `stop`; a small read may need two blocks."""
         if stop - start >= _BLOCK_BYTES // 4:
             return self._fetch(start, stop)
         numbers = range(start // _BLOCK_BYTES, (stop - 1) // _BLOCK_BYTES + 1)
@@ -1225,7 +1229,7 @@ class _Ranges(io.RawIOBase):
 
 
 def _is_worth_ranges(path: Path, least: int) -> TypeGuard[RemotePath]:
-    """Say whether parts of a file are asked for: it is large, and not in the cache."""
+    """Say whether ranges of a file are requested: it is large and not in the cache."""
     if not isinstance(path, RemotePath):
         return False
     entry = path.find_entry()
@@ -1233,9 +1237,9 @@ def _is_worth_ranges(path: Path, least: int) -> TypeGuard[RemotePath]:
 
 
 def describe_reading(path: RemotePath) -> str:
-    """Return what changes when a file or the reading of it does: its version, and for large HDF5 that of the ranges.
+    """Return the version of a file; for large HDF5 files also the version of the reading by ranges.
 
-    Earlier versions filled reads across two blocks in part, so that results from such files must not be reused.
+    Earlier versions filled reads across two blocks only partly, so results from such files must not be reused.
     """
     entry = path.find_entry()
     by_ranges = path.suffix.lower() in (".hdf5", ".h5") and (entry.size or 0) >= RANGES_BYTES
@@ -1243,9 +1247,9 @@ def describe_reading(path: RemotePath) -> str:
 
 
 def open_head(path: Path) -> IO[bytes]:
-    """Open a file whose beginning may be all that is wanted; of a large one on a server, that is all that comes.
+    """Open a file of which only the beginning may be needed; of a large file on a server, only this is downloaded.
 
-    Who reads on, beyond 16 MiB, is given the whole file through the cache.
+    Reading beyond 16 MiB downloads the whole file into the cache.
     """
     if not _is_worth_ranges(path, HEADS_BYTES):
         return path.open("rb")
@@ -1254,7 +1258,7 @@ def open_head(path: Path) -> IO[bytes]:
 
 @contextmanager
 def borrow_head(path: Path) -> Iterator[Path]:
-    """Yield a file of this machine that begins like a path and may be cut off, for readers of heads that want names."""
+    """Yield a local file with the beginning of a path, possibly cut off, for header readers that need a file name."""
     if not _is_worth_ranges(path, HEADS_BYTES):
         yield bring(path)
         return
@@ -1266,14 +1270,14 @@ def borrow_head(path: Path) -> Iterator[Path]:
 
 
 def open_hdf5(path: Path) -> Any:
-    """Open an HDF5 file for reading; of a large one on a server, the ranges are read that are asked for."""
+    """Open an HDF5 file for reading; of a large file on a server, only the requested ranges are read."""
     import h5py
 
     if not _is_worth_ranges(path, RANGES_BYTES):
         return h5py.File(bring(path), "r")
 
     class RangedFile(h5py.File):
-        """Closes what it reads from, which h5py leaves open."""
+        """HDF5 file that also closes its source, which h5py leaves open."""
 
         def __init__(self, source: _Ranges) -> None:
             self._source = source

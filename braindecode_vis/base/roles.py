@@ -1,8 +1,8 @@
 """Builds or reads a component, checks that it has what its role requires, and adds the defaults of the role.
 
-The roles are the classes of `braindecode_vis.base.contracts`. A component that inherits from its role is whole already.
-One that does not, as most of other packages, needs the required methods alone: `complete` returns it with the defaults
-of the role for the rest. It also reads what brain encoders of earlier versions had under other names (`FORMER`).
+The roles are the classes of `braindecode_vis.base.contracts`. A component that inherits from its role is complete
+already. A component that does not, such as most of other packages, needs only the required methods: `complete` adds the
+defaults of the role. It also reads members of brain encoders that had other names in earlier versions (`FORMER`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Role = TypeVar("Role", bound=Built | ComponentSettings | Network)
 
 
 class Completed:
-    """A component with the defaults of its role; everything else is the component's own."""
+    """A component with the defaults of its role."""
 
     build_again: Callable[..., Any] | None = None
 
@@ -118,14 +118,14 @@ FORMER: dict[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
 
 
 def complete(role: type[Role], component: Any) -> Role:
-    """Return the component with the whole of its role.
+    """Return the component with all members of its role.
 
     Parameters
     ----------
     role
         A class of `contracts`.
     component
-        Anything; what inherits from the role is returned as it is.
+        Any object; one that inherits from the role is returned unchanged.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def list_required(role: type[Any]) -> tuple[str, ...]:
 
 
 def has_own(role: type[Any], component: Any, name: str) -> bool:
-    """Say whether a component has a `name` of its own, so that it is not the default of its role."""
+    """Say whether a component defines `name` itself instead of using the default of its role."""
     own = component.component if isinstance(component, Completed) else component
     if not isinstance(own, role):
         return has_name(own, name)
@@ -169,12 +169,12 @@ def _describe_missing(role: type[Any], component: Any, names: Sequence[str]) -> 
 
 
 def build(role: type[Role], settings: Any, *args: Any, **kwargs: Any) -> Role:
-    """Build a component from its settings and return it with the whole of its role; see `complete`.
+    """Build a component from its settings and return it with all members of its role; see `complete`.
 
     Raises
     ------
     ConfigError
-        If `build` takes other arguments than the role gives it, or a required method is missing in what it returns.
+        If `build` takes other arguments than the role gives it, or a required method is missing in its result.
     """
     own = settings.component if isinstance(settings, Completed) else settings
     try:
@@ -189,8 +189,8 @@ def build(role: type[Role], settings: Any, *args: Any, **kwargs: Any) -> Role:
     # What is written and never read would be fitted again, or lost, in a finished run that meets new trials.
     if issubclass(role, Built) and has_own(role, built, "write") and not _can_be_read(role, built, own):
         raise ConfigError(
-            f"{name_class(built)} cannot be the {role.role_name}: it has write and no read; give it both, or neither "
-            "if it is fitted anew from the training data."
+            f"{name_class(built)} cannot be the {role.role_name}: it has write but not read; give it "
+            "both, or neither if it is fitted again from the training data."
         )
     return _remember(role, built, settings)
 
@@ -204,9 +204,9 @@ def _can_be_read(role: type[Any], built: Any, settings: Any) -> bool:
 
 
 def read(role: type[Role], settings: Any, folder: Path, *args: Any) -> Role:
-    """Read a fitted component from `folder` and return it with the whole of its role; see `complete`.
+    """Read a fitted component from `folder` and return it with all members of its role; see `complete`.
 
-    Generators are given the data that they were built from as well.
+    Generators also get the data from which they were built.
 
     Raises
     ------
@@ -231,30 +231,30 @@ def _remember(role: type[Role], component: Any, settings: Any) -> Role:
 
 
 def list_encoders(settings: Any) -> list[EncoderSettings]:
-    """Return the settings of a brain encoder, and behind them those of all that it holds, with all of their role."""
+    """Return the settings of a brain encoder and then of every encoder inside it, completed."""
     whole = complete(EncoderSettings, settings)
     return [whole, *(inner for member in whole.list_members() for inner in list_encoders(member))]
 
 
 def find_image_encoder_role(settings: ImageEncoderSettings) -> type[ImageEncoder]:
-    """Return the role of the image encoder of these settings, which must write itself if it is fitted."""
+    """Return the role of the image encoder of these settings; a fitted encoder must be able to write itself."""
     return FittedImageEncoder if settings.fitted_on_training_images else ImageEncoder
 
 
 def find_encoder_role(settings: EncoderSettings) -> type[Any]:
-    """Return the role of what these settings build: a category decoder or a brain encoder."""
+    """Return the role of these settings: a category decoder or a brain encoder."""
     return CategoryDecoder if settings.decodes_categories else BrainEncoder
 
 
 def need_predictions(prior: PriorSettings, generator: GeneratorSettings) -> bool:
-    """Say whether one of the two learns from predictions of training trials by fits that have not seen their images."""
+    """Say whether prior or generator learns from predictions of training trials by fits without their images."""
     # A generator weighs predictions that come to it as they are, and no draws of a prior.
     weighs = generator.weighs_predictions and not prior.draws_images
     return prior.needs_predictions or generator.needs_predictions or weighs
 
 
 def find_source(dataset: Any) -> Literal["write", "open_epochs", "open_betas", "open_bold"]:
-    """Return how a data set gives its recording, by the first of `SOURCES` that it has.
+    """Return the first of `SOURCES` that a data set has: the method that gives its recording.
 
     Raises
     ------
@@ -275,7 +275,7 @@ def check_settings(role: str, settings: Any) -> None:
     role
         A key of `SETTINGS_ROLES`.
     settings
-        Of a component from outside; those of the package are held to this by tests.
+        Settings of a component from outside; tests check those of the package.
     """
     complete(SETTINGS_ROLES[role], settings)
     # A prior is built from a seed alone, so that a missing method shows before anything was trained.

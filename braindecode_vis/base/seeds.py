@@ -1,7 +1,7 @@
 """One root seed, many named generators.
 
 Two stages never share a random stream by accident: a generator is addressed by the root seed and a path of
-names, so adding a stage does not move the numbers of another one.
+names, so adding a stage does not change the random numbers of another one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The frozen base of every configuration model, and the words for what is wrong in one.
+"""The frozen base class of all settings, and the messages for mistakes in a configuration.
 
 Each component declares its own ``XConfig(Settings)`` with ``kind: Literal["x"] = "x"`` and ``build()``; `registry`
-finds it by its kind. Code from outside the package is part of what enters a fingerprint.
+finds it by its kind. Code from outside the package enters the fingerprint.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class OutsideCode:
     Parameters
     ----------
     role, kind
-        What it is and what it calls itself.
+        Role and kind of the component.
     name
-        How it was asked for: the name of its entry point, or ``package.module:Class``.
+        Name that the user gave: the name of its entry point, or ``package.module:Class``.
     reference
         ``package.module:Class``.
     package, version
@@ -62,7 +62,7 @@ class OutsideCode:
         return f"the {self.role} {self.kind!r} of {package or self.reference}"
 
     def as_fields(self) -> dict[str, Any]:
-        """Return what enters the fingerprint, and finds the class again."""
+        """Return the fields that enter the fingerprint and from which the class is found again."""
         return {
             "class": self.reference,
             "package": self.package,
@@ -85,13 +85,12 @@ class Settings(BaseModel):
     """Frozen pydantic model: unknown keys are errors, values are never mutated after validation.
 
     A subclass names in `not_hashed` the fields that say *how* a component runs (device, batch size, file
-    paths) and cannot change *what* it computes; they stay out of the fingerprint. In `hashed_if_set` it names fields
-    that came later than the first results: with their default, which must compute what was computed before there were
-    any, they stay out of the fingerprint too, so that earlier runs are still found. In `fixed_settings` it names those
-    of its class variables that were settings in an earlier version, and in `removed_settings` other former settings,
-    each with the value that it has always now: a file with that value is read, a file with another is refused, and the
-    fingerprint holds the value as before. One that is in `not_hashed` too is read with any value, and a notice says
-    that it has no effect.
+    paths) and cannot change *what* it computes; they are not part of the fingerprint. `hashed_if_set` names fields that
+    were added later: their default must compute the same as before, and with it they are not part of the fingerprint
+    either, so that earlier runs are still found. `fixed_settings` names class variables that were settings in an
+    earlier version, and `removed_settings` other former settings, each with its fixed value: a file with this value is
+    read, a file with another value is refused, and the fingerprint holds the value as before. A setting that is in
+    `not_hashed` too is read with any value, and a notice says that it has no effect.
     """
 
     model_config = ConfigDict(
@@ -135,7 +134,7 @@ class Settings(BaseModel):
 
     @classmethod
     def list_removed(cls) -> dict[str, Any]:
-        """Return the settings that an earlier version of this class had, each with the value that it has always now."""
+        """Return the removed settings of earlier versions of this class, each with its fixed value."""
         found: dict[str, Any] = {}
         for one in reversed(cls.__mro__):
             found |= vars(one).get("removed_settings", {})
@@ -144,7 +143,7 @@ class Settings(BaseModel):
 
     @classmethod
     def _drop_removed(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what was given without settings of an earlier version; refuse one that has another value now."""
+        """Return the given values without removed settings; refuse a removed setting with another value."""
         removed = cls.list_removed()
         if not (named := removed.keys() & content.keys()):
             return content
@@ -163,7 +162,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_strange_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse what pydantic takes for a number and no computation can use, also inside lists."""
+        """Refuse values that pydantic accepts as numbers but no computation can use, also inside lists."""
         if info.field_name is None:
             return value
         annotation: Any = cls.model_fields[info.field_name].annotation
@@ -178,28 +177,28 @@ class Settings(BaseModel):
     @field_validator("*")
     @classmethod
     def _refuse_large_numbers(cls, value: Any) -> Any:
-        """Refuse them also where they were written as text, which YAML makes of 1e308."""
+        """Refuse them also if they were written as text, as YAML reads 1e308."""
         for entry in _list_entries(value):
             _check_size(entry)
         return value
 
     def refuse_unused(self, *names: str, because: str) -> None:
-        """Raise `ValueError` if one of these settings is not its default, though nothing looks at it.
+        """Raise `ValueError` if one of these unused settings does not have its default value.
 
-        A default is let pass: a configuration that was written out has all of them.
+        A default value is accepted, since a complete configuration file has all settings.
         """
         for name in names:
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is {value!r}, which nothing looks at: {because}; leave {name} out")
+                raise ValueError(f"{name} is {value!r}, but it has no effect: {because}; leave {name} out")
 
     def check_files(self) -> None:
-        """Raise `ConfigError` or `DataError` unless the files that these settings need are there; a path is looked for
-        anyway. What may be downloaded need not be there.
+        """Raise `ConfigError` or `DataError` if a file that these settings need is missing, unless it may be
+        downloaded. Paths in fields are checked in any case.
         """
 
     def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain values that enter the fingerprint, nested settings included."""
+        """Return the plain values that enter the fingerprint, with nested settings."""
         unhashed = self.not_hashed | self.hashed_if_set
         fields = {name: value for name, value in self.list_removed().items() if name not in unhashed}
         for name in type(self).model_fields:
@@ -213,7 +212,7 @@ class Settings(BaseModel):
         return fields if code is None else {**fields, "outside": code.as_fields()}
 
     def walk(self, key: str = "") -> Iterator[tuple[str, Settings]]:
-        """Yield these settings and all that are nested in them, with their full keys."""
+        """Yield these settings and all nested ones, with their full keys."""
         yield key, self
         for name in type(self).model_fields:
             value, inner = getattr(self, name), f"{key}.{name}".lstrip(".")
@@ -225,7 +224,7 @@ class Settings(BaseModel):
                         yield from entry.walk(f"{inner}.{place}")
 
     def replace_paths(self, replace: Callable[[Path], Path]) -> Self:
-        """Return the settings with what a function makes of each path, nested settings and lists included."""
+        """Return the settings with a function applied to each path, also in nested settings and lists."""
 
         def visit(value: Any) -> Any:
             if isinstance(value, Settings):
@@ -253,22 +252,22 @@ class Settings(BaseModel):
         return moved
 
     def remember_files(self) -> None:
-        """Note the digests of files, so that what was made of them is known without them; of none by default.
+        """Record the digests of files, so that fitted results remain identified without the files; by default none.
 
         Raises
         ------
         ValueError
-            If a file is not the one whose digest is known.
+            If a file does not have the recorded digest.
         """
 
     def take_addresses(self, named: Collection[str] | None = None) -> Self:
-        """Return the settings with addresses that are to be read, which before are paths that lead nowhere.
+        """Return the settings with readable addresses in place of paths that only hold their text.
 
         Parameters
         ----------
         named
-            Addresses that the person gave in this call, as `remote.name_address` writes them; all that the settings
-            hold by default.
+            Addresses that the user gave in this call, as `remote.name_address` writes them; by default all addresses in
+            the settings.
         """
 
         def take(path: Path) -> Path:
@@ -288,7 +287,7 @@ class DeviceSettings(Settings):
     Parameters
     ----------
     device
-        Where it runs; ``auto`` takes a GPU if there is one.
+        Device of the computation; ``auto`` takes a GPU if there is one.
     """
 
     device: Device = "auto"
@@ -350,29 +349,29 @@ _FIRST = ("unknown_key", "removed_key", "unknown_kind", "outside")
 
 
 def describe_unknown_key(key: str, known: Sequence[str]) -> str:
-    """Return one clause for a key, given by its full path, of which nobody knows."""
+    """Return the clause for an unknown key, given by its full path."""
     return f"unknown key {key}; known here are {', '.join(known)}{suggest(key.rpartition('.')[2], known)}"
 
 
 def describe_removed_key(key: str, value: str, given: str) -> str:
-    """Return one clause for a setting that an earlier version had and a file gives another value than it has now."""
+    """Return the clause for a removed setting whose value in a file differs from its fixed value."""
     return f"{key} was removed: its value is always {value} now, and {given} is refused; leave {key} out"
 
 
 def describe_unknown_kind(kind: str, key: str, known: Sequence[str]) -> str:
-    """Return one clause for a kind of which nobody knows; `key` says where the component stands."""
+    """Return the clause for an unknown kind; `key` is the key of the component."""
     return f"unknown kind {kind!r} in {key}.kind; known are {', '.join(known)}{suggest(kind, known)}"
 
 
 def describe_validation_error(error: ValidationError, key: str = "") -> str:
-    """Return one clause that names the key by its full path, what was given and what is known.
+    """Return the clause that names the key by its full path, the given value and the known values.
 
     Parameters
     ----------
     error
-        As pydantic raised it; the first thing wrong is told.
+        Error of pydantic; its first mistake is reported.
     key
-        Where the settings stand that were validated; the whole configuration by default.
+        Key of the validated settings; by default the whole configuration.
     """
     details: list[Any] = error.errors(include_url=False)
     first = next((d for d in details if d["type"] in _FIRST), details[0])
@@ -394,7 +393,7 @@ def describe_validation_error(error: ValidationError, key: str = "") -> str:
             f"unknown kind {first['input']!r} in {path}; known are {context['expected'].replace(chr(39), '')}"
         )
     if first["type"] == "no_kind":
-        return f"{path} must say its kind"
+        return f"{path} needs a kind"
     if first["type"] == "missing":
         return f"{path} is missing"
     if first["type"] == "value_error":

@@ -1,13 +1,13 @@
-"""What was shown, `StimulusSet` with one row per image, and images that are read row by row, `ImageRows`.
+"""The shown images: `StimulusSet` with one row per image, and `ImageRows`, images that are read row by row.
 
-A set owns the identity of what was shown: a unique `stimulus_id`, the concept it depicts, where its pixels are and
-their hash. Pixels come either from files below a root folder or from one array held by the set.
+A set defines the identity of each image: a unique `stimulus_id`, the concept that it shows, the place of its pixels and
+their hash. Pixels come either from files below a root folder or from one array in the set.
 
-`ImageRows` owns how images of full size are handed from stage to stage: it names the picture of every row (a stimulus
-of a set, or a place of an array on disk) and reads one at a time, so that a thousand images of 1024 pixels are never in
-memory together. It can be indexed, sliced and iterated like an array, and an array of images can stand in its place.
+`ImageRows` passes images of full size from stage to stage: it names the picture of every row (a stimulus of a set, or a
+place in an array on disk) and reads one at a time, so that a thousand images of 1024 pixels are never in memory
+together. It can be indexed, sliced and iterated like an array, and an array of images can be used in its place.
 
-Also owns the size at which pixels are compared. Knows nothing of brains, splits, embeddings, metrics or pages.
+Also defines the size at which pixels are compared. It does not depend on brains, splits, embeddings, metrics or pages.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class StimulusSet:
         *,
         source: str = "memory",
     ) -> StimulusSet:
-        """Return the set of images that lie in memory, each named by the hash of its pixels too.
+        """Return the set of images in memory, with the hash of the pixels of each.
 
         Parameters
         ----------
@@ -93,9 +93,9 @@ class StimulusSet:
         ids
             Stimulus id of each.
         concepts
-            What each depicts; every image is a concept of its own by default.
+            Concept of each image; by default every image is a separate concept.
         source
-            Where they come from, in words, for the column `path`.
+            Description of their source, for the column `path`.
         """
         import pandas as pd
 
@@ -125,12 +125,12 @@ class StimulusSet:
 
     @property
     def has_pixels(self) -> bool:
-        """Whether images can be read at all: as an array, or from files below `root`."""
+        """Whether images can be read: as an array, or from files below `root`."""
         return self.pixels is not None or self.root is not None
 
     @property
     def has_picture(self) -> np.ndarray:
-        """Whether each stimulus has an image, shape (n_stimuli,): what was only imagined has an empty `path`."""
+        """Whether each stimulus has an image, shape (n_stimuli,): an imagined stimulus has an empty `path`."""
         if self.pixels is not None:
             return np.ones(len(self), bool)
         # An empty path is how data sets of imagery say that a word, and no picture, was given.
@@ -138,11 +138,11 @@ class StimulusSet:
 
     @property
     def knows_images(self) -> bool:
-        """Whether stimuli are images, at hand or not; otherwise each is a class that is shown again and again."""
+        """Whether stimuli are images, available or not; otherwise each stimulus is a class that is shown repeatedly."""
         return self.pixels is not None or bool((self.table["path"].astype(str) != "").any())
 
     def select_pictured(self) -> StimulusSet:
-        """Return the sub-set that has images; without any at hand, the set itself."""
+        """Return the subset that has images; without any images, the set itself."""
         if not self.has_pixels or self.has_picture.all():
             return self
         return self.select(self.ids[self.has_picture])
@@ -195,8 +195,8 @@ class StimulusSet:
             return np.asarray(self.pixels[row])
         if self.root is None:
             raise DataError(
-                f"the pixels of stimulus {stimulus_id!r} are not at hand: "
-                "pass their folder with --set dataset.images=DIR."
+                f"the pixels of stimulus {stimulus_id!r} are not available: pass their folder with --set "
+                "dataset.images=DIR."
             )
         path = self.root / str(self.table["path"].iloc[row])
         refuse_address(path, "the folder of the pictures")
@@ -362,7 +362,7 @@ class ImageRows:
         return image if self.grey_at is None else _take_grey(resize_image(image, *self.grey_at))
 
     def name_picture(self, place: int) -> tuple[Any, ...]:
-        """Return what is equal for two places exactly if they are known to hold the same picture."""
+        """Return a key that is equal for two places exactly if they are known to hold the same picture."""
         if isinstance(self.source, Sequence) and not isinstance(self.source[place], Path):
             rows, own = self.source[place]
             return (*rows.name_picture(own), self.square, self.grey_at)
@@ -380,7 +380,8 @@ class ImageRows:
         images = [self.read(int(place)) for place in places]
         if sizes := sorted({image.shape for image in images})[1:]:
             raise DataError(
-                f"images of {images[0].shape[:2]} and {sizes[0][:2]} pixels make no one array; take them row by row."
+                f"images of {images[0].shape[:2]} and {sizes[0][:2]} pixels cannot form one array; take "
+                "them row by row."
             )
         stack = (
             np.stack(images)[inverse.reshape(self.index.shape)] if images else np.empty(self.shape, np.uint8)
@@ -394,7 +395,7 @@ class ImageRows:
     def resize(self, height: int, width: int) -> np.ndarray:
         """Return all images at one size, uint8 of shape (n_rows, [n_draws,] height, width, 3); see `resize_image`.
 
-        Many of them lie in a temporary file; each distinct picture is read once.
+        A large result is stored in a temporary file; each distinct picture is read once.
         """
         shape = (*self.index.shape, height, width, 3)
         n_bytes = int(np.prod(shape, dtype=np.int64))
@@ -419,15 +420,15 @@ def join_pictures(pictures: Sequence[tuple[ImageRows, int]]) -> ImageRows:
 
 
 def show_as_compared(seen: Images, decoded: Images) -> Images:
-    """Return coloured seen images in grey, at the size of the decoded ones, where these are all grey; others as given.
+    """Return seen images in grey, at the size of the decoded ones, if these are all grey; otherwise unchanged.
 
-    A decoder of grey pixels never had the colours, so that a photograph beside its answer looks like a worse answer.
+    A decoder of grey pixels has no colours, so beside a colour photograph its images would look worse than they are.
 
     Parameters
     ----------
     seen : uint8 array of shape (n_rows, height, width, 3), or `ImageRows`
     decoded
-        Images of the same rows; of several draws the first is looked at, in the first rows.
+        Images of the same rows; with several draws, the first draw of the first rows is checked.
     """
     few = range(min(len(seen), N_CHECKED))
     answers = [decoded[row] if decoded.ndim == 4 else decoded[row][0] for row in few]
@@ -442,13 +443,13 @@ def _is_grey(image: np.ndarray) -> bool:
 
 
 def _take_grey(image: np.ndarray) -> np.ndarray:
-    """Return the luminance (ITU-R BT.601, as a target of grey pixels has it) in three equal channels."""
+    """Return the luminance (ITU-R BT.601, as in a target of grey pixels) in three equal channels."""
     grey = np.round(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def find_comparison_size(height: int, width: int) -> tuple[int, int]:
-    """Return height and width at which pixels are compared where a metric names no size of its own.
+    """Return height and width at which pixels are compared if a metric does not define a size.
 
     Those of the stimuli up to `LARGEST_COMPARED`; larger ones are compared as squares of that side.
     """

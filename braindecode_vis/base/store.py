@@ -1,9 +1,9 @@
-"""Run folders: what was computed, from what, and whether it is complete.
+"""Run folders: finished results, their inputs, and whether they are complete.
 
-Owns fingerprints, provenance, atomic writes and how responses, stimuli and embeddings lie on disk: arrays are ``.npy``
+Defines fingerprints, provenance, atomic writes and the files of responses, stimuli and embeddings: arrays are ``.npy``
 (memory-mapped on reading), tables ``.parquet``, text ``.json`` and ``.yaml``. No pickle is ever written or
 read. A finished artifact is a folder that holds ``provenance.json``; it appears by one rename, so that a
-killed process leaves nothing that a later one could mistake for a result.
+killed process leaves no incomplete result.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ _VERSIONED = (
 def compute_fingerprint(
     stage: str, version: int, fields: Mapping[str, Any], upstream: Mapping[str, str]
 ) -> str:
-    """Return 16 hex digits that name what a stage computes.
+    """Return 16 hex digits that identify the result of a stage.
 
     Parameters
     ----------
     stage
         Name of the stage.
     version
-        Hand-bumped number of the stage's code; raise it when its result changes.
+        Version of the stage's code; increase it by hand when its result changes.
     fields
-        Plain values that change the result (configuration and seed; never device, paths or workers).
+        Plain values that determine the result (configuration and seed; never device, paths or workers).
     upstream
         Fingerprints of the artifacts that the stage reads.
     """
@@ -72,7 +72,7 @@ def compute_fingerprint(
 
 
 def hash_json(value: Any) -> str:
-    """Return 16 hex digits of plain values; anything that JSON does not know is a TypeError."""
+    """Return 16 hex digits of plain values; a value that JSON cannot hold is a TypeError."""
     # Sorted and without spaces, so that equal settings have one text; a new key changes every fingerprint that has it.
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_refuse)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -83,7 +83,7 @@ def _refuse(value: Any) -> Any:
 
 
 def hash_file(path: Path, *, block_bytes: int = 1 << 22) -> str:
-    """Return the sha256 of a file, read in blocks: what checksums are published as, and pictures known by."""
+    """Return the sha256 of a file, read in blocks, as in published checksums and identities of pictures."""
     if not path.is_file():
         raise DataError(f"{path} does not exist; correct the setting that names it, or fetch it.")
     digest = hashlib.sha256()
@@ -109,9 +109,9 @@ class RunFolder:
     Parameters
     ----------
     path
-        Folder to work in; made on first use.
+        Folder of the run; created on first use.
     writable
-        Whether anything will be written; a folder that is only read is neither made nor tried.
+        Whether anything will be written; a folder that is only read is not created or tested.
 
     Raises
     ------
@@ -156,13 +156,14 @@ class RunFolder:
         stage, version, fields, upstream
             As for `compute_fingerprint`.
         compute
-            Writes its files into the folder it is given; what it returns is kept in the provenance.
+            Function that writes its files into the given folder; its result is kept in the provenance.
         unit
             Part of the stage that is finished on its own, for example a fold.
         alone
-            Held around the lease and the computing; always in this order, so that no two processes wait for each other.
+            Context that is held around the lease and the computing; always in this order, so that no two processes wait
+            for each other.
         tell
-            Called with a sentence while another process is waited for.
+            Function that gets a sentence while this process waits for another one.
         waits
             Whether to wait for another process that computes it.
 
@@ -183,8 +184,8 @@ class RunFolder:
         reason = damage or self._explain(parent, unit, version, fields, upstream)
         if not self.writable:
             raise DataError(
-                f"{self.path} cannot be written, and its stage {stage} would have to be computed ({reason}); copy the "
-                "folder to where you may write."
+                f"{self.path} cannot be written, but its stage {stage} must be computed ({reason}); copy "
+                "the folder to a place where you may write."
             )
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -212,12 +213,12 @@ class RunFolder:
             raise
 
     def _reuse(self, final: Path, fingerprint: str) -> tuple[Artifact | None, str]:
-        """Return an artifact that is there and as it was written, or None and what is wrong with it."""
+        """Return an artifact that exists and is unchanged, or None and what is wrong with it."""
         # Checked each time it is reused: a changed file would otherwise speak for settings that did not make it.
         damage = find_damage(final) if final.exists() else ""
         if added := list_added(final):
             raise DataError(
-                f"{final / added[0]} is no file that the run wrote; move it elsewhere, then run the same command again."
+                f"{final / added[0]} is not a file of the run; move it elsewhere, then run the same command again."
             )
         if not final.exists() or damage:
             return None, damage
@@ -226,7 +227,7 @@ class RunFolder:
         lease = final.with_name(f"{LEASE}{final.name}")
         if self.writable and lease.exists():  # killed after the artifact was there
             is_leased(lease)
-        return Artifact(final, fingerprint, True, f"nothing it depends on changed since {written}"), ""
+        return Artifact(final, fingerprint, True, f"nothing it depends on has changed since {written}"), ""
 
     def _make(
         self,
@@ -290,15 +291,16 @@ class RunFolder:
         upstream: Mapping[str, str],
         unit: str = "",
     ) -> bool:
-        """Say whether `produce`, asked for the same, would reuse what is there."""
+        """Say whether `produce` with the same arguments would reuse an artifact."""
         name = "-".join(filter(None, [unit, compute_fingerprint(stage, version, fields, upstream)]))
         final = self.path / "stages" / stage / name
         return final.exists() and not find_damage(final)
 
     def _share_large(self, stage: str, folder: Path, files: Mapping[str, list[Any]]) -> None:
-        """Make large files hard links to the same bytes of this run or of one beside it, where the disk has links.
+        """Replace large files by hard links to equal files of this run or of a neighbouring one, if the disk supports
+        links.
 
-        Whoever edits one of them edits all, which the digest in each record tells.
+        An edit of one of them changes all; the digest in each record then shows it.
         """
         large = {
             (size, digest): folder / name for name, (size, digest) in files.items() if size >= _LARGE_BYTES
@@ -317,11 +319,11 @@ class RunFolder:
                         break
 
     def take(self, final: Path) -> None:
-        """Count a finished artifact, whose files were verified, among those that this process uses."""
+        """Count a finished, verified artifact among those that this process uses."""
         self._in_use[final] = None
 
     def verify(self, *, read: bool = True) -> None:
-        """Compare the artifacts that this process has reused, written or found with their digests.
+        """Compare all artifacts that this process has reused, written or found with their digests.
 
         Parameters
         ----------
@@ -332,7 +334,7 @@ class RunFolder:
         Raises
         ------
         DataError
-            If a file is not as it was written.
+            If a file has changed since it was written.
         """
         for final in self._in_use:
             if damage := find_damage(final, read=read):
@@ -342,10 +344,10 @@ class RunFolder:
                 )
 
     def list_profiles(self) -> list[dict[str, Any]]:
-        """Return what each artifact took that this process has reused, written or found, in the order of their making.
+        """Return time and memory of each artifact that this process has reused, written or found, in order of creation.
 
-        A row has `stage`, `created`, `seconds`, and what `memory.profile_step` found beside; nothing of that where an
-        earlier version made it.
+        A row has `stage`, `created`, `seconds`, and the values of `memory.profile_step`; without these if an earlier
+        version made the artifact.
         """
         records = [read_provenance(final / PROVENANCE) for final in self._in_use]
         return [
@@ -360,7 +362,7 @@ class RunFolder:
     def find(
         self, stage: str, *, fields: Mapping[str, Any], upstream: Mapping[str, str], unit: str = ""
     ) -> Artifact:
-        """Return a finished artifact without computing anything, whatever version of the code made it.
+        """Return a finished artifact of any code version without computing anything.
 
         Parameters
         ----------
@@ -389,7 +391,7 @@ class RunFolder:
         _, final, fingerprint = max(found)
         damage = find_damage(final, read=True)
         if not damage and (added := list_added(final)):
-            damage = f"{final / added[0]} is no file that the run wrote; move it elsewhere"
+            damage = f"{final / added[0]} is not a file of the run; move it elsewhere"
         if damage:
             raise DataError(
                 f"the stage {name} of {self.path} is damaged: {damage}; run braindecode-vis run {self.path} again."
@@ -400,7 +402,7 @@ class RunFolder:
     def _explain(
         self, parent: Path, unit: str, version: int, fields: Mapping[str, Any], upstream: Mapping[str, str]
     ) -> str:
-        """Say in words why nothing could be reused."""
+        """Describe why nothing could be reused."""
         records = []
         for path in parent.glob(f"*/{PROVENANCE}"):
             if path.parent.name.startswith(_TEMPORARY):
@@ -423,7 +425,7 @@ class RunFolder:
 
 
 def _link(other: Path, ours: Path, digest: str, *, names: list[Path]) -> bool:
-    """Make a file a link to one of the same bytes, which may have further names; say whether it became one."""
+    """Replace a file by a link to an equal file, which may have further names; return whether it worked."""
     about = other.lstat()
     # A symbolic link may lead out of what the run owns, and a hard link to it would be one as well.
     if not stat.S_ISREG(about.st_mode) or about.st_uid != ours.stat().st_uid:
@@ -457,14 +459,14 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def find_damage(final: Path, *, read: bool = False) -> str:
-    """Say what is wrong with a finished artifact, or return an empty text.
+    """Describe what is wrong with a finished artifact, or return an empty text.
 
-    Artifacts of earlier versions have a sha256 of files up to 1 MiB, and larger files are known by their size alone.
+    Artifacts of earlier versions have a sha256 of files up to 1 MiB; of larger files only the size is known.
 
     Parameters
     ----------
     final
-        Its folder.
+        Folder of the artifact.
     read
         Whether this process must have read all bytes itself, once; see `digests.digest_file`.
     """
@@ -498,13 +500,13 @@ def find_damage(final: Path, *, read: bool = False) -> str:
 
 @lru_cache(maxsize=128)  # a training of many folds looks at every record before each of them
 def _parse_record(content: bytes, path: Path) -> tuple[dict[str, Any], bool]:
-    """Return the record that these bytes hold, for reading only, and whether its seal is right."""
+    """Return the record in these bytes, for reading only, and whether its own digest is right."""
     record = _check_record(_parse_json(content, path), path)
     return record, record.get("seal") == _compute_seal(record)
 
 
 def list_added(final: Path) -> list[str]:
-    """Return the files of a finished artifact that its record does not know; hidden ones and clutter do not count."""
+    """Return the files of a finished artifact that are not in its record; hidden files and clutter do not count."""
     try:
         files = read_provenance(final / PROVENANCE)["files"]
     except (OSError, DataError, KeyError):
@@ -518,7 +520,7 @@ def list_added(final: Path) -> list[str]:
 
 
 def list_differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield where plain values differ: the key, its parts joined by dots, and both values; None for what is absent."""
+    """Yield differences of plain values: the key, joined by dots, and both values; None for a missing value."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from list_differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
@@ -527,7 +529,7 @@ def list_differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, 
 
 
 def _remove_stale(parent: Path, unit: str) -> None:
-    """Remove temporary folders whose process is gone; those of other machines on a shared disk are left alone."""
+    """Remove temporary folders whose process has ended; those of other machines on a shared disk are kept."""
     for path in parent.glob(f"{_TEMPORARY}*-{_HOST}-*"):
         pid = path.name.rsplit("-", 1)[-1]
         if not (pid.isdigit() and is_alive(int(pid))):
@@ -538,7 +540,7 @@ def _remove_stale(parent: Path, unit: str) -> None:
 
 
 def is_disk_full(error: Exception, folder: Path) -> bool:
-    """Say whether an error means that the disk is full; not every library passes the system's number on."""
+    """Say whether an error means that the disk is full; not every library passes on the system's error number."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(
         error
     ):
@@ -574,7 +576,7 @@ def replace_atomically(path: Path, *, replaces: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def open_scratch(parent: Path, name: str) -> Iterator[Path]:
-    """Yield an empty folder in `parent`, made if needed, that is removed in the end, with what was killed."""
+    """Yield an empty temporary folder in `parent`; it and folders of killed processes are removed."""
     parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(parent, os.getpid())
     folder = parent / f"{_TEMPORARY}{os.getpid()}-{_HOST}-{name}"
@@ -587,10 +589,10 @@ def open_scratch(parent: Path, name: str) -> Iterator[Path]:
 
 
 def move_together(scratch: Path, last: str) -> None:
-    """Move all files of a folder of `open_scratch` beside it, `last` at the end: where it stands, the others do too.
+    """Move all files of a folder of `open_scratch` beside it, `last` at the end: if it exists, the others do too.
 
-    If the process is stopped in between, those that were moved are removed: by itself, or where it was killed by the
-    next one that writes there.
+    If the process is stopped in between, the moved files are removed: by itself, or, if it was killed, by the next
+    process that writes there.
     """
     files = sorted(scratch.iterdir(), key=lambda file: (file.name == last, file.name))
     # By inode, which a rename keeps: what somebody else puts there meanwhile is not ours.
@@ -601,7 +603,7 @@ def move_together(scratch: Path, last: str) -> None:
 
 
 def _undo_moves(scratch: Path) -> None:
-    """Remove what `move_together` had moved out of a folder, unless it had come to its end."""
+    """Remove the files that an unfinished `move_together` had moved out of a folder."""
     try:
         moves = json.loads((scratch / _MOVES).read_text())
     except (OSError, ValueError):
@@ -616,7 +618,7 @@ def _undo_moves(scratch: Path) -> None:
 
 @lru_cache(maxsize=4096)
 def _sweep_once(folder: Path, process: int) -> None:
-    """Remove what killed processes of this machine left in a folder; once, as it may hold thousands of files."""
+    """Remove files of killed processes of this machine in a folder; done once, as it may hold thousands of files."""
     for path in folder.glob(f"{_TEMPORARY}*-{_HOST}-*"):
         owner = re.match(rf"{re.escape(_TEMPORARY)}(\d+)-{_HOST}-", path.name)
         if owner is None or int(owner[1]) == process or is_alive(int(owner[1])):
@@ -660,17 +662,17 @@ def write_json(path: Path, value: Any) -> None:
         text = json.dumps(value, indent=1, default=_encode, allow_nan=False)
     except ValueError as error:
         raise DataError(
-            f"{path} cannot be written ({error}): what was read holds NaN where a number belongs; braindecode-vis "
-            "check looks for damaged files."
+            f"{path} cannot be written ({error}): the input holds NaN where a number is needed; run "
+            "braindecode-vis check to look for damaged files."
         ) from error
     with replace_atomically(path) as temporary:
         temporary.write_text(text + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Write arrays of numpy or tensors of torch as safetensors, atomically, and readable by whom the umask lets.
+    """Write arrays of numpy or tensors of torch as safetensors, atomically, with permissions of the umask.
 
-    The library itself writes files that nobody but their owner may read.
+    The library itself writes files that only their owner may read.
     """
     library = "numpy" if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()) else "torch"
     save_file = importlib.import_module(f"safetensors.{library}").save_file
@@ -684,7 +686,7 @@ def load_tensors(path: Path, library: Literal["numpy", "torch"] = "numpy") -> di
     Raises
     ------
     OSError
-        If the file is missing or may not be read; of the latter the library itself says that it is missing.
+        If the file is missing or may not be read; in the second case the library itself would say that it is missing.
     """
     path.open("rb").close()
     found: dict[str, Any] = importlib.import_module(f"safetensors.{library}").load_file(path)
@@ -712,7 +714,7 @@ def _parse_json(content: bytes, path: Path) -> Any:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"it holds {name}, which is no number")  # Python's reader lets it pass
+    raise ValueError(f"it holds {name}, which is not a number")  # Python's reader lets it pass
 
 
 #: Forms of what stands in the record of an artifact.
@@ -722,7 +724,7 @@ _RECORD_FORMS = {
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """Read the record of an artifact; one whose entries have other forms is a `DataError`, as is a damaged one."""
+    """Read the record of an artifact; a damaged record, or entries of a wrong type, are a `DataError`."""
     return _check_record(read_json(path), path)
 
 
@@ -739,7 +741,7 @@ def _check_record(record: Any, path: Path) -> dict[str, Any]:
 
 
 def write_provenance(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record with a digest of itself, by which a changed one is known."""
+    """Write a record with its own digest, so that a changed record is detected."""
     plain = json_plain(dict(record))
     write_json(path, {**plain, "seal": _compute_seal(plain)})
 
@@ -750,18 +752,18 @@ def _compute_seal(record: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def record_results(folder: Path, *names: str, about: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Keep the size and digest of result files at the top of a run folder, which are written within the block.
+    """Record size and digest of result files at the top of a run folder, which are written within the block.
 
-    Nothing is recorded of them meanwhile, so that a killed process leaves no record of other files than are there.
+    During the block nothing is recorded, so that a killed process leaves no record of files that do not exist.
 
     Parameters
     ----------
     folder
         The run folder.
     names
-        Of the files.
+        Names of the files.
     about
-        What takes the place of the rest of the record, once the block has ended.
+        New content of the rest of the record, written when the block has ended.
     """
     path = folder / PROVENANCE
     record = _read_results(folder)
@@ -785,7 +787,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
 
 
 def find_changed_results(folder: Path) -> list[str]:
-    """Return the files at the top of a run folder that are not as the run wrote them; files that are gone are left out.
+    """Return the files at the top of a run folder that were changed after the run; missing files are left out.
 
     Runs of earlier versions recorded none.
     """
@@ -802,7 +804,7 @@ def find_changed_results(folder: Path) -> list[str]:
 
 
 def collect_provenance() -> dict[str, Any]:
-    """Return who, when and with which versions: everything about a result but its inputs."""
+    """Return user, time and versions: everything about a result except its inputs."""
     return {
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "versions": collect_versions(),
@@ -843,7 +845,7 @@ def write_responses(folder: Path, responses: Responses) -> None:
 
     Examples
     --------
-    Reading them needs no package of ours::
+    They can be read without this package::
 
         data = numpy.load("responses/data.npy", mmap_mode="r")
         trials = pandas.read_parquet("responses/trials.parquet")

@@ -1,8 +1,8 @@
 """The command ``braindecode-vis``: one verb per stage of the pipeline, verbs about data, and the verbs of the parts.
 
-Owns arguments, tables, progress bars and the way errors are shown. Computes nothing; everything heavy is imported
-inside the verb that needs it, so that ``--help`` answers at once. The register of a part names its verbs. A new verb of
-the core needs an entry in `_VERBS`, in `_GROUPS` (its heading in the help) and in `EXAMPLES`.
+Defines arguments, tables and progress bars, and how errors are shown. It computes nothing. Each verb imports the heavy
+packages that it needs, so that ``--help`` answers at once. The register of a part names its verbs. A new verb of the
+core needs an entry in `_VERBS`, in `_GROUPS` (its heading in the help) and in `EXAMPLES`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from braindecode_vis.cli.failures import StopSignals, announce_notices, describe
 
 
 class _Verbs(TyperGroup):
-    """The verbs; one that belongs to a missing part is named with that part."""
+    """The verbs. If a verb belongs to a missing part, the error names that part."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the verb of the first argument."""
@@ -80,7 +80,7 @@ def root_options(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Hold the options that stand before the verb, and keep several processes to verbs that share their work."""
+    """Define the options before the verb, and refuse several processes for a verb that cannot share its work."""
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.base.devices import count_launched, spans_machines
     from braindecode_vis.cli.show import HELD
@@ -171,7 +171,7 @@ _READING_VERBS = frozenset(
         *(name for name, verb in _OF_PARTS.items() if verb.only_reads),
     }
 )
-#: These write at their end, if at all; the others go on from what they have finished when they are given again.
+#: These write at their end, if at all; the others continue from what they have finished when they are given again.
 _STARTING_ANEW = frozenset(
     {
         *("datasets", "configs", "describe", "check", "new", "predict", "export", "banks"),
@@ -264,7 +264,7 @@ def main() -> None:
         except Exception as error:
             if debug:
                 raise
-            # Threads of libraries that found no memory to end with would keep the process for ever.
+            # Threads of libraries that found no memory to end with would keep the process forever.
             if ran_out := describe_out_of_memory(error, resumes=resumes):
                 _fail(ran_out, at_once=True)
             missing = (

@@ -1,4 +1,4 @@
-"""What is known of the data sets and what of them lies on disk: listing, fetching, checking."""
+"""Lists, fetches and checks data sets: what is known about them, and which files are on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def list_datasets(root: Path | None = None) -> Iterator[tuple[Manifest, str]]:
-    """Yield every manifest with words on what lies on disk.
+    """Yield every manifest with a description of what is on disk.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def list_datasets(root: Path | None = None) -> Iterator[tuple[Manifest, str]]:
 
 
 def describe_presence(root: Path | None, manifest: Manifest) -> str:
-    """Say how much of a data set lies below `root`, without reading it."""
+    """Describe how much of a data set is below `root`, without reading it."""
     if not manifest.needs_files:
         return "nothing needed"
     if not manifest.files:
@@ -62,14 +62,14 @@ def _lies_there(path: Path) -> bool:
 
 
 def fetch_dataset(plan: Plan, *, jobs: int, listener: ProgressListener) -> list[CheckFinding]:
-    """Download what is missing of a data set; every file that could not be fetched is an error at the end.
+    """Download the missing files of a data set; an error at the end names every file that could not be fetched.
 
     Parameters
     ----------
     plan
-        What is to be fetched.
+        The files to fetch.
     jobs
-        How many files at once.
+        How many files are fetched at the same time.
     listener
         Shows progress.
     """
@@ -103,7 +103,7 @@ def check(
     Parameters
     ----------
     config
-        Its `dataset` is looked at.
+        The configuration whose `dataset` is checked.
     full
         Read every byte of every file, and every trial.
     listener
@@ -118,7 +118,10 @@ def check(
         return findings
     root = root.expanduser()
     if isinstance(root, RemotePath):
-        words = "on a server, so that only those were looked at that the data set reads; fetch them to look at all"
+        words = (
+            "on a server: only the files that the data set reads were checked; fetch the data set to "
+            "check all of them"
+        )
         findings.append(CheckFinding("files", True, words))
     else:
         paths = list_data_files(root)

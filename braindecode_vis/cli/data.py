@@ -1,4 +1,4 @@
-"""Verbs about data: fetching and checking it, starting from one's own, and the banks of embeddings."""
+"""Verbs about data: fetch and check data sets, prepare your own data, and list the banks of embeddings."""
 
 from __future__ import annotations
 
@@ -57,21 +57,23 @@ def check(
     overrides: Set = None,
     full: Annotated[
         bool,
-        typer.Option("--full", help="Read every byte and every trial, which takes as long as reading does."),
+        typer.Option(
+            "--full", help="Read every byte and every trial. This takes as long as reading all the data."
+        ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Verify the files and the declared facts of a data set.
 
-    Names all damaged files, and recomputes every fact that the manifest declares.
+    Lists all damaged files, and recomputes every fact that the manifest declares.
     """
     from braindecode_vis.base.checks import DataError
     from braindecode_vis.cli import catalogue
     from braindecode_vis.config import read_config
     from braindecode_vis.datasets.manifests import read_manifest
 
-    # A wrong name is said to be no data set, before it is looked for among configurations.
+    # A wrong name is reported as an unknown data set, before it is looked for among configurations.
     read_manifest(dataset)
     config = read_config(dataset, overrides or [], root=root)
     findings = catalogue.check(config, full=full, listener=ConsoleListener())
@@ -99,7 +101,7 @@ def fetch(
     root: Annotated[
         Path | None,
         typer.Option(
-            "--root", help="Folder to fetch into; one of your own below the user's cache by default."
+            "--root", help="Folder to fetch into; by default a folder for this data set in the user's cache."
         ),
     ] = None,
     subjects: Annotated[
@@ -107,35 +109,39 @@ def fetch(
         typer.Option(
             "--subject",
             "--subjects",
-            help="Fetch this subject only. Repeatable, or several with commas: 1,2.",
+            help="Fetch this subject only. Repeat it, or separate subjects with commas: 1,2.",
         ),
     ] = None,
     parts: Annotated[
         list[str] | None,
         typer.Option(
             "--parts",
-            help="Fetch this part, or all. Repeatable, or several with commas; datasets NAME lists them.",
+            help="Fetch this part, or all. Repeat it, or separate parts with commas; `datasets NAME` lists them.",
         ),
     ] = None,
     accept_terms: Annotated[
         bool,
         typer.Option(
-            "--accept-terms", "--accept-licence", help="You have read and accepted the terms that are shown."
+            "--accept-terms",
+            "--accept-licence",
+            help="Confirm that you have read and accepted the terms that are shown.",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List addresses, sizes and checksums, and stop.")
+        bool, typer.Option("--dry-run", help="List addresses, sizes and checksums, and fetch nothing.")
     ] = False,
     check_addresses: Annotated[
-        bool, typer.Option("--check-addresses", help="Ask each address whether it answers, and stop.")
+        bool, typer.Option("--check-addresses", help="Check that each address answers, and fetch nothing.")
     ] = False,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, max=32, help="Files that are fetched at once.")] = 4,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, max=32, help="How many files are fetched at the same time.")
+    ] = 4,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Download a data set, verified, by subjects and parts.
 
-    Says the size first. A stopped download goes on where it was.
+    Shows the size first. A stopped download continues where it stopped.
     """
     from braindecode_vis.cli import catalogue
     from braindecode_vis.datasets import fetching

@@ -1,4 +1,4 @@
-"""Verbs that say what there is: data sets, configurations, and the settings of every component."""
+"""Verbs that list and describe data sets, configurations, and the settings of every component."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 def datasets(
     name: Annotated[
-        str | None, typer.Argument(help="One data set, in full.", autocompletion=complete_datasets)
+        str | None,
+        typer.Argument(
+            help="Name of one data set, to show everything about it.", autocompletion=complete_datasets
+        ),
     ] = None,
     root: Root = None,
     as_json: Json = False,
@@ -33,7 +36,7 @@ def datasets(
 ) -> None:
     """List the data sets, or describe one.
 
-    The page of one says where to get it, what is on disk, and which phantom stands in.
+    The page of one data set shows where to get it, what is on disk, and which phantom simulates it.
     """
     from braindecode_vis.cli import catalogue
     from braindecode_vis.datasets.manifests import describe_source, read_manifest
@@ -58,8 +61,11 @@ def datasets(
     ]
     print_table(("name", "modality", "subjects", "on disk" if root else None, "title"), rows)
     console = make_console(stderr=False)
-    console.print("One of them in full: braindecode-vis datasets NAME", markup=False)
-    console.print("Without its files: braindecode-vis phantom NAME --out DIR, then --root DIR", markup=False)
+    console.print("To see one of them in full: braindecode-vis datasets NAME", markup=False)
+    console.print(
+        "To simulate one without its files: braindecode-vis phantom NAME --out DIR, then --root DIR",
+        markup=False,
+    )
 
 
 def _count_subjects(manifest: Manifest) -> str:
@@ -146,23 +152,29 @@ def _read_configs() -> list[dict[str, Any]]:
 def configs(
     name: Annotated[
         str | None,
-        typer.Argument(help="One configuration, as it is written.", autocompletion=complete_configs),
+        typer.Argument(help="Name of one configuration, to print its file.", autocompletion=complete_configs),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="Those of this data set.", autocompletion=complete_datasets),
+        typer.Option(
+            "--dataset", help="List only configurations of this data set.", autocompletion=complete_datasets
+        ),
     ] = None,
     modality: Annotated[
         str | None,
         typer.Option(
             "--modality",
-            help="Those of eeg, meg or fmri.",
+            help="List only configurations of this modality: eeg, meg or fmri.",
             autocompletion=lambda incomplete: complete(("eeg", "meg", "fmri"), incomplete),
         ),
     ] = None,
     paper: Annotated[
         str | None,
-        typer.Option("--paper", help="Those whose source names this, as an author or arXiv number."),
+        typer.Option(
+            "--paper",
+            help="List only configurations whose source contains this, for example "
+            "an author or an arXiv number.",
+        ),
     ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of a configuration, for editors.")
@@ -178,11 +190,11 @@ def configs(
 
     if (name is not None or schema) and any(given is not None for given in (dataset, modality, paper)):
         raise ConfigError(
-            "--dataset, --modality and --paper choose from the list; leave them, or the name, out."
+            "--dataset, --modality and --paper filter the list and do not go with a name; leave one of the two out."
         )
     if schema:
         if name is not None:
-            raise ConfigError(f"--schema is that of every configuration; leave {name} out.")
+            raise ConfigError(f"--schema prints one schema for every configuration; leave {name} out.")
         from braindecode_vis.config.explain import make_schema
 
         print_json(make_schema())
@@ -214,7 +226,8 @@ def configs(
     )
     console = make_console(stderr=False)
     console.print(
-        "What one follows: braindecode-vis describe NAME. As it is written: configs NAME", markup=False
+        "To see which paper one follows: braindecode-vis describe NAME. To print its file: configs NAME",
+        markup=False,
     )
 
 
@@ -225,7 +238,7 @@ def describe(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A configuration; or a role (network), a kind (atm_s, network.atm_s) or run, for their settings.",
+            help="A configuration; or, to list settings, a role (network), a kind (atm_s, network.atm_s) or run.",
             autocompletion=lambda incomplete: [*complete_configs(incomplete), *_complete_kinds(incomplete)],
         ),
     ] = None,
@@ -234,9 +247,9 @@ def describe(
 ) -> None:
     """Explain a configuration, or a kind and its settings.
 
-    A configuration's page says which paper it follows and where it departs.
+    For a configuration, shows which paper it follows and where it differs.
 
-    Without a name, the roles that a run is made of.
+    Without a name, lists the roles of a run.
     """
     from dataclasses import asdict
 
@@ -250,8 +263,8 @@ def describe(
             return
         print_table(("role", "what"), ROLES.items())
         make_console(stderr=False).print(
-            "The kinds of one: braindecode-vis describe ROLE. All settings of a run: describe run. "
-            "What a configuration follows: describe NAME, of those that configs lists.",
+            "To list the kinds of a role: braindecode-vis describe ROLE. To list all settings of a run: "
+            "describe run. To see which paper a configuration follows: describe NAME (configs lists the names).",
             markup=False,
         )
         return
@@ -290,12 +303,14 @@ def describe(
 
 
 def print_explanation(found: Explanation) -> None:
-    """Print what a name stands for."""
+    """Print what a name means."""
     console = make_console(stderr=False)
     console.print(f"{found.name}: {found.about}", markup=False)
     if found.kinds:
         print_table(("kind", "what"), found.kinds)
-        console.print(f"The settings of one: braindecode-vis describe {found.name}.KIND", markup=False)
+        console.print(
+            f"To list the settings of a kind: braindecode-vis describe {found.name}.KIND", markup=False
+        )
     shown = ""
     for option, after in zip(found.options, [*found.options[1:], None], strict=False):
         start = "" if option.text == shown else "\n"  # several options may share their description
@@ -313,9 +328,9 @@ def _complete_kinds(incomplete: str) -> list[str]:
 
 
 def print_table(columns: Sequence[str | None], rows: Iterable[Sequence[str | None]]) -> None:
-    """Print rows as wide as the terminal is; only the last column is broken into lines. None leaves a column out.
+    """Print rows as wide as the terminal; only the last column is broken into lines. None leaves a column out.
 
-    Where the last column would be narrow, it stands below the others.
+    If the last column would be narrow, it is printed below the others.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console

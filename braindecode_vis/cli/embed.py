@@ -1,4 +1,4 @@
-"""The verb ``embed``: images of a data set into the target space, or any number of others into a bank of their own."""
+"""The verb ``embed``: encodes the images of a data set into the target space, or other images into a separate bank."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Images that are embedded instead of those of a data set, and the bank that they go to."""
+    """Images that are embedded instead of those of a data set, and the bank for them."""
 
     images: Annotated[
         str | None,
@@ -50,7 +50,8 @@ class ImageOptions:
         str | None, typer.Option("--id-column", help="Column or data set with their ids.")
     ] = None
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Numbers that are kept: float16 (default) or float32.")
+        str | None,
+        typer.Option("--dtype", help="Number type of the stored embeddings: float16 (default) or float32."),
     ] = None
 
 
@@ -70,7 +71,7 @@ def embed_command(
 ) -> None:
     """Encode the images into the target space.
 
-    With --images, encodes any number of other images into a bank of their own.
+    With --images, encodes any number of other images into a separate bank.
     """
     from braindecode_vis import pipeline
     from braindecode_vis.base.checks import ConfigError
@@ -81,9 +82,9 @@ def embed_command(
             "--bank": own.bank, "--column": own.column, "--id-column": own.id_column, "--dtype": own.dtype,
             "--skip-broken": skip_broken or None, "--worker": worker, "--workers": n_workers,
         }  # fmt: skip
-        if said := [name for name, value in given.items() if value is not None]:
+        if options := [name for name, value in given.items() if value is not None]:
             raise ConfigError(
-                f"{said[0]} is for images of your own; name them with --images, or leave it out."
+                f"{options[0]} applies only to images that --images names; add --images, or leave {options[0]} out."
             )
         run = where.open()
         check_files(run.config, "embed")
@@ -98,9 +99,13 @@ def embed_command(
             f"{'--profile' if profile else '--out'} is for the stages of a run; with --images leave it out."
         )
     if worker is not None and n_workers is None:
-        raise ConfigError("--worker needs the number of all; give both, such as --worker 0 --workers 4.")
+        raise ConfigError(
+            "--worker needs the number of workers too; give both, such as --worker 0 --workers 4."
+        )
     if n_workers is not None and (n_workers < 1 or not 0 <= (worker or 0) < n_workers):
-        raise ConfigError("--workers must be 1 or more, and --worker one of them, from 0.")
+        raise ConfigError(
+            "--workers must be 1 or more, and --worker must be a number from 0 to --workers minus 1."
+        )
     plan, found, encoder = plan_images(where, own)
     _embed_images(plan, found, encoder, skip_broken, worker, n_workers, as_json)
 
@@ -144,7 +149,7 @@ def _embed_images(
     n_workers: int | None,
     as_json: bool,
 ) -> None:
-    """Embed what is missing of a bank, in this process or several, or a share of it, and say what is there."""
+    """Embed the missing images of a bank, or a share of them, in one or several processes, and print the result."""
     from braindecode_vis.pipeline.embed_images import embed_images, embed_in_processes
 
     console, listener = make_console(stderr=False), ConsoleListener()
@@ -163,9 +168,11 @@ def _embed_images(
         print_json({"run_folder": None, "scores": [], "bank": str(plan.folder), **about})
         return
     if manifest is None:
-        console.print(f"the share is done; others of {plan.folder} are not yet", markup=False)
+        console.print(f"this share is done; other shares of {plan.folder} are not finished", markup=False)
         return
-    left_out = f"; broken and left out: {about['n_broken']} (see manifest.json)" if about["n_broken"] else ""
+    left_out = (
+        f"; {about['n_broken']} broken images were left out (see manifest.json)" if about["n_broken"] else ""
+    )
     console.print(
         f"bank: {plan.folder}, {about['n_images']} images in the space {about['space']}{left_out}",
         markup=False,

@@ -1,7 +1,7 @@
-"""What the command says when it ends early: signals, and errors of the system and of components from outside.
+"""Messages for a command that ends early: signals, and errors of the system and of components from outside.
 
-Owns the sentences for what the package does not raise itself, and the end by a signal. Knows no verb and no stage;
-errors of the package bring their own sentence.
+Writes the sentences for errors that the package does not raise itself, and ends the process after a signal. It does
+not depend on verbs or stages; errors of the package have their own sentence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 _CLEANING_S = 10.0
-_KEPT = "what is finished is kept"
+_KEPT = "finished work is kept"
 # These come from writing alone, so another folder helps.
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -34,14 +34,14 @@ _WRITE_ERRORS = {
 _OTHER_ERRORS = {
     errno.EACCES: ("permission was denied", "change its permissions or ask its owner"),
     errno.EPERM: ("the operation is not permitted", "change its permissions or ask its owner"),
-    errno.EIO: ("the disk or the network failed", "look whether the disk is well"),
+    errno.EIO: ("the disk or the network failed", "check the disk"),
     errno.ESTALE: ("the network drive lost the file", "mount the drive again"),
     errno.EMFILE: ("too many files are open", "raise the limit with ulimit -n"),
     errno.ENOENT: ("a file is missing", "copy or fetch it"),
     errno.EISDIR: ("there is a folder where a file belongs", "put the file there"),
     errno.ENOTDIR: ("there is a file where a folder belongs", "put the folder there"),
     errno.EEXIST: ("there is a file where a folder belongs", "choose another place, or put the folder there"),
-    errno.ELOOP: ("a link leads back to itself", "mend the link"),
+    errno.ELOOP: ("a link leads back to itself", "correct the link"),
     errno.ENAMETOOLONG: ("a name is too long for the file system", "choose a shorter one"),
     errno.ENFILE: ("too many files are open on this machine", "close other programs"),
 }
@@ -73,19 +73,22 @@ class StopSignals:
         self.since = 0.0
 
     def describe(self, *, resumes: bool = True) -> str:
-        """Return the sentence for the end, or nothing if no signal came.
+        """Return the sentence for the end, or an empty text if no signal came.
 
         Parameters
         ----------
         resumes
-            Whether the command goes on from what it has finished when it is given again.
+            Whether the command continues from its finished work when it is run again.
         """
         if not self.received:
             return ""
         name = signal.Signals(self.received[0]).name
         if not resumes:
-            return f"stopped by {name}; nothing half-done is kept: the same command starts anew."
-        return f"stopped by {name}; {_KEPT}: run the same command again, and it goes on from there."
+            return (
+                f"stopped by {name}; unfinished work is not kept: run the same command again to start "
+                "from the beginning."
+            )
+        return f"stopped by {name}; {_KEPT}: run the same command again to continue."
 
     @property
     def exit_code(self) -> int:
@@ -95,7 +98,7 @@ class StopSignals:
 
 @contextmanager
 def stop_cleanly() -> Iterator[StopSignals]:
-    """Let SIGTERM unwind the program as SIGINT does, so that temporary files go and locks open."""
+    """Let SIGTERM end the program as SIGINT does, so that temporary files are removed and locks released."""
     stops, process = StopSignals(), os.getpid()
 
     def stop(number: int, _: Any) -> None:
@@ -140,7 +143,7 @@ def stop_cleanly() -> Iterator[StopSignals]:
 
 
 def announce_notices() -> None:
-    """Let a notice, such as that memory is tight, be one line, without the place in the code."""
+    """Print a notice, such as a warning of little memory, as one line without its place in the code."""
     from braindecode_vis.base.checks import Notice
 
     show = warnings.showwarning
@@ -155,14 +158,14 @@ def announce_notices() -> None:
 
 
 def describe_failure(error: Exception, *, resumes: bool = True) -> str:
-    """Return one sentence for an error that the package did not raise; empty for one that is a fault of ours.
+    """Return one sentence for an error that the package did not raise; empty for a defect of the package itself.
 
     Parameters
     ----------
     error
         What was raised.
     resumes
-        Whether the command goes on from what it has finished when it is given again.
+        Whether the command continues from its finished work when it is run again.
     """
     if isinstance(error, OSError) and (sentence := _describe_system(error, resumes)):
         return sentence
@@ -170,11 +173,14 @@ def describe_failure(error: Exception, *, resumes: bool = True) -> str:
     if (number := re.search(r"\(os error (\d+)\)", str(error))) and int(number[1]) in _WRITE_ERRORS:
         return _describe_system(OSError(int(number[1]), str(error)), resumes)
     return (
-        _blame_outside(error) or _describe_lack(error) or _describe_damage(error) or _describe_misfit(error)
+        _blame_outside(error)
+        or _describe_missing_extra(error)
+        or _describe_damage(error)
+        or _describe_misfit(error)
     )
 
 
-def _describe_lack(error: Exception) -> str:
+def _describe_missing_extra(error: Exception) -> str:
     """Return a sentence for a package of an extra that is not installed; empty for any other error."""
     from braindecode_vis.base.checks import EXTRAS, describe_missing
 
@@ -213,9 +219,7 @@ def _describe_damage(error: Exception) -> str:
         return ""
     path, reason = _find_path(error), _give_reason(error)
     if path is None:
-        return (
-            f"a file cannot be read ({reason}); copy or fetch it again, and --debug shows where it was read."
-        )
+        return f"a file cannot be read ({reason}); copy or fetch it again, or pass --debug to see where it was read."
     unfetched = describe_unfetched(path)
     return f"{path} cannot be read ({reason}); " + (unfetched or "copy or fetch it again") + "."
 
@@ -243,7 +247,7 @@ def _give_reason(error: Exception) -> str:
 
 
 def _find_path(error: Exception) -> Path | None:
-    """Return the file that the innermost function was at work on: the only way to its name, which readers leave out."""
+    """Return the file that the innermost function was reading; the messages of readers do not name it."""
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         for value in frame.f_locals.values():
             # Not `value.path`, which may be a property that raises.

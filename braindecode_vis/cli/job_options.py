@@ -1,4 +1,4 @@
-"""Options of verbs that can be sent as jobs, and the sentence where one stands without ``--cluster``."""
+"""Options of verbs that can run as jobs, and the error if one is given without ``--cluster``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ClusterName = Annotated[
 ]
 ClusterSet = Annotated[
     list[str] | None,
-    typer.Option("--cluster-set", help="What each job asks for, for example memory=16. Repeatable."),
+    typer.Option("--cluster-set", help="Resource that each job requests, for example memory=16. Repeatable."),
 ]
 Gpus = Annotated[
     int | None,
@@ -60,4 +60,4 @@ def refuse_alone(
     given = {settings: changes, "--dry-run": dry_run, "--workers": n_workers is not None}
     if any(given.values()) or wait is not None:
         option = next((name for name, there in given.items() if there), "--wait and --no-wait")
-        raise ConfigError(f"{option} is for jobs; name where they run with --cluster, or leave it out.")
+        raise ConfigError(f"{option} applies to jobs only; add --cluster to run jobs, or leave it out.")

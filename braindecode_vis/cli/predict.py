@@ -37,10 +37,12 @@ def predict(
         ),
     ] = None,
     fold: Annotated[
-        int | None, typer.Option("--fold", help="Fold that predicts; the mean of all by default.")
+        int | None,
+        typer.Option("--fold", help="Fold whose encoder predicts; by default the mean of all folds."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="Only trials that the recording declares as train or test.")
+        str | None,
+        typer.Option("--split", help="Use only trials that the recording declares as train or test."),
     ] = None,
     whiten_new: Annotated[
         bool,
@@ -102,9 +104,11 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", help="File or folder to write; it must not exist.")],
     fold: Annotated[
-        int | None, typer.Option("--fold", min=0, help="Fold of the predictions or the encoder.")
+        int | None, typer.Option("--fold", min=0, help="Fold of the predictions or the encoder, from 0.")
     ] = None,
-    subject: Annotated[str | None, typer.Option("--subject", help="Responses of this subject only.")] = None,
+    subject: Annotated[
+        str | None, typer.Option("--subject", help="Export responses of this subject only.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the results of a run for other tools.

@@ -1,4 +1,4 @@
-"""What every verb shares: its options, opening a run, and how progress, scores and results are shown."""
+"""Code that all verbs share: options, opening a run, and printing of progress, scores and results."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def complete_configs(incomplete: str) -> list[str]:
-    """Return the shipped configurations that begin so; files are completed by the shell."""
+    """Return the shipped configurations that start with `incomplete`; the shell completes files."""
     return _complete_files("configs", incomplete)
 
 
 def complete_datasets(incomplete: str) -> list[str]:
-    """Return the data sets that begin so."""
+    """Return the data sets that start with `incomplete`."""
     return _complete_files("data_manifests", incomplete)
 
 
@@ -41,21 +41,21 @@ def _complete_files(folder: str, incomplete: str) -> list[str]:
 
 
 def complete_analyses(incomplete: str) -> list[str]:
-    """Return the kinds of analyses that begin so."""
+    """Return the kinds of analyses that start with `incomplete`."""
     from braindecode_vis.base.registry import list_inside
 
     return complete(list_inside("analysis"), incomplete)
 
 
 def complete_weights(incomplete: str) -> list[str]:
-    """Return the published weights that begin so."""
+    """Return the published weights that start with `incomplete`."""
     from braindecode_vis.embeddings.published import read_models
 
     return complete(read_models(), incomplete)
 
 
 def complete(words: Iterable[str], incomplete: str) -> list[str]:
-    """Return the words that begin so."""
+    """Return the words that start with `incomplete`."""
     return [word for word in words if word.startswith(incomplete)]
 
 
@@ -64,7 +64,7 @@ SOURCE = typer.Argument(
     autocompletion=complete_configs,
 )
 Source = Annotated[str, SOURCE]
-Root = Annotated[Path | None, typer.Option("--root", help="Folder that the data set lies in.")]
+Root = Annotated[Path | None, typer.Option("--root", help="Folder of the data set.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME by default.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting, for example seed=1. Repeatable.")
@@ -95,7 +95,7 @@ TrustCode = Annotated[
     typer.Option(
         "--trust-code",
         callback=_trust_code,
-        help="Run the code of this module or package where a file names it as a kind. Repeatable.",
+        help="Allow the code of this module or package to run if a file names it as a kind. Repeatable.",
     ),
 ]
 AllowDownload = Annotated[
@@ -121,17 +121,20 @@ Verify = Annotated[
     typer.Option(
         "--verify",
         callback=_verify,
-        help="Read every input and artifact again, whatever is remembered of unchanged files.",
+        help="Read every input and artifact again, even if a file looks unchanged.",
     ),
 ]
 Profile = Annotated[
     bool,
     typer.Option(
-        "--profile", help="Print what each stage took: time, processor time, memory, bytes read and written."
+        "--profile", help="Print what each stage used: time, processor time, memory, bytes read and written."
     ),
 ]
 Worker = Annotated[
-    int | None, typer.Option("--worker", help="Make the share of this one of --workers, from 0.")
+    int | None,
+    typer.Option(
+        "--worker", help="Number of this worker, from 0; it does its share of the work of --workers."
+    ),
 ]
 Workers = Annotated[
     int | None,
@@ -150,7 +153,7 @@ _ACTING: dict[str, tuple[Any, Any]] = {
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The run that a verb works on, as the options say it."""
+    """The run that a verb works on, as the options give it."""
 
     source: Source
     root: Root = None
@@ -159,7 +162,7 @@ class RunOptions:
     overrides: Set = None
 
     def open(self, *, holds: bool = True) -> Run:
-        """Return the run; by default its folder is held until the verb has ended."""
+        """Return the run; by default its folder is locked until the verb ends."""
         from braindecode_vis.base.devices import is_first
         from braindecode_vis.pipeline.runs import SilentListener, open_run
 
@@ -170,7 +173,7 @@ class RunOptions:
         return run
 
     def find(self) -> tuple[RunConfig, Path]:
-        """Return the configuration and the folder of the run, which need not be there."""
+        """Return the configuration and the folder of the run, which may not exist yet."""
         from braindecode_vis.config import read_config
         from braindecode_vis.pipeline.runs import check_run_folder, refuse_other_settings
 
@@ -184,7 +187,7 @@ class RunOptions:
         if out is None:
             out = folder if (folder / "config.yaml").is_file() else Path("runs") / config.name
         if not (folder.is_dir() and out.expanduser().absolute() == folder.absolute()):
-            _tell_earlier(out.expanduser().absolute(), config)
+            _report_earlier_run(out.expanduser().absolute(), config)
         return config, out
 
     def list_changes(self) -> list[str]:
@@ -212,8 +215,8 @@ def takes(*acting: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     Parameters
     ----------
     acting
-        Options that act by themselves and that the verb takes beside its own: ``trust_code``, ``allow_download``,
-        ``verify`` and ``debug``, which are all of them by default.
+        General options that the verb takes in addition to its own: ``trust_code``, ``allow_download``,
+        ``verify`` and ``debug``; by default all of them.
     """
     names = acting or tuple(_ACTING)
 
@@ -255,7 +258,7 @@ def takes(*acting: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def strip_words(words: Sequence[str], options: Mapping[str, bool]) -> list[str]:
-    """Return a command line without some options, which a value follows or not."""
+    """Return a command line without some options and their values."""
     kept, skip = [], False
     for word in words:
         if skip:
@@ -268,7 +271,7 @@ def strip_words(words: Sequence[str], options: Mapping[str, bool]) -> list[str]:
 
 
 def refuse_lone_worker(worker: int | None, n_workers: int | None, *, launched: bool = False) -> None:
-    """Raise `ConfigError` where one of --worker and --workers is given alone, or torchrun numbers the processes."""
+    """Raise `ConfigError` if only one of --worker and --workers is given, or if torchrun numbers the processes."""
     from braindecode_vis.base.checks import ConfigError
 
     if launched and (worker is not None or n_workers is not None):
@@ -296,7 +299,7 @@ def make_console(*, stderr: bool = True) -> Console:
 
 
 def make_table_console() -> Console:
-    """Return a console on standard output for tables; a file has no edge that numbers would have to be cut at."""
+    """Return a console on standard output for tables; in a file, no number is cut off at a right edge."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -306,7 +309,7 @@ def make_table_console() -> Console:
 
 
 class _Clock:
-    """When a line is due where there is no terminal to show a bar, and how far a task is by then."""
+    """Decides without a terminal when a line of progress is due, and describes the progress."""
 
     def __init__(self, console: Console) -> None:
         self.in_terminal = console.is_terminal
@@ -328,7 +331,7 @@ class _Clock:
         return True
 
     def describe(self, done: int, total: int | None) -> str:
-        """Return how far a task is, and how long it takes yet at the pace since it went on."""
+        """Return the progress of a task, and the time left at the speed since it was continued."""
         if not total:
             return f"{done} done"
         began, before = self._since if done > self._since[1] else (self.started, 0)
@@ -337,7 +340,7 @@ class _Clock:
 
 
 class ConsoleListener:
-    """Tells on standard error what is computed and what is reused, and why."""
+    """Prints on standard error what is computed and what is reused, and why."""
 
     def __init__(self) -> None:
         self.console = make_console()
@@ -375,7 +378,7 @@ class ConsoleListener:
 
     @contextmanager
     def watch(self, description: str) -> Iterator[Callable[[int, int, str], None]]:
-        """Show a bar with words beside it while the context lasts; a line a minute where there is no terminal."""
+        """Show a bar with text while the context lasts; without a terminal, one line per minute."""
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
         columns = (
@@ -396,7 +399,7 @@ class ConsoleListener:
             yield show
 
     def _make_bar(self, *columns: ProgressColumn) -> Progress:
-        """Return a bar that shows itself in a terminal only; elsewhere it would leave empty lines."""
+        """Return a bar that is shown in a terminal only; elsewhere it would leave empty lines."""
         from rich.progress import Progress
 
         return Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
@@ -409,8 +412,8 @@ def list_overrides(overrides: list[str] | None, subjects: list[str] | None) -> l
     return [*chosen, *(overrides or [])]
 
 
-def _tell_earlier(out: Path, config: RunConfig) -> None:
-    """Refuse a folder with a run of other data; of other settings, say which ones the run there now gets."""
+def _report_earlier_run(out: Path, config: RunConfig) -> None:
+    """Refuse a folder with a run of other data; for other settings, report which ones change."""
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.pipeline.runs import list_changes, read_earlier
 
@@ -432,14 +435,14 @@ def _tell_earlier(out: Path, config: RunConfig) -> None:
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         make_console(stderr=True).print(
-            f"{out} holds a run with other settings, which is now changed: {', '.join(changes[:3])}{more}",
+            f"{out} holds a run with other settings, which change now: {', '.join(changes[:3])}{more}",
             markup=False,
         )
 
 
 @contextmanager
 def training_together(run: Run, train: Callable[[Run], None] | None = None) -> Iterator[None]:
-    """Train with the other processes that were launched, if they were; then only the first one enters the block.
+    """Train together with the other processes that were launched, if any; then only the first one enters the block.
 
     `train` is `braindecode_vis.pipeline.together.train_together` if None.
     """
@@ -460,7 +463,7 @@ def training_together(run: Run, train: Callable[[Run], None] | None = None) -> I
 
 
 def finish(run: Run, as_json: bool, message: str = "", *, profile: bool = False) -> None:
-    """Print where the run lies, or its scores as JSON, and what each stage took if that is asked for."""
+    """Print the folder of the run, or its scores as JSON, and on request what each stage used."""
     from braindecode_vis.pipeline.runs import read_run_scores
 
     rows = read_run_scores(run)
@@ -477,13 +480,13 @@ def finish(run: Run, as_json: bool, message: str = "", *, profile: bool = False)
 
 
 def print_profile(run: Run) -> None:
-    """Print what each stage took when it was computed, by this call or an earlier one."""
+    """Print what each stage used when it was computed, in this call or an earlier one."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from braindecode_vis.base.memory import PROFILE, describe_profile
 
-    table = Table(title="What each stage took when it was computed", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title="What each stage used when it was computed", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("stage", overflow="fold")
     for name in PROFILE:
         table.add_column(name, justify="right", no_wrap=True)
@@ -543,7 +546,7 @@ def _show_chance(chance: float | None) -> str:
 
 
 def _describe_best_control(decoded: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Return name and value of the control that does best, the oracle apart."""
+    """Return name and value of the best control, excluding the oracle."""
     from braindecode_vis.scoring.metrics.metric_registry import find_metric
 
     rivals = [

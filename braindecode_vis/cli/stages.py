@@ -1,7 +1,7 @@
 """One verb per stage of the pipeline, and ``run`` for all of them.
 
-A verb opens the run folder and calls the function of its name in `braindecode_vis.pipeline`, which asks for the stages
-before it. Options and progress are in `show`; the verb ``embed`` is in `embed`.
+A verb opens the run folder and calls the function of the same name in `braindecode_vis.pipeline`, which runs the
+earlier stages if needed. Options and progress are in `show`; the verb ``embed`` is in `embed`.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def train_command(
         return
     if n_left := pipeline.fit_share(run, worker, n_workers):
         run.tell(
-            f"worker {worker} of {n_workers} has made its share, and {n_left} fits are left to the other workers; "
-            "train without --worker makes what is missing in the end",
+            f"worker {worker} of {n_workers} has finished its share, and {n_left} fits are left for the "
+            "other workers; at the end, run train without --worker to make what is still missing",
             "train:",
         )
     finish(run, as_json, profile=profile)
@@ -118,8 +118,8 @@ def reconstruct_command(
     folder = Path(where.source).expanduser() if where.out is None else where.out
     if worker is not None and not (folder / "config.yaml").is_file():
         raise ConfigError(
-            f"{folder} is no run folder, so there are no images to share; train a run first, for example by "
-            "braindecode-vis retrieve, then name its folder."
+            f"{folder} is not a run folder, so there are no images to share; train a run first, for "
+            "example with braindecode-vis retrieve, then give its folder."
         )
     run = where.open(holds=worker is None)
     forget_launch()
@@ -139,7 +139,7 @@ def run_command(
 ) -> None:
     """Run every stage, and check for leaks.
 
-    Reuses what is already there and says why. A leak is exit code 2.
+    Reuses finished stages and says why. If a leak is found, the exit code is 2.
 
     All processes that torchrun started train together.
     """

@@ -1,4 +1,4 @@
-"""The verb about published weights: which there are, how large, under which terms, fetching and converting them."""
+"""The verb ``weights``: lists published weights with size and licence, fetches and converts them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def weights(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Which; all are listed by default. Of convert, a checkpoint or a folder.",
+            help="Names of weights; list shows all by default. For convert: a checkpoint or a folder.",
             autocompletion=complete_weights,
         ),
     ] = None,
@@ -37,21 +37,22 @@ def weights(
         Path | None,
         typer.Option(
             "--to",
-            help="Fetch into folders of their own below this one, for a machine without a network; convert into it.",
+            help="For fetch: folder that gets one folder per model, for a machine without a network. For "
+            "convert: folder to write.",
         ),
     ] = None,
     half: Annotated[
-        bool, typer.Option("--half", help="Convert to half precision, half of the space.")
+        bool, typer.Option("--half", help="Convert to half precision, which needs half the space.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """List, fetch or convert published weights.
 
-    The list has size, licence and revision of all weights that configurations name.
+    The list shows size, licence and revision of all weights that configurations name.
 
-    convert reads MindEye2's SDXL unCLIP (unclip6_epoch0_step110000.ckpt) for the generator token_unclip, or a folder of
-    diffusers with torch files, tensors alone, and writes safetensors into --to.
+    convert reads MindEye2's SDXL unCLIP (unclip6_epoch0_step110000.ckpt) for the generator token_unclip, or a folder
+    of diffusers whose torch files hold tensors only, and writes safetensors into --to.
     """
     from braindecode_vis.base.checks import ConfigError, check_option
     from braindecode_vis.embeddings import published
@@ -96,7 +97,9 @@ def weights(
         found[model.name] = published.fetch(model, to=None if to is None else to / model.name)
         if not as_json:
             needs_name = to is not None or bool(model.url) or model.named
-            what = f"name it with --set {model.option}=..." if needs_name else "it is found there by itself"
+            what = (
+                f"name it with --set {model.option}=..." if needs_name else "it is found there automatically"
+            )
             make_console(stderr=False).print(f"{model.name}: {found[model.name]}; {what}", markup=False)
     if as_json:
         print_json(
@@ -154,7 +157,7 @@ def _list(models: list[PublishedModel], as_json: bool, *, in_full: bool) -> None
             for model in models
         ]  # fmt: skip
         print_table(("name", "size", "licence", "here", "what"), rows)
-        console.print("One of them in full: braindecode-vis weights list NAME", markup=False)
+        console.print("To see one of them in full: braindecode-vis weights list NAME", markup=False)
         return
     for model in models:
         files = [

@@ -1,8 +1,8 @@
 """The configuration of a run: which component plays each role, with which settings.
 
-`models` says what a configuration holds and what goes together; `source` reads YAML, applies dotted overrides and
-validates; `missing_files` looks whether named files are there; `header` reads what the comment on top says.
-Components are found by `braindecode_vis.base.registry`.
+`models` defines the settings and which of them can be combined; `source` reads YAML, applies dotted overrides and
+validates; `missing_files` checks that named files exist; `header` reads the comment at the top. Components are found by
+`braindecode_vis.base.registry`.
 """
 
 from braindecode_vis.base.registry import list_kinds

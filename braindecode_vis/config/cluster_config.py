@@ -1,4 +1,4 @@
-"""What a job of a cluster is given: partition, memory, time and the like; it changes no result and no fingerprint."""
+"""Resources of a cluster job: partition, memory, time and the like. They change no result and no fingerprint."""
 
 from __future__ import annotations
 
@@ -11,40 +11,41 @@ from braindecode_vis.base.settings import Settings
 
 
 class ClusterConfig(Settings):
-    """What each job asks for, once a verb is given ``--cluster``; without that nothing here is looked at.
+    """Resources that each job requests if a verb is run with ``--cluster``; ignored without it.
 
     Parameters
     ----------
     partition
-        Of Slurm; its default one if None.
+        Partition of Slurm; None takes Slurm's default.
     account
-        That Slurm charges; the user's default one if None.
+        Account that Slurm charges; None takes the user's default.
     gpus
-        Graphics cards of a job, on each of its nodes; 0 hides those of this machine from local jobs.
+        GPUs of a job, on each of its nodes; 0 hides the GPUs of this machine from local jobs.
     nodes
-        Machines of a training (`train`, `run` and `pretrain` of encoders that train in several processes).
+        Number of machines of a training (`train`, `run` and `pretrain` of encoders that train in several processes).
     processes
-        Of a training, on each node; None takes one for each card of `gpus`, or a single one without cards.
+        Processes of a training, on each node; None takes one per GPU of `gpus`, or one without GPUs.
     distributed
         How the processes of a training share a network: ``ddp``, each holds all of it, or ``fsdp``, each holds a part
         of weights, gradients and moments (what ``ACCELERATE_USE_FSDP`` asks for).
     cpus
-        Processor cores of a job, or of each process of a training, and threads of its numerical libraries.
+        Processor cores of a job, or of each process of a training; also the threads of its numerical libraries.
     memory
-        Of a job, on each of its nodes, in GB; None takes what Slurm gives by default.
+        Memory of a job in GB, on each of its nodes; None takes Slurm's default.
     time
-        Minutes that a job may take. A minute and a half before the end it is stopped, queued again, and goes on.
+        Time limit of a job in minutes. A minute and a half before the limit, the job is stopped and queued again, and
+        continues later.
     requeues
-        How often a job that ran out of its time is queued again.
+        How often a job that reached its time limit is queued again.
     parallel
-        Jobs of an array that run at once. None leaves it to Slurm (at most 256); on this machine it is the number of
-        cores divided by `cpus`.
+        How many jobs of an array run at the same time. With None, Slurm decides (at most 256); on this machine it is
+        the number of cores divided by `cpus`.
     setup
-        Shell commands before each job, such as ``module load cuda``. Those of a file run with ``--trust-code cluster``
-        alone.
+        Shell commands before each job, such as ``module load cuda``. Commands from a file need ``--trust-code
+        cluster``.
     extra
-        Further options of sbatch by their long names, such as ``qos: long``; an empty value is an option without one.
-        Those of a file need ``--trust-code cluster`` too.
+        Further options of sbatch by their long names, such as ``qos: long``; an empty value gives the option without a
+        value. Options from a file need ``--trust-code cluster`` too.
     """
 
     partition: str | None = None
@@ -73,7 +74,7 @@ class ClusterConfig(Settings):
         # A line break would end the comment that sbatch reads, and the rest would run as a command.
         for name in ("partition", "account"):
             if (value := getattr(self, name)) is not None and not re.fullmatch(r"[\w.,:@+-]+", value):
-                raise ValueError(f"{name} is {value!r}, which no {name} of Slurm can be called")
+                raise ValueError(f"{name} is {value!r}, which is not a valid {name} name of Slurm")
         for key, value in self.extra.items():
             if not re.fullmatch(r"[a-z][a-z0-9-]*", key) or not value.isprintable():
                 raise ValueError(
@@ -84,7 +85,7 @@ class ClusterConfig(Settings):
                 raise ValueError(
                     f"extra holds {key}, which is {_OWN[key]}; leave it out of extra"
                     if _OWN[key] != "set"
-                    else f"extra holds {key}, which every job sets itself; leave it out"
+                    else f"extra holds {key}, which is set for every job; leave it out"
                 )
         if lines := [line for line in self.setup if not line.isprintable() or not line.strip()]:
             raise ValueError(f"setup holds {lines[0]!r}; write each command as one line of its own")

@@ -1,8 +1,7 @@
 """Describes every setting, in words and as a JSON Schema, and says which files that settings name are missing.
 
-Owns how an option's type, default and description are read off its class. An option is described under ``Parameters``
-in the docstring of its class or of one that it inherits from. Knows no verb and no page: the command, the settings page
-and the schema are made from this.
+Reads the type, default and description of an option from its class. An option is described under ``Parameters`` in the
+docstring of its class or of a parent class. The command, the settings page and the schema use this module.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ ROLES = {
 
 
 def describe_options(cls: type[Settings]) -> dict[str, str]:
-    """Return the description of each option of a class, an empty text where there is none."""
+    """Return the description of each option of a class, an empty text if there is none."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, Settings):
@@ -54,7 +53,7 @@ def describe_options(cls: type[Settings]) -> dict[str, str]:
 
 
 def _follow(cls: type, name: str, text: str) -> str:
-    """Put the description of another class in the place of ``As in `Other```."""
+    """Replace ``As in `Other``` by the description in the other class."""
     match = re.match(r"As in `(\w+)`[.,;]? ?", text)
     if match is None:
         return text
@@ -66,7 +65,7 @@ def _follow(cls: type, name: str, text: str) -> str:
 
 
 def _find_class(cls: type, name: str) -> type:
-    """Return a class that a docstring names: of the docstring's module, or of whichever module defines it."""
+    """Return a class that a docstring names: of the docstring's module, or of another module that defines it."""
     own = vars(sys.modules[cls.__module__])
     if name in own:
         found: type = own[name]
@@ -76,11 +75,11 @@ def _find_class(cls: type, name: str) -> type:
         if re.search(rf"^class {name}\b", path.read_text(), re.MULTILINE):
             parts = path.relative_to(root.parent).with_suffix("").parts
             return vars(importlib.import_module(".".join(parts)))[name]
-    raise LookupError(f"{cls.__name__} refers to a class {name}, which is not there")
+    raise LookupError(f"{cls.__name__} refers to a class {name}, which does not exist")
 
 
 def read_parameters(cls: type) -> dict[str, str]:
-    """Return what a docstring says under ``Parameters``, by name."""
+    """Return the descriptions under ``Parameters`` of a docstring, by name."""
     text = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
     match = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-{3,}$|\Z)", text, re.MULTILINE | re.DOTALL)
     entries: dict[str, str] = {}
@@ -143,7 +142,7 @@ def _describe_unbounded(annotation: Any, metadata: tuple[Any, ...]) -> str:
 
 
 def _describe_component(field: Component) -> str:
-    """Return what a field of a role takes, with a link to its kinds."""
+    """Return what values a field of a role takes, with a link to its kinds."""
     if field.role not in ROLES:
         return f"a {field.role} from outside the package"
     link = re.sub(r"[^a-z -]", "", ROLES[field.role].lower().replace(".", "")).replace(" ", "-")
@@ -156,7 +155,7 @@ def _describe_component(field: Component) -> str:
 
 
 def describe_default(field: FieldInfo) -> str:
-    """Return a default as YAML would write it."""
+    """Return a default as it is written in YAML."""
     if field.is_required():
         return "required"
     return f"`{_write_plain(field.get_default(call_default_factory=True))}`"
@@ -185,12 +184,12 @@ def _write_plain(value: Any) -> str:
 def find_classes(
     *more: type[Settings],
 ) -> tuple[dict[str, dict[str, type[Settings]]], list[type[Settings]]]:
-    """Return the classes of every role by kind, and all others that they and a run name, in the order they are met.
+    """Return the classes of every role by kind, and all classes that they and a run use, in order of appearance.
 
     Parameters
     ----------
     *more
-        Further classes whose settings are looked through.
+        Further classes whose settings are searched.
     """
     roles = {role: {kind: find_component(role, kind) for kind in list_inside(role)} for role in ROLES}
     waiting: list[type[Settings]] = [
@@ -225,7 +224,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a name stands for.
+    """Explanation of a name in a configuration.
 
     Parameters
     ----------
@@ -234,9 +233,9 @@ class Explanation:
     about
         First sentence of its docstring.
     options
-        Its settings; none for a role.
+        Its settings; empty for a role.
     kinds
-        Of a role: kind and the first sentence on it.
+        For a role: each kind and its first sentence.
     """
 
     name: str
@@ -246,19 +245,19 @@ class Explanation:
 
 
 def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
-    """Return what a name stands for in a configuration; several roles may share the name of a kind.
+    """Return the meanings of a name in a configuration; several roles may have a kind of the same name.
 
     Parameters
     ----------
     name
         ``atm_s``, ``network.atm_s``, ``network``, ``run``, or a class such as ``SelectionConfig``.
     besides
-        Names that the caller knows, to suggest where nothing has this one.
+        Further names to suggest if nothing has this name.
 
     Raises
     ------
     ConfigError
-        If nothing has this name; the message names the nearest.
+        If nothing has this name; the message suggests the nearest one.
 
     Examples
     --------
@@ -288,8 +287,8 @@ def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
         raise ConfigError(f"{missing}.")
     near = suggest(kind, known)
     raise ConfigError(
-        f"nothing is called {name!r}{near}; braindecode-vis configs lists configurations, and braindecode-vis describe "
-        f"ROLE the kinds of a role: {', '.join(ROLES)}."
+        f"nothing is called {name!r}{near}; braindecode-vis configs lists configurations, and "
+        f"braindecode-vis describe ROLE lists the kinds of a role: {', '.join(ROLES)}."
     )
 
 
@@ -307,7 +306,7 @@ def _first_sentence(cls: type) -> str:
 
 
 def explain_class(name: str, cls: type[Settings]) -> Explanation:
-    """Return what the docstring and the fields of a class of settings say."""
+    """Return the explanation of a settings class from its docstring and fields."""
     options = []
     for key, text in describe_options(cls).items():
         field = cls.model_fields[key]
@@ -325,13 +324,13 @@ def _drop_marks(text: str) -> str:
 
 
 def make_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a configuration file, by which editors complete and check it.
+    """Return the JSON Schema of a configuration file, with which editors complete and check it.
 
     Returns
     -------
     dict
         Draft 2020-12. Kinds of other packages and ``package.module:Class`` are allowed where the package allows them,
-        with any settings. What several settings must be together is not part of it.
+        with any settings. Rules that involve several settings are not part of it.
     """
     roles, others = find_classes()
     schema = {
@@ -382,7 +381,7 @@ def _write_class(cls: type[Settings], *, of_role: bool = False) -> dict[str, Any
 
 
 def _find_short_forms(cls: type[Settings]) -> set[str]:
-    """Return the settings that are also taken in a shorter form, which a validator writes out before any is checked."""
+    """Return the settings that also have a shorter form, which a validator expands before the check."""
     decorators = cls.__pydantic_decorators__
     named = [v.info.fields for v in decorators.field_validators.values() if v.info.mode == "before"]
     found = {name for fields in named for name in fields if name != "*"}
@@ -400,7 +399,7 @@ _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 
 
 def _write_type(annotation: Any, metadata: tuple[Any, ...] = ()) -> dict[str, Any]:
-    """Return the schema of a type; what it cannot say allows everything."""
+    """Return the schema of a type; a type that it cannot express allows everything."""
     for entry in metadata:
         if isinstance(entry, Component):
             return _write_component(entry)
@@ -444,7 +443,7 @@ def _write_component(field: Component) -> dict[str, Any]:
 
 
 # --- files that are missing ------------------------------------------------------------------------------------
-# Whether the files that a configuration names are there, asked before anything is computed.
+# Checks before anything is computed that the files of a configuration exist.
 #
 # Owns which settings each stage reads. A data set and an analysis check their own files, which they read first
 # anyway.
@@ -463,17 +462,17 @@ READS = {
 
 
 def check_files(config: RunConfig, stage: str = "report") -> None:
-    """Raise `ConfigError` where a file that a run needs up to a stage is not there.
+    """Raise `ConfigError` if a file that a run needs up to a stage is missing.
 
-    Packages of extras must be installed and paths exist, a network without embedded weights must have some or be
-    allowed to fetch them, and a caption bank must be readable.
+    Packages of extras must be installed, paths must exist, weights of a network must be there or their download
+    allowed, and a caption bank must be readable.
 
     Parameters
     ----------
     config
-        Of the run.
+        Configuration of the run.
     stage
-        The last stage that is asked for.
+        The last stage to run.
     """
     config.choose_cache()
     _check_outside(config)
@@ -494,7 +493,7 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
 
 
 def _check_outside(config: RunConfig) -> None:
-    """Build components from outside, so that what they lack is told before their stage comes."""
+    """Build components from outside, so that missing parts are reported before their stage starts."""
     target, encoder = complete(ImageEncoderSettings, config.target), complete(EncoderSettings, config.encoder)
     if type(config.target) in OUTSIDE:
         build(find_image_encoder_role(target), target)

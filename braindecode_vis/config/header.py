@@ -1,8 +1,8 @@
-"""What the comment lines on top of a configuration say: what it is, and how it compares with the paper it follows.
+"""Reads the comment lines at the top of a configuration: what it is, and how it compares with its paper.
 
-Owns the form of these lines. A configuration that follows a paper names it (``Source:``), the published number with its
-protocol (``As published:``), which settings are the paper's (``Same as published:``) and which are not (``Departs:``),
-so that nobody compares two numbers that were reached in different ways. Every other one just says what it is.
+Defines the form of these lines. A configuration that follows a paper names it (``Source:``), the published number with
+its protocol (``As published:``), which settings are those of the paper (``Same as published:``) and which are not
+(``Departs:``), so that numbers from different protocols are not compared. Any other configuration only says what it is.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class ConfigHeader:
     about
         What it is.
     source
-        Paper and code that it follows; empty for one that follows none.
+        Paper and code that it follows; empty if it follows none.
     as_published
         The published number with its protocol, or that there is none.
     same
-        Settings that are as published, each ``setting: value, where from``.
+        Settings that are as published, each as ``setting: value, source``.
     departs
         What differs from the publication and why, or ``nothing known``.
     """
@@ -64,7 +64,7 @@ def read_header(path: Path) -> ConfigHeader:
     Raises
     ------
     ConfigError
-        If it names a source but not the other parts, in their order, with something in each.
+        If it names a source, but the other parts are missing, empty or in another order.
 
     Examples
     --------

@@ -1,4 +1,5 @@
-"""The frozen model of a run: a component for each role, settings of the steps that have none, and what fits together.
+"""The frozen settings of a run: a component for each role, settings of the other steps, and which settings can be
+combined.
 
 Components are found by `braindecode_vis.base.registry`; a new one is one file and one line there.
 """
@@ -53,13 +54,13 @@ class RetrievalConfig(DeviceSettings):
     Parameters
     ----------
     gallery
-        ``fold`` ranks each query among the test images of its own fold; ``all`` among the test images of all
-        folds, which needs a space that the folds share. With folds of images, ``all`` holds what each fold was trained
-        on, so that ranks lie below chance. ``auto`` takes ``fold`` where every fold tests five images or more, and else
-        ``all`` where it can.
+        ``fold`` ranks each query among the test images of its own fold; ``all`` among the test images of all folds,
+        which must share one space. With folds of images, the gallery of ``all`` contains training images of each fold,
+        so that ranks are below chance. ``auto`` takes ``fold`` if every fold tests five images or more, and otherwise
+        ``all`` if possible.
     centre
-        What is taken off every embedding before the cosine: the ``mean`` of the training images' embeddings, their
-        mean and spread (``zscore``), or nothing (``none``, as the papers do that train with the same cosine).
+        Correction of every embedding before the cosine: subtract the ``mean`` of the training images' embeddings, also
+        divide by their spread (``zscore``), or do nothing (``none``, as in papers that train with the same cosine).
     n_top
         How many of the best candidates are kept per query.
     """
@@ -78,7 +79,7 @@ class RepeatsConfig(Settings):
     ----------
     train, test
         ``averaged`` gives one trial per subject and image, ``single`` keeps every trial. Categories are decoded trial
-        by trial, whatever stands here.
+        by trial in any case.
     """
 
     train: Literal["averaged", "single"] = "averaged"
@@ -86,25 +87,27 @@ class RepeatsConfig(Settings):
 
 
 class SyntheticConfig(Settings):
-    """Synthetic responses beside the real training trials: what an encoding model expects to images nobody was shown.
+    """Synthetic responses beside the real training trials: predicted by an encoding model for images that were not
+    shown.
 
     The model is fitted on the training trials of the fold, without the images that a network holds out. Images that
-    were shown are left out, and with them, where no tested concept is trained on, those of tested concepts.
+    were shown are left out. If no tested concept is in the training, other images of tested concepts are left out too.
 
     Parameters
     ----------
     images
-        ``unseen`` for the data set's own images that no trial shows; a folder of pictures, tars, tables or HDF5 files;
+        ``unseen`` for images of the data set that no trial shows; a folder of pictures, tars, tables or HDF5 files;
         ``phantom:N`` (see ``embed --images``); or a finished bank of embeddings in the space of the target, where
         `features` is empty.
     share
-        Share of synthetic trials in the training.
+        Share of synthetic trials among all training trials.
     noise
-        ``residual`` adds noise with the covariance of what the model leaves of the training trials, ``none`` nothing.
+        ``residual`` adds noise with the covariance of the model's residuals on the training trials; ``none`` adds
+        nothing.
     features
-        Image encoders whose spaces the model regresses on; empty takes the target.
+        Image encoders whose embeddings are the features of the model; empty takes the target.
     model
-        How spaces are put together, and penalties.
+        How several spaces are combined, and the penalties.
     """
 
     images: str = Field(min_length=1)
@@ -124,7 +127,7 @@ class SyntheticConfig(Settings):
         )
 
     def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields and a digest of the images, or the word that they are not at hand."""
+        """Return the plain fields and a digest of the images, or a note that they are not available."""
         from braindecode_vis.embeddings.image_sources import digest_images
 
         try:
@@ -141,7 +144,7 @@ class SyntheticConfig(Settings):
             digest_images(self.images)
 
     def describe(self) -> str:
-        """Return in one clause what is added to the training, for the protocol."""
+        """Return a clause for the protocol that says what is added to the training."""
         source = self.images if self.images.startswith((UNSEEN, "phantom:")) else Path(self.images).name
         return (
             f"trained with {self.share:.0%} synthetic responses to images that were not shown ({source}; noise "
@@ -162,20 +165,20 @@ BRANCH_PRIORS = ("identity", "spread", "moments")
 
 
 class LowLevelConfig(Settings):
-    """A second way from brain to image, for colour and layout.
+    """A second branch from brain to image, for colour and layout.
 
     Parameters
     ----------
     target
-        What is predicted: latents of a published autoencoder (``taesd``, ``vae``), or a stand-in that needs no weights
-        of a hub (``packaged_latents``; ``pca``, principal components of the training images). Run, rows and report name
-        a stand-in as such.
+        Latents to predict: of a published autoencoder (``taesd``, ``vae``), or of a substitute that needs no weights
+        from a hub (``packaged_latents``; ``pca``, principal components of the training images). Run, rows and report
+        name a substitute as such.
     encoder
         The brain encoder that predicts them.
     prior
-        What is done to its predictions before they are decoded.
+        Prior that changes the predictions before they are decoded.
     fusion
-        How its images and those of the generator become one.
+        How its images are merged with those of the generator.
     """
 
     target: Annotated[
@@ -188,7 +191,7 @@ class LowLevelConfig(Settings):
     fusion: ImageFusionConfig = ImageFusionConfig()
 
     def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields; runs that were made before there was a prior are still found."""
+        """Return the plain fields, in a form that still finds runs from before the setting `prior` existed."""
         fields = super().hashed_fields()
         return {
             name: value for name, value in fields.items() if name != "prior" or value != {"kind": "identity"}
@@ -199,7 +202,7 @@ class LowLevelConfig(Settings):
         settings = complete(EncoderSettings, self.encoder)
         if settings.decodes_categories:
             raise ValueError(
-                f"encoder {self.encoder.kind!r} names classes, and latents of images are wanted here"
+                f"encoder {self.encoder.kind!r} decodes classes, but latents of images are needed here"
             )
         try:
             settings.check_low_level(math.prod(self.target.build().latent_shape))
@@ -209,16 +212,16 @@ class LowLevelConfig(Settings):
 
 
 class TextBranchConfig(Settings):
-    """A second way from brain to generator: the tokens of a text, for generators that are conditioned on two things.
+    """A second branch from brain to generator: tokens of a text, for generators with two conditions.
 
     Parameters
     ----------
     target
-        Tokens that are predicted: a target of kind ``clip_text``.
+        Tokens to predict: a target of kind ``clip_text``.
     encoder
         The brain encoder that predicts them.
     prior
-        What is done to its predictions before the generator takes them.
+        Prior that changes the predictions before the generator gets them.
     """
 
     target: Annotated[Any, Component("target", only=("clip_text",), outside=False)]
@@ -231,29 +234,30 @@ class TextBranchConfig(Settings):
     def _check_encoder(self) -> Self:
         if complete(EncoderSettings, self.encoder).decodes_categories:
             raise ValueError(
-                f"encoder {self.encoder.kind!r} names classes, and tokens of texts are wanted here"
+                f"encoder {self.encoder.kind!r} decodes classes, but tokens of texts are needed here"
             )
         return self
 
 
 class ReconstructionConfig(Settings):
-    """How many images are made of each trial, and from what.
+    """How many images are made for each trial, and from which inputs.
 
     Parameters
     ----------
     n_draws
-        Images per trial, each from another draw of the prior. Scores are averaged over rounds of draws, never pooled.
+        Images per trial, each from a different draw of the prior. Scores are computed per draw and then averaged.
     low_level
         A branch for colour and layout; none by default.
     captions
-        What decodes a caption of each trial: from its embedding, of the nearest training image, through GIT's image
-        tokens or sentence vectors in their place, or by a decoder learnt from the captions of training images; from
-        the response itself, by a brain encoder that has learnt to. They are scored where `evaluation.captions` is set.
+        Caption decoders. From the embedding of a trial: the caption of the nearest training image, GIT with predicted
+        image tokens or sentence vectors, or a decoder learnt from captions of training images. From the response
+        itself: a brain encoder that has learnt captioning. Captions are scored if `evaluation.captions` is set.
     prompt
-        The kind of `captions` whose text leads the image of its trial, for generators that read texts (ATM's caption
+        The kind of `captions` whose text guides the image of its trial, for generators that read texts (ATM's caption
         branch: ``git``).
     text
-        A branch for the tokens of a text, which the generator takes beside the image embedding; none by default.
+        A branch that predicts tokens of a text, which the generator uses together with the image embedding; none by
+        default.
     """
 
     n_draws: int = Field(default=1, ge=1, le=64)
@@ -277,7 +281,7 @@ class ReconstructionConfig(Settings):
         return self
 
     def describe_stand_ins(self) -> str:
-        """Return in one clause which branches do without weights of a hub, and in whose place; empty if none does.
+        """Return a clause that names the branches with a substitute for weights of a hub; empty if there is none.
 
         >>> ReconstructionConfig().describe_stand_ins()
         ''
@@ -291,42 +295,42 @@ class ReconstructionConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """How scores get their intervals and nulls.
+    """How scores are computed, with their intervals and null distributions.
 
     Parameters
     ----------
     n_bootstrap
         Resamples of the stimuli behind every interval.
     resample
-        What intervals speak of others of: ``image``, ``trial``, ``group``, ``run``, ``session`` or ``subject``. With
-        ``auto``, groups where the trial table has a column `group`, otherwise images, and trials where classes are
-        decoded. With several subjects, of subjects as well; ``subject`` looks at nothing within them.
+        What intervals resample: ``image``, ``trial``, ``group``, ``run``, ``session`` or ``subject``. ``auto`` takes
+        groups if the trial table has a column `group`, otherwise images, or trials if classes are decoded. With several
+        subjects, subjects are resampled too; ``subject`` resamples subjects only.
     n_permutations
         Shuffles of the image labels behind every chance level and p-value.
     features
-        Image encoder whose features are compared as well, beside the pixels; None compares pixels only.
+        Image encoder whose features are compared in addition to the pixels; None compares pixels only.
     suite
-        The networks in which published tables compare images; what lacks weights is said to be missing.
+        The networks with which published tables compare images; networks without weights are reported as missing.
     best_of
-        Score the best of several draws too, under names of its own.
+        Score the best of several draws too, under separate names.
     metrics
         Further metrics of images or embeddings: ``correlation_distance`` and those from outside the package.
     protocols
-        Further galleries and tasks: concept templates, draws of 300, names by text and the like. ``transductive`` lets
-        the unlabelled test queries of each subject correct their own similarities (centring, standardising, CSLS,
-        SATTC, SCORE); its rows have names of their own and are never the result of the run.
+        Further galleries and tasks: concept templates, draws of 300, names by text and the like. ``transductive``
+        corrects similarities with the unlabelled test queries of each subject (centring, standardising, CSLS, SATTC,
+        SCORE); its rows have separate names and are never the result of the run.
     gallery
-        A bank of many more images (``embed --images``), among which the seen image is searched too.
+        A bank of many more images (``embed --images``), in which the seen image is searched too.
     composition
-        Pairs of texts, and of images, that have the same parts bound otherwise: what the protocol of this name tests.
+        Pairs of texts, and of images, with the same parts in another combination, for the protocol of this name.
     descriptions
-        Captions or attributes of the tested images as a gallery of texts, beside that of the images, and both fused.
+        Captions or attributes of the tested images: a gallery of texts, beside the gallery of images and their fusion.
     conditions
-        Columns of the trial table, such as ``task``, whose values are scored apart as well.
+        Columns of the trial table, such as ``task``, whose values are also scored separately.
     captions
         Captions of reconstructions and of the nearest training image, compared with reference captions.
     brain
-        A linear encoding model that says whether reconstructions explain the responses that were measured.
+        A linear encoding model that tests whether reconstructions explain the measured responses.
     noise_ceiling
         How the noise ceiling of the test responses is estimated, for the report and beside `brain`; None leaves it out.
     """
@@ -355,8 +359,8 @@ class EvaluationConfig(Settings):
     def _check_composition(self) -> Self:
         if ("composition" in self.protocols) != (self.composition is not None):
             raise ValueError(
-                "the protocol composition needs the tests that composition.file names, and these need the protocol; "
-                "give both or none of evaluation.protocols: [composition] and evaluation.composition"
+                "the protocol composition and the setting evaluation.composition need each other; give "
+                "both evaluation.protocols: [composition] and evaluation.composition, or neither"
             )
         return self
 
@@ -364,14 +368,14 @@ class EvaluationConfig(Settings):
     def _check_features(self) -> Self:
         if self.features is not None and self.features.fitted_on_training_images:
             raise ValueError(
-                f"evaluation.features compares images in a network of its own, and {self.features.kind} is fitted on "
+                f"evaluation.features needs a pretrained network, but {self.features.kind} is fitted on "
                 "training images; choose efficientnet-lite0 or another pretrained encoder"
             )
         return self
 
 
 class RemoteConfig(Settings):
-    """Where files are kept that come from an address such as ``s3://bucket/folder``; it changes no result.
+    """Cache of files from an address such as ``s3://bucket/folder``; it changes no result.
 
     Parameters
     ----------
@@ -379,7 +383,7 @@ class RemoteConfig(Settings):
         Folder of the cache, which several runs may share; ``$BRAINDECODE_VIS_REMOTE_CACHE``, or ``remote`` in the
         user's cache, by default.
     limit_gib
-        What the cache may hold, in GiB: the files that were used longest ago are removed for new ones.
+        Size limit of the cache in GiB: the files that were not used for the longest time are removed for new ones.
         ``$BRAINDECODE_VIS_REMOTE_GIB``, or 50, by default.
     """
 
@@ -390,21 +394,21 @@ class RemoteConfig(Settings):
 
 
 class RunConfig(Settings):
-    """Everything that decides the result of a run.
+    """All settings that determine the result of a run.
 
     Parameters
     ----------
     name
         Name of the run; its folder is ``runs/<name>`` unless ``--out`` says otherwise.
     seed
-        The one root seed.
+        Root seed of all random numbers.
     dataset, split, target, encoder, prior, generator
         The component of each role, by its ``kind``.
     pretrain
-        How the whole-cortex encoder is pretrained without labels: by the verb ``pretrain``, and where
+        How the whole-cortex encoder is pretrained without labels: by the verb ``pretrain``, or, if
         ``encoder.network.pretrained`` is the word ``pretrain``, by the run itself before it trains.
     text
-        How names of concepts become vectors, for objectives and scores that compare with text.
+        How concept names are encoded as vectors, for objectives and scores that compare with text.
     selection
         Which channels, times or voxels of the responses the encoder sees; chosen by training trials.
     repeats, retrieval, reconstruction, evaluation
@@ -412,15 +416,15 @@ class RunConfig(Settings):
     synthetic
         Synthetic responses that are added to the training; none by default.
     analyses
-        What the verb ``analyze`` does without ``--analysis``.
+        Analyses that the verb ``analyze`` makes without ``--analysis``.
     encode
-        How the verb ``encode`` predicts responses from images; only that verb looks at it.
+        How the verb ``encode`` predicts responses from images; no other verb uses it.
     run_analyses
-        Make the analyses with the run too, before its report.
+        Whether the verb ``run`` also makes the analyses, before its report.
     cluster
-        What jobs ask for, where a verb is given ``--cluster``.
+        Resources of jobs, if a verb is run with ``--cluster``.
     remote
-        How files on servers are kept, where a path is an address.
+        Cache of files on servers, if a path is an address.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -455,7 +459,7 @@ class RunConfig(Settings):
         return {"kind": "encoding", **content} if isinstance(content, Mapping) else content
 
     def choose_cache(self) -> None:
-        """Let this process keep files of servers where these settings say, or else the environment."""
+        """Set the cache for files of servers from these settings, or else from the environment."""
         chosen = self.remote or RemoteConfig()
         choose_cache(chosen.cache, chosen.limit_gib)
 
@@ -472,20 +476,20 @@ class RunConfig(Settings):
 
     @property
     def decodes_categories(self) -> bool:
-        """Whether the encoder names a class instead of predicting an embedding."""
+        """Whether the encoder decodes a class instead of predicting an embedding."""
         return complete(EncoderSettings, self.encoder).decodes_categories
 
     @model_validator(mode="after")
     def _check_analyses(self) -> Self:
         if self.run_analyses and not self.analyses:
             raise ValueError(
-                "run_analyses is true, but analyses lists none; list some, or leave run_analyses out"
+                "run_analyses is true, but analyses is empty; list analyses, or leave run_analyses out"
             )
         return self
 
     @property
     def uses_pretraining(self) -> bool:
-        """Whether an encoder of the run starts from what the section ``pretrain`` makes."""
+        """Whether an encoder of the run starts from the pretraining of the section ``pretrain``."""
         return bool(self._list_pretrained())
 
     def _list_pretrained(self) -> dict[str, Any]:
@@ -504,7 +508,8 @@ class RunConfig(Settings):
             getattr(self.encoder, "network", None), "pretrained", None
         ) == (OWN_PRETRAINING):
             raise ValueError(
-                "encoder.network.pretrained is pretrain, which encoders of images can start from; pretrain first "
+                "encoder.network.pretrained is pretrain, which only encoders of images can start from; "
+                "pretrain first "
                 "(braindecode-vis pretrain), and name its folder"
             )
         for key, encoder in self._list_pretrained().items():
@@ -516,7 +521,7 @@ class RunConfig(Settings):
             if differs := self.pretrain.encoder.list_differences(encoder.network):
                 raise ValueError(
                     f"{key}.network starts from the encoder of pretrain.encoder, but differs from it in "
-                    f"{', '.join(differs)}; set them alike"
+                    f"{', '.join(differs)}; set them to the same values"
                 )
         return self
 
@@ -528,8 +533,9 @@ class RunConfig(Settings):
             decoders = [kind for kind in list_inside("encoder") if _names_classes(kind)]
             raise ValueError(
                 f"the encoder {self.encoder.kind!r} and the split {self.split.kind!r} do not go together: the encoder "
-                f"decodes {task}, and the split is for {' and '.join(self.split.decodes)}; categories are decoded by "
-                f"{', '.join(decoders)}, images by other encoders, and both under split.kind kfold or published"
+                f"decodes {task}, and the split is for {' and '.join(self.split.decodes)}; "
+                f"{', '.join(decoders)} decode categories, other encoders decode images, and split.kind "
+                "kfold or published works for both"
             )
         return self
 
@@ -556,8 +562,8 @@ class RunConfig(Settings):
             if kind not in COMMON_SPACES or not (new or getattr(split, "by", None) == "subject"):
                 continue
             raise ValueError(
-                f"encoder.subject_alignment {kind} needs training trials of every subject, and the split "
-                f"{split.kind!r} has none of the tested one; set split to leave_one_subject_out with own_trials (100, "
+                f"encoder.subject_alignment {kind} needs training trials of every subject, but with the split "
+                f"{split.kind!r} the tested subject has none; set split to leave_one_subject_out with own_trials (100, "
                 "for example), or compare brains by an atlas (dataset.atlas) with encoder.subject_alignment none"
             )
         return self
@@ -590,8 +596,8 @@ class RunConfig(Settings):
     def _check_draws(self) -> Self:
         if self.evaluation.best_of and self.reconstruction.n_draws == 1:
             raise ValueError(
-                "evaluation.best_of scores the best of several draws, and reconstruction.n_draws is 1; ask for more "
-                "draws, or leave best_of out"
+                "evaluation.best_of scores the best of several draws, but reconstruction.n_draws is 1; "
+                "set more draws, or leave best_of out"
             )
         return self
 
@@ -630,15 +636,16 @@ class RunConfig(Settings):
             return self
         if not complete(GeneratorSettings, self.generator).supports_prompts:
             raise ValueError(
-                f"reconstruction.prompt leads images by a text, and the generator {self.generator.kind!r} reads none; "
-                "leave prompt out, or set generator.kind to sdxl_turbo, sd_ip_adapter or token_unclip (refine)"
+                "reconstruction.prompt guides images by a text, but the generator "
+                f"{self.generator.kind!r} reads no text; leave prompt out, or set generator.kind to "
+                "sdxl_turbo, sd_ip_adapter or token_unclip (refine)"
             )
         refine = getattr(self.generator, "refine", None)
         for name, settings in (("generator.prompt", self.generator), ("generator.refine.prompt", refine)):
             if not (text := getattr(settings, "prompt", "")):
                 continue
             raise ValueError(
-                f"{name} is {text!r}, but reconstruction.prompt gives every trial a text of its own; leave "
+                f"{name} is {text!r}, but reconstruction.prompt gives every trial its own text; leave "
                 "one of the two out"
             )
         return self
@@ -648,13 +655,13 @@ class RunConfig(Settings):
         text, generator = self.reconstruction.text, complete(GeneratorSettings, self.generator)
         if self.target.kind == "clip_text":
             raise ValueError(
-                "target.kind clip_text embeds texts, and what is seen are images; set target.kind to openclip, and "
-                "reconstruction.text to predict tokens of a text beside"
+                "target.kind clip_text embeds texts, but the stimuli are images; set target.kind to "
+                "openclip, and use reconstruction.text to predict tokens of a text as well"
             )
         if text is None:
             if generator.needs_texts:
                 raise ValueError(
-                    f"the generator {self.generator.kind!r} is conditioned on tokens of a text too: set "
+                    f"the generator {self.generator.kind!r} also needs tokens of a text: set "
                     "reconstruction.text with a target of kind clip_text, or generator.text_share to 0"
                 )
             return self
@@ -688,14 +695,14 @@ class RunConfig(Settings):
         parts = list_encoders(self.encoder)
         if any(part.kind == "linear_gaussian" for part in parts):
             raise ValueError(
-                "synthetic responses are drawn from a linear model, and the encoder linear_gaussian is that model "
-                "itself, which would take their noise for that of the recording; leave synthetic out"
+                "synthetic responses are drawn from a linear model, and the encoder linear_gaussian is "
+                "the same model, which would treat their noise as noise of the recording; leave synthetic out"
             )
         alignments = {getattr(part, "subject_alignment", "none") for part in parts}
         if not alignments <= {"none", "euclidean", "zscore"}:
             raise ValueError(
-                "synthetic trials would take part in the alignment of subjects by images, which is of what was "
-                "measured; leave synthetic or encoder.subject_alignment out"
+                "synthetic trials would take part in the alignment of subjects by images, which must use "
+                "measured trials only; leave synthetic or encoder.subject_alignment out"
             )
         if encoder.reads_text or getattr(self.encoder, "image_tower", None) is not None:
             raise ValueError(
@@ -743,8 +750,9 @@ class RunConfig(Settings):
         packaged = self.generator.kind == "latent_diffusion" and self.generator.weights is None
         if packaged and getattr(self.target, "grid", 1) > 1:
             raise ValueError(
-                "the generator 'latent_diffusion' makes images from one vector, and target.grid parts an image into "
-                "patches; leave target.grid out, or set generator.kind to nearest and a prior without generator"
+                "the generator 'latent_diffusion' makes images from one vector, but target.grid divides "
+                "an image into patches; leave target.grid out, or set generator.kind to nearest and a "
+                "prior without generator"
             )
         return self
 
@@ -765,7 +773,7 @@ def make_analysis(kind: str) -> Any:
 
 
 def choose_analyses(config: RunConfig, kinds: Sequence[str] = ()) -> list[Any]:
-    """Return the settings of the analyses that are asked for; parameters and errors are those of `analyze`."""
+    """Return the settings of the requested analyses; parameters and errors are those of `analyze`."""
     known = list_analyses()
     for kind in kinds:
         if kind not in known:
@@ -779,6 +787,6 @@ def choose_analyses(config: RunConfig, kinds: Sequence[str] = ()) -> list[Any]:
     chosen += [make_analysis(kind) for kind in kinds if kind not in {c.kind for c in configured}]
     if not chosen:
         raise ConfigError(
-            f"{config.name} sets up no analyses; name some with --analysis. Known are {', '.join(known) or 'none'}."
+            f"{config.name} lists no analyses; choose some with --analysis. Known are {', '.join(known) or 'none'}."
         )
     return chosen

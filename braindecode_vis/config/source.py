@@ -1,7 +1,7 @@
 """Where a configuration comes from: a YAML file, a run folder or a shipped name, with dotted overrides on top.
 
-Consent to running code from outside and to downloads comes from whoever makes the call, never from a file: a
-configuration may be somebody else's.
+Only the caller can allow code from outside and downloads, never a file, since a configuration may come from another
+person.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         A YAML file, a run folder that holds ``config.yaml``, the name of a shipped configuration, or the name of
         a data set (its default configuration).
     overrides
-        Texts ``a.b=value``; the value is YAML. Consent (`CONSENTS`, and kinds that are ``module:Class``) counts here
-        alone, and not in the file. So do addresses on servers; those of the file are read where downloads are allowed.
+        Texts ``a.b=value``; the value is YAML. Consent (`CONSENTS`, and kinds that are ``module:Class``) counts only
+        here, not in the file. Addresses of servers in the file are read only if downloads are allowed.
     root
         Folder of the data set, as given on the command line.
 
@@ -82,7 +82,7 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         named |= _find_addresses(value)
     if root is not None:
         if not isinstance(content.get("dataset"), dict):
-            raise ConfigError(f"{path} names no dataset that --root could apply to.")
+            raise ConfigError(f"{path} has no dataset to which --root could apply.")
         content["dataset"]["root"] = str(as_path(root))
         named.add(name_address(root))
     try:
@@ -120,18 +120,18 @@ def _find_addresses(value: Any) -> set[str]:
 
 
 def _refuse_root(dataset: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` if a data set that is read from no folder was given one; nobody wrote it into the file."""
+    """Raise `ConfigError` if a folder was given for a data set that reads no folder."""
     kind = dataset.get("kind")
     if (
         isinstance(kind, str)
         and kind in list_inside("dataset")
         and "root" not in find_component("dataset", kind).model_fields
     ):
-        raise ConfigError(f"the data set {kind} is read from no folder; leave --root out.")
+        raise ConfigError(f"the data set {kind} needs no folder; leave --root out.")
 
 
 def _allow_downloads(settings: Settings) -> Any:
-    """Write into the settings what was allowed for the call, so that it holds for what is made of them later."""
+    """Write the consent of the call into the settings, so that it also holds for objects built later."""
     changes: dict[str, Any] = (
         {"allow_download": True} if "allow_download" in type(settings).model_fields else {}
     )
@@ -145,7 +145,7 @@ def _allow_downloads(settings: Settings) -> Any:
 
 
 def _count_entries(value: Any, counted: dict[int, int]) -> int:
-    """Return how many entries a file has once its aliases are written out; one that contains itself has too many."""
+    """Return how many entries a file has when its aliases are expanded; a file that contains itself has too many."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in counted:
@@ -156,7 +156,7 @@ def _count_entries(value: Any, counted: dict[int, int]) -> int:
 
 
 def _drop_consents(value: Any, seen: set[int]) -> None:
-    """Take consent out of what a file says, at any depth; YAML may name one mapping in several places."""
+    """Remove consent from the content of a file, at any depth; in YAML one mapping may occur in several places."""
     if not isinstance(value, dict | list) or id(value) in seen:
         return
     seen.add(id(value))
@@ -168,7 +168,7 @@ def _drop_consents(value: Any, seen: set[int]) -> None:
 
 
 def validate_config(content: Mapping[str, Any], *, where: str) -> RunConfig:
-    """Return the validated configuration; the first thing wrong becomes one `ConfigError`."""
+    """Return the validated configuration; the first mistake becomes one `ConfigError`."""
     try:
         check_names(RunConfig, content)
     except ConfigError as error:
@@ -200,10 +200,10 @@ _SCORES_OF_IMAGES = (
 
 
 def _refuse_ignored(config: RunConfig, written: Mapping[str, Any], overrides: Iterable[str]) -> None:
-    """Raise `ConfigError` if a run of classes was given a setting that only runs of images read.
+    """Raise `ConfigError` if a run that decodes classes has a setting that only runs with images use.
 
-    `written` is the file of the user. If an override replaces its encoder, it was written for another one, and asks for
-    nothing here.
+    `written` is the file of the user. If an override replaces its encoder, its settings were meant for another encoder
+    and are not checked here.
     """
     if not config.decodes_categories:
         return
@@ -232,7 +232,7 @@ def _refuse_ignored(config: RunConfig, written: Mapping[str, Any], overrides: It
 
 
 def _is_valid(content: dict[str, Any]) -> bool:
-    """Say whether a configuration is valid as it was written, so that what is wrong was asked for now."""
+    """Say whether a configuration is valid as it was written, so that a mistake comes from an override."""
     try:
         validate_config(content, where="")
     except ConfigError:
@@ -241,7 +241,7 @@ def _is_valid(content: dict[str, Any]) -> bool:
 
 
 def describe_writer(folder: Path) -> str:
-    """Say which version wrote a run folder, and with which components from outside; empty where it is no run folder.
+    """Say which version wrote a run folder, with which components from outside; empty if it is not a run folder.
 
     Every stage keeps this in its provenance; the newest one counts.
     """
@@ -288,9 +288,9 @@ def _find_packages(fields: Any) -> Iterator[str]:
 
 
 def _anchor(path: Path, base: Path, data: Path | None) -> Path:
-    """Make a relative path absolute, since a run may be taken up elsewhere.
+    """Make a relative path absolute, since a run may be continued from another folder.
 
-    It lies here, beside the YAML file or below the folder of the data set: where something of this name is first.
+    It is looked for in the current folder, beside the YAML file, and below the folder of the data set, in this order.
     """
     here = path.expanduser()
     if is_address(path) or here.is_absolute():
@@ -346,21 +346,21 @@ def read_override(text: str) -> tuple[list[str], Any]:
 
 
 def override_settings(settings: AnySettings, overrides: Iterable[str], *, where: str) -> AnySettings:
-    """Return settings that are no run's with some changed by texts ``a.b=value``.
+    """Return settings outside a run, with some changed by texts ``a.b=value``.
 
     Parameters
     ----------
     settings
-        As they are without.
+        Settings before the changes.
     overrides
-        The later one counts.
+        Texts ``a.b=value``; the later one counts.
     where
-        What they are settings of, for messages.
+        Name of the settings, for messages.
 
     Raises
     ------
     ConfigError
-        If one is unknown or wrong.
+        If an override is unknown or wrong.
     """
     content = settings.model_dump(mode="json")
     for text in overrides:
@@ -372,7 +372,7 @@ def override_settings(settings: AnySettings, overrides: Iterable[str], *, where:
 
 
 def apply_override(content: dict[str, Any], text: str, parts: Sequence[str], value: Any) -> None:
-    """Set one value of nested settings in place; `text` is what the person gave, for messages.
+    """Set one value of nested settings in place; `text` is the text of the user, for messages.
 
     Entries of a list are named by their number, as in ``encoder.members.1.epochs=40``.
     """

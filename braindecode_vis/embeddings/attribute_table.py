@@ -1,4 +1,4 @@
-"""Attributes of images or concepts that a user brings in a table: shape, colour, background, animacy.
+"""Reads attributes of images or concepts from a user's table: shape, colour, background, animacy.
 
 Owns reading the file and finding the row of each image. Values are texts, an empty cell is unknown. What is learnt from
 them is the business of `braindecode_vis.embeddings.conditional` and of objectives.
@@ -63,7 +63,7 @@ class AttributeTable:
         return codes
 
     def describe_missing(self, ids: Sequence[str], concepts: Sequence[str] | None, *, what: str) -> str:
-        """Return one sentence on the images that have no row, an empty text if all have one.
+        """Return one sentence about images without a row, an empty text if all have one.
 
         Parameters
         ----------
@@ -104,7 +104,7 @@ class AttributeTable:
 
 
 def describe_missing(wanted: Sequence[str], known: Collection[str], key: str, *, what: str) -> str:
-    """Return one sentence on what has no row in a table, an empty text if all have one.
+    """Return one sentence about entries without a row in a table, an empty text if all have one.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def describe_missing(wanted: Sequence[str], known: Collection[str], key: str, *,
     kind = "images" if key == "id" else "concepts"
     if len(missing) == len(distinct):
         return (
-            f"{what} know none of the {len(distinct)} {kind} (asked for {missing[0]!r}, their first is "
+            f"{what} have none of the {len(distinct)} {kind} (needed {missing[0]!r}, their first is "
             f"{next(iter(known))!r}); they belong to another data set."
         )
     return f"{what} have none for {len(missing)} of {len(distinct)} {kind}, first {missing[0]!r}; add them."

@@ -1,4 +1,4 @@
-"""Latents of diffusion autoencoders as target spaces, and the way back to images.
+"""Latents of diffusion autoencoders as target spaces, and their decoding to images.
 
 Owns AutoencoderKL (Stable Diffusion, SDXL) and the tiny autoencoder TAESD. A latent is scaled as the diffusion model
 sees it, always and in both directions, and the name of the space says so. An image passes through the centre of the
@@ -49,16 +49,16 @@ _REPOSITORIES = {
 
 
 class LatentConfig(WeightedSettings):
-    """What both kinds of autoencoders have in common.
+    """Settings that both kinds of autoencoders share.
 
     Parameters
     ----------
     latents
-        Whose latents: those of Stable Diffusion 1 and 2 (``sd``) or of SDXL. They are not interchangeable.
+        Type of latents: of Stable Diffusion 1 and 2 (``sd``) or of SDXL. They are not interchangeable.
     image_size
         Side of the square that an image becomes, pixels; a multiple of 8. Small sizes cost sharpness.
     batch_size
-        How it runs, not what it computes.
+        Settings of the computation that do not change its result.
     """
 
     latents: LatentModel = "sd"
@@ -181,8 +181,8 @@ class AutoencoderKLConfig(LatentConfig):
             sizes |= _read_sizes(path / "config.json")
             if sizes["latent_channels"] != 4:
                 raise DataError(
-                    f"{path} has {sizes['latent_channels']} latent channels, those of {self.latents} are 4; bring "
-                    f"{self.describe_weights()}."
+                    f"{path} has {sizes['latent_channels']} latent channels, but {self.latents} has 4; "
+                    f"use {self.describe_weights()}."
                 )
             if not math.isclose(sizes["scaling_factor"], SCALING[self.latents], abs_tol=1e-6):
                 raise DataError(
@@ -197,7 +197,7 @@ class AutoencoderKLConfig(LatentConfig):
 
 
 class TinyAutoencoderConfig(LatentConfig):
-    """Latents of the tiny autoencoder, near those of the large one at a hundredth of the cost.
+    """Latents of the tiny autoencoder, similar to those of the large one at a hundredth of the cost.
 
     The weights are a folder with the two files of the original release (``taesd_encoder``, ``taesd_decoder``; for SDXL
     ``taesdxl_...``), or a folder or file of diffusers.

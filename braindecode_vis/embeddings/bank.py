@@ -1,4 +1,4 @@
-"""The embedding cache: one bank per space, keyed by the hash of each image, and filled with the images it lacks.
+"""The embedding cache: one bank per space, with the hash of each image as key; missing images are added.
 
 Images are decoded by threads ahead of the network and computed in fixed chunks of the stimulus list. The chunks do not
 depend on where an earlier run stopped, so the vectors do not either. Encoders that are fitted on training images do not
@@ -51,7 +51,7 @@ def embed_stimuli(
     advance: Callable[[int], None] = lambda n: None,
     decoders: int = DECODERS,
 ) -> Embeddings:
-    """Return one embedding per stimulus, reading from the bank what it already holds.
+    """Return one embedding per stimulus; known embeddings are read from the bank.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class BankSummary:
-    """What a bank holds: the name of its space, its size and when it was begun."""
+    """Summary of a bank: the name of its space, its size and its start time."""
 
     folder: Path
     space: str

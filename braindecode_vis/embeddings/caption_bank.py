@@ -1,4 +1,4 @@
-"""Captions of images: a bank of them in a file, and networks of a local folder that write them.
+"""Captions of images: reads a caption bank from a file, and writes captions with networks in a local folder.
 
 Owns reading both without a hub and without running code that comes with a folder, and how a caption is parted into
 words. Captioning networks are GIT and BLIP as transformers has them. What a caption is worth is the business of
@@ -188,7 +188,7 @@ def load_captioner(weights: Path) -> tuple[Any, Any]:
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in CAPTIONERS:
         raise ConfigError(
-            f"{folder} holds a network of kind {kind!r}; captions come from {' or '.join(CAPTIONERS)}."
+            f"{folder} holds a network of kind {kind!r}; captions can be written by {' or '.join(CAPTIONERS)}."
         )
     from transformers import AutoProcessor, BlipForConditionalGeneration, GitForCausalLM
 

@@ -35,15 +35,15 @@ class CompositionConfig(Settings):
     Parameters
     ----------
     file
-        CSV file with the column ``id`` (a tested image) and ``caption`` and ``swapped`` (what it shows, and the same
-        words of another scene), ``partner`` (the id of a tested image of the same parts), or all three; ``kind`` says
-        what changed places. The phantom writes one (``phantom_truth/composition.csv``). Several rows an image are
-        several tests.
+        CSV file with the column ``id`` (a tested image) and ``caption`` and ``swapped`` (its caption, and the same
+        words for another scene), ``partner`` (the id of a tested image with the same parts), or all three; ``kind``
+        says what was exchanged. The phantom writes one (``phantom_truth/composition.csv``). Several rows of one image
+        are several tests.
     encoder
-        How texts get into the space of the decoder. None takes the encoder's own head into the space of sentences
-        (objectives `composition` and `sentence_contrast`), or else the target's own text side, and leaves texts out
-        where there is neither. ``minilm``, or the folder of a sentence encoder, is a ridge regression from the sentence
-        vectors of the captions of training images, which the file then has too.
+        How texts are mapped into the space of the decoder. None takes the encoder's own head for sentences (objectives
+        `composition` and `sentence_contrast`), or else the text encoder of the target, and leaves texts out if there is
+        neither. ``minilm``, or the folder of a sentence encoder, is a ridge regression from the sentence vectors of the
+        captions of training images, which the file then has too.
     """
 
     file: Path
@@ -176,7 +176,7 @@ def pick_tests(tests: Sequence[CompositionTest], ids: Sequence[str], *, path: Pa
 
 
 # --- captions with parts exchanged -----------------------------------------------------------------------------
-# Captions in which what goes with what is exchanged: the same words, another scene.
+# Captions with exchanged words or relations: the same words describe another scene.
 #
 # Two rules, without any network: two words of one group (colours, sizes, people) change places, and what stands on
 # both sides of a relation (``to the left of``, ``on``, ``behind``) does. ARO and NegCLIP pick words by a tagger of

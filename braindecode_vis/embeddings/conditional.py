@@ -1,4 +1,4 @@
-"""Conditional targets: what an image says when it is asked one question after the other (which colour, what shape).
+"""Conditional targets: one token per question about an image (which colour, what shape).
 
 Owns heads on the target side, one for each attribute, each a ridge from a base embedding to the values of its
 attribute, fitted on training images alone; its outputs are one token of the target. FocalLens lets instructions enter a
@@ -43,17 +43,17 @@ N_INNER = 5
 
 
 class ConditionalConfig(ImageEncoderSettings):
-    """One token per attribute: what a head on the embedding of an image says of its value.
+    """One token per attribute: the value that a head predicts from the embedding of an image.
 
     Parameters
     ----------
     attributes
         CSV file with the column ``id`` or ``concept`` and a column for each attribute (see ``docs/WORDS.md``).
     conditions
-        The attributes that are asked for; empty takes all of the file.
+        The attributes to use; empty takes all of the file.
     base
-        The image encoder (or table) whose vectors the heads read. None takes the values of the file themselves, also of
-        tested images, which must then be known.
+        The image encoder (or table) whose vectors are the input of the heads. None takes the values of the file
+        themselves, which must then also contain the tested images.
     """
 
     kind: Literal["conditional"] = "conditional"
@@ -241,7 +241,11 @@ def find_trained_values(table: AttributeTable, position: int, codes: np.ndarray)
     found, counts = np.unique(codes[codes >= 0], return_counts=True)
     kept = found[counts > 1]
     if len(kept) < 2:
-        seen = f"has the value {table.values[name][kept[0]]!r} alone" if len(kept) else "has no value twice"
+        seen = (
+            (f"has only the value {table.values[name][kept[0]]!r}")
+            if len(kept)
+            else "has no value that occurs twice"
+        )
         raise DataError(
             f"the attribute {name!r} {seen} among {len(codes)} training images ({int((codes < 0).sum())} of them "
             "unknown), so that it cannot be used; leave it out or fill in the table."

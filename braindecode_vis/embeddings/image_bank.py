@@ -2,8 +2,8 @@
 
 Owns the plan of a bank (which image is in which part), the parts, and how they become one array. The plan follows from
 the images alone, so that every process cuts the same parts; a part is one file that appears by a rename when it is
-whole, so that a killed process loses its part and doubles nothing. In the end each id stands once, or is listed as
-left out. Nothing but a part is ever in memory.
+whole, so that a killed process loses only its part and nothing is computed twice. In the end each id occurs once, or is
+listed as left out. Only one part is in memory at a time.
 
     plan.json          the shards with the number of images, what was asked for
     part-0000017.npz   vectors, ids and digests of the images of a part
@@ -66,7 +66,7 @@ class ShardRange:
 
 @dataclass(frozen=True)
 class BankPlan:
-    """What a bank is made of.
+    """The images and parts of a bank.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def _continue(
     plan, now = BankPlan(folder, request, shards), {shard.name: shard.stamp for shard in source.list_shards()}
     if gone := [name for name, _, _ in shards if name not in now]:
         raise DataError(
-            f"the shard {gone[0]} is gone since {folder} was begun; put it back, or begin another bank."
+            f"the shard {gone[0]} has disappeared since {folder} was begun; put it back, or begin another bank."
         )
     if new := sorted(set(now) - {name for name, _, _ in shards}):
         raise DataError(
@@ -233,7 +233,7 @@ def _continue(
 
 def _compare_images(plan: BankPlan, source: ImageSource, shards: Sequence[tuple[str, int]]) -> None:
     """Raise `DataError` unless the images of some shards that were embedded are still the same, byte for byte."""
-    otherwise = "put back the file that it was, or begin another bank with --bank"
+    otherwise = "put the earlier file back, or begin another bank with --bank"
     digests = _read_digests(plan, [shard for shard, _ in shards])
     for (shard, n), known in zip(shards, digests, strict=True):
         found = len(source.name_images(shard))
@@ -295,7 +295,7 @@ def embed_parts(
     parts
         Some of the plan.
     skip_broken
-        Leave out images that cannot be decoded, and list them; otherwise the first is an error.
+        Leave out images that cannot be decoded, and list them; otherwise the first one is an error.
     advance
         Called with the number of images done.
 
@@ -344,7 +344,7 @@ def _embed_part(
     if len(ids) + len(broken) != n or len(vectors) != len(ids):
         raise DataError(
             f"{part.shard} gave {len(ids) + len(broken)} images and {len(vectors)} embeddings where its list says {n}; "
-            "it changed meanwhile: give the command again."
+            "it has changed: run the command again."
         )
     with np.errstate(over="ignore"):  # found below
         kept = vectors.astype(plan.request["dtype"])
@@ -375,8 +375,8 @@ def _name_full_disk(plan: BankPlan) -> Iterator[None]:
             raise
         n, left = len(plan.parts), len(plan.list_missing())
         raise DataError(
-            f"the disk of {plan.folder} is full; {n - left} of {n} parts are kept: make room, then give the "
-            "same command again."
+            f"the disk of {plan.folder} is full; {n - left} of {n} parts are kept: make room, then run "
+            "the same command again."
         ) from error
 
 
@@ -387,9 +387,7 @@ def _read_part(plan: BankPlan, part: ShardRange, *names: str) -> dict[str, np.nd
         with np.load(path, allow_pickle=False) as found:  # zip files check their sums
             return {name: found[name] for name in names or ("vectors", "ids", "digests", "broken")}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} is damaged ({error}); delete it, and give the same command again."
-        ) from error
+        raise DataError(f"{path} is damaged ({error}); delete it, and run the same command again.") from error
 
 
 def _list_broken(content: Mapping[str, np.ndarray]) -> list[list[str]]:
@@ -419,14 +417,14 @@ def finish_bank(plan: BankPlan) -> dict[str, Any]:
         return manifest
     if missing := plan.list_missing():
         raise DataError(
-            f"{len(missing)} of {len(plan.parts)} parts of {plan.folder} are missing; give the same command again."
+            f"{len(missing)} of {len(plan.parts)} parts of {plan.folder} are missing; run the same command again."
         )
     needed = sum(plan.find(part).stat().st_size for part in plan.parts)
     free = shutil.disk_usage(plan.folder).free
     if free < needed:
         raise DataError(
             f"{plan.folder} needs {describe_bytes(needed)} to join its parts, and {describe_bytes(free)} are free; all "
-            "parts are kept: make room, then give the same command again."
+            "parts are kept: make room, then run the same command again."
         )
     with _name_full_disk(plan), store.open_scratch(plan.folder, "bank") as scratch:
         manifest = _join(plan, scratch)
@@ -458,7 +456,7 @@ def _join(plan: BankPlan, folder: Path) -> dict[str, Any]:
             ids, own = _list_ids(content), content["vectors"]
             if len(own) + len(_list_broken(content)) != part.stop - part.start or len(own) != len(ids):
                 raise DataError(
-                    f"{plan.find(part)} is not of this bank; delete it, and give the same command again."
+                    f"{plan.find(part)} does not belong to this bank; delete it, and run the same command again."
                 )
             if not ids:
                 continue
@@ -503,9 +501,7 @@ def read_image_bank(folder: Path) -> Embeddings:
     """
     if not (folder / MANIFEST).is_file():
         if (folder / PLAN).is_file():
-            raise DataError(
-                f"the bank {folder} is not finished; give the command embed again, which goes on."
-            )
+            raise DataError(f"the bank {folder} is not finished; run the command embed again to continue.")
         raise DataError(
             f"{folder} is no bank of images: it holds no {MANIFEST}; make one with embed --images."
         )

@@ -1,4 +1,4 @@
-"""Descriptions: what images show, in words, brought into the space of their embeddings.
+"""Maps descriptions of images (captions or attributes) into the space of their embeddings.
 
 Owns reading the captions or attributes of a gallery, and what texts mean to a target without a text side: a ridge
 regression from the words, or from the sentence vectors, of training images to the embeddings of these. Nothing of a
@@ -33,24 +33,24 @@ MOST_LEARNT = 8192  # distinct descriptions that a regression learns from
 
 
 class DescriptionsConfig(Settings):
-    """Retrieval by description: candidates are texts in place of images, and beside them.
+    """Retrieval by description: candidates are texts instead of images, and both fused.
 
     Parameters
     ----------
     captions
-        CSV file with the columns ``id`` and ``caption``, of all tested images; of training images too where texts are
-        learnt from (see `encoder`).
+        CSV file with the columns ``id`` and ``caption``, of all tested images; also of training images if `encoder`
+        learns from texts.
     attributes
-        In place of captions: CSV file with ``id`` or ``concept`` and a column for each attribute. An empty cell is left
+        Instead of captions: CSV file with ``id`` or ``concept`` and a column for each attribute. An empty cell is left
         out.
     encoder
-        How a text gets into the space of the target. None takes the target's own text side where it has one (`minilm`,
-        `clip_text`, a member of `layers`, the text tower of `openclip`), and ``words`` otherwise. ``words`` is a ridge
-        regression from the words (or values of attributes) of training images to their embeddings; ``minilm``, or the
-        folder of another sentence encoder, the same from sentence vectors.
+        How a text is mapped into the space of the target. None takes the text encoder of the target if it has one
+        (`minilm`, `clip_text`, a member of `layers`, the text tower of `openclip`), and ``words`` otherwise. ``words``
+        is a ridge regression from the words (or values of attributes) of training images to their embeddings;
+        ``minilm``, or the folder of another sentence encoder, the same from sentence vectors.
     weight
-        Of texts in the weighted fusion with images, from 0 to 1. None chooses it by the training images that the
-        encoder held out, or by its predictions out of fold.
+        Weight of texts in the fusion with images, from 0 to 1. None chooses it with the training images that the
+        encoder held out, or with its out-of-fold predictions.
     """
 
     captions: Path | None = None
@@ -93,7 +93,7 @@ class DescriptionsConfig(Settings):
 
 
 class Description(NamedTuple):
-    """What is said of an image.
+    """Description of an image.
 
     Parameters
     ----------
@@ -257,9 +257,9 @@ def learn_texts(training: Sequence[Description], vectors: np.ndarray, read: Read
         silent = [each.texts[0] for each, row in zip(asked, rows, strict=True) if not row.any()]
         if silent:
             raise DataError(
-                f"{len(silent)} of {len(asked)} descriptions share no word with those of the training images, first "
-                f"{silent[0][:60]!r}; describe both in the same words, or read them by evaluation.descriptions.encoder "
-                "minilm."
+                f"{len(silent)} of {len(asked)} descriptions share no word with those of the training "
+                f"images, first {silent[0][:60]!r}; use the same words for both, or set "
+                "evaluation.descriptions.encoder to minilm."
             )
         return predict(rows).reshape(len(asked), *shape)
 

@@ -1,4 +1,4 @@
-"""Images by the million, shard by shard: folders, tars, tables, HDF5, and the phantom's, drawn when they are asked for.
+"""Reads millions of images, shard by shard: folders, tars, tables, HDF5, and drawn images of the phantom.
 
 Owns what a shard is, how its images are named and read in order from any place on, and the errors of a single image.
 A shard is a file, or a block of pictures of a folder. Nothing is unpacked, and no more than a few images are in memory.
@@ -160,7 +160,7 @@ def open_images(text: str, *, column: str | None = None, id_column: str | None =
         return FolderImages(top, pictures)
     kinds = {_find_kind(file) for file in files}
     if any(file.suffix.lower() in IMAGE_SUFFIXES for file in files):
-        raise ConfigError(f"{text} names pictures one by one; name the folder that holds them.")
+        raise ConfigError(f"{text} names single pictures; give their folder instead.")
     if len(kinds) > 1 or None in kinds:
         known = ", ".join(ending for endings in _ENDINGS.values() for ending in endings)
         raise ConfigError(
@@ -200,7 +200,7 @@ def digest_images(text: str) -> str:
 def _refuse_columns(column: str | None, id_column: str | None, what: str) -> None:
     for option, value in (("--column", column), ("--id-column", id_column)):
         if value is not None:
-            raise ConfigError(f"{option} is for tables and HDF5 files, and {what} have none; leave it out.")
+            raise ConfigError(f"{option} applies to tables and HDF5 files, not to {what}; leave it out.")
 
 
 def _find_kind(path: Path) -> str | None:
@@ -224,8 +224,8 @@ def _find_files(text: str) -> tuple[Path, list[Path], list[Path]]:
         found.sort()
         if found and pictures:
             raise ConfigError(
-                f"{text} holds pictures ({pictures[0].name}) and files of pictures ({found[0].name}); name the ones "
-                "that you mean, for example by a pattern."
+                f"{text} holds pictures ({pictures[0].name}) and files of pictures ({found[0].name}); "
+                "choose one kind, for example with a pattern."
             )
         return path, found, pictures
     spread = [Path(each).expanduser().absolute() for each in _expand_braces(text)]
@@ -237,7 +237,7 @@ def _find_files(text: str) -> tuple[Path, list[Path], list[Path]]:
         elif each.is_file():
             found.append(each)
         elif len(spread) > 1:
-            raise DataError(f"the shard {each} of {text} is missing; fetch it, or name fewer.")
+            raise DataError(f"the shard {each} of {text} is missing; fetch it, or give fewer shards.")
     if not found:
         raise DataError(f"{text} does not exist; give a folder or files of images, or phantom:N.")
     parents = [set(file.parents) for file in found]
@@ -705,7 +705,7 @@ def _read_phantom_text(text: str) -> PhantomImages:
             )
         values[key] = int(value)
     if not number.isdigit() or not int(number):
-        raise ConfigError(f"{text} names no number of images; write for example phantom:1000000,size=64.")
+        raise ConfigError(f"{text} has no number of images; write for example phantom:1000000,size=64.")
     if values["size"] < 16:
         raise ConfigError(f"phantom images have 16 pixels or more, not {values['size']}.")
     return PhantomImages(int(number), values["size"], values["seed"])

@@ -1,9 +1,9 @@
 """Precomputed embeddings as a target: files are read and their rows matched with stimulus ids.
 
 Owns the layouts of ATM, NICE, NeuroBridge and MindEye, and plain arrays whose order is stated. The first three store no
-names: row k belongs to the k-th image of a list that was sorted by folder and file. The list at hand must therefore
-have exactly as many images, and where it says which images share a concept, the rows must agree. Whether rows were
-brought to length one before they were saved is found out and said, because the same file name exists in both styles.
+names: row k belongs to the k-th image of a list that was sorted by folder and file. The image list must therefore have
+exactly as many images, and where it says which images share a concept, the rows must agree. Whether rows were
+normalised to length one before they were saved is detected and reported, because both styles have the same file name.
 Nothing in a file can run: no pickle is opened.
 
 References
@@ -70,10 +70,10 @@ class ImportedConfig(ImageEncoderSettings):
     parts
         Column of the stimulus table that says which file an image is in.
     network
-        Network, weights and layer that the vectors come from, for the name of the space; files do not say. None takes
-        the published one of the layout.
+        Network, weights and layer of the vectors, for the name of the space, since the files do not contain it. None
+        takes the published one of the layout.
     ids
-        For ``rows``, a text file with the stimulus id of each row, one a line; rows of other images may be among them.
+        For ``rows``, a text file with the stimulus id of each row, one per line; it may contain rows of other images.
     row_column
         For ``rows`` and ``mindeye``, the column of the stimulus table with the row of each image, from 0.
     array
@@ -119,7 +119,7 @@ class ImportedConfig(ImageEncoderSettings):
             )
         if self.layout == "rows" and self.ids is None and self.row_column is None:
             raise ConfigError(
-                "target.layout rows needs target.ids or target.row_column: which row is which image is never guessed."
+                "target.layout rows needs target.ids or target.row_column to know which row is which image."
             )
         files = self.files if isinstance(self.files, dict) else {"": self.files}
         if self.ids is not None and len(files) > 1:
@@ -212,11 +212,11 @@ class ImportedEncoder(ImageEncoder):
         if len(set(styles.values())) > 1:
             raise DataError(
                 f"rows have length one in {', '.join(k for k, v in styles.items() if v)} and their own length in "
-                f"{', '.join(k for k, v in styles.items() if not v)}; these files are not of one release."
+                f"{', '.join(k for k, v in styles.items() if not v)}; these files come from different releases."
             )
         if len({block.shape[1:] for block in blocks}) > 1 or len(suffixes) > 1:
             shapes = ", ".join(str(block.shape) for block in blocks)
-            raise DataError(f"the files of target.files do not hold rows of one kind: {shapes}.")
+            raise DataError(f"the files of target.files hold rows of different shapes: {shapes}.")
         digest = hash_json(config.hashed_fields()["files_digests"])[:12]
         network = config.network or _NETWORKS[config.layout]
         style = "unit" if all(styles.values()) else "raw"
@@ -258,8 +258,8 @@ class ImportedEncoder(ImageEncoder):
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Refuse: there is no network here to encode other images with."""
         raise ConfigError(
-            "target.kind imported knows the images of its files only, and other images were to be encoded; take the "
-            "network itself as the target, for example target.kind openclip."
+            "target.kind imported has embeddings only for the images of its files, but other images must "
+            "be encoded; use the network itself as the target, for example target.kind openclip."
         )
 
     def write(self, folder: Path) -> None:
@@ -367,8 +367,8 @@ def _sort_by_path(stimuli: StimulusSet) -> StimulusSet:
     order = sorted(range(len(parts)), key=parts.__getitem__)
     if len(set(parts)) < len(parts):
         raise DataError(
-            "the image list names one file twice, so that its order says nothing of rows; state the order with "
-            "target.layout rows and target.ids."
+            "the image list names one file twice, so its order does not give the rows; give the order "
+            "with target.layout rows and target.ids."
         )
     return stimuli.select(stimuli.ids[order])
 

@@ -37,12 +37,12 @@ class LayersConfig(ImageEncoderSettings):
     members
         The image encoders, each of one vector per image; `minilm` puts the text of an image beside them.
     size
-        Features of each vector: that many leading principal components of the training images. None keeps the vectors,
-        which must then be of one size.
+        Number of features of each vector: the leading principal components of the training images. None keeps the
+        vectors, which must then have the same size.
     weights
-        Of each member: how long its components are on the mean over training images (root of the mean square), so that
-        a cosine hears members as loudly as they are weighted. None leaves lengths as they are, of which that of an
-        image network may be twenty times that of a text.
+        Weight of each member: the root mean square length of its vectors over training images, which sets its influence
+        on a cosine. None keeps the lengths; the vectors of an image network may be twenty times longer than those of a
+        text.
     """
 
     kind: Literal["layers"] = "layers"
@@ -150,8 +150,8 @@ class LayersEncoder(FittedImageEncoder):
         for member, found in zip(self.config.members, vectors, strict=True):
             if found.ndim != 2:
                 raise DataError(
-                    f"a member of target.members ({member.kind}) gives {found.shape[1]} tokens per image; pool them, "
-                    "and list each layer as a member of its own."
+                    f"a member of target.members ({member.kind}) gives {found.shape[1]} tokens per "
+                    "image; pool them, and list each layer as a separate member."
                 )
         if self.config.size is not None:
             parts = zip(self._require_fit(), vectors, strict=True)

@@ -1,4 +1,4 @@
-"""Which part of an image network becomes the target: a layer, and how its tokens are pooled.
+"""Chooses the part of an image network for the target: a layer, and the pooling of its tokens.
 
 Owns the choice of layers by number, depth or name, reading them with hooks, and pooling by class token, mean,
 attention or not at all. A network reaches this module as a `Tower`, a description that its own module writes.
@@ -119,7 +119,7 @@ def find_module(tower: Tower, layer: Layer) -> Any:
     names = dict(tower.network.named_modules())
     if layer not in names:
         raise ConfigError(
-            f"target.layer names {layer!r}, which this network has not{suggest(layer, list(names))}."
+            f"target.layer names {layer!r}, which this network does not have{suggest(layer, list(names))}."
         )
     return names[layer]
 
@@ -184,7 +184,7 @@ def read_layers(
         tower.forward(inputs)
     if len(seen) < len({id(module) for module in modules}):
         name = layers[next(i for i, module in enumerate(modules) if id(module) not in seen)]
-        raise ConfigError(f"target.layer {name!r} takes no part in the network's forward pass; name another.")
+        raise ConfigError(f"target.layer {name!r} is not used in the network's forward pass; choose another.")
     pooled = []
     for layer, module in zip(layers, modules, strict=True):
         tokens = flatten_places(seen[id(module)], tower.channels_last)
@@ -194,7 +194,7 @@ def read_layers(
     if len({tuple(p.shape) for p in pooled}) > 1:
         raise ConfigError(
             f"the layers {list(layers)} have {', '.join(str(p.shape[-1]) for p in pooled)} features; "
-            "only layers of one width go into one target."
+            "only layers of the same width can be in one target."
         )
     return torch.stack(pooled, dim=1)  # (n, n_layers, n_features)
 
@@ -205,7 +205,7 @@ def flatten_places(output: Any, channels_last: bool) -> Any:
         # (n, height, width, c) or (n, c, height, width) to (n, places, c)
         return output.flatten(1, 2) if channels_last else output.flatten(2).transpose(1, 2)
     if output.ndim not in (2, 3):
-        raise DataError(f"a layer gave an array of shape {tuple(output.shape)}, which has no places to pool.")
+        raise DataError(f"a layer gave an array of shape {tuple(output.shape)}, which cannot be pooled.")
     return output
 
 
@@ -258,7 +258,7 @@ def pool_tokens(tokens: Any, pooling: Pooling, *, n_prefix: int, has_class: bool
     if pooling == "mean":
         return patches.mean(dim=1)
     if pooling in ("cls", "cls+mean") and not has_class:
-        raise ConfigError(f"pooling {pooling!r} needs a class token, which this network has not; use mean.")
+        raise ConfigError(f"pooling {pooling!r} needs a class token, but this network has none; use mean.")
     if pooling == "cls":
         return tokens[:, 0]
     if pooling == "cls+mean":

@@ -1,4 +1,4 @@
-"""CLIP image towers of open_clip, every architecture that it knows, without its hub.
+"""CLIP image towers of open_clip, with all its architectures, without its hub.
 
 Owns the architecture by name, the transform that belongs to a training run, and its known traps. Only the image tower
 is built; the text tower is the business of `text`.
@@ -43,9 +43,9 @@ class OpenClipConfig(VisionNetworkConfig):
         A name that ``open_clip.list_models()`` lists.
     pretrained
         Name of the training run, as ``open_clip.list_pretrained()`` lists it: it decides the transform and what is
-        fetched where that is allowed. None where all runs of the architecture share one transform.
+        fetched where that is allowed. None if all runs of the architecture share one transform.
     image_size
-        Another side than the architecture's own, pixels; positions are interpolated.
+        Image side in pixels, if it differs from the architecture's own; positions are interpolated.
     model_args
         Changes to the architecture's own description, for example ``{vision_cfg: {layers: 2}}``.
     """
@@ -64,12 +64,13 @@ class OpenClipConfig(VisionNetworkConfig):
         known = read_architectures()
         if self.architecture not in known:
             raise ValueError(
-                f"open_clip knows no architecture {self.architecture!r}{suggest(self.architecture, list(known))}"
+                f"open_clip has no architecture {self.architecture!r}{suggest(self.architecture, list(known))}"
             )
         tags = _open_runs()["list_pretrained_tags_by_model"](self.architecture)
         if self.pretrained is not None and self.pretrained not in tags:
             raise ValueError(
-                f"open_clip knows no run {self.pretrained!r} of {self.architecture}; known are {', '.join(tags)}"
+                f"open_clip has no training run {self.pretrained!r} of {self.architecture}; known are "
+                f"{', '.join(tags)}"
             )
         if self.pretrained is not None:
             self._check_activation()

@@ -1,8 +1,8 @@
 """Targets that need no network: pixels, their principal components, and classical features of colour and texture.
 
 Pixels and components can be turned back into images, which makes them the plainest route to a reconstruction. The
-components are fitted on training images only, and their digest is part of the space's name, so that vectors of two
-fits never meet.
+components are fitted on training images only, and their digest is part of the space's name, so that vectors of two fits
+are never compared.
 
 The classical features are six descriptions of an image at one fixed size, computed with scikit-image: colour, edges,
 texture and spatial frequency. They are the baseline that a pretrained target has to beat, and they say what of a
@@ -222,7 +222,7 @@ class PcaEncoder(FittedImageEncoder):
         n = min(self.config.n_components, len(values) - 1, values.shape[1])  # the mean takes one dimension
         if n < 1:
             raise DataError(
-                f"{len(values)} training image(s) have no principal component; two are the least."
+                f"{len(values)} training image(s) have no principal component; at least two are needed."
             )
         # The solver centres a copy, and keeps two sets of singular vectors.
         side = min(values.shape)

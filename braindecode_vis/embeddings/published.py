@@ -1,4 +1,4 @@
-"""Published weights: which repository, revision and files stand behind a model, and bringing them into the hub's cache.
+"""Published weights: the repository, revision and files of each model, and their download into the hub's cache.
 
 Owns reading ``data_manifests/weights/published.yaml`` and the calls of `huggingface_hub`. A model that stands there is
 always fetched at its pinned revision, with its listed files alone, and compared with the hashes that are known; of
@@ -31,7 +31,7 @@ class WeightFile(Settings):
 
 
 class PublishedModel(Settings):
-    """What is known of published weights.
+    """Facts about published weights.
 
     Parameters
     ----------
@@ -213,14 +213,15 @@ def check_published(model: PublishedModel, folder: Path) -> None:
             )
         size = found[0].stat().st_size
         if file.bytes is not None and size != file.bytes:
-            wrong = f"{size} bytes where {file.bytes} are known"
+            wrong = f"{size} bytes instead of {file.bytes}"
         elif file.sha256 and not (digest := hash_once(found[0])).startswith(file.sha256):
-            wrong = f"the sha256 {digest} where {file.sha256} is known ({model.mark})"
+            wrong = f"the sha256 {digest} instead of {file.sha256} ({model.mark})"
         else:
             continue
         raise DataError(
-            f"{found[0]} of {model.describe_place()} has {wrong}; remove it and fetch again, and if it stays so, it "
-            f"was changed at its source: compare it with its page, and name it with {model.option} if you trust it."
+            f"{found[0]} of {model.describe_place()} has {wrong}; remove it and fetch it again. If it is "
+            "still different, it was changed at its source: compare it with its page, and give its path "
+            f"with {model.option} if you trust it."
         )
 
 
@@ -276,7 +277,7 @@ def fetch(model: PublishedModel, *, to: Path | None = None) -> Path:
     except BraindecodeVisError:
         raise
     except TransferError as error:
-        raise DataError(f"{model.name} was not fetched: {error}: it goes on where it was.") from error
+        raise DataError(f"{model.name} was not fetched: {error}; fetch again to continue.") from error
     except Exception as error:  # of the network, in the words of whichever library carries it
         # The library says that it has nothing in its cache either, because of what the hub said.
         codes = [
@@ -287,9 +288,10 @@ def fetch(model: PublishedModel, *, to: Path | None = None) -> Path:
         what = (
             f"answers {code}; if it is gated, accept its terms on that page and log in with: hf auth login"
             if code in (401, 403)
-            else f"does not hold revision {model.revision or 'main'} or its files (404); look for a newer one there"
+            else f"does not hold revision {model.revision or 'main'} or its files (404); look for a "
+            "newer revision there"
             if code == 404
-            else f"does not answer ({type(error).__name__}); check the network and fetch again: it goes on where it was"
+            else f"does not answer ({type(error).__name__}); check the network and fetch again to continue"
         )
         raise DataError(
             f"{model.name} was not fetched: https://huggingface.co/{model.repository} {what}."

@@ -1,4 +1,4 @@
-"""Sentence vectors: captions or names of concepts as points in the space of a sentence encoder.
+"""Sentence vectors: captions or names of concepts in the space of a sentence encoder.
 
 Owns all-MiniLM-L6-v2 as a target, where its weights are found, and reading sentence encoders from local folders without
 running code that comes with them. Its weights install as a package (the extra ``text``), of which files are read and
@@ -44,14 +44,14 @@ MINILM = "minilm"
 class MinilmConfig(TextTargetConfig, DeviceSettings):
     """Sentence vectors of all-MiniLM-L6-v2 as a target: 384 values of length one for what an image shows in words.
 
-    The vector of an image is the mean of those of its captions, brought to length one again; or that of the name of its
-    concept in a template. No image is looked at. As a member of `layers`, texts stand beside an image encoder.
+    The vector of an image is the mean over its captions, normalised to length one; or that of the name of its concept
+    in a template. Images themselves are not used. As a member of `layers`, texts are used beside an image encoder.
 
     Parameters
     ----------
     weights
         Folder with configuration, ``model.safetensors`` and tokenizer. None takes the package of the extra ``text``, or
-        what ``weights fetch minilm`` brought; their files must be the published ones.
+        the download of ``weights fetch minilm``; their files must be the published ones.
     batch_size
         How it runs, not what it computes.
     """
@@ -169,7 +169,7 @@ class SentenceEncoder:
         unknown = [
             2 * row.count(tokenizer.unk_token_id) > len(row) - 2 for row in pieces
         ]  # two mark the ends
-        self._tell(unknown, texts, "mostly outside the vocabulary, so that their vectors say little")
+        self._tell(unknown, texts, "mostly outside the vocabulary, so their vectors carry little information")
         rows = []
         with torch.inference_mode():
             for start in range(0, len(texts), self.batch_size):
@@ -220,7 +220,8 @@ def find_sentence_folder(named: Path | str, setting: str) -> Path:
         folder = Path(named).expanduser()
         if not (folder / "config.json").is_file():
             raise ConfigError(
-                f"{setting} names {named}, which holds no config.json and thus no network; correct it or leave it out."
+                f"{setting} names {named}, which has no config.json and is therefore no network; correct "
+                "it or leave it out."
             )
         return folder
     published = read_model(MINILM)
@@ -259,7 +260,7 @@ def _read_window(folder: Path, most: int) -> int:
     pooling, limits = folder / "1_Pooling" / "config.json", folder / "sentence_bert_config.json"
     if pooling.is_file() and not read_json(pooling).get("pooling_mode_mean_tokens", True):
         raise ConfigError(
-            f"{folder} pools its tokens in another way than by their mean, which is all that is known here; choose "
+            f"{folder} does not pool its tokens by their mean, the only supported way; choose "
             "all-MiniLM-L6-v2 or another network with pooling_mode_mean_tokens."
         )
     length = read_json(limits).get("max_seq_length") if limits.is_file() else None

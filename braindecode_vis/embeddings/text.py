@@ -49,11 +49,11 @@ class TextConfig(Settings):
     Parameters
     ----------
     tokenizer
-        Folder of a tokenizer of transformers, for networks that open_clip brings no word pieces for.
+        Folder of a tokenizer of transformers, for networks without a tokenizer in open_clip.
     allow_download
-        Fetch that tokenizer from the hub, unless it is on this machine. Given with the call, never by a file.
+        Allow the download of this tokenizer from the hub. Only the call can allow it, not a file.
     batch_size
-        How it runs, not what it computes.
+        Setting of the computation that does not change its result.
     """
 
     tokenizer: Path | None = None
@@ -66,13 +66,13 @@ class TextConfig(Settings):
 
 
 class ConceptTextConfig(Settings):
-    """How names of concepts become vectors.
+    """How concept names are encoded as vectors.
 
     Parameters
     ----------
     tower
-        The CLIP network whose text side reads; None takes the target's own (``openclip``, ``minilm``), or the text
-        features that imported files of ATM hold.
+        The CLIP network whose text encoder is used; None takes that of the target (``openclip``, ``minilm``), or the
+        text features in imported files of ATM.
     templates
         Sentences with ``{concept}``; their unit vectors are averaged. ATM writes "This picture is {concept}", NICE and
         UBP "This is a {concept}."
@@ -86,7 +86,7 @@ class ConceptTextConfig(Settings):
 
 
 class TextTargetConfig(ImageEncoderSettings):
-    """What every target that is made of texts says of them.
+    """Settings that all targets made of texts share.
 
     Parameters
     ----------
@@ -126,16 +126,15 @@ class TextTargetConfig(ImageEncoderSettings):
 
 
 class ClipTextConfig(TextTargetConfig):
-    """Tokens of a CLIP text tower as a target: what latent diffusion reads in place of a prompt.
+    """Tokens of a CLIP text tower as a target: the input of latent diffusion in place of a prompt.
 
     The text of an image is one of its captions, or the name of its concept in a template. The tokens of several
-    captions of an image are averaged (Brain-Diffuser). No image is looked at.
+    captions of an image are averaged (Brain-Diffuser). Images themselves are not used.
 
     Parameters
     ----------
     tower
-        The CLIP network whose text side reads; that of Stable Diffusion 1 and of Versatile Diffusion is OpenAI's
-        ViT-L/14.
+        The CLIP network whose text encoder is used; Stable Diffusion 1 and Versatile Diffusion use OpenAI's ViT-L/14.
     output
         ``hidden`` are the tokens after the last norm, as Stable Diffusion reads them; ``projected`` their projections
         divided by the length of the pooled one, as Versatile Diffusion reads them.
@@ -159,7 +158,7 @@ class ClipTextConfig(TextTargetConfig):
             "pooling",
             "project",
             "normalise",
-            because="output says which tokens of the text side are taken",
+            because="output chooses the tokens of the text encoder",
         )
         return self
 
@@ -274,7 +273,7 @@ def find_texts(stimuli: StimulusSet, captions: Path | None, template: str) -> li
     lacking = [str(i) for i in stimuli.ids if str(i) not in bank]
     if lacking:
         raise DataError(
-            f"{path} has no caption of {len(lacking)} of {len(stimuli)} images, first {lacking[0]}; add them, or "
+            f"{path} has no caption for {len(lacking)} of {len(stimuli)} images, first {lacking[0]}; add them, or "
             "leave captions out to take the names of concepts."
         )
     return [bank[str(i)] for i in stimuli.ids]
@@ -329,7 +328,8 @@ def embed_concepts(config: ConceptTextConfig, target: Any, stimuli: StimulusSet)
     tower, names = config.tower or target, sorted({str(name) for name in stimuli.concepts_of(stimuli.ids)})
     if not isinstance(tower, OpenClipConfig) and not _is_of_sentences(tower):
         raise ConfigError(
-            f"texts meet images in the space of a CLIP network or of sentences, but the target is {target.kind}; set "
+            "texts and images can be compared only in the space of a CLIP network or of sentences, but "
+            f"the target is {target.kind}; set "
             "target.kind to openclip or minilm, or name a network with text.tower."
         )
     return embed_text(names, tower, templates=config.templates, text=config.reading)
@@ -376,7 +376,8 @@ class ClipText:
         """
         if self.config.layers != (OUTPUT,) or self.config.pooling != "own":
             raise ConfigError(
-                f"text meets images only at the network's own output; set target.layer to output and target.pooling to "
+                "text and images can be compared only at the network's own output; set target.layer to "
+                "output and target.pooling to "
                 f"own instead of {self.config.layer!r} and {self.config.pooling!r}."
             )
         return self.config.build().space
@@ -413,8 +414,8 @@ class ClipText:
             raise DataError("there is no text to embed.")
         if full:
             warnings.warn(
-                f"{full} of {len(texts)} texts reach the window of {self.config.architecture}, {tokens.shape[1]} word "
-                "pieces; what exceeds it is cut.",
+                f"{full} of {len(texts)} texts reach the window of {self.config.architecture}, "
+                f"{tokens.shape[1]} word pieces; the rest is cut.",
                 Notice,
                 stacklevel=2,
             )
@@ -449,7 +450,7 @@ class ClipText:
         )
         if any(getattr(tower, part, None) is None for part in parts):
             raise ConfigError(
-                f"the text tower of {self.config.architecture} is not CLIP's own, whose tokens are wanted; choose "
+                f"the text tower of {self.config.architecture} is not CLIP's own, whose tokens are needed; choose "
                 "ViT-L-14-quickgelu."
             )
         device, rows = choose_device(self.config.device, setting="target.device"), []
@@ -656,7 +657,7 @@ def make_tokenizer(config: OpenClipConfig, text: TextConfig) -> Any:
 
 
 def check_tokenizer(tokenizer: Any, source: str) -> None:
-    """Raise `DataError` unless the tokenizer tells a few sentences apart.
+    """Raise `DataError` unless the tokenizer distinguishes a few sentences.
 
     Transformers loads a folder without its vocabulary and goes on with the two special tokens, so that every text
     becomes the same row.

@@ -37,7 +37,7 @@ class TimmConfig(VisionNetworkConfig):
         A name that ``timm.list_models()`` lists; with the training run behind a dot
         (``vit_base_patch14_dinov2.lvd142m``) it also decides the transform and what is fetched where that is allowed.
     image_size
-        Another side than the network's own, pixels; positions are interpolated. DINOv2's own is 518.
+        Image side in pixels, if it differs from the network's own; positions are interpolated. DINOv2's own is 518.
     model_args
         Further arguments of the architecture, for example ``{depth: 2}``.
     """
@@ -53,10 +53,10 @@ class TimmConfig(VisionNetworkConfig):
         name, _, tag = self.architecture.partition(".")
         if not timm.is_model(name):
             known = timm.list_models()
-            raise ValueError(f"timm knows no architecture {name!r}{suggest(name, known)}")
+            raise ValueError(f"timm has no architecture {name!r}{suggest(name, known)}")
         tags = [full.partition(".")[2] for full in timm.list_models(f"{name}.*", pretrained=True)]
         if tag and tag not in tags:
-            raise ValueError(f"timm knows no run {tag!r} of {name}; known are {', '.join(tags)}")
+            raise ValueError(f"timm has no training run {tag!r} of {name}; known are {', '.join(tags)}")
         return self
 
     @property

@@ -57,12 +57,12 @@ class TorchvisionConfig(VisionNetworkConfig):
         known = torchvision.models.list_models(module=torchvision.models)
         if self.architecture not in known:
             raise ValueError(
-                f"torchvision knows no classifier {self.architecture!r}{suggest(self.architecture, known)}"
+                f"torchvision has no classifier {self.architecture!r}{suggest(self.architecture, known)}"
             )
         names = list(torchvision.models.get_model_weights(self.architecture).__members__)
         if self.pretrained is not None and self.pretrained not in names:
             raise ValueError(
-                f"torchvision knows no weights {self.pretrained!r} of {self.architecture}; known are {', '.join(names)}"
+                f"torchvision has no weights {self.pretrained!r} of {self.architecture}; known are {', '.join(names)}"
             )
         return self
 

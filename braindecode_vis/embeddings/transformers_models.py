@@ -75,9 +75,9 @@ class TransformersConfig(VisionNetworkConfig):
     Parameters
     ----------
     weights
-        The folder; what its ``config.json`` says is built.
+        The folder; its ``config.json`` defines the network.
     architecture
-        Needed for random weights only; otherwise, if given, it must be what the folder holds.
+        Needed for random weights only; otherwise, if given, it must match the folder.
     repository
         ``owner/name`` on the hub, fetched if `allow_download` is set.
     model_args
@@ -95,7 +95,7 @@ class TransformersConfig(VisionNetworkConfig):
         if self.weights == "random" and self.architecture is None:
             raise ValueError(f"random weights need an architecture: {', '.join(FAMILIES)}")
         if self.weights != "random" and self.model_args:
-            raise ValueError("model_args describes random weights; a folder says its own sizes")
+            raise ValueError("model_args is for random weights; a folder defines its own sizes")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""What an image goes through before a pretrained network sees it: the validation transform, never the training one.
+"""Prepares images for a pretrained network: the validation transform, never the training one.
 
 Owns resize, centre crop and normalisation as one value with a name, so that two spaces that differ in nothing but the
 transform have different names. Random crops and flips do not exist here: targets must be the same every time. Also

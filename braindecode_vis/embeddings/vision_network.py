@@ -1,4 +1,4 @@
-"""The one image encoder behind every pretrained network, and the settings that all their kinds share.
+"""The image encoder for every pretrained network, and the settings that all their kinds share.
 
 Owns batching, device, arithmetic, the order of images and the name of the space. Images are prepared by threads while
 the network works on the batch before, so that the loop costs little more than the bare network. Which network, which
@@ -34,7 +34,7 @@ from braindecode_vis.embeddings.weights import WeightedSettings, find_weights, h
 
 
 class VisionNetworkConfig(WeightedSettings):
-    """What all pretrained image networks have in common; each kind adds its architecture.
+    """Settings that all pretrained image networks share; each kind adds its architecture.
 
     Parameters
     ----------
@@ -42,16 +42,16 @@ class VisionNetworkConfig(WeightedSettings):
         ``output`` is what follows the last block and the final norm. A whole number counts blocks from 0 (from the end
         if negative), a fraction in 0..1 is a depth, any other text names a module. A tuple gives one vector per layer.
     pooling
-        How the tokens or places of a feature map become one vector; see `layer_readout.pool_tokens`. ``own`` is the
-        network's own pooled output.
+        How the tokens or places of a feature map are pooled into one vector; see `layer_readout.pool_tokens`. ``own``
+        is the network's own pooled output.
     project
-        Put the tokens through the network's final norm and output projection (a CLIP network's), as some generators
-        expect.
+        Apply the final norm and output projection of the network (a CLIP network) to the tokens, as some generators
+        need.
     normalise
-        Bring every vector to length one; otherwise the network's own length is kept. ``class`` divides all tokens of an
-        image by the length of its class token, as Versatile Diffusion wants them.
+        Normalise every vector to length one; otherwise the network's own length is kept. ``class`` divides all tokens
+        of an image by the length of its class token, as Versatile Diffusion needs them.
     precision
-        Arithmetic of the network. Vectors come out in single precision.
+        Number precision inside the network. The vectors are in single precision.
     batch_size
         How it runs, not what it computes.
     """
@@ -71,7 +71,7 @@ class VisionNetworkConfig(WeightedSettings):
             raise ValueError(f"pooling {self.pooling!r} takes one layer, not {list(self.layer)}")
         if self.normalise == "class" and self.pooling != "tokens":
             raise ValueError(
-                f"normalise class divides tokens, and pooling is {self.pooling}; set pooling to tokens"
+                f"normalise class needs tokens, but pooling is {self.pooling}; set pooling to tokens"
             )
         return self
 
@@ -212,7 +212,7 @@ class VisionNetworkEncoder(ImageEncoder):
         if config.normalise == "class":
             if not self.load().has_class:
                 raise ConfigError(
-                    "target.normalise is class, and this network has no class token; choose a CLIP or DINO network."
+                    "target.normalise is class, but this network has no class token; choose a CLIP or DINO network."
                 )
             vectors = vectors / vectors[:, :1].norm(dim=-1, keepdim=True).clamp_min(1e-12)
         elif config.normalise:

@@ -1,4 +1,4 @@
-"""Where the weights of a pretrained network come from: a local file or folder, the hub if allowed, or a stated seed.
+"""Finds the weights of a pretrained network: a local file or folder, the hub if allowed, or a seed for random ones.
 
 Owns reading state dicts without running what they name, their digest, and one sentence that says which file to bring.
 Random weights exist for tests only and must be asked for. Knows no architecture.
@@ -156,13 +156,13 @@ def check_sizes(value: Any, key: str = "model_args") -> None:
     if isinstance(value, Mapping):
         for name, entry in value.items():
             if name in _NO_SIZES:
-                raise ValueError(f"{key}.{name} is no size of an architecture; leave it out")
+                raise ValueError(f"{key}.{name} is not a size of an architecture; leave it out")
             check_sizes(entry, f"{key}.{name}")
     elif isinstance(value, list | tuple):
         for number, entry in enumerate(value):
             check_sizes(entry, f"{key}.{number}")
     elif isinstance(value, str) and value.partition(":")[0] in ("hf-hub", "hf_hub", "local-dir", "local_dir"):
-        raise ValueError(f"{key} is {value!r}, which names a place of weights; leave it out")
+        raise ValueError(f"{key} is {value!r}, which is a path of weights; leave it out")
 
 
 def _keep_sizes(value: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class WeightedSettings(ImageEncoderSettings, DeviceSettings):
         File with a state dict (safetensors, or a torch file of plain tensors), or a folder that holds one. The word
         ``random`` takes untrained weights, for tests. None needs `allow_download`.
     allow_download
-        Fetch the published weights from the hub, unless they are on this machine. Given with the call, never by a file.
+        Allow the download of the published weights from the hub. Only the call can allow it, not a file.
     model_args
         Changes to the architecture, which each kind describes.
     workers
@@ -381,7 +381,9 @@ def load_state(
     missing = [name for name in own if name not in state]
     left_over = [name for name in state if name not in own and not ignore(name)]
     if missing or left_over:
-        problem = f"is missing {missing[0]}" if missing else f"has {left_over[0]}, which the network has not"
+        problem = (
+            f"is missing {missing[0]}" if missing else f"has {left_over[0]}, which is not in the network"
+        )
         raise DataError(
             f"{path} does not hold the weights of {what}: it {problem} "
             f"({len(missing)} missing and {len(left_over)} left over of {len(own)}); use the right file."

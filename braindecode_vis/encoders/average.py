@@ -1,8 +1,8 @@
 """Several brain encoders as one: the weighted mean of the directions that they predict.
 
 Owns the average and nothing of how its members learn. A linear model and a network err in different ways, so that their
-mean finds more images than either. Each prediction counts by its direction from the mean of the training images, since
-encoders shrink what they are unsure of by amounts of their own.
+mean finds more images than either. Only the direction of each prediction from the mean of the training images is used,
+since encoders shrink uncertain predictions by different amounts.
 
 References
 ----------
@@ -35,19 +35,19 @@ MEMBERS = ("ridge", "linear_gaussian", "network")
 
 
 class AverageConfig(EncoderSettings):
-    """Which encoders are averaged, and how much each counts.
+    """Which encoders are averaged, and with which weights.
 
     Parameters
     ----------
     members
-        The encoders, each fitted on the same trials; several of one kind differ in their seeds. They predict the target
-        space itself, so that none may learn a space of its own (``projector``, ``fusion``, ``image_tower``). Sentences
-        are predicted, and captions written, by the first of them that has learnt to.
+        The encoders, each fitted on the same trials; several of one kind differ in their seeds. They must predict the
+        target space itself and may not learn another space (``projector``, ``fusion``, ``image_tower``). The first
+        member that has learnt to predict sentences or to write captions does so for the average.
     weights
-        One for each, brought to a sum of one; None counts all alike.
+        One weight per member, normalised to a sum of one; None gives all the same weight.
     for_generator
         Number of the member, from 0, whose predictions the prior and the generator get, and whose likelihood of images
-        ``prior.compare: likelihood`` asks for. None gives them the average.
+        ``prior.compare: likelihood`` uses. None gives them the average.
     """
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"for_generator"})
@@ -60,8 +60,8 @@ class AverageConfig(EncoderSettings):
     def _check_members(self) -> AverageConfig:
         if self.weights is not None and len(self.weights) != len(self.members):
             raise ValueError(
-                f"weights has {len(self.weights)} values for {len(self.members)} members; give one each, or leave "
-                "them out"
+                f"weights has {len(self.weights)} values for {len(self.members)} members; give one "
+                "weight per member, or leave weights out"
             )
         if self.for_generator is not None and self.for_generator >= len(self.members):
             raise ValueError(
@@ -75,23 +75,24 @@ class AverageConfig(EncoderSettings):
             ]
             if own:
                 raise ValueError(
-                    f"members[{number}] learns a space of its own ({own[0]}), in which nothing can be averaged; "
-                    "remove it"
+                    f"members[{number}] learns its own space ({own[0]}), whose predictions cannot be "
+                    "averaged with others; remove it"
                 )
             if getattr(member, "view_choice", None) is not None:
                 raise ValueError(
-                    f"members[{number}].view_choice reduces the views of each image to one vector, and the others "
-                    "predict all of them; remove it"
+                    f"members[{number}].view_choice reduces the views of each image to one vector, but "
+                    "the other members predict all of them; remove it"
                 )
             if getattr(member, "out_of_fold", None) is not None:
                 raise ValueError(
-                    f"members[{number}].out_of_fold says how one encoder is refitted, and an average is refitted as a "
-                    "whole; remove it"
+                    f"members[{number}].out_of_fold applies to one encoder, but an average is refitted "
+                    "as a whole; remove it"
                 )
             unmet = [key for key in ("reads_text", "uses_pretraining") if getattr(member, key)]
             if unmet:
                 raise ValueError(
-                    f"members[{number}] needs what an average does not hand on ({unmet[0]}); train it by itself"
+                    f"members[{number}] needs {unmet[0]}, which an average does not pass to its members; "
+                    "train it separately"
                 )
         return self
 

@@ -75,8 +75,8 @@ class BraindecodeConfig(NetworkSettings):
         fixed = [name for name in self.settings if name in SIGNAL_ARGUMENTS]
         if fixed:
             raise ConfigError(
-                f"encoder.network.settings names {', '.join(fixed)}, which the responses and the target decide; "
-                "leave it out."
+                f"encoder.network.settings names {', '.join(fixed)}, which the responses and the target "
+                "define; leave it out."
             )
         # A class that takes any keyword cannot be asked which it knows; it complains itself.
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
@@ -136,8 +136,8 @@ def wrap_model(model: nn.Module, name: str, signal: Signal, n_outputs: int) -> n
     if not isinstance(answer, Tensor) or answer.shape != (2, n_outputs):
         found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise ConfigError(
-            f"braindecode's {name} must answer 2 trials with an array of shape (2, {n_outputs}), but gives "
-            f"{found}; choose a network that pools over time, or set it up so in encoder.network.settings."
+            f"braindecode's {name} must return for 2 trials an array of shape (2, {n_outputs}), but gives "
+            f"{found}; choose a network that pools over time, or change encoder.network.settings."
         )
     return BraindecodeNetwork()
 
@@ -185,7 +185,7 @@ def _explain_load_failure(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return (
         f"braindecode is installed, but does not load ({text}); its torchaudio must be built for the installed torch: "
-        "beside a CPU torch, install torchaudio from the CPU builds, as torch's own page of installation says."
+        "for a CPU build of torch, install the CPU build of torchaudio; see torch's installation page."
     )
 
 

@@ -1,4 +1,4 @@
-"""Linear category decoders: which class was seen, for data that know no image.
+"""Linear category decoders: which class was seen, for data without images.
 
 Owns shrinkage LDA and logistic regression over z-scored features. LDA is a solution in closed form, equal to
 scikit-learn's up to rounding and some ten times as fast, which tests of whole subjects need; logistic regression is
@@ -70,18 +70,18 @@ class LogisticConfig(EncoderSettings, InnerFoldSettings):
     Parameters
     ----------
     c
-        Candidates for the inverse penalty. Of several, the one with the lowest log loss in an inner cross-validation
-        over the training trials is taken; the smallest wins a tie. One entry is a fixed choice.
+        Candidates for the inverse penalty. The one with the lowest log loss in an inner cross-validation over the
+        training trials is used; with equal losses, the smallest. One entry is a fixed choice.
     n_inner_folds
-        Folds of the inner cross-validation. They keep runs whole, and groups where there are some; subjects (or groups)
-        where each of them shows one class. With fewer of these than folds, each is left out in turn. Trials are parted
-        where there is one run and no group.
+        Folds of the inner cross-validation. They keep runs and groups together; or subjects (or groups) if each of them
+        has one class. If there are fewer of these than folds, each is left out in turn. With one run and no group, the
+        folds are over trials.
     pool
-        For rows that are single volumes (``dataset.model.keep: volumes``): each volume is a sample to learn from, and a
+        For rows that are single volumes (``dataset.model.keep: volumes``): each volume is a training sample, and a
         trial gets one decision, from the mean of the log probabilities of its volumes.
     windows
-        Candidates for the volumes of a trial that count, each as (s after its onset, s after its offset), chosen
-        together with `c`; the first one wins a tie. Empty: all volumes. Needs `pool`.
+        Candidates for the volumes of a trial that are used, each as (s after its onset, s after its offset), chosen
+        together with `c`; with equal losses, the first one. Empty: all volumes. Needs `pool`.
     """
 
     kind: Literal["logistic"] = "logistic"
@@ -97,13 +97,13 @@ class LogisticConfig(EncoderSettings, InnerFoldSettings):
     @model_validator(mode="after")
     def _check_windows(self) -> LogisticConfig:
         if self.windows and not self.pool:
-            raise ValueError("windows choose among the volumes of a trial and need pool: true")
+            raise ValueError("windows select volumes of a trial and need pool: true")
         return self
 
     def build(self, *, seed: int) -> LinearCategoryDecoder:
         """Return the unfitted decoder; nothing in it is random."""
         if not self.c:
-            raise ConfigError("encoder.c must offer at least one candidate.")
+            raise ConfigError("encoder.c needs at least one value.")
         return LinearCategoryDecoder(self)
 
     def read(self, folder: Path) -> LinearCategoryDecoder:
@@ -253,8 +253,8 @@ class LinearCategoryDecoder(CategoryDecoder):
         fit = self._require_fit()
         if self.config.pool:
             raise ConfigError(
-                "a decoder that pools the volumes of a trial needs the table of trials, so that it cannot be exported "
-                "as a program; choose safetensors."
+                "a decoder that pools the volumes of a trial needs the table of trials, so it cannot be "
+                "exported as a program; choose safetensors."
             )
         shape = (len(fit.classes),)
         module = LinearPrediction(
@@ -661,7 +661,7 @@ def pool_rows(probabilities: np.ndarray, trials: pd.DataFrame, inside: np.ndarra
     np.add.at(total, number[inside], logs[inside])
     counts = np.bincount(number[inside], minlength=len(total))
     if not counts.all():
-        raise DataError(f"{int((counts == 0).sum())} trials have no row to be decided from.")
+        raise DataError(f"{int((counts == 0).sum())} trials have no row from which they can be decided.")
     mean = total / counts[:, None]
     pooled = np.exp(mean - mean.max(axis=1, keepdims=True))  # the largest is 1: nothing underflows to 0 / 0
     return (pooled / pooled.sum(axis=1, keepdims=True))[number]

@@ -1,4 +1,4 @@
-"""Linear models from images to responses: ridge on one or several image spaces, with a penalty of its own per response.
+"""Linear models from images to responses: ridge on one or several image spaces, with a separate penalty per response.
 
 Owns the encoding direction: features are z-scored and each space is scaled to the same total variance, responses are
 centred. A weighting says how much each space counts (one alone, all alike, or shares drawn at random), and each
@@ -42,18 +42,18 @@ Advance = Callable[[int], None]
 
 
 class EncodingModelConfig(DeviceSettings, InnerFoldSettings):
-    """How image spaces are put together, and what the inner folds choose from.
+    """How image spaces are combined, and the candidates for the inner folds.
 
     Parameters
     ----------
     combine
-        ``best`` takes for each response the one space that predicts it best, ``joint`` all spaces alike, ``banded`` the
-        best of both and of 20 random shares (uniform over all shares that sum to 1). With a single space they are the
-        same.
+        ``best`` uses for each response the one space that predicts it best, ``joint`` all spaces with equal weight,
+        ``banded`` the best of these and of 20 random weightings (uniform over all weights that sum to 1). With a single
+        space they are the same.
     alphas
         Penalties, in units of the mean of the kernel's diagonal: the total variance of the features is 1.
     device
-        Where the linear algebra runs; ``auto`` takes a GPU, if there is one, for large problems.
+        Device of the linear algebra; ``auto`` takes a GPU, if there is one, for large problems.
     """
 
     combine: Literal["best", "joint", "banded"] = "best"
@@ -195,7 +195,9 @@ def fit_encoding(
             f"an encoding model needs one response vector per image, got {responses.shape} for features of {shapes}."
         )
     if any((one.ids != first.ids).any() for one in features.values()):
-        raise DataError("the image spaces of an encoding model list other images, or in another order.")
+        raise DataError(
+            "the image spaces of an encoding model list different images, or the same in a different order."
+        )
     n_trials, n_responses = responses.shape
     widths = [int(np.prod(one.vectors.shape[1:])) for one in features.values()]
     small = min(n_trials, sum(widths))
@@ -288,9 +290,7 @@ def draw_residuals(
         Where they come from.
     """
     if model.out_of_fold is None:
-        raise DataError(
-            "this encoding model was fitted without out_of_fold, so that its residuals are not known."
-        )
+        raise DataError("this encoding model was fitted without out_of_fold, so its residuals are not known.")
     residual = np.asarray(responses, dtype=np.float32) - model.out_of_fold
     residual -= residual.mean(axis=0, dtype=np.float64).astype(np.float32)
     mixing = generator.standard_normal((n, len(residual)), dtype=np.float32)

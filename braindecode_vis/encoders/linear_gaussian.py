@@ -1,12 +1,12 @@
-"""A linear model of how embeddings make responses, turned round by Bayes' rule.
+"""A linear model from embeddings to responses, inverted by Bayes' rule.
 
-Owns a brain encoder that learns the way from images to responses instead of the way back: responses are a linear map of
-the leading principal components of the embedding, plus Gaussian noise. Noise is measured between repetitions of an
-image, over channels and over time apart, and what the map misses is found by cross-validation over images: as much in
-all features or, for a share of it, more in the patterns in which most is missed. Then the response says how likely any
-image is, and the mean of the posterior under the training images' spread is the prediction. A decoder that learns the
-way back is shrunk for the noise of its training trials; this one takes each trial for the mean of as many repetitions
-as it is (`Responses.n_averaged`). Knows nothing of images or test trials.
+Owns a brain encoder that learns the direction from images to responses: responses are a linear map of the leading
+principal components of the embedding, plus Gaussian noise. Noise is measured between repetitions of an image,
+separately over channels and over time. The error of the map is estimated by cross-validation over images: equal in all
+features or, for a share of it, larger in the patterns with the largest errors. The response then gives the likelihood
+of any image, and the prediction is the posterior mean under the distribution of the training images. A decoder that
+learns the other direction is shrunk for the noise of its training trials; this one uses the number of averaged
+repetitions of each trial (`Responses.n_averaged`). Knows nothing of images or test trials.
 
 References
 ----------
@@ -51,13 +51,13 @@ class LinearGaussianConfig(EncoderSettings, InnerFoldSettings):
     Parameters
     ----------
     n_components
-        Principal components of the training embeddings that make responses; fewer if the images span fewer.
+        Principal components of the training embeddings that are used; fewer if the images span fewer.
     n_times
-        Courses over 50 stretches of time that are kept, those in which images differ most. Without meaning for
+        Number of time courses over 50 time bins that are kept, those in which images differ most. Not used for
         responses without a time axis.
     misfit
-        Share of what the map misses that lies in the patterns in which it misses most, instead of evenly in all
-        features. 0 trusts all features alike; 0.25 was best on validation concepts of simulated EEG.
+        Share of the map's error that is assigned to the patterns with the largest errors, instead of equally to all
+        features. 0 trusts all features equally; 0.25 was best on validation concepts of simulated EEG.
     """
 
     kind: Literal["linear_gaussian"] = "linear_gaussian"
@@ -263,7 +263,7 @@ class LinearGaussianEncoder(BrainEncoder):
         data = responses.as_matrix()
         if data.shape[1] != len(fit.response_mean):
             raise DataError(
-                f"the encoder was fitted on {len(fit.response_mean)} features, and these responses have "
+                f"the encoder was fitted on {len(fit.response_mean)} features, but these responses have "
                 f"{data.shape[1]}."
             )
         known, counts = fit.likelihood, responses.n_averaged

@@ -51,8 +51,9 @@ class ResidualMlp(nn.Module):
         _check_request(signal, heads, n_regression)
         if len(set(signal.n_voxels)) > 1:
             raise DataError(
-                f"the subjects have {min(signal.n_voxels)} to {max(signal.n_voxels)} voxels of their own, which one "
-                "residual_mlp cannot distinguish; train one per subject, or set encoder.network.kind=shared_space."
+                f"the subjects have {min(signal.n_voxels)} to {max(signal.n_voxels)} different voxels, "
+                "which one residual_mlp cannot handle; train one network per subject, or set "
+                "encoder.network.kind=shared_space."
             )
         n_inputs, n_backbone = math.prod(signal.shape), n_regression or n_outputs
         self.n_tokens = n_tokens
@@ -172,8 +173,8 @@ class SharedSpace(nn.Module):
         present: list[int] = subject.unique().tolist() or [0]  # an empty batch has no subject
         if present[-1] >= len(self.subjects) or present[0] < 0:
             raise DataError(
-                f"a trial is of a subject outside {', '.join(self.signal.subjects)}: voxels of a new subject have "
-                "no layer of their own yet; adapt the network to that subject with some of their trials first."
+                f"a trial is of a subject outside {', '.join(self.signal.subjects)}: the voxels of a new "
+                "subject have no layer yet; first adapt the network to this subject with some of its trials."
             )
         groups = [(subject == index).nonzero().squeeze(1) for index in present]
         parts = [self._apply_layer(i, rows[mine]) for i, mine in zip(present, groups, strict=True)]
@@ -264,7 +265,7 @@ def _check_two_heads(two: bool) -> None:
 def _get_token_size(n_outputs: int, n_tokens: int) -> int:
     if n_outputs % n_tokens:
         raise ConfigError(
-            f"{n_outputs} outputs do not part into {n_tokens} tokens of equal size; correct "
+            f"{n_outputs} outputs cannot be divided into {n_tokens} tokens of equal size; correct "
             "encoder.network.n_tokens."
         )
     return n_outputs // n_tokens

@@ -1,6 +1,6 @@
 """Settings of MindEye's residual perceptron for fMRI, and of MindEye2's space that subjects share.
 
-`residual_mlp` is one network for one set of voxels; subjects with voxels of their own belong to `shared_space`.
+`residual_mlp` is one network for one set of voxels; for subjects with different voxels use `shared_space`.
 
 References
 ----------
@@ -36,7 +36,7 @@ class ResidualMlpConfig(NetworkSettings):
         Residual blocks (4).
     heads
         ``one``: the last linear layer is the output. ``two``: MindEye's, where the last linear layer is the output
-        of the regression (what a prior sees) and a projector after it that of the contrast.
+        of the regression (the input of a prior) and a projector after it that of the contrast.
     n_tokens
         The outputs are this many tokens of equal size; the projector works on each.
     """
@@ -83,7 +83,7 @@ class ResidualMlpConfig(NetworkSettings):
 
 
 class SharedSpaceConfig(NetworkSettings):
-    """One ridge layer per subject into a shared space, linear, projector; mixer blocks of ours between, if asked for.
+    """One ridge layer per subject into a shared space, linear, projector; optionally our own blocks in between.
 
     MindEye2 describes four residual MLP-mixer blocks after the ridge layers. As released, each half of a block adds to
     the input of the *same half of the previous block*, and with one vector per trial the second half normalises a
@@ -101,7 +101,7 @@ class SharedSpaceConfig(NetworkSettings):
         Blocks of ours in the place of the mixer blocks: linear, GELU, dropout of 0.15 and linear after a layer norm,
         added to their input.
     heads
-        ``two``: the last linear layer is the output of the regression (what a prior sees), the projector after it
+        ``two``: the last linear layer is the output of the regression (the input of a prior), the projector after it
         that of the contrast, as in MindEye2. ``one``: the projector's output only.
     n_tokens
         The outputs are this many tokens of equal size (OpenCLIP ViT-bigG: 256 x 1664); the projector works on each

@@ -105,12 +105,12 @@ class ParcelNetwork(nn.Module):
         """
         if self.pooling == "flatten":
             raise DataError(
-                "local outputs of the parcel encoder come from the mean token of each network, and pooling flatten has "
-                "a projector for all tokens together; set encoder.network.pooling to mean."
+                "local outputs of the parcel encoder need the mean token of each network, but pooling "
+                "flatten has one projector for all tokens; set encoder.network.pooling to mean."
             )
         if not len(self.membership):
             raise DataError(
-                "local outputs of the parcel encoder are per network, but the responses name no networks."
+                "local outputs of the parcel encoder are per network, but the responses have no network names."
             )
         tokens = self.encoder(data)[:, 1:]
         # batch, parcels, patches, width: a mean over the patches
@@ -160,7 +160,7 @@ class ParcelEncoder(nn.Module):
         self.patch_times = config.patch_times or n_times
         if n_times % self.patch_times:
             raise DataError(
-                f"trials of {n_times} samples do not part into patches of {self.patch_times}; set "
+                f"trials of {n_times} samples cannot be divided into patches of {self.patch_times}; set "
                 "encoder.network.patch_times to a divisor."
             )
         self.n_patches = n_times // self.patch_times
@@ -287,7 +287,7 @@ class PlaceEmbedding(nn.Module):
         else:
             if "time" not in signal.dims:
                 raise DataError(
-                    "encoder.network.time_position=seconds needs responses with a time axis; take learned."
+                    "encoder.network.time_position=seconds needs responses with a time axis; use learned."
                 )
             self.register_buffer(
                 "periods",
@@ -299,9 +299,10 @@ class PlaceEmbedding(nn.Module):
         if networks:
             if len(signal.networks) != n_parcels:
                 raise DataError(
-                    f"the network embedding needs the network of each of the {n_parcels} parcels, but the responses "
-                    f"name {len(signal.networks)}; set encoder.network.network_embedding=false or use an atlas whose "
-                    "names carry networks (Schaefer)."
+                    f"the network embedding needs the network of each of the {n_parcels} parcels, but "
+                    f"the responses have {len(signal.networks)}; set "
+                    "encoder.network.network_embedding=false or use an atlas whose parcel names contain "
+                    "networks (Schaefer)."
                 )
             names = sorted(set(signal.networks))
             self.register_buffer(
@@ -332,8 +333,8 @@ class PlaceEmbedding(nn.Module):
         if interval is None:
             if self.interval_s is None:
                 raise DataError(
-                    "encoder.network.time_position=seconds needs the time between samples, which these responses do "
-                    "not name; take learned, or name times or a rate."
+                    "encoder.network.time_position=seconds needs the time between samples, which these "
+                    "responses do not have; use learned, or give times or a sampling rate."
                 )
             interval = self.periods.new_full((), self.interval_s)
         length = (interval * self.patch_times)[..., None, None].to(self.periods.dtype)  # s of a patch
@@ -383,14 +384,14 @@ def _standardise(places: np.ndarray) -> np.ndarray:
 def _find_places(signal: Signal) -> np.ndarray:
     if signal.ch_pos is None or not np.isfinite(signal.ch_pos).all():
         raise DataError(
-            "encoder.network.parcel_position=data takes the places that come with the data, of which some or all are "
-            "missing here; take learned."
+            "encoder.network.parcel_position=data takes the positions from the data, but some or all are "
+            "missing here; use learned."
         )
     return _standardise(np.asarray(signal.ch_pos, float))
 
 
 def find_interval(signal: Signal) -> float | None:
-    """Return the seconds between samples, or None where the signal names neither a rate nor times."""
+    """Return the seconds between samples, or None if the signal names neither a rate nor times."""
     if signal.sfreq:
         return 1 / signal.sfreq
     if signal.times is None or len(signal.times) < 2:
@@ -481,7 +482,7 @@ def read_encoder(
         renamed = name if prefix is None else key_map[prefix] + name[len(prefix) :]
         if renamed in state:
             raise DataError(
-                f"two tensors of {file} become {renamed}, so that it is no encoder that pretrain wrote."
+                f"two tensors of {file} become {renamed}, so it is not an encoder that pretrain wrote."
             )
         loaded[name], state[renamed] = renamed, tensor
     _check_state(encoder.state_dict(), state, file)
@@ -505,8 +506,9 @@ def check_architecture(wanted: Mapping[str, Any], found: Mapping[str, Any], fold
             if value and found[key] and len(value) == len(found[key]):
                 place = next(i for i, (a, b) in enumerate(zip(value, found[key], strict=True)) if a != b)
                 raise DataError(
-                    f"the encoder in {folder} was pretrained on other parcels or channels, or in another order: number "
-                    f"{place} was {value[place]} and is {found[key][place]}; it belongs to another atlas or montage."
+                    f"the encoder in {folder} was pretrained on other parcels or channels, or in another "
+                    f"order: number {place} was {value[place]} and is {found[key][place]}; it "
+                    "belongs to another atlas or montage."
                 )
             continue
         if key == "networks":
@@ -546,7 +548,7 @@ def read_content(file: Path, *, allowed: Sequence[type] = ()) -> Any:
     except Exception as error:
         raise DataError(
             f"{file} cannot be read as a file of tensors ({str(error).splitlines()[0][:200]}); give a .safetensors "
-            "file, or a torch file that holds nothing but tensors."
+            "file, or a torch file that holds only tensors."
         ) from error
 
 
@@ -575,7 +577,7 @@ def _check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], file: P
         if missing:
             parts.append(f"is missing {len(missing)} tensor(s) of the encoder ({', '.join(missing[:5])})")
         if left_over:
-            parts.append(f"has {len(left_over)} that the encoder does not know ({', '.join(left_over[:5])})")
+            parts.append(f"has {len(left_over)} that are not in the encoder ({', '.join(left_over[:5])})")
         raise DataError(
             f"{file} {' and '.join(parts)}; give its tensors the names of this encoder, or "
             "change width, depth and embeddings to those of the file."
@@ -583,8 +585,8 @@ def _check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], file: P
     for name, tensor in given.items():
         if tensor.shape != own[name].shape:
             raise DataError(
-                f"{name} in {file} has the shape {tuple(tensor.shape)}, but the encoder's is "
-                f"{tuple(own[name].shape)}: another architecture, parcellation or length of trial."
+                f"{name} in {file} has the shape {tuple(tensor.shape)}, but in the encoder "
+                f"{tuple(own[name].shape)}: the architecture, the parcellation or the trial length is different."
             )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise DataError(f"{name} in {file} holds values that are not finite.")

@@ -54,17 +54,17 @@ class ParcelsConfig(NetworkSettings):
     dropout
         In the blocks and the projector.
     network_embedding
-        Add a learned vector of the parcel's Yeo network; needs the names of the networks.
+        Add a learned vector of the parcel's Yeo network; needs network names.
     parcel_position
-        ``learned``: one vector per parcel. ``data``: a linear map of the standardised place that comes with the data,
-        sensors of EEG and MEG or centroids of a corpus, so that parcels start out alike where they lie close.
+        ``learned``: one vector per parcel. ``data``: a linear map of the standardised position in the data (sensors of
+        EEG and MEG, or centroids of a corpus), so that neighbouring parcels start with similar vectors.
     time_position
         ``learned``: one vector per patch, so that the number of patches is fixed. ``seconds``: a linear map of waves of
-        the patch's middle in s from the first sample and of its length, so that windows of any number of patches and
-        of other sampling intervals are read by the same weights.
+        the patch's middle in s from the first sample and of its length, so that windows of any number of patches and of
+        other sampling intervals can use the same weights.
     pooling
         What the projector gets: ``cls``, the extra token; ``mean``, the average of the others; or ``flatten``, all of
-        them side by side, so that it can weigh each place by itself.
+        them concatenated, so that each place has separate weights.
     projector_hidden
         Hidden units between the pooled token and the outputs.
     pretrained
@@ -72,7 +72,7 @@ class ParcelsConfig(NetworkSettings):
         the word ``pretrain``, with which the run pretrains the encoder itself, by its section ``pretrain``, before it
         trains (a folder of that name is ``./pretrain``).
     freeze_depth
-        The embeddings and this many blocks keep their values (0 lets all learn).
+        The embeddings and this many blocks are frozen (0: all are trained).
     """
 
     kind: Literal["parcels"] = "parcels"
@@ -98,7 +98,7 @@ class ParcelsConfig(NetworkSettings):
     def _check_fit(self) -> ParcelsConfig:
         if self.width % self.n_heads:
             raise ValueError(
-                f"width must be a multiple of n_heads, but {self.width} is none of {self.n_heads}"
+                f"width must be a multiple of n_heads, but {self.width} is not a multiple of {self.n_heads}"
             )
         if self.freeze_depth > self.depth:
             raise ValueError(f"freeze_depth is {self.freeze_depth}, but there are only {self.depth} blocks")
@@ -187,7 +187,7 @@ class ParcelsConfig(NetworkSettings):
 
 
 def read_description(start: Path) -> dict[str, Any]:
-    """Return what `pretrain` wrote about an encoder, whose folder or file of weights is given; empty where unknown."""
+    """Return what `pretrain` wrote about an encoder, whose folder or file of weights is given; empty if unknown."""
     start = start.expanduser()
     path = (start.parent if start.name == WEIGHTS else start) / DESCRIPTION
     found = read_json(path) if path.is_file() else {}

@@ -64,19 +64,20 @@ _BLOCK_BYTES = 128 * 1024**2  # of a matrix in double precision that is held for
 
 
 class RidgeConfig(EncoderSettings, DeviceSettings, InnerFoldSettings):
-    """Candidates that the inner cross-validation chooses from.
+    """Candidates for the inner cross-validation.
 
     Parameters
     ----------
     alphas
         Penalties, in units of the z-scored features' Gram matrix.
     n_features
-        Numbers of features to keep, best first by `score_features`; None keeps all. One entry is a fixed choice.
+        Candidates for the number of features to keep, the best by `score_features`; None keeps all. One entry is a
+        fixed choice.
     subject_alignment
         As in `NetworkEncoderConfig`.
     device
-        Where the linear algebra runs; ``auto`` takes a GPU, if there is one, for large problems. Does
-        not change the result beyond rounding, so it stays out of the fingerprint.
+        Device of the linear algebra; ``auto`` takes a GPU, if there is one, for large problems. It changes the result
+        only by rounding, so it is not part of the fingerprint.
     """
 
     kind: Literal["ridge"] = "ridge"
@@ -138,8 +139,8 @@ class RidgeFit:
         if self.voxels_of and others and count_own_voxels(responses):
             names = ", ".join(sorted(others))
             raise DataError(
-                f"this ridge was fitted on voxels of subject {self.voxels_of}, and those of {names} are others: take "
-                "means over the regions of an atlas (dataset.atlas), or align subjects "
+                f"this ridge was fitted on voxels of subject {self.voxels_of}, but {names} have "
+                "different voxels: average over the regions of an atlas (dataset.atlas), or align subjects "
                 "(encoder.subject_alignment=hyperalignment, with split.own_trials for a subject who is left out)."
             )
 
@@ -315,7 +316,7 @@ class RidgeEncoder(BrainEncoder):
         data = responses.as_matrix()
         if len(fit.kept) and data.shape[1] <= int(fit.kept[-1]):
             raise DataError(
-                f"the encoder was fitted on more features than the {data.shape[1]} of these responses."
+                f"the encoder was fitted on more features than these responses have ({data.shape[1]})."
             )
         kept = data if len(fit.kept) == data.shape[1] else data[:, fit.kept]  # all of them without a copy
         values = fit.zscore.apply(kept) @ fit.weights + fit.target_mean
@@ -326,7 +327,7 @@ class RidgeEncoder(BrainEncoder):
     ) -> tuple[np.ndarray, np.ndarray | None] | None:
         """Return the predictions of each penalty as weights of the targets of images, and its inner error.
 
-        That is a ridge of indicators: column j of the target is one for the trials of image j. None where features are
+        That is a ridge of indicators: column j of the target is one for the trials of image j. None if features are
         chosen or subjects aligned by what was shown, which a relabelling changes.
         """
         n_features = int(np.prod(training.data.shape[1:]))
@@ -450,8 +451,8 @@ class RidgeEncoder(BrainEncoder):
         fit = self._require_fit()
         if fit.transform is not None:
             raise ConfigError(
-                "a ridge with encoder.subject_alignment needs to know whose trials it sees, which its exported program "
-                "does not; choose safetensors, or set encoder.subject_alignment to none."
+                "a ridge with encoder.subject_alignment needs the subject of each trial, which an "
+                "exported program does not get; choose safetensors, or set encoder.subject_alignment to none."
             )
         module = LinearPrediction(
             fit.kept, fit.zscore.mean, fit.zscore.std, fit.weights, fit.target_mean, shape=fit.target_shape

@@ -193,8 +193,9 @@ def check_signal(expected: Signal, responses: Responses) -> None:
             n for n, pair in enumerate(zip(expected.parcels, parcels, strict=True)) if pair[0] != pair[1]
         )
         raise DataError(
-            f"the network was trained on other parcels: number {other + 1} was {expected.parcels[other]!r} and is "
-            f"{parcels[other]!r} here; average over the regions of the same atlas (dataset.atlas)."
+            f"the network was trained on other parcels: number {other + 1} was "
+            f"{expected.parcels[other]!r} but is {parcels[other]!r} here; average over the regions of "
+            "the same atlas (dataset.atlas)."
         )
 
 
@@ -256,7 +257,7 @@ def scale_length(length: int, signal: Signal, network: str, published_sfreq: flo
     """
     if signal.sfreq is None:
         raise DataError(
-            f"{network} scales its kernels to the sampling rate, but the responses name none; "
-            "give the data set its rate, or choose another encoder.network.kind."
+            f"{network} scales its kernels to the sampling rate, but the responses have none; give the "
+            "sampling rate of the data set, or choose another encoder.network.kind."
         )
     return max(1, round(length * signal.sfreq / published_sfreq))

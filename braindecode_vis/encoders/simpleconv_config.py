@@ -29,8 +29,8 @@ Merger = Literal["attention", "linear"]
 class SimpleConvImageConfig(NetworkSettings):
     """The image decoder of Benchetrit, Banville and King: speech stack, affine aggregation, CLIP and MSE heads.
 
-    There is no official code: that affine aggregation was the best is reported at second hand, and the sizes of the
-    backbone's output and of the heads (2048 each) are unverified. The paper trains with 3e-4 and batches of 128.
+    There is no official code: only other papers report that affine aggregation was the best, and the sizes of the
+    backbone's output and of the heads (2048 each) are not verified. The paper trains with 3e-4 and batches of 128.
 
     Parameters
     ----------

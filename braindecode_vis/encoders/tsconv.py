@@ -192,7 +192,7 @@ class EEGProject(nn.Module):
             if not self.sizes:
                 raise DataError(
                     "local outputs are windows of time or regions, but these responses have "
-                    f"{', '.join(self.dims)} without names of regions; leave the local objective out."
+                    f"{', '.join(self.dims)} without region names; leave the local objective out."
                 )
             return self.projector.forward_groups(data, self.order, self.sizes)
         return self.projector.forward_windows(data.reshape(data.shape[0], *self.map_shape), _WINDOWS)

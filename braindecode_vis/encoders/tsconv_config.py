@@ -74,7 +74,7 @@ class TSConvConfig(NetworkSettings):
     Parameters
     ----------
     attention
-        What precedes the convolutions, around a residual connection: ``none``; ``self``, attention over channels
+        Layer before the convolutions, with a residual connection: ``none``; ``self``, attention over channels
         (NICE-SA); ``graph``, a graph attention layer in which all channels are neighbours (NICE-GA). In the
         released code neither does what the paper describes: the self-attention sums its weights to one and returns
         its input, and the graph holds the channels of the first trial of each batch only. Both are implemented here
@@ -138,7 +138,8 @@ class TSConvConfig(NetworkSettings):
 
 
 class AtmSettings(NetworkSettings):
-    """What both variants share; at 63 channels, 250 samples and 10 subjects this part has 444 500 parameters.
+    """Settings that both variants share; with 63 channels, 250 samples and 10 subjects this part has 444 500
+    parameters.
 
     The paper's table counts 553 078 for its attention, which does not follow from the layers that it describes; with
     the convolutions (103 680) and the projector onto 1024 outputs (2 527 232), ATM-S as described has 3 075 412.

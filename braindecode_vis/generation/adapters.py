@@ -118,7 +118,7 @@ def fit_adapter(
         Kept for generators that need the embedding of a grey image.
     """
     if len(target) < 3 or (target.ids != condition.ids).any():
-        raise ConfigError("an adapter needs three images or more, embedded in both spaces in one order.")
+        raise ConfigError("an adapter needs three or more images, embedded in both spaces in the same order.")
     # In double precision, since small penalties divide by small eigenvalues.
     x, y = target.flat().astype(np.float64), condition.flat().astype(np.float64)
     x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)

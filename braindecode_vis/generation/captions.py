@@ -79,15 +79,15 @@ class WrittenCaptions:
 def write_with_encoder(
     settings: Sequence[Any], encoder: BrainEncoder, responses: Responses
 ) -> WrittenCaptions | None:
-    """Return what the brain encoder writes of responses; None where none of the settings asks for it."""
+    """Return what the brain encoder writes of responses; None if none of the settings asks for it."""
     asked = next((each for each in settings if each.reads_responses), None)
     if asked is None:
         return None
     writer = encoder.captions
     if writer is None:
         raise ConfigError(
-            f"{find_class(encoder).__name__} writes no captions (its property captions); a network with the "
-            "objective captioning does."
+            f"{find_class(encoder).__name__} writes no captions (it has no property captions); use a "
+            "network with the objective captioning."
         )
     return WrittenCaptions(writer.write(responses, asked.n_beams), writer.write_mean(asked.n_beams))
 
@@ -299,7 +299,7 @@ def _keep_tokens(
         if needed > free:
             raise DataError(
                 f"GIT's tokens of {n} training images take {needed / 1e9:.1f} GB while the projector learns, and "
-                f"{free / 1e9:.1f} GB are free below {folder}; make space, or leave captions of kind git out."
+                f"only {free / 1e9:.1f} GB are free below {folder}; make space, or leave captions of kind git out."
             )
         tokens = np.lib.format.open_memmap(Path(folder) / "tokens.npy", "w+", np.float16, shape)
         with torch.inference_mode():
@@ -545,8 +545,9 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
     n_tokens, n_features = vectors.shape[1:]
     if config.masked and n_tokens < 4:
         raise ConfigError(
-            f"reconstruction.captions.masked rebuilds hidden patches, and {data.embeddings.space!r} has {n_tokens} "
-            "vector(s) an image; take a target with patches (target.pooling patches), or leave masked out."
+            f"reconstruction.captions.masked predicts masked patches, but {data.embeddings.space!r} has "
+            f"{n_tokens} vector(s) per image; use a target with patches (target.pooling patches), or "
+            "leave masked out."
         )
     mean = vectors.mean(axis=(0, 1))
     scale = 1 / np.maximum(vectors.std(axis=(0, 1)), 1e-6)
@@ -602,14 +603,14 @@ def _pair(config: CocaCaptionsConfig, data: GeneratorData, known: Mapping[str, l
     source = data.predicted if config.learns_from == "predictions" else data.embeddings
     if source is None or not len(source):
         raise ConfigError(
-            "captions of kind coca with learns_from predictions learn from predictions of training trials that the "
-            "encoder was not fitted on, and it gave none; set learns_from to images, or encoder.out_of_fold."
+            "captions of kind coca with learns_from predictions need predictions of training trials on "
+            "which the encoder was not fitted, but there are none; set learns_from to images, or encoder.out_of_fold."
         )
     kept = np.flatnonzero([str(name) in known for name in source.ids])
     if len(kept) < 2:
         raise DataError(
-            f"the caption bank {config.bank} describes {len(kept)} of {len(source)} training rows; a decoder needs "
-            "two and more."
+            f"the caption bank {config.bank} describes {len(kept)} of {len(source)} training rows; a "
+            "decoder needs two or more."
         )
     ids = [str(source.ids[row]) for row in kept]
     return _Taught(_take_members(source.vectors[kept], None), [known[name] for name in ids], sorted(set(ids)))
@@ -620,8 +621,9 @@ def _embed_texts(config: CocaCaptionsConfig, data: GeneratorData, known: Mapping
     space = data.image_encoder.space
     if data.embeddings.space != space:
         raise ConfigError(
-            f"captions of kind coca with learns_from texts learn in {space!r}, and images are made from predictions in "
-            f"{data.embeddings.space!r}; give the encoder an objective that predicts the target (mse), or set "
+            f"captions of kind coca with learns_from texts learn in {space!r}, but images are made from "
+            f"predictions in {data.embeddings.space!r}; give the encoder an objective that predicts the "
+            "target (mse), or set "
             "learns_from to images."
         )
     texts = [text for own in known.values() for text in own]
@@ -631,14 +633,14 @@ def _embed_texts(config: CocaCaptionsConfig, data: GeneratorData, known: Mapping
         shown = own if data.context.images is None else own | {str(name) for name in data.context.images.ids}
         if met := sorted(shown & more.keys()):
             raise DataError(
-                f"{config.texts} describes {len(met)} image(s) of the run, first {met[0]}; further texts may belong to "
-                "none of them: leave these rows out, or a decoder learns what is tested."
+                f"{config.texts} describes {len(met)} image(s) of the run, first {met[0]}; further texts "
+                "must not belong to them, since the decoder would learn tested captions: leave these rows out."
             )
         texts += [text for own in more.values() for text in own]
     texts = list(dict.fromkeys(texts))
     if len(texts) < 2:
         raise DataError(
-            f"{config.bank} has one and the same text for all training images; a decoder needs two and more."
+            f"{config.bank} has the same text for all training images; a decoder needs two or more different texts."
         )
     # Where texts say nothing, no number stands.
     nothing = np.full(data.embeddings.vectors.shape[1:], np.nan, dtype=np.float32)
@@ -659,9 +661,9 @@ def _embed_by_clip(encoder: Any, texts: list[str]) -> np.ndarray:
     config = getattr(encoder, "config", None)
     if not isinstance(config, OpenClipConfig):
         raise ConfigError(
-            f"captions of kind coca with learns_from texts need a target that embeds texts as well, and "
-            f"{encoder.space!r} does not; take openclip at its output, minilm, or layers with minilm among its "
-            "members, or set learns_from to images."
+            "captions of kind coca with learns_from texts need a target that also embeds texts, but "
+            f"{encoder.space!r} does not; use openclip at its output, minilm, or layers with minilm as a "
+            "member, or set learns_from to images."
         )
     tower = ClipText(config)
     assert tower.space == encoder.space  # refused at another layer
@@ -677,8 +679,9 @@ def _fit_gap(
         predicted = data.predicted
         if predicted is None or not len(predicted):
             raise ConfigError(
-                "reconstruction.captions measures its gap on predictions of training trials that the encoder was not "
-                "fitted on, and it gave none; set encoder.out_of_fold or encoder.selection.hold_out, or gap.shift to "
+                "reconstruction.captions measures its gap on predictions of training trials on which the "
+                "encoder was not fitted, but there are none; set encoder.out_of_fold or "
+                "encoder.selection.hold_out, or gap.shift to "
                 "false and gap.sigma to a number."
             )
         ids, served = predicted.ids.astype(str), _take_members(predicted.vectors, taught.members)

@@ -1,4 +1,4 @@
-"""Settings of what decodes captions from embeddings; the decoders themselves are in `captions`.
+"""Settings of the caption decoders; the decoders themselves are in `captions`.
 
 Five ways, each a ``kind``: the caption of the nearest training image, which can say nothing new; ATM's caption branch,
 which projects an embedding onto the image tokens of GIT and lets GIT speak; the same without weights of a hub, which
@@ -59,8 +59,8 @@ class _Banked(DeviceSettings):
         """Return the plain fields and the digest of the bank."""
         if not (bank := self.bank.expanduser()).is_file():
             raise ConfigError(
-                f"reconstruction.captions names the bank {bank}, which is no file; give a CSV file with the columns "
-                "id and caption."
+                f"reconstruction.captions names the bank {bank}, which is not a file; give a CSV file "
+                "with the columns id and caption."
             )
         return {**super().hashed_fields(), "bank_sha256": hash_file(bank)}
 
@@ -80,14 +80,15 @@ class _Banked(DeviceSettings):
         known = {name: bank[name] for name in data.embeddings.ids.astype(str).tolist() if name in bank}
         if not known:
             raise DataError(
-                f"the caption bank {self.bank} names none of the training images (first {data.embeddings.ids[0]!r}); "
+                f"the caption bank {self.bank} contains none of the training images (first "
+                f"{data.embeddings.ids[0]!r}); "
                 "its ids belong to another data set."
             )
         return known
 
 
 class NearestCaptionsConfig(_Banked):
-    """The caption of the training image nearest to the prediction, after the training mean is taken off."""
+    """The caption of the training image nearest to the prediction, after the training mean is subtracted."""
 
     kind: Literal["nearest"] = "nearest"
 
@@ -98,14 +99,14 @@ class GitCaptionsConfig(DeviceSettings):
     The projector is learnt on training images: their embeddings, and the tokens that GIT's own image encoder gives
     (ATM: 257 x 1024, a linear map of each feature onto all tokens, a linear map of features, each with a layer norm;
     mean squared error, AdamW 1e-3, 30 epochs of batches of 32; 25 new word pieces). As in ATM, GIT's networks are not
-    changed. The embedding is the prior's draw, the very one that the image is made from.
+    changed. The embedding is the prior's draw, the same one from which the image is made.
 
     Parameters
     ----------
     captioner
         Folder of a GIT; None takes ``microsoft/git-large-coco``, which needs `allow_download` unless it was fetched.
     allow_download
-        Fetch that GIT from the hub, unless it is on this machine. Given with the call, never by a file.
+        Allow the download of this GIT from the hub. Only the call can allow it, not a file.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("transformers",)
@@ -147,14 +148,14 @@ class GitCaptionsConfig(DeviceSettings):
         if self.captioner is None:
             return find_snapshot(
                 GIT, ["*.json", "*.txt", "model.safetensors"], allow_download=self.allow_download,
-                refusal=f"captions of kind git need the folder of {GIT}: name it with captioner, or leave these "
+                refusal=f"captions of kind git need the folder of {GIT}: give it with captioner, or leave these "
                 "captions out (--set reconstruction.captions=[] --set reconstruction.prompt=null)",
             )  # fmt: skip
         config = self.captioner.expanduser() / "config.json"
         if not config.is_file():
             raise ConfigError(
-                f"reconstruction.captions names the captioner {self.captioner}, which holds no config.json and thus no "
-                f"network; use the whole folder of {GIT}."
+                f"reconstruction.captions names the captioner {self.captioner}, which has no config.json "
+                f"and is therefore no network; use the whole folder of {GIT}."
             )
         if (found := read_json(config).get("model_type")) != "git":
             raise ConfigError(
@@ -208,7 +209,7 @@ class MinilmCaptionsConfig(_Banked):
 
 
 class CocaCaptionsConfig(_Banked):
-    """A small decoder of captions, learnt from those of training images with CoCa's loss.
+    """A small caption decoder, learnt from captions of training images with CoCa's loss.
 
     Words are read by a causal transformer whose last token is compared with the embedding (symmetric cross-entropy),
     and written by further layers that look at the embedding. Both terms are as in CoCa; the encoder of images is frozen
@@ -222,13 +223,14 @@ class CocaCaptionsConfig(_Banked):
         describes predictions. ``texts`` learns from vectors of texts alone, each to be written again, and describes
         predictions: for targets with a text side (openclip at its output, minilm, layers with either).
     gap
-        How what is learnt from is brought to what is described: a shift and noise (CLOSE); see its class. With
-        ``texts``, None is its defaults; with ``images``, None is no such step.
+        How training vectors are matched to the described vectors: a shift and noise (CLOSE); see its class. With
+        ``texts``, None means its defaults; with ``images``, None means no such step.
     texts
-        CSV file with the columns ``id`` and ``caption``, of further texts that ``texts`` learns from, of no image of
+        CSV file with the columns ``id`` and ``caption``, with further training texts for ``texts``, not of images of
         the run.
     width, depth
-        Of the transformer of 4 heads; half of its layers read words alone, the others look at the embedding too.
+        Width and depth of the transformer, with 4 heads; half of its layers read only words, the others also use the
+        embedding.
     n_queries
         Vectors that the embedding is pooled into for the decoder (CoCa: 256, of the tokens of a whole image).
     masked
@@ -301,7 +303,7 @@ class CocaCaptionsConfig(_Banked):
 
     @property
     def correction(self) -> GapConfig | None:
-        """How the gap between what is learnt from and what is described is bridged; None where it is not."""
+        """How the gap between what is learnt from and what is described is bridged; None if it is not."""
         return self.gap or (GapConfig() if self.learns_from == "texts" else None)
 
     @property
@@ -317,14 +319,14 @@ class CocaCaptionsConfig(_Banked):
 
 
 class BrainCaptionsConfig(Settings):
-    """Captions that the brain encoder writes of responses, without any embedding of images between.
+    """Captions that the brain encoder writes directly from responses, without an image embedding.
 
     The decoder is that of the objective ``captioning`` of the encoder, learnt together with it.
 
     Parameters
     ----------
     n_beams
-        Beginnings that are gone on from at each word; 1 takes the likeliest word after each word.
+        Number of beams of the search; 1 takes the most likely word at each step.
     """
 
     kind: Literal["brain"] = "brain"

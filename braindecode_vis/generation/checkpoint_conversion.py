@@ -80,7 +80,7 @@ def convert_unclip(
         If the file holds anything but tensors, or is no such network.
     """
     if any((folder / part).exists() for part in ("unet", "vae", "scheduler")):
-        raise ConfigError(f"{folder} holds a network already; name a new folder.")
+        raise ConfigError(f"{folder} holds a network already; give a new folder.")
     state = read_checkpoint_tensors(source)
     unet = {name.removeprefix(UNET): value for name, value in state.items() if name.startswith(UNET)}
     vae = {name: value for name, value in state.items() if name.startswith(AUTOENCODER)}
@@ -120,14 +120,15 @@ def convert_folder(source: Path, folder: Path) -> list[str]:
         Names of the files that were converted, below the folder.
     """
     if folder.exists():
-        raise ConfigError(f"{folder} exists already; name a new folder.")
+        raise ConfigError(f"{folder} exists already; give a new folder.")
     files = sorted(path for path in source.rglob("*") if path.is_file())
     pickles = [path for path in files if path.suffix == ".bin"]
     if not pickles:
         raise DataError(f"{source} holds no torch files (.bin) to convert.")
     if parts := [path for path in pickles if re.search(r"-\d+-of-\d+$", path.stem)]:
         raise DataError(
-            f"{parts[0]} is one part of weights in several files, which are not joined here; use one file."
+            f"{parts[0]} is one part of weights in several files, which cannot be joined here; use "
+            "weights in one file."
         )
     names = []
     with _fill_folder(folder) as scratch:
@@ -176,7 +177,7 @@ def read_checkpoint_tensors(source: Path) -> dict[str, Any]:
     import torch
 
     if not source.is_file():
-        raise ConfigError(f"{source} is no file; name the checkpoint.")
+        raise ConfigError(f"{source} is not a file; give the path of the checkpoint.")
     try:
         content = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # of an older format, of safetensors, or of what must not be opened: said there
@@ -218,7 +219,7 @@ def rename_unet(state: Mapping[str, Any], source: Path) -> dict[str, Any]:
     for name, value in state.items():
         new = _rename(name, place)
         if new is None:
-            raise DataError(f"{source} has {name}, which no SDXL unCLIP has; use the right checkpoint.")
+            raise DataError(f"{source} has {name}, which is not in an SDXL unCLIP; use the right checkpoint.")
         renamed[new] = value
     return renamed
 
@@ -292,8 +293,8 @@ def describe_unet(state: Mapping[str, Any], source: Path, *, head_size: int) -> 
         }
     except (KeyError, IndexError, StopIteration, AttributeError) as error:
         raise DataError(
-            f"{source} is no UNet of Stable Diffusion XL as sgm names it ({type(error).__name__}: {error}); bring the "
-            "right checkpoint."
+            f"{source} is no UNet of Stable Diffusion XL as sgm names it ({type(error).__name__}: "
+            f"{error}); use the right checkpoint."
         ) from error
     if told:
         room = int(state["label_emb.0.0.weight"].shape[1])
@@ -306,8 +307,8 @@ def describe_unet(state: Mapping[str, Any], source: Path, *, head_size: int) -> 
         width % head_size for width, depth in zip(widths, depths, strict=True) if depth
     ):
         raise DataError(
-            f"{source} has levels of {n_resnets} blocks and {widths} channels, which heads of {head_size} features do "
-            "not divide; name their size."
+            f"{source} has levels of {n_resnets} blocks and {widths} channels, which cannot be divided "
+            f"into heads of {head_size} features; give the head size."
         )
     return settings
 
@@ -383,7 +384,7 @@ def _write_network(
         tensors = {name: state[name].to(dtype).contiguous().clone() for name in names}
         if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
             raise DataError(
-                f"{broken[0]} is not finite, or too large for half precision; convert it without."
+                f"{broken[0]} is not finite, or too large for half precision; convert without half precision."
             )
         write_tensors(folder / file, tensors, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)

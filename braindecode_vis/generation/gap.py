@@ -1,4 +1,4 @@
-"""What lies between the vectors a decoder of captions learns from and those it is given: a mean, and noise.
+"""Corrects the difference between the training vectors of a caption decoder and its inputs: a mean, and noise.
 
 Owns the correction of that gap (CLOSE): both sides are brought to length one around their own mean, and while the
 decoder learns, its vectors get noise as large as the differences between predictions and truth were on training trials
@@ -26,20 +26,21 @@ MOST_DIFFERENCES = 2048
 
 
 class GapConfig(Settings):
-    """How vectors that are learnt from are brought to those that are decoded (CLOSE).
+    """How training vectors are matched to decoded vectors (CLOSE).
 
     Parameters
     ----------
     shift
-        Take the own mean off both sides, that of predictions over training trials that the encoder was not fitted on.
+        Subtract the mean of each side; for predictions, the mean over training trials on which the encoder was not
+        fitted.
     noise
         Noise on the vectors while the decoder learns: as strong for every feature (``isotropic``, as in CLOSE), with
         the ``covariance`` of the differences between predictions and truth, or ``none``.
     sigma
         Standard deviation of isotropic noise for each feature of a unit vector (CLOSE: 0.04 to 0.12 of 768 features);
-        None measures it on predictions of training trials that the encoder was not fitted on.
+        None measures it on predictions of training trials on which the encoder was not fitted.
     scale
-        Factor of noise that is measured; CLOSE takes 3 with the covariance.
+        Factor for measured noise; CLOSE uses 3 with the covariance.
     """
 
     shift: bool = True
@@ -52,7 +53,7 @@ class GapConfig(Settings):
         if self.noise != "isotropic":
             self.refuse_unused("sigma", because=f"noise is {self.noise}")
         if self.noise == "none" or self.sigma is not None:
-            self.refuse_unused("scale", because="it is a factor of noise that is measured")
+            self.refuse_unused("scale", because="it is a factor for measured noise")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""What a generator may be built from: the image encoder of its space and the training images."""
+"""Data for building a generator: the image encoder of its space and the training images."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class HubBatch:
 class HubPipeline(Protocol):
     """A loaded pipeline, as `HubGenerator` calls it."""
 
-    #: Image whose embedding guidance leads away from; None where the pipeline has a way of its own.
+    #: Image whose embedding guidance leads away from; None if the pipeline has a way of its own.
     absent_image: np.ndarray | None
 
     @property
@@ -141,7 +141,7 @@ class HubGenerator(ImageGenerator):
         if not any(fnmatchcase(self.condition_space, pattern) for pattern in condition_spaces):
             raise ConfigError(
                 f"the generator {kind!r} is conditioned on {' or '.join(condition_spaces)}, not on "
-                f"{self.condition_space!r}; choose that target, set generator.adapter, or name the space in "
+                f"{self.condition_space!r}; choose this target, set generator.adapter, or name the space in "
                 "generator.condition_spaces if it is the same."
             )
         self._condition_encoder = adapter.encoder if adapter else data.image_encoder
@@ -259,7 +259,7 @@ class HubGenerator(ImageGenerator):
             made.append(np.round(np.clip(images, 0, 1) * 255).astype(np.uint8))
             start = rows.stop
         if not made:
-            raise DataError("there is no embedding to make an image from.")
+            raise DataError("there is no embedding from which to make an image.")
         return np.concatenate(made)
 
     def _find_conditions(self, embeddings: Embeddings, wanted: tuple[int, ...]) -> np.ndarray:
@@ -285,21 +285,20 @@ class HubGenerator(ImageGenerator):
             raise DataError(f"{n} embeddings came with {len(initial)} initial images.")
         if not 0 < strength <= 1 or int(self.options.steps * strength) < 1:
             raise ConfigError(
-                f"strength {strength} of {self.options.steps} steps leaves no step to run; it must lie in 0..1 and "
-                "give one step."
+                f"strength {strength} of {self.options.steps} steps leaves no step to run; it must be "
+                "between 0 and 1 and give at least one step."
             )
 
     def _check_texts(self, pipeline: Any, texts: Embeddings | None, n: int) -> None:
         if texts is None:
             if self.needs_texts:
                 raise ConfigError(
-                    f"the generator {self.kind!r} is conditioned on tokens of a text too, and was given none; set "
-                    "reconstruction.text."
+                    f"the generator {self.kind!r} also needs tokens of a text, but got none; set reconstruction.text."
                 )
             return
         if self.text_space is None or texts.space != self.text_space:
             raise ConfigError(
-                f"the generator {self.kind!r} was built for {self.text_space or 'no text'}, and not for tokens of "
+                f"the generator {self.kind!r} was built for {self.text_space or 'no text'}, not for tokens of "
                 f"{texts.space!r}."
             )
         wanted = pipeline.text_shape
@@ -314,7 +313,7 @@ class HubGenerator(ImageGenerator):
         if self.batch_size == "auto" and size > 1:
             return size // 2
         raise ConfigError(
-            f"{size} image(s) of the generator {self.kind!r} at once do not fit into the memory "
+            f"{size} image(s) of the generator {self.kind!r} together do not fit into the memory "
             f"({str(error).strip().splitlines()[0][:100]}); set generator.batch_size to auto or less, "
             "or generator.offload to model or sequential."
         ) from error
@@ -331,8 +330,9 @@ class HubGenerator(ImageGenerator):
                 )
             if image.max() <= 0:
                 raise DataError(
-                    f"the generator {self.kind!r} gave a black image of {trial}: a safety checker blacked it out, or "
-                    "its latents overflowed; use a folder without a safety checker, or set generator.precision to "
+                    f"the generator {self.kind!r} gave a black image of {trial}: a safety checker "
+                    "replaced it, or its latents overflowed; use a folder without a safety checker, or "
+                    "set generator.precision to "
                     "float32."
                 )
 
@@ -350,7 +350,8 @@ class HubGenerator(ImageGenerator):
             raise DataError(f"{len(ids)} embeddings came with {len(prompts)} prompts.")
         if pipeline.prompt:
             raise ConfigError(
-                f"generator.prompt is {pipeline.prompt!r}, but every trial has a prompt of its own; leave it empty."
+                f"generator.prompt is {pipeline.prompt!r}, but every trial has its own prompt; leave "
+                "generator.prompt empty."
             )
         texts = zip(ids, prompts, strict=True)
         check_prompts(
@@ -462,8 +463,8 @@ class AdaptedDiffusion:
             return (self.n_tokens, int(layer.proj_in.in_features))
         if not isinstance(layer, ImageProjection):
             raise ConfigError(
-                f"{self.adapter} has a {type(layer).__name__}, which takes hidden states and no embedding; bring "
-                "ip-adapter_sdxl_vit-h.safetensors."
+                f"{self.adapter} has a {type(layer).__name__}, which takes hidden states, not an "
+                "embedding; use ip-adapter_sdxl_vit-h.safetensors."
             )
         return (int(layer.image_embeds.in_features),)
 
@@ -538,8 +539,8 @@ def check_prompts(pipeline: Any, prompts: Mapping[str, str]) -> None:
         for name, text in prompts.items():
             if (length := len(tokenizer(text, truncation=False).input_ids)) > window:
                 raise DataError(
-                    f"{name} has {length} word pieces, start and end included, and the text encoder reads {window}; "
-                    f"shorten it: {text[:60]!r}."
+                    f"{name} has {length} word pieces, start and end included, but the text encoder "
+                    f"reads only {window}; shorten it: {text[:60]!r}."
                 )
 
 
@@ -696,8 +697,8 @@ def check_offload(offload: str, device: str) -> None:
         return
     if device == "cpu":
         raise ConfigError(
-            f"generator.offload is {offload}, which moves networks to a GPU and back, and there is no GPU here (device "
-            "cpu); leave it out."
+            f"generator.offload is {offload}, which moves networks to a GPU and back, but there is no "
+            "GPU here (device cpu); leave it out."
         )
     check_installed("accelerate", "generator.offload")
 
@@ -706,8 +707,9 @@ def check_scheduler(scheduler: Any, methods: Sequence[str], what: str) -> None:
     """Raise `DataError` if a scheduler of diffusers lacks a method that is needed."""
     if lacking := [name for name in methods if not callable(getattr(scheduler, name, None))]:
         raise DataError(
-            f"the scheduler {type(scheduler).__name__} has no {lacking[0]}, which {what} needs; put the settings of "
-            "another (DDIMScheduler, EulerDiscreteScheduler) into scheduler/scheduler_config.json."
+            f"the scheduler {type(scheduler).__name__} has no {lacking[0]}, which {what} needs; put the "
+            "settings of another scheduler (DDIMScheduler, EulerDiscreteScheduler) into "
+            "scheduler/scheduler_config.json."
         )
 
 
@@ -757,8 +759,8 @@ def _refuse_other_libraries(folder: Path) -> None:
     for name, library in read_parts(folder).items():
         if library not in ("diffusers", "transformers") and not hasattr(pipelines, library):
             raise DataError(
-                f"{folder / 'model_index.json'} asks for code of the module {library!r} ({name}), which is not run; "
-                "use a folder whose parts are those of diffusers and transformers."
+                f"{folder / 'model_index.json'} needs code of the module {library!r} ({name}), which is "
+                "not allowed; use a folder with parts of diffusers and transformers only."
             )
 
 

@@ -49,10 +49,10 @@ class HubConfig(GeneratorSettings, DeviceSettings):
     weights
         Folder of the pipeline in the format of diffusers, as `save_pretrained` writes it. None needs `allow_download`.
     allow_download
-        Fetch the published folder from the hub, unless it is on this machine. Given with the call, never by a file.
+        Allow the download of the published folder from the hub. Only the call can allow it, not a file.
     condition_spaces
-        Patterns (``*`` stands for anything) of the spaces whose embeddings the network takes as they are. Embeddings of
-        another space need an adapter; of the right space but another size, they are refused.
+        Patterns (``*`` matches anything) of the spaces whose embeddings the network takes directly. Embeddings of
+        another space need an adapter; embeddings of the right space but another size are refused.
     adapter
         Maps another target space to the condition, fitted on training images; see `adapters`.
     steps, guidance
@@ -62,10 +62,10 @@ class HubConfig(GeneratorSettings, DeviceSettings):
     precision
         ``auto`` is half precision on a GPU and single precision on a CPU.
     batch_size
-        How it runs, not what it computes. ``auto`` draws as many images at once as fit into the memory.
+        Settings that do not change the result. ``auto`` makes as many images together as fit into the memory.
     offload
-        Networks wait in the CPU's memory for their turn on the GPU: ``model`` moves whole networks, ``sequential``
-        every layer, which needs least memory and most time.
+        Keep networks in CPU memory while they are not used: ``model`` moves whole networks to the GPU, ``sequential``
+        single layers, which needs the least memory and the most time.
     """
 
     packages: ClassVar[tuple[str, ...]] = (
@@ -160,7 +160,7 @@ class AdaptedConfig(HubConfig):
     scale
         Weight of the adapter's cross-attention.
     prompt
-        Text that leads the image besides the embedding.
+        Text that guides the image in addition to the embedding.
     """
 
     ip_adapter: Path | None = None
@@ -189,12 +189,12 @@ class AdaptedConfig(HubConfig):
                 lambda cached: get_file(ADAPTER_REPOSITORY, self.adapter_file, cached=cached),
                 name_repository(ADAPTER_REPOSITORY), allow_download=self.allow_download,
                 refusal=f"the generator {kind} has no IP-Adapter: set generator.ip_adapter to {bring}",
-                name="the IP-Adapter", otherwise=f"; use {bring} and name it with generator.ip_adapter",
+                name="the IP-Adapter", otherwise=f"; get {bring} and give its path with generator.ip_adapter",
             )  # fmt: skip
         # A pickle (.bin) of the same name lies beside it in the published folder, and is never read.
         file = found / self.adapter_file if found.is_dir() else found
         if not file.is_file() or file.suffix != ".safetensors":
-            raise ConfigError(f"generator.ip_adapter should be a safetensors file, but {file} is none.")
+            raise ConfigError(f"generator.ip_adapter should be a safetensors file, but {file} is not one.")
         return file
 
     def hashed_fields(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class SdxlTurboConfig(AdaptedConfig):
 
 
 class SdAdapterConfig(AdaptedConfig):
-    """Stable Diffusion 1.5 with an IP-Adapter, led by tokens of an image and, with a text branch, of a text.
+    """Stable Diffusion 1.5 with an IP-Adapter, conditioned on tokens of an image and, with a text branch, of a text.
 
     The maintained way to the generator of Benchetrit et al. (50 steps of DDIM, guidance 7.5, strength 0.75). The
     condition of ip-adapter-plus_sd15 are the 257 tokens of OpenCLIP ViT-H/14 before its last block, 1280 values each;
@@ -246,7 +246,7 @@ class SdAdapterConfig(AdaptedConfig):
     ----------
     weights
         Folder of stable-diffusion-v1-5/stable-diffusion-v1-5, or of another Stable Diffusion 1. A safety checker in it
-        is not loaded: it would black out images.
+        is not loaded, since it would replace images by black ones.
     text_scale
         Weight of the cross-attention to the text. The adapter was trained with `scale` and this at 1: 1.2 and 0.8 mix
         image and text as 0.6 and 0.4 at the same sum. Not tried with published weights.
@@ -285,7 +285,8 @@ class SdAdapterConfig(AdaptedConfig):
 
 
 class VersatileDiffusionConfig(HubConfig):
-    """Versatile Diffusion, led by tokens of an image and of a text of OpenAI's ViT-L/14, 257 and 77 of 768 values.
+    """Versatile Diffusion, conditioned on tokens of an image and of a text of OpenAI's ViT-L/14, 257 and 77 of 768
+    values.
 
     The generator of Brain-Diffuser and of Benchetrit et al.: 50 steps of DDIM, guidance 7.5, 0.4 of the text, started
     from an image at strength 0.75. All tokens are projected, and divided by the length of the class token of the image
@@ -296,7 +297,7 @@ class VersatileDiffusionConfig(HubConfig):
     Parameters
     ----------
     text_share
-        Of the attention to the text, the rest being that to the image; 0 takes no text.
+        Share of the attention to the text, the rest is for the image; 0 uses no text.
     """
 
     kind: Literal["versatile_diffusion"] = "versatile_diffusion"
@@ -390,7 +391,7 @@ def find_folder(
         name_repository(repository), allow_download=allow_download, check=lambda found: check_pipeline(found, unused),
         refusal=refusal,
         name=f"the {what}",
-        otherwise=f"; get a folder that holds {place} in another way and name it with generator.weights",
+        otherwise=f"; get a folder that holds {place} in another way and give its path with generator.weights",
     )  # fmt: skip
 
 

@@ -23,13 +23,12 @@ from braindecode_vis.base.stimuli import resize_image
 
 
 class ImageFusionConfig(Settings):
-    """How the low-level branch enters.
+    """How the low-level branch is used.
 
     Parameters
     ----------
     mode
-        ``pixels`` mixes the images; ``initial`` starts the generator from the low-level image; ``both`` does the one
-        after the other.
+        ``pixels`` mixes the images; ``initial`` starts the generator from the low-level image; ``both`` does both.
     weight
         Share of the high-level image in the mixture, 0 to 1 (MindEye2: 0.75).
     strength

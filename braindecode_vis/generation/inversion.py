@@ -101,16 +101,14 @@ class LatentsGenerator(ImageGenerator):
         from skimage.metrics import structural_similarity
 
         if data.predicted is None:
-            raise ConfigError(
-                "generator.contrast is ssim, but this encoder gives no out-of-fold predictions."
-            )
+            raise ConfigError("generator.contrast is ssim, but this encoder has no out-of-fold predictions.")
         decoded = self.encoder.decode(np.asarray(data.predicted.vectors))
         row_of = {i: row for row, i in enumerate(data.embeddings.ids)}
         height, width = decoded.shape[1:3]
         if min(height, width) < SMALLEST_SSIM:
             raise ConfigError(
                 f"generator.contrast is ssim, which needs images of {SMALLEST_SSIM} pixels, not {height} x {width}; "
-                "set generator.contrast to none, or target.size to more."
+                "set generator.contrast to none, or increase target.size."
             )
         # Out-of-fold predictions are as washed out as those of test trials; predictions of the fit would not be.
         small = {
@@ -217,7 +215,7 @@ class ClassMeanGenerator(ImageGenerator):
 
 
 class NearestConfig(GeneratorSettings):
-    """Copy the nearest training image; every space is accepted."""
+    """Copy the nearest training image; works with every space."""
 
     kind: Literal["nearest"] = "nearest"
 

@@ -1,4 +1,4 @@
-"""Turn embeddings into 64-pixel images with a small latent diffusion model that the package brings.
+"""Turn embeddings into 64-pixel images with a small latent diffusion model that is part of the package.
 
 Owns the generator: reduce an embedding to components, sample latents that suit it, decode them, keep the best of some
 candidates. Like any second stage it has been trained on images alone and never sees a brain; what a brain encoder's
@@ -90,8 +90,8 @@ class LatentDiffusionGenerator(ImageGenerator):
         self.path, self.data, self.header = path, data, read_header(path)
         if repaint and not self.header.readers:
             raise ConfigError(
-                f"generator.repaint is {repaint}, but {path} holds no networks that read what images show; leave the "
-                "setting out, or take the packaged weights."
+                f"generator.repaint is {repaint}, but {path} holds no networks that evaluate the content "
+                "of images; leave the setting out, or use the packaged weights."
             )
         self._spares_predictions = repaint is None
         self.repaint = (REPAINTING if self.header.readers else 0) if repaint is None else repaint
@@ -111,8 +111,9 @@ class LatentDiffusionGenerator(ImageGenerator):
         """Raise `ConfigError` that names both spaces unless `space` is that of the weights."""
         if not self.accepts(space):
             raise ConfigError(
-                f"the generator 'latent_diffusion' has weights for the space {self.header.space!r}, not for "
-                f"{space!r}; choose that target, or train weights on this space and name them in generator.weights."
+                f"the generator 'latent_diffusion' has weights for the space {self.header.space!r}, not "
+                f"for {space!r}; choose the target of the weights, or train weights on this space and "
+                "give them in generator.weights."
             )
 
     def read_known_images(self) -> Embeddings:

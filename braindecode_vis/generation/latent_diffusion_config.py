@@ -38,15 +38,15 @@ class LatentDiffusionConfig(GeneratorSettings, DeviceSettings):
     guidance
         Strength of classifier-free guidance; 1 is none.
     candidates
-        Images sampled per embedding. The one whose own embedding is most like the one that was asked for is kept, so
-        that scores in the target's space are better than those in others; 1 keeps the only one.
+        Images sampled per embedding. The one whose own embedding is most similar to the given one is kept, so scores in
+        the target's space are better than those in other spaces; 1 makes only one.
     repaint
-        Steps in which the image that was kept is drawn again from under noise, so that two networks, of which one
-        reads images and one embeddings, find the same shape, colours and texture; 0 for none. None is 6 for embeddings
-        of images with weights that bring these networks, as the packaged ones do, and 0 for predictions of a brain
-        encoder, in which the names are mostly wrong.
+        Steps in which the chosen image is denoised again, so that two networks, one for images and one for embeddings,
+        find the same shape, colours and texture; 0 for none. None means 6 for embeddings of images with weights that
+        contain these networks, such as the packaged ones, and 0 for predictions of a brain encoder, for which these
+        networks are mostly wrong.
     batch_size
-        How it runs, not what it computes.
+        Settings that do not change the result.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("diffusers",)
@@ -115,7 +115,7 @@ class GeneratorTrainingConfig(DeviceSettings):
     Parameters
     ----------
     n_images
-        Phantom images to draw; without meaning for a user's own stimuli.
+        Number of phantom images to draw; not used for your own stimuli.
     image_size
         Height and width of the images in pixels, a multiple of 16.
     autoencoder_steps, autoencoder_batch, autoencoder_lr

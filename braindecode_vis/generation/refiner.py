@@ -159,13 +159,14 @@ def fit_refiner(data: GeneratorData, recipe: RefinerRecipe) -> RefinerGenerator:
         )
     if min(shape[:2]) < SMALLEST_SIDE or int(np.prod(shape)) > MOST_FEATURES:
         raise ConfigError(
-            f"the generator 'refiner' takes {SMALLEST_SIDE} pixels a side or more and {MOST_FEATURES} values an "
-            f"image or fewer, not {' x '.join(map(str, shape))}; change target.size or target.colour."
+            f"the generator 'refiner' needs at least {SMALLEST_SIDE} pixels per side and at most "
+            f"{MOST_FEATURES} values per image, not {' x '.join(map(str, shape))}; change target.size or "
+            "target.colour."
         )
     if pairs is None or len(pairs) < 3:
         raise ConfigError(
-            "the generator 'refiner' learns from out-of-fold predictions of training trials, and this encoder "
-            "gives too few; set encoder.selection.hold_out above 0, or choose ridge."
+            "the generator 'refiner' learns from out-of-fold predictions of training trials, but this "
+            "encoder gives too few; set encoder.selection.hold_out above 0, or choose ridge."
         )
     true = data.embeddings.select(list(pairs.ids))
     images, predicted, seen = (rows.flat().reshape(-1, *shape) for rows in (data.embeddings, pairs, true))

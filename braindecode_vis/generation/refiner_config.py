@@ -20,7 +20,7 @@ class RefinerConfig(GeneratorSettings):
     Parameters
     ----------
     steps
-        Training of each network, with AdamW and one cycle of the learning rate.
+        Training steps of each network, with AdamW and one cycle of the learning rate.
     """
 
     kind: Literal["refiner"] = "refiner"

@@ -53,7 +53,7 @@ ORIGINAL_SIZE = 768
 
 
 class RefineConfig(Settings):
-    """A second pass over made images by SDXL, led by a text of each trial (MindEye2).
+    """A second pass of SDXL over the images, guided by a text of each trial (MindEye2).
 
     The texts are those of ``reconstruction.prompt``. Numbers are those of MindEye2's notebook: 12 of 25 steps, guidance
     5, images that were 256 pixels large in between.
@@ -65,7 +65,7 @@ class RefineConfig(Settings):
     steps, guidance
         Denoising steps, of which half are run, and the scale of guidance.
     prompt
-        Text where trials have none of their own.
+        Text for trials without their own text.
     """
 
     weights: Path | None = None
@@ -112,7 +112,7 @@ class TokenUnclipConfig(HubConfig):
     Parameters
     ----------
     refine
-        A second pass by SDXL, led by a text of each trial; none by default.
+        A second pass by SDXL, guided by a text of each trial; none by default.
     """
 
     kind: Literal["token_unclip"] = "token_unclip"
@@ -201,7 +201,8 @@ class TokenUnclip:
             if kind != "text_time" or room != 4:
                 raise DataError(
                     f"{folder / 'unet'} takes more than sizes and crops (addition_embed_type {kind}, room for "
-                    f"{room:g} numbers instead of 4): it is no token unCLIP, but perhaps an SDXL that needs a text."
+                    f"{room:g} numbers instead of 4): it is not a token unCLIP, but perhaps an SDXL that "
+                    "needs a text."
                 )
         self.unet, self.vae = place(unet.eval(), options), place(vae.eval(), exact)
         self.refiner = None if refine is None else Refinement(refine, options)
@@ -297,7 +298,7 @@ class Refinement:
         place(self.pipeline, options)
 
     def draw(self, images: np.ndarray, batch: HubBatch) -> np.ndarray:
-        """Return refined images, float of the shape of `images` (n, side, side, 3); the noise goes on from theirs."""
+        """Return refined images, float of the shape of `images` (n, side, side, 3); the noise continues from theirs."""
         n, side, settings = len(images), images.shape[1], self.settings
         made = np.round(images * 255).astype(np.uint8)
         made = np.stack([resize_image(image, settings.start_size, settings.start_size) for image in made])

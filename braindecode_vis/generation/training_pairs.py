@@ -230,6 +230,6 @@ def _check_shard(path: Path, space: str, source: str) -> None:
     header = _read_header(path)
     if header != {"space": space, "source": source}:
         raise DataError(
-            f"{path} holds {header['source']} in the space {header['space']!r}, but {source} in {space!r} were asked "
-            "for; use an empty folder."
+            f"{path} holds {header['source']} in the space {header['space']!r}, but {source} in "
+            f"{space!r} were requested; use an empty folder."
         )

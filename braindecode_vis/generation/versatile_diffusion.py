@@ -184,6 +184,6 @@ def find_classes() -> tuple[Any, Any]:
         except (ImportError, AttributeError):
             continue
     raise ConfigError(
-        f"diffusers {diffusers.__version__} no longer has Versatile Diffusion, which it calls deprecated; set "
+        f"diffusers {diffusers.__version__} no longer has Versatile Diffusion, which was deprecated; set "
         "generator.kind to sd_ip_adapter, or install diffusers 0.42."
     )

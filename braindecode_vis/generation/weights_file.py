@@ -271,8 +271,8 @@ def read_header(path: Path) -> WeightsHeader:
         return WeightsHeader(**json.loads(content["__metadata__"][_HEADER]))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} is cut off or no weights file of the generator 'latent_diffusion'; name one that "
-            "`braindecode-vis train-generator` made."
+            f"{path} is incomplete or is not a weights file of the generator 'latent_diffusion'; use a "
+            "file that `braindecode-vis train-generator` made."
         ) from error
 
 
@@ -294,11 +294,11 @@ def load_model(path: Path, device: str) -> Model:
         autoencoder, denoiser = build_networks(header)
         tensors = load_tensors(path, "torch")
         if header.digest and header.digest != _digest(tensors):
-            raise DataError(f"{path} is damaged: it does not hold what was written; train or copy it again.")
+            raise DataError(f"{path} is damaged: its content has changed; train or copy it again.")
         mean, basis, std = (tensors[f"embedding.{name}"].float() for name in ("mean", "basis", "scale"))
         n, k = header.n_features, header.denoiser["n_components"]
         if (mean.shape, basis.shape, std.shape) != ((n,), (n, k), (k,)):
-            raise ValueError("the components of the embeddings are of another shape than the header says")
+            raise ValueError("the components of the embeddings have another shape than in the header")
         if not all(part.isfinite().all() for part in (mean, basis, std)):
             raise ValueError("the components of the embeddings are not finite")
         components = PrincipalComponents(mean.numpy(), basis.numpy().T, std.numpy())
@@ -310,7 +310,8 @@ def load_model(path: Path, device: str) -> Model:
         raise DataError(f"{path} is cut short or damaged ({error}); train or copy it again.") from error
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path} does not hold what this version of the generator needs ({error}); train the weights again."
+            f"{path} does not have the content that this version of the generator needs ({error}); train "
+            "the weights again."
         ) from error
     side = header.image_size // DOWNSAMPLING
     shape = (header.autoencoder["n_latent_channels"], side, side)

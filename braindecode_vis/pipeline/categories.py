@@ -94,21 +94,22 @@ def _check_classes(trials: pd.DataFrame, split: Split, owners: LabelOwners | Non
         if counts.min() == 1:
             unit, first = owners.unit, str(names[counts.argmin()])
             raise DataError(
-                f"the class {first!r} is that of one {unit} only, so that it cannot be learnt when that {unit} is left "
-                f"out ({len(owners.labels)} {unit}s in all); each class needs two {unit}s, and a p below .05 needs "
+                f"only one {unit} has the class {first!r}, so it cannot be learnt when this {unit} is "
+                f"left out ({len(owners.labels)} {unit}s in all); each class needs two {unit}s, and a p "
+                "below .05 needs "
                 "four of each."
             )
     if not any(np.isin(labels[fold.test], labels[fold.train]).any() for fold in split.folds):
         raise DataError(
             f"no class of the test trials is shown in training ({len(set(labels.tolist()))} classes in {len(labels)} "
-            "trials): classes must be shared by several trials, and by several pictures where folds part pictures; "
+            "trials): each class needs several trials, and several pictures if folds split pictures; "
             "give such labels, or another split."
         )
     names, counts = np.unique(labels.astype(str), return_counts=True)
     if counts.min() == 1:
         raise DataError(
-            f"the class {str(names[counts.argmin()])!r} has one trial only, which cannot be trained on and tested; "
-            "drop that trial, or merge the class with another."
+            f"the class {str(names[counts.argmin()])!r} has only one trial, which cannot be in both "
+            "training and test; drop this trial, or merge the class with another."
         )
 
 
@@ -136,7 +137,7 @@ class LabelOwners:
 
 
 def find_label_owners(run: Run, responses: Responses, split: Split) -> LabelOwners | None:
-    """Return what has one class each and is on one side of every fold; None where labels vary within all of these."""
+    """Return what has one class each and is on one side of every fold; None if labels vary within all of these."""
     trials = responses.trials
     names = trials["concept"].astype(str).to_numpy()
     kind, by = run.config.split.kind, getattr(run.config.split, "by", None)
@@ -238,7 +239,7 @@ def exchange_labels(
         about = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         run.tell(
             f"labels of whole {owners.unit}s are exchanged {len(sets.labels) - 1:,} times, and {config.encoder.kind} "
-            f"is fitted {sum(counts):,} times: about {about}; a smaller evaluation.n_permutations takes less.",
+            f"is fitted {sum(counts):,} times: about {about}; a smaller evaluation.n_permutations takes less time.",
             about="evaluate:",
         )
     with run.listener.progress(f"labels of whole {owners.unit}s", sum(counts)) as advance:

@@ -95,7 +95,7 @@ class Reconstructed:
     images
         Method to its images, in the size that the generator gives: ``decoded``, then the controls.
     decoded_concepts
-        Name of the decoded class of each row, or None where the test concepts were never trained on.
+        Name of the decoded class of each row, or None if the test concepts were never trained on.
     size
         Height and width at which pixels are compared where a metric names no size of its own.
     captions
@@ -120,8 +120,8 @@ def retrieve(run: Run) -> Retrieved:
     if (number := find_untested(run)) is not None:
         raise DataError(
             f"all {len(preprocess(run).imagined[number])} test trials of fold {number} imagine something without a "
-            "picture, so there is no image to retrieve; use analyze --analysis imagery, or test what was seen too "
-            "(dataset.test)."
+            "picture, so there is no image to retrieve; use analyze --analysis imagery, or also test "
+            "seen images (dataset.test)."
         )
     fields, upstream = name_retrieval(run)
     sources, gallery = list_gallery_sources(run), choose_gallery(run)
@@ -231,8 +231,8 @@ def choose_gallery(run: Run) -> tuple[list[str] | None, str]:
     shared = len({bank.embeddings.space for bank in banks}) == 1
     if config.retrieval.gallery == "all" and not shared:
         raise DataError(
-            f"retrieval.gallery is all, but the target {config.target.kind} has another space in every fold; "
-            "set retrieval.gallery to fold."
+            f"retrieval.gallery is all, but the target {config.target.kind} has a different space in "
+            "every fold; set retrieval.gallery to fold."
         )
     counts = [len(pd.unique(ids[fold.test])) for fold in folds]
     within = config.retrieval.gallery == "fold" or (
@@ -328,7 +328,7 @@ def _write_images(
     n_rows = sum(len(fold.predicted) for fold in retrieved.folds)
     counts = count_images(config, n_rows)
     if stand_ins := config.reconstruction.describe_stand_ins():
-        run.tell(f"{stand_ins}; published numbers of the method are not to be expected", "reconstruct:")
+        run.tell(f"{stand_ins}; do not expect the published numbers of the method", "reconstruct:")
     parts: list[FoldImages] = []
     with (
         lend_context(run, "generator", _name_fit(run, "generator")) as lent,
@@ -610,7 +610,7 @@ def make_generator_data(
 
 
 def _find_image_size(stimuli: StimulusSet) -> tuple[int, int] | None:
-    """Return height and width of the first picture, which all folds share; None where it is not at hand."""
+    """Return height and width of the first picture, which all folds share; None if it is not available."""
     pictured = stimuli.select_pictured()
     if not len(pictured) or not pictured.has_pixels:
         return None
@@ -759,7 +759,7 @@ def make_texts(run: Run, number: int) -> FoldTexts | None:
 
 
 def write_test_captions(run: Run, number: int) -> WrittenCaptions | None:
-    """Return what the encoder of a fold writes of its test trials; None where no captions of it are asked for."""
+    """Return what the encoder of a fold writes of its test trials; None if no captions of it are asked for."""
     captions = run.config.reconstruction.captions
     if not any(each.reads_responses for each in captions):
         return None

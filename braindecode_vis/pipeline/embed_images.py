@@ -49,15 +49,15 @@ def open_encoder(config: RunConfig, run: Run | None, source: ImageSource) -> Any
         banks = pipeline.embed(run)
         if len({bank.embeddings.space for bank in banks}) > 1:
             raise ConfigError(
-                f"the target {config.target.kind} of {run.folder.path} has another space in every fold; embed by a run "
-                "with one fold (split.kind published)."
+                f"the target {config.target.kind} of {run.folder.path} has a different space in every "
+                "fold; embed with a run with one fold (split.kind published)."
             )
         return banks[0].encoder
     settings = roles.complete(ImageEncoderSettings, config.target)
     if settings.fitted_on_training_images:
         raise ConfigError(
-            f"the target {config.target.kind} is fitted on training images; give the folder of a run that has done so, "
-            "for example by braindecode-vis embed, in place of a configuration."
+            f"the target {config.target.kind} is fitted on training images; instead of a configuration, "
+            "give the folder of a run with the fitted target, for example made by braindecode-vis embed."
         )
     encoder = roles.build(roles.find_image_encoder_role(config.target), config.target)
     try:
@@ -95,7 +95,7 @@ def embed_images(
     Returns
     -------
     dict or None
-        The manifest; None where other processes have not finished.
+        The manifest; None if other processes have not finished.
     """
     if share is not None:
         embed_parts(
@@ -163,7 +163,7 @@ def embed_in_processes(
         if worker.returncode:
             said = read_last_line(log) or f"it ended with {worker.returncode}"
             if worker.returncode < 0 and not said.startswith("stopped"):
-                said = f"it was killed by signal {-worker.returncode}; give the same command again, which goes on"
+                said = f"it was killed by signal {-worker.returncode}; run the same command again to continue"
             raise DataError(f"process {number} of {n_workers}: {said}")
     for log in logs:
         log.unlink(missing_ok=True)

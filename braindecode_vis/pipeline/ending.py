@@ -1,4 +1,4 @@
-"""Keeps the scores, hints and checks of a finished run, so that `run`, given again, prints them without computing.
+"""Keeps the scores, hints and checks of a finished run, so that a second `run` prints them without computing.
 
 A run in which nothing changed needs its digests compared and no more: its scores, hints and checks are those of the
 last time. They are kept in the user's cache with what they were made of: the configuration, the inputs, this code, and
@@ -36,7 +36,7 @@ class Ending:
     hints
         See `braindecode_vis.pipeline.hints`.
     checked
-        When it was checked for leaks, and what was found; empty where that could not be done.
+        When it was checked for leaks, and what was found; empty if that could not be done.
     leaks
         One sentence on the leaks; empty without any.
     """
@@ -124,7 +124,7 @@ def _recall(run: Run, asked: str) -> Ending | None:
     for name, path, fingerprint in record["artifacts"]:
         created = store.read_provenance(folder / path / store.PROVENANCE)["created"]
         run.folder.take(folder / path)
-        reason = f"nothing it depends on changed since {created}"
+        reason = f"nothing it depends on has changed since {created}"
         run.listener.finished(name, store.Artifact(folder / path, fingerprint, True, reason), 0.0)
     run.seen["evaluate"] = rows
     checked = f"at {record['created']}, and nothing has changed since: {record['summary']}"

@@ -1,4 +1,4 @@
-"""A finished run that is only read: every stage is taken from the run folder, and none is computed.
+"""Reads a finished run: every stage is read from the run folder, and none is computed.
 
 Owns how the artifacts of a run are found without its recordings, which may lie on another machine by now. Nothing is
 written into the run folder.
@@ -49,12 +49,12 @@ def open_finished(folder: Path, listener: ProgressListener | None = None) -> Fin
     Raises
     ------
     DataError
-        If it is no run folder, or the run has not come as far as preprocessing.
+        If it is not a run folder, or the run has not come as far as preprocessing.
     """
     path = folder.expanduser().absolute()
     if not (path / "config.yaml").is_file():
         raise DataError(
-            f"{path} is no run folder: it holds no config.yaml; give the folder that run printed."
+            f"{path} is not a run folder: it holds no config.yaml; give the folder that run printed."
         )
     run = FinishedRun(read_config(path), store.RunFolder(path, writable=False), listener or SilentListener())
     with digests.show_hashing(run.listener.watch):
@@ -73,7 +73,7 @@ def read_every_file(run: Run) -> None:
     Raises
     ------
     DataError
-        If a file is not as the run wrote it. Recordings that changed make another run, and those that are not at hand
+        If a file is not as the run wrote it. Recordings that changed make another run, and those that are not available
         are left out; an audit tells both.
     """
     folder = run.folder.path
@@ -87,7 +87,7 @@ def read_every_file(run: Run) -> None:
                 )
         if changed := store.find_changed_results(folder):
             raise DataError(
-                f"{folder / changed[0]} is not as the run wrote it; run braindecode-vis run {folder} again."
+                f"{folder / changed[0]} was changed after the run; run braindecode-vis run {folder} again."
             )
         with suppress(BraindecodeVisError, OSError):
             run.config.dataset.hash_inputs()

@@ -1,4 +1,4 @@
-"""Rank the test trials of one fold in the gallery, or the galleries, that its encoder asks for.
+"""Ranks the test trials of one fold in the gallery, or the galleries, of its encoder.
 
 Most encoders compare every query with the same gallery. One that has learnt a space of its own maps the gallery into
 it; one that weighs image layers anew for each subject has a gallery for each of them, in which only this subject's
@@ -221,7 +221,7 @@ class TextSide:
     def describe(self) -> str:
         """Return in words how texts get into the space of the targets."""
         if not self.learns:
-            return "by the text side of the target"
+            return "by the text encoder of the target"
         what = "words" if self.encoder in (None, "words") else f"sentence vectors ({Path(self.encoder).name})"
         return f"by a regression from {what} of training images"
 
@@ -248,12 +248,13 @@ class TextSide:
         if len({self.known[name] for name in names}) < 2:
             if len(names) > 1:
                 raise DataError(
-                    f"{len(names)} training images are all described as {self.known[names[0]].texts[0][:60]!r}, from "
-                    "which no meaning of words is learnt; say what differs, or predict texts (target.kind minilm)."
+                    f"{len(names)} training images are all described as "
+                    f"{self.known[names[0]].texts[0][:60]!r}, so the meaning of words cannot be learnt; "
+                    "describe the differences, or predict texts (target.kind minilm)."
                 )
             raise DataError(
-                f"{len(names)} training images are described, from which the meaning of words is learnt; describe "
-                "training images too, or predict texts (target.kind minilm)."
+                f"{len(names)} training images are described, too few to learn the meaning of words; "
+                "describe training images too, or predict texts (target.kind minilm)."
             )
         if "read" not in self._opened:
             self._opened["read"] = open_reader(self.encoder or "words", [self.known[name] for name in names])
@@ -295,9 +296,10 @@ class TextSide:
         empty = np.flatnonzero((left <= 1e-6 * whole) & (whole > 0))
         if len(empty):
             raise DataError(
-                f"{len(empty)} of {len(asked)} descriptions do not distinguish their image from any other by what is "
-                f"known of those of training images, first {asked[empty[0]].texts[0][:60]!r}; say what differs (in "
-                "words set apart by spaces), or read them by evaluation.descriptions.encoder minilm."
+                f"{len(empty)} of {len(asked)} descriptions do not distinguish their image from any "
+                f"other, given the words of training images, first {asked[empty[0]].texts[0][:60]!r}; "
+                "describe the differences (with words separated by spaces), or set "
+                "evaluation.descriptions.encoder to minilm."
             )
         return made
 
@@ -337,7 +339,7 @@ class TextSide:
         return self.source.map_targets(Embeddings(vectors, list(ids), self.source.bank.space), subject)
 
     def show_images(self, ids: Sequence[str], subject: str | None) -> Embeddings | None:
-        """Return images as candidates without what texts say of them; None where nothing is left."""
+        """Return images as candidates without what texts say of them; None if nothing is left."""
         bank = self.source.bank.select(list(ids))
         seen = self.images.hide_texts(np.asarray(bank.vectors), self.fill)
         if seen is None:

@@ -1,6 +1,6 @@
-"""Says where a setting probably costs much, or a score needs an explanation: one sentence each, with what to set.
+"""Gives hints about settings that probably cost much, and about scores that need an explanation, one sentence each.
 
-Looks at finished stages only and changes nothing. A hint is no error: the scores stand.
+Uses only finished stages and changes nothing. A hint is not an error: the scores remain valid.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ def _judge_updates(networks: Sequence[Mapping[str, Any]]) -> list[str]:
     if not counts or max(counts) >= FEW_UPDATES:
         return []
     return [
-        f"the network was updated {max(counts)} times, and a network predicts the mean of the images first: lower "
-        "encoder.batch_size, raise encoder.epochs or the patience of encoder.selection, or use more trials."
+        f"the network was updated only {max(counts)} times, and at first a network predicts the mean of "
+        "the images: lower "
+        "encoder.batch_size, increase encoder.epochs or the patience of encoder.selection, or use more trials."
     ]
 
 
@@ -136,8 +137,8 @@ def _judge_repeats(run: Run) -> list[str]:
     if n_trials >= FEW_IMAGES or n_repetitions < LEAST_REPETITIONS:
         return []
     return [
-        f"{n_repetitions:g} repetitions of {n_trials:g} training images are averaged, which leaves {n_trials:g} trials "
-        "to learn from; training on single trials is often better: --set repeats.train=single."
+        f"{n_repetitions:g} repetitions of {n_trials:g} training images are averaged, which leaves only {n_trials:g} "
+        "training trials; training on single trials is often better: --set repeats.train=single."
     ]
 
 
@@ -167,8 +168,8 @@ def _judge_gallery(run: Run, rows: list[dict[str, Any]]) -> list[str]:
     level = found["2_way", bad[0]]["value"]
     return [
         f"top-1 is below chance although the true image ranks well above it (2_way {level:.2f}): the gallery holds the "
-        f"images of all folds, and in {np.mean(firsts):.0%} of the queries an image that the fold was trained on comes "
-        "first; a gallery of images that it never saw: --set retrieval.gallery=fold."
+        f"images of all folds, and in {np.mean(firsts):.0%} of the queries an image that the fold was "
+        "trained on comes first; for a gallery of images without training images: --set retrieval.gallery=fold."
     ]
 
 
@@ -178,9 +179,9 @@ def _judge_orders(rows: list[dict[str, Any]]) -> list[str]:
         found = re.search(FEW_ORDERS + r" in (\d+) ways: no p much below ([\d.]+)", str(row["protocol"]))
         if found is not None:
             return [
-                "the test images are too few for a small p: wherever they are permuted, within folds where there are "
-                f"several, they change places in {found[1]} ways, and no p lies much below {found[2]}, however well "
-                "they are decoded; more images, or fewer folds, allow less."
+                "there are too few test images for a small p: they can be permuted (within folds, if "
+                f"there are several) in only {found[1]} ways, so no p can be much below {found[2]}, even "
+                "for perfect decoding; use more images, or fewer folds."
             ]
     return []
 
@@ -193,8 +194,8 @@ def _judge_owners(run: Run, rows: list[dict[str, Any]]) -> list[str]:
     hints = []
     if found.smallest_p > 0.05:
         hints.append(
-            f"the {found.unit}s are too few for a small p: exchanging the labels of whole {found.unit}s gives none "
-            f"below {found.smallest_p:.2g}, however well they are distinguished; four {found.unit}s of each of two "
+            f"there are too few {found.unit}s for a small p: exchanging the labels of whole {found.unit}s gives no p "
+            f"below {found.smallest_p:.2g}, even for perfect decoding; four {found.unit}s of each of two "
             "classes allow 0.029."
         )
     trials = preprocess(run).responses.trials
@@ -204,8 +205,8 @@ def _judge_owners(run: Run, rows: list[dict[str, Any]]) -> list[str]:
         and trials["subject"].nunique() == 1
     ):
         hints.append(
-            f"each of the {len(trials)} groups has one trial, so that groups keep no trials together; give as group "
-            "what shares a person, a day or a block, or leave it out if trials are independent."
+            f"each of the {len(trials)} groups has one trial, so groups keep no trials together; give "
+            "one group per person, day or block, or leave group out if trials are independent."
         )
     return hints
 
@@ -218,9 +219,8 @@ def _judge_folds(run: Run) -> list[str]:
         return []
     n = len(prepared.split.folds)
     return [
-        f"{len(single)} of {n} folds test trials of one class only, so that they have no AUC, and a decoder that "
-        "always names another class looks bad by the split alone; choose fewer folds, or parts that hold every "
-        "class."
+        f"{len(single)} of {n} folds test trials of only one class, so they have no AUC, and the split "
+        "itself can make a decoder look bad; choose fewer folds, or groups that contain every class."
     ]
 
 
@@ -246,7 +246,7 @@ def _judge_penalties(run: Run) -> list[str]:
         if 2 * len(at) > len(chosen):
             hints.append(
                 f"the ridge penalty is the {word} that was tried ({at[0]:g}) in {len(at)} of {len(chosen)} fold(s); "
-                "the best may lie beyond: extend encoder.alphas."
+                "the best may be outside this range: extend encoder.alphas."
             )
     return hints
 
@@ -258,10 +258,11 @@ def _judge_ties(run: Run) -> list[str]:
     if shared.mean() < 0.01:
         return []
     lost = np.concatenate([(part.n_above == 0) & (part.n_tied > 0) for part in parts])
-    decided = f" top-1 would be up to {lost.mean():.2f} higher if they were won." if lost.any() else ""
+    decided = f" top-1 would be up to {lost.mean():.2f} higher without them." if lost.any() else ""
     return [
-        f"{shared.mean():.0%} of the queries tie with another candidate: ties are lost in top-k and share the mean "
-        f"rank elsewhere.{decided} Candidates of equal embeddings, or constant predictions, make ties."
+        f"{shared.mean():.0%} of the queries tie with another candidate: a tie counts as not found in "
+        f"top-k, and as the mean rank elsewhere.{decided} Candidates with equal embeddings, or constant "
+        "predictions, cause ties."
     ]
 
 
@@ -306,7 +307,7 @@ def describe_objective_values(
                     "its queue adds more candidates until it is full; set encoder.teacher.queue well below the "
                     "number of training images."
                     if name in WITH_QUEUE
-                    else "the others outweigh it, or work against it."
+                    else "the other objectives outweigh it, or work against it."
                 )
             )
         # In most epochs: a term may begin large and fall.
@@ -315,14 +316,14 @@ def describe_objective_values(
             times = np.median(own[beside] / others[beside])
             sentences.append(
                 f"the objective {name} is {times:.0f} times as large as all others together ({np.median(own):.4g} "
-                f"beside {np.median(others[beside]):.3g}), so that they hardly count; lower its weight, or raise "
-                "theirs."
+                f"beside {np.median(others[beside]):.3g}), so the others have almost no effect; lower "
+                "its weight, or increase theirs."
             )
         if name == MIXES and beside.any():
             sentences.append(
-                f"while the objective {name} counts, half of each batch are two trials in one, which the other "
-                "objectives compare with one of the two images; in a short training that costs accuracy: let them "
-                "begin later (phase), or leave it out."
+                f"while the objective {name} is active, half of each batch are mixtures of two trials, "
+                "but the other objectives compare them with only one of the two images; in a short "
+                f"training this costs accuracy: let the others begin later (phase), or leave {name} out."
             )
     return sentences
 

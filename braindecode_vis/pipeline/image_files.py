@@ -1,4 +1,4 @@
-"""How the images of `reconstruct` lie on disk: written batch by batch while a generator runs, read row by row.
+"""The image files of `reconstruct`: written batch by batch while a generator runs, read row by row.
 
 ``rows.parquet`` has one row per test item. What a generator made is one ``.npy`` per method, in the size that the
 generator gives: ``decoded.npy`` of shape (n_rows, height, width, 3), or (n_rows, n_draws, height, width, 3). What is
@@ -275,8 +275,9 @@ class ImageWriter:
         pixels, marks = self._open_files(name, images.shape[1:3])
         if pixels.shape[1:3] != images.shape[1:3]:
             raise DataError(
-                f"the images {name} have {pixels.shape[1]} x {pixels.shape[2]} pixels, and from row {start} on "
-                f"{images.shape[1]} x {images.shape[2]}; a generator must give all images in one size."
+                f"the images {name} have {pixels.shape[1]} x {pixels.shape[2]} pixels, but from row "
+                f"{start} on {images.shape[1]} x {images.shape[2]}; a generator must give all images in "
+                "the same size."
             )
         pixels.write(start, images)
         marks.write(start, np.array([_digest(image) for image in images], np.uint64))
@@ -356,8 +357,8 @@ class ImageWriter:
 def _check_there(folder: Path) -> None:
     if not folder.is_dir():
         raise DataError(
-            f"{folder}, where several processes keep their images, was removed: another command has finished them, or "
-            "makes others in this run folder; give the same command again."
+            f"{folder}, where several processes keep their images, was removed: another command has "
+            "finished these images, or makes others in this run folder; run the same command again."
         )
 
 

@@ -1,4 +1,4 @@
-"""Trials that a finished run has never seen, brought to the form in which its encoder learnt.
+"""Prepares new trials in the form of the training trials of a finished run.
 
 Owns the ways in (another root of the same data set, a folder of arrays, trials in memory), what the run has learnt in
 its preprocessing and applies to them, and what is asked of them: the axes, channels, times and voxels of the run.
@@ -112,7 +112,7 @@ def read_new(
         return _write_anew(run, live, work, whiten_new=whiten_new, part=part)
     if "root" not in type(dataset).model_fields:
         raise DataError(
-            f"{path} holds no trials, and {dataset.kind}, which the run decodes, is read from no folder; --on takes a "
+            f"{path} holds no trials, and {dataset.kind}, which the run decodes, reads no folder; --on takes a "
             "folder of arrays or a file of trials."
         )
     dataset = read_config(run.folder.path, overrides, root=path).dataset
@@ -126,8 +126,8 @@ def read_dataset_anew(
     known = (dataset.kind, *roles.complete(Dataset, dataset).continues())
     if run.config.dataset.kind not in known:
         raise ConfigError(
-            f"the run decodes {run.config.dataset.kind}, so that it cannot read {dataset.kind}; give its trials as "
-            "arrays instead."
+            f"the run decodes {run.config.dataset.kind}, so it cannot read {dataset.kind}; give these "
+            "trials as arrays instead."
         )
     return _write_anew(run, dataset, work, whiten_new=whiten_new, part=part)
 
@@ -137,7 +137,7 @@ def _write_anew(
 ) -> NewTrials:
     learnt = find_learnt(run)
     if whiten_new and part is not None:
-        raise ConfigError(f"with its own whitening every new trial takes part; leave split {part} out.")
+        raise ConfigError(f"whitening with the new trials uses all of them; leave split {part} out.")
     own = find_responses(run)
     # The mask of the run, since one found in new images would keep other voxels.
     single = "subjects" not in own.coords and "voxel_id" in own.coords
@@ -191,7 +191,7 @@ def prepare_trials(
     # Per-subject networks and galleries look subjects up by name, and an unnamed one would be unknown to them.
     if (responses.trials["subject"] == UNSTATED).all() and len(subjects) == 1:
         responses = responses.with_trials(responses.trials.assign(subject=subjects[0]))
-        notes.append(f"No subject was stated: taken as {subjects[0]}, the one that the run learnt from.")
+        notes.append(f"No subject was given: using {subjects[0]}, the subject of the run.")
     # Before whitening, whose matrix only says that shapes differ and not which channel is missing.
     check_axes(find_responses(run), responses)
     check_finite(responses.data, what="the new recording", row_names=responses.stimulus_ids, unit="trial")
@@ -209,8 +209,8 @@ def prepare_trials(
             notes += [f"{where}: {words}." for where, words in learnt.used.items()]
     elif whiten_new:
         raise ConfigError(
-            "there is nothing to whiten anew: the run has learnt no whitening or scaling, or the trials went through "
-            "it already."
+            "there is no whitening to compute: the run has no whitening or scaling, or the trials are "
+            "whitened already."
         )
     return NewTrials(_fit_in(run, responses), stimuli, tuple(notes), transductive)
 
@@ -225,8 +225,9 @@ def describe_cleaning(dataset: Any) -> str:
     if not done:
         return ""
     return (
-        f"The run removed {' and '.join(done)} from its recordings, learnt from each session and not kept; these "
-        "trials were taken as they are, so clean them alike before, or give the raw recording with --whiten-new."
+        f"The run removed {' and '.join(done)} from its recordings, learnt from each session and not "
+        "kept; these trials were not cleaned, so clean them in the same way before, or give the raw "
+        "recording with --whiten-new."
     )
 
 
@@ -250,9 +251,10 @@ def _is_prepared(learnt: LearntStatistics, unit: str, prepared: bool | None) -> 
         return True
     if unit in _NO_UNIT:
         raise DataError(
-            f"the run stores its trials in the unit {learnt.unit!r}, after whitening, scaling or standardising, and "
-            f"nothing says whether these went through that: state their unit ({learnt.unit}, or that of the recording) "
-            "in meta.yaml, or pass prepared=True or False in Python."
+            f"the run stores its trials in the unit {learnt.unit!r}, after whitening, scaling or "
+            "standardising, but it is not known whether these trials are prepared like this: state "
+            f"their unit ({learnt.unit}, or the unit of the recording) in meta.yaml, or pass "
+            "prepared=True or False in Python."
         )
     # Microvolts under a scaling learnt in volts would be 10^6 too large and still look whitened.
     recorded = _SAME_UNITS.get(learnt.recorded_unit.lower(), learnt.recorded_unit)
@@ -293,8 +295,8 @@ def check_axes(expected: Responses, found: Responses) -> None:
     # Rates first: other rates give other shapes, and the shape would not say why. A thousandth is rounding.
     if rates[0] and rates[1] and abs(rates[0] / rates[1] - 1) > 1e-3:
         raise DataError(
-            f"these trials have a sampling rate of {rates[1]:g} Hz, but the run learnt from {rates[0]:g} Hz; resample "
-            "the recording first."
+            f"these trials have a sampling rate of {rates[1]:g} Hz, but those of the run have {rates[0]:g} Hz; "
+            "resample the recording first."
         )
     theirs, ours = (r.coords.get("ch_names") for r in (found, expected))
     if theirs is not None and ours is not None and list(map(str, theirs)) != list(map(str, ours)):
@@ -302,28 +304,29 @@ def check_axes(expected: Responses, found: Responses) -> None:
         what = (
             f"are missing {', '.join(missing[:5])}"
             if missing
-            else "have others too"
+            else "have additional ones"
             if len(theirs) > len(ours)
             else "have another order"
         )
         raise DataError(
-            f"the channels of these trials {what}: the run learnt from {', '.join(map(str, ours[:8]))}"
-            f"{' ...' if len(ours) > 8 else ''} in this order; pick them by name."
+            f"the channels of these trials {what}: the run has {', '.join(map(str, ours[:8]))}"
+            f"{' ...' if len(ours) > 8 else ''} in this order; select them by name."
         )
     if found.data.shape[1:] != expected.data.shape[1:] or len(found.dims) != len(expected.dims):
-        raise DataError(f"the run learnt from trials of {shapes[0]}, but these have {shapes[1]}.")
+        raise DataError(f"the trials of the run have {shapes[0]}, but these have {shapes[1]}.")
     times = [r.coords.get("times") for r in (expected, found)]
     if times[0] is not None and times[1] is not None:
         ours_s, theirs_s = (np.asarray(t, float) for t in times)
         if not np.allclose(ours_s, theirs_s, atol=TIME_TOLERANCE):
             raise DataError(
                 f"these trials run from {theirs_s[0]:g} to {theirs_s[-1]:g} s, those of the run from {ours_s[0]:g} to "
-                f"{ours_s[-1]:g} s from the onset of the picture; cut them alike."
+                f"{ours_s[-1]:g} s from the onset of the picture; cut them in the same way."
             )
     voxels = [r.coords.get("voxel_id") for r in (expected, found)]
     if voxels[0] is not None and voxels[1] is not None and not np.array_equal(voxels[0], voxels[1]):
         raise DataError(
-            "the voxels of these trials lie elsewhere in the volume than those of the run; use the mask of the run."
+            "the voxels of these trials have other positions in the volume than those of the run; use "
+            "the mask of the run."
         )
 
 

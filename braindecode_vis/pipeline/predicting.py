@@ -1,6 +1,6 @@
 """Apply a finished run to new trials: predictions, ranks in any gallery, images. Nothing is fitted.
 
-Owns which folds predict, what the gallery is, and what is known of the truth. Selection, encoders, target encoder,
+Owns which folds predict, the gallery, and the known true images. Selection, encoders, target encoder,
 prior and generator come from the run folder. With one fold, its predictions are taken; with several that share a space,
 their mean; folds with spaces of their own cannot be averaged, and one is to be chosen.
 """
@@ -286,12 +286,12 @@ class RunPredictions:
             return ""
         first = ", ".join(map(repr, pd.unique(named)[:3]))
         return (
-            f"what the trials showed ({first}{', ...' if named.nunique() > 3 else ''}) names no {there} ({what}), so "
-            "that nothing is scored; name what the run knows, or leave it out."
+            f"what the trials showed ({first}{', ...' if named.nunique() > 3 else ''}) contains no "
+            f"{there} ({what}), so nothing is scored; give names that the run has, or leave it out."
         )
 
     def read_picture(self, name: str) -> np.ndarray | None:
-        """Return a picture of the gallery, uint8 of shape (height, width, 3); None where it is not at hand."""
+        """Return a picture of the gallery, uint8 of shape (height, width, 3); None if it is not available."""
         stimuli = None if self.candidates is None else self.candidates.stimuli
         if stimuli is None or not stimuli.has_pixels:
             return None
@@ -414,8 +414,7 @@ def predict(
     if run.config.decodes_categories:
         if gallery is not None:
             raise ConfigError(
-                f"{run.folder.path} decodes categories and finds no pictures, so that it takes no gallery; leave it "
-                "out."
+                f"{run.folder.path} decodes categories and finds no pictures, so it takes no gallery; leave it out."
             )
         return _predict_categories(run, new, folds)
     trials = pick_trials(_name_concepts(run, new), np.arange(new.responses.n_trials), run.config.repeats.test)
@@ -435,8 +434,8 @@ def predict(
     if len(folds) > 1:
         check_one_space(run, folds, predicted)
         notes.append(
-            f"Predictions are the mean of the {len(folds)} folds of the run, which share their space; prior and "
-            "generator are those of the first fold."
+            f"Predictions are the mean over the {len(folds)} folds of the run, which share one space; "
+            "prior and generator are those of the first fold."
         )
     candidates = find_gallery(run, folds[0], new, trials, gallery, folds)
     result = RunPredictions(
@@ -487,8 +486,8 @@ def check_one_space(run: FinishedRun, folds: list[int], predicted: list[Embeddin
     targets = {embed(run)[number].embeddings.space for number in folds}
     if len(targets) > 1 or len({part.space for part in predicted}) > 1:
         raise ConfigError(
-            f"the {len(folds)} folds of {run.folder.path} have spaces of their own, so that their predictions have no "
-            "mean; choose one with --fold 0."
+            f"the {len(folds)} folds of {run.folder.path} have different spaces, so their predictions "
+            "cannot be averaged; choose one with --fold 0."
         )
 
 
@@ -533,9 +532,9 @@ def find_gallery(
         shown = sorted(set(trials.stimulus_ids[known].astype(str)) & set(gallery.embeddings.ids.astype(str)))
         if gallery.unnamed and 0 < len(shown) < len(gallery.embeddings):
             raise DataError(
-                f"the trials show {shown[0]!r} and others, and the gallery is an array, which does not say which is "
-                f"which; state it by a mapping: gallery={{{shown[0]!r}: pictures[0], ...}}, or give a folder of files "
-                "that are named by their ids."
+                f"the trials show {shown[0]!r} and others, but the gallery is an array without names; "
+                f"give a mapping: gallery={{{shown[0]!r}: pictures[0], ...}}, or give a folder of files "
+                "named by their ids."
             )
         return gallery
     in_bank = set(bank.embeddings.ids.astype(str))
@@ -593,7 +592,7 @@ def open_given_gallery(run: FinishedRun, number: int, given: Pictures | Embeddin
         if given.space != space:
             raise DataError(
                 f"the gallery is in the space {given.space!r}, but the run predicts {space!r}; give the pictures "
-                "themselves, or embeddings that the target of the run made."
+                "themselves, or embeddings from the target of the run."
             )
         check_same_space(given, bank.embeddings)
         return PictureGallery(given, None, f"{len(given)} given embeddings")
@@ -911,7 +910,7 @@ def _predict_categories(run: FinishedRun, new: NewTrials, folds: list[int]) -> R
         total[:, columns] += decoder.decision(new.responses)
     notes = list(new.notes)
     if len(folds) > 1:
-        notes.append(f"Decisions are the mean of those of the {len(folds)} folds of the run.")
+        notes.append(f"Decisions are the mean over the {len(folds)} folds of the run.")
     decisions = pd.DataFrame(total / len(decoders), columns=classes)
     trials = new.responses.trials.assign(row=np.arange(new.responses.n_trials))
     if "concept" not in trials:

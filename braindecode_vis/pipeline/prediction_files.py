@@ -1,4 +1,4 @@
-"""The folder that predictions on new trials are written into: embeddings, tables, images, page and provenance.
+"""Writes predictions on new trials into a folder: embeddings, tables, images, page and provenance.
 
 ::
 
@@ -64,7 +64,7 @@ def check_out(
     """
     path = out.expanduser().absolute()
     if path.is_file():
-        raise DataError(f"{path} is a file; name a folder.")
+        raise DataError(f"{path} is a file; give a folder.")
     if not path.is_dir() or not any(path.iterdir()):
         return path
     try:
@@ -196,8 +196,8 @@ def _write_page(result: Any, path: Path, provenance: dict[str, Any]) -> None:
             sections.append(
                 ExtraSection(
                     "Decoded images",
-                    f"The first {n} of {len(result)} trials, in their order: the decoded image, and below it the "
-                    f"nearest pictures of the gallery ({words}).",
+                    f"The first {n} of {len(result)} trials, in order: the decoded image, and below it "
+                    f"the nearest pictures of the gallery ({words}).",
                     figure=drawn.getvalue(), alt="Decoded images above the nearest pictures of the gallery.",
                 )
             )  # fmt: skip
@@ -220,8 +220,8 @@ def _write_page(result: Any, path: Path, provenance: dict[str, Any]) -> None:
     warnings = []
     if result.transductive:
         warnings.append(
-            "Transductive: statistics were learnt from the new trials themselves, so these numbers belong in a column "
-            "of their own."
+            "Transductive: statistics were learnt from the new trials themselves, so do not compare "
+            "these numbers with others."
         )
     if result.decisions is None:
         firsts = result.retrieved[result.retrieved["place"] == 1].sort_values("trial")
@@ -230,7 +230,7 @@ def _write_page(result: Any, path: Path, provenance: dict[str, Any]) -> None:
             firsts["picture"].tolist(), shown.iloc[firsts["trial"]].tolist(), what="trials"
         )
         warnings += filter(None, [common])
-    fitted = "nothing but the statistics below was" if result.transductive else "nothing was"
+    fitted = "only the statistics below were" if result.transductive else "nothing was"
     content = ReportContent(
         title=f"{result.run.config.name} on new trials",
         dataset=result.run.config.dataset.kind,
@@ -238,7 +238,7 @@ def _write_page(result: Any, path: Path, provenance: dict[str, Any]) -> None:
         protocol={"Protocol": result.protocol, "Run": str(result.run.folder.path)},
         facts=[
             ("Trials", len(result)),
-            ("Trials that say what they showed", known),
+            ("Trials whose shown picture is known", known),
             ("Fits", ", ".join(f"{name} {mark}" for name, mark in provenance["fits"].items())),
             ("Fingerprint", provenance["fingerprint"]),
         ],
@@ -311,7 +311,7 @@ def _score_pictures(result: Any) -> list[Any]:
 
 
 def _find_seen(result: Any, ids: np.ndarray) -> ImageRows | None:
-    """Return the true pictures, or None where one is not at hand."""
+    """Return the true pictures, or None if one is not available."""
     if any(result.read_picture(name) is None for name in map(str, pd.unique(ids))):
         return None
     stimuli = result.candidates.stimuli

@@ -1,4 +1,4 @@
-"""What comes before a fit: the stages preprocess, embed and pretrain, the trials of a fold, and its unfitted encoder.
+"""The steps before a fit: the stages preprocess, embed and pretrain, the trials of a fold, and its unfitted encoder.
 
 What is fitted here is fitted on training trials and training images. A tested subject whose other recordings the
 encoder was pretrained on is refused, or named in the protocol. `learning` fits the encoder, and `synthetic` makes
@@ -140,7 +140,7 @@ def check_learnt(config: RunConfig, split: Split, trials: pd.DataFrame) -> None:
     declared = trials["split"].to_numpy(dtype=object) == "train"
     if learnt and any(declared[fold.test].any() for fold in split.folds):
         raise ConfigError(
-            f"dataset.{learnt[0]} learns from trials that are declared as training, and the split "
+            f"dataset.{learnt[0]} learns from trials that are declared as training, but the split "
             f"{config.split.kind!r} tests some of them; leave it out, or set split.kind to published."
         )
 
@@ -220,8 +220,9 @@ def embed_fold(run: Run, number: int) -> TargetBank:
     prepared = preprocess(run)
     if not prepared.stimuli.knows_images:
         raise ConfigError(
-            f"the encoder {run.config.encoder.kind} predicts pictures, but the data know the class of each trial only; "
-            "set encoder.kind to lda, logistic or network_categories, or give pictures and what each trial showed."
+            f"the encoder {run.config.encoder.kind} predicts pictures, but the data have only the class "
+            "of each trial; set encoder.kind to lda, logistic or network_categories, or give pictures "
+            "and the picture of each trial."
         )
     # Where nothing is fitted, one artifact serves all folds.
     own = number if run.target.fitted_on_training_images else None
@@ -260,7 +261,8 @@ def refuse_categories(run: Run, verb: str) -> None:
     """Raise `ConfigError` where the run decodes categories, so that the verb has no image to work with."""
     if run.config.decodes_categories:
         raise ConfigError(
-            f"{verb} needs to know which image was seen, but the encoder {run.config.encoder.kind} decodes categories; "
+            f"{verb} needs to know which image was seen, but the encoder {run.config.encoder.kind} "
+            "decodes categories; "
             "use train, evaluate and report, or another encoder.kind."
         )
 
@@ -285,7 +287,7 @@ def pretrain(run: Run) -> store.Artifact:
 
 
 def pretrain_fold(run: Run, number: int) -> store.Artifact | None:
-    """Pretrain the encoder that a fold starts from, on the training trials of this fold; None where it starts anew.
+    """Pretrain the encoder that a fold starts from, on the training trials of this fold; None if it starts anew.
 
     With one fold, it is what `pretrain` gives.
     """
@@ -377,7 +379,7 @@ def find_guide(run: Run, number: int | None) -> Embeddings | None:
     }
     if not texts:
         raise DataError(
-            f"{config.captions} has a caption of none of the images of the run; correct its ids or pretrain.captions."
+            f"{config.captions} has no caption for the images of the run; correct its ids or pretrain.captions."
         )
     folder = find_sentence_folder(config.sentence_encoder, "pretrain.sentence_encoder")
     vectors = SentenceEncoder(folder, device=config.device).embed_texts(list(texts.values()))
@@ -401,8 +403,8 @@ def _keep_training(prepared: Prepared, number: int | None) -> tuple[Responses, i
         tested, n_others = tested | others, int(others.sum())
     if tested.all():
         raise DataError(
-            "every trial is tested by some fold, so that none is left to pretrain on; with "
-            "encoder.network.pretrained=pretrain each fold pretrains on what it does not test."
+            "every trial is tested by some fold, so none is left for the pretraining; with "
+            "encoder.network.pretrained=pretrain each fold pretrains on its own training trials."
         )
     # Told by the column: pretraining reads no row of the split "test".
     trials = prepared.responses.trials.assign(split=np.where(tested, "test", declared))
@@ -502,7 +504,7 @@ def pick_labelled_trials(prepared: Prepared, rows: np.ndarray, repeats: str) -> 
 
 
 def describe_pretraining(config: RunConfig, tested: Collection[str], made: Path | None = None) -> str:
-    """Return what the encoder of a run was pretrained on, in words for its protocol; empty where that is not known.
+    """Return what the encoder of a run was pretrained on, in words for its protocol; empty if that is not known.
 
     Parameters
     ----------
@@ -526,9 +528,10 @@ def describe_pretraining(config: RunConfig, tested: Collection[str], made: Path 
     if shared and (config.pretrain is None or config.pretrain.shared_subjects == "refuse"):
         names = ", ".join(dict.fromkeys(str(corpus["name"]) for corpus in [*corpora, *earlier]))
         raise ConfigError(
-            f"subject(s) {', '.join(shared)} are tested here, and the encoder is pretrained on recordings of them "
-            f"(corpus {names}); hold them out there (corpus --hold-out {name_sources(config)[0]}/{shared[0]}), or set "
-            "pretrain.shared_subjects=named, which the protocol will say."
+            f"subject(s) {', '.join(shared)} are tested here, but the encoder is pretrained on their "
+            f"recordings (corpus {names}); hold them out there (corpus --hold-out "
+            f"{name_sources(config)[0]}/{shared[0]}), or set pretrain.shared_subjects=named; the "
+            "protocol will then say so."
         )
     n, hours = (sum(corpus[key] for corpus in corpora) for key in ("n_persons", "hours"))
     words = f"encoder pretrained without labels on corpora of {n} persons, {hours:.4g} h"
@@ -615,7 +618,7 @@ def _describe_corpus(folder: Path) -> dict[str, Any]:
     runs = corpus.runs
     runs = runs[~runs["held_out"].to_numpy(bool)]
     if not len(runs):
-        raise DataError(f"the corpus {folder} holds every person out, so that no training data are left.")
+        raise DataError(f"the corpus {folder} holds every person out, so no training data are left.")
     return {
         "name": folder.name, "n_persons": int(runs["person"].nunique()), "hours": float(runs["hours"].sum()),
         "subjects": corpus.list_subjects(),

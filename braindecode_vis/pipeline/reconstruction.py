@@ -466,8 +466,9 @@ def fit_prior(config: RunConfig, prior: Prior, data: GeneratorData, known: Embed
         prior.fit(pairs, data.embeddings.select(pairs.ids), images=known)
     else:
         raise ConfigError(
-            f"the prior {config.prior.kind} learns from predictions of training trials that the encoder was not fitted "
-            "on, and it gave none; set encoder.selection.hold_out above 0, or encoder.out_of_fold."
+            f"the prior {config.prior.kind} learns from predictions of training trials on which the "
+            "encoder was not fitted, but there are none; set encoder.selection.hold_out above 0, or "
+            "encoder.out_of_fold."
         )
 
 
@@ -490,7 +491,7 @@ def refit_prior(
     data
         Of the training split.
     generator
-        May be None where the prior asks no generator for its images.
+        May be None if the prior asks no generator for its images.
     tested
         True embeddings of the test images, which a prior may not know.
     number
@@ -551,7 +552,7 @@ def decode_captions(
 
 
 def pick_prompts(config: RunConfig, captions: Mapping[str, list[list[str]]]) -> list[str] | None:
-    """Return the texts that lead images, one for each row or for each draw of each row; None where none is to lead.
+    """Return the texts that lead images, one for each row or for each draw of each row; None if none is to lead.
 
     Parameters
     ----------
@@ -628,7 +629,7 @@ def _check_kind(folder: Path, config: RunConfig) -> None:
         kind = store.read_json(about).get("kind", kind)
     if kind != config.prior.kind:
         raise DataError(
-            f"{folder} holds a prior of kind {kind}, and prior.kind of this run is {config.prior.kind}; restore the "
+            f"{folder} holds a prior of kind {kind}, but prior.kind of this run is {config.prior.kind}; restore the "
             "folder that the run wrote, or remove the stage and reconstruct again."
         )
 
@@ -773,8 +774,7 @@ def describe_same_draws(config: RunConfig, decoded: Images) -> str:
         return ""
     return (
         f"the {n_draws} draws of every image are identical: neither the prior {config.prior.kind} nor the "
-        f"generator {config.generator.kind} drew anything at random; one draw, or the best of all, says as "
-        "much."
+        f"generator {config.generator.kind} draws at random; one draw gives the same result."
     )
 
 

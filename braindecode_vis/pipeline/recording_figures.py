@@ -1,4 +1,4 @@
-"""Sections of the report on what was recorded and trained: evoked response, mask, noise ceiling, training, publication.
+"""Sections of the report about recording and training: evoked response, mask, noise ceiling, training, publication.
 
 All are made from finished stages and cost a few seconds at most; what a run does not have is left out, with a word
 where a reader would miss it. Knows nothing of scores.
@@ -114,17 +114,18 @@ def _describe_evoked(responses: Responses, folder: Path, has_time_course: bool =
     figures = [draw(draw_response, (8.4, 2.9), alt, f"{said}.")]
     if not time_first and (ceiling := _draw_ceiling(folder, ms)) is not None:
         figures.append(ceiling)
-    words = (
-        "Computed from the trials that were kept, training and test together; nothing of it enters a score."
-    )
+    words = "Computed from all kept trials, training and test; it does not influence any score."
     if places is None:
-        words += " No map is drawn: the data hold no positions of the sensors, or positions that span no map."
+        words += (
+            " No map is drawn: the data have no sensor positions, or positions from which no map can be made."
+        )
     if unit == "whitened":
-        words += " Noise was normalised, so that the unit is that of its standard deviation."
+        words += " Noise was normalised, so the unit is its standard deviation."
     if not has_time_course:
         words += (
-            " When the image can be decoded takes a fit for each window of time: braindecode-vis analyze RUN "
-            "--analysis sliding_window, with the run folder for RUN, adds that curve to this page."
+            " To see at which times the image can be decoded, run braindecode-vis analyze RUN --analysis "
+            "sliding_window, with the run folder for RUN. It fits a decoder for each time window and "
+            "adds the curve to this page."
         )
     return ExtraSection("Evoked response", words, figures=figures)
 
@@ -183,8 +184,8 @@ def _draw_ceiling(folder: Path, ms: np.ndarray) -> SectionFigure | None:
     caption = (
         f"Noise ceiling: the highest correlation that any prediction of a test response can be expected to reach "
         f"({found.n_images} images, {found.n_repetitions:.3g} repetitions averaged), with the 95 % jackknife interval "
-        "over images. The best channel is that of noise too, and lies above 0 without any signal. The ceiling bounds "
-        "predicted responses, not retrieval."
+        "over images. The best channel is selected, so its value is above 0 even without signal. The "
+        "ceiling is a limit for predicted responses, not for retrieval."
     )
     at = int(mean.argmax())
     alt = f"Noise ceiling over time; over all channels it is at most {mean[at]:.2f} ({low[at]:.2f} to {high[at]:.2f})"
@@ -203,9 +204,9 @@ def _describe_ceiling(responses: Responses, tested: np.ndarray, *, averaged: boo
         describe_ceiling(one) + (f" (subject {one.subject})" if len(found) > 1 else "") for one in found
     )
     return (
-        f" Noise ceiling: no prediction of a test response can be expected to correlate with it by more than {told} "
-        f"over the {found[0].n_images} test images, root mean square over {responses.dims[1]}s. It bounds predicted "
-        "responses, not retrieval."
+        " Noise ceiling: the correlation of a prediction with a test response cannot be expected to be "
+        f"above {told} over the {found[0].n_images} test images, root mean square over "
+        f"{responses.dims[1]}s. It is a limit for predicted responses, not for retrieval."
     )
 
 
@@ -252,7 +253,7 @@ def _describe_mask(responses: Responses, folder: Path, said: str = "") -> ExtraS
 
 
 def _describe_training(run: Run) -> ExtraSection | None:
-    """Draw the loss over epochs of each fold; None where no network was trained."""
+    """Draw the loss over epochs of each fold; None if no network was trained."""
     histories = []
     for fold in train(run)[:MAX_FOLDS]:
         for path in sorted(fold.artifact.path.glob("*.json")):
@@ -292,7 +293,9 @@ def _describe_training(run: Run) -> ExtraSection | None:
     alt = f"Training curve: the loss goes from {first:.3g} to {last:.3g} in {n_epochs} epochs"
     figure = draw(draw_losses, (7.0, 2.4), alt, caption)
     return ExtraSection(
-        "Training", "A loss of training trials alone says nothing about new ones.", figures=[figure]
+        "Training",
+        "The loss on training trials alone does not show how well new trials are decoded.",
+        figures=[figure],
     )
 
 
@@ -325,10 +328,12 @@ def describe_publication(run: Run, rows: Sequence[dict[str, Any]]) -> list[Extra
     simulated = roles.complete(Dataset, run.config.dataset).find_phantom() is not None
     words = [f"Published ({header.source}): {header.as_published}."]
     if simulated:
-        words.append("This run decodes simulated data, so its numbers are no answer to these.")
+        words.append(
+            "This run decodes simulated data, so do not compare its numbers with the published ones."
+        )
     changed = list_changes(shipped, run.config, hashed=False)
     if changed:
-        words.append(f"Settings of this run that are not those of the configuration: {'; '.join(changed)}.")
-    words.append(f"Known departures of the configuration: {'; '.join(header.departs)}.")
-    words.append("Two numbers can be compared only where split, candidates and averaging are the same.")
+        words.append(f"Settings of this run that differ from the configuration: {'; '.join(changed)}.")
+    words.append(f"Known differences between the configuration and the paper: {'; '.join(header.departs)}.")
+    words.append("Compare two numbers only if split, candidates and averaging are the same.")
     return [ExtraSection("Beside the published number", " ".join(words), table=table)]

@@ -1,4 +1,4 @@
-"""Folds that train each other: which images each was taught, and ranks after refits on relabelled images.
+"""Folds that share training trials: the training images of each fold, and ranks after refits on relabelled images.
 
 A p-value after K folds needs a null in which images are relabelled before folding and everything that follows is done
 again. Encoders that are linear in the targets say what they would predict as weights of targets (`map_labels`), so that
@@ -34,7 +34,7 @@ MOST_PRODUCTS = 2e11
 
 
 def describe_folding(run: Run, units: Units | None) -> Folding | None:
-    """Return what folds do to the scores of a run; None where there is one test set.
+    """Return what folds do to the scores of a run; None if there is one test set.
 
     Parameters
     ----------

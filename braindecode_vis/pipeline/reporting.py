@@ -1,4 +1,4 @@
-"""The stage report, where everything in a run came from, and all stages at once."""
+"""The stage report, the provenance of a run, and the function that runs all stages."""
 
 from __future__ import annotations
 
@@ -106,9 +106,7 @@ def report(run: Run) -> Path:
         if images:
             warnings += filter(None, [describe_same_draws(run.config, images["decoded"])])
         else:
-            warnings.append(
-                "No image file is at hand, so that retrieval alone is scored and no image was made."
-            )
+            warnings.append("No image file is available, so only retrieval is scored and no image was made.")
     warnings += filter(None, [run.seen.get("leaks not checked")])
     if phantom is not None:
         warnings.insert(

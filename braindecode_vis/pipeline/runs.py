@@ -1,4 +1,4 @@
-"""One run in its folder: configuration, progress, what components are lent, and artifacts that are produced once.
+"""One run in its folder: configuration, progress, the context of components, and artifacts that are made once.
 
 Owns what every stage shares: the versions of the stages, the listener that shows progress, and the files that
 stand at the top of a run folder. Knows nothing of what a stage computes.
@@ -205,9 +205,9 @@ def refuse_other_settings(config: RunConfig, source: str) -> None:
     sent_with = os.environ.pop(SENT_WITH, None)  # what it starts itself may have settings of its own
     if sent_with not in (None, digest_config(config)):
         raise ConfigError(
-            f"{source} has other settings than when this job was sent: another command or hand changed it while the "
-            "job waited, and nothing was computed; give the command that sent the job again, with a folder of its own "
-            "(--out) if both settings are wanted."
+            f"{source} has other settings than when this job was submitted: it was changed while the job "
+            "waited, and nothing was computed; submit the job again, with a separate folder (--out) if "
+            "you need both settings."
         )
 
 
@@ -326,8 +326,8 @@ def check_run_folder(folder: Path) -> Path:
     # What `decode` writes first is the data, and jobs of a cluster their list: all there is of a run that was stopped.
     if not ours and set(there) - {"data", "jobs"}:
         raise DataError(
-            f"{path} is no run folder and holds other files ({', '.join(there[:3])}{', ...' if len(there) > 3 else ''}"
-            "); choose a new folder with --out."
+            f"{path} is not a run folder and holds other files "
+            f"({', '.join(there[:3])}{', ...' if len(there) > 3 else ''}); choose a new folder with --out."
         )
     return path
 
@@ -442,7 +442,7 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
         return []
     if path.name in store.find_changed_results(folder):
         raise DataError(
-            f"{path} is not as the run wrote it; write it again with braindecode-vis evaluate {folder}."
+            f"{path} was changed after the run; write it again with braindecode-vis evaluate {folder}."
         )
     rows = store.read_json(path)
     return _name_method(rows) if _made_before(folder, rows) else rows

@@ -1,4 +1,4 @@
-"""The stage evaluate: score what was retrieved and reconstructed, and say in words under which protocol.
+"""The stage evaluate: scores retrieval and reconstructions, and describes the protocol.
 
 `make_scoring_task` collects what is scored; values, intervals and p-values are made by `braindecode_vis.scoring`.
 """
@@ -318,8 +318,8 @@ def _score_target(run: Run, task: ScoringTask) -> tuple[list[Any], list[str]]:
         for (predicted, _), bank in zip(pairs, own, strict=True)
     ):
         return [], [
-            f"scores of the parts of target.kind {run.config.target.kind} not computed: the encoder predicts in a "
-            "space of its own; add an objective that predicts the target itself (mse)."
+            f"scores of the parts of target.kind {run.config.target.kind} not computed: the encoder "
+            "predicts in its own space; add an objective that predicts the target itself (mse)."
         ]
     stimuli = prepared.stimuli
     concept_of = stimuli.concept_of
@@ -354,8 +354,8 @@ def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:
     missing = [name for name in columns if name not in trials]
     if missing:
         raise ConfigError(
-            f"evaluation.conditions names {missing[0]!r}, but the trials have the columns {', '.join(trials.columns)}; "
-            "averaging keeps only what repetitions share."
+            f"evaluation.conditions names {missing[0]!r}, but the trials have the columns "
+            f"{', '.join(trials.columns)}; averaging keeps only columns with equal values for all repetitions."
         )
     if len(trials) != len(ids):
         raise DataError("conditions and reconstructions list different test items; run both again.")
@@ -453,13 +453,14 @@ def _make_compositions(run: Run, settings: CompositionConfig) -> tuple[list[Comp
                 made.append(_compare_sides("texts", said, part.queries, placed, subjects, note))
             else:
                 lacking = [
-                    "composition of texts not computed: the target reads no texts and the encoder predicts no "
-                    "sentences; set evaluation.composition.encoder to minilm, or add the objective composition."
+                    "composition of texts not computed: the target encodes no texts and the encoder "
+                    "predicts no sentences; set evaluation.composition.encoder to minilm, or add the "
+                    "objective composition."
                 ]
     if not made:
         raise ConfigError(
             "; ".join(lacking)
-            or f"{path} compares images, but the target holds nothing of images; add captions."
+            or f"{path} compares images, but the target contains no image information; add captions."
         )
     return made, lacking
 
@@ -528,7 +529,7 @@ def find_clip_texts(run: Run) -> Callable[[Sequence[str]], np.ndarray] | None:
         space = embed(run)[0].embeddings.space
         if text.space != space:
             raise ConfigError(
-                f"text.tower reads into {text.space!r}, but the targets are in {space!r}; leave text.tower out."
+                f"text.tower embeds into {text.space!r}, but the targets are in {space!r}; leave text.tower out."
             )
         return text.encode(list(texts))
 
@@ -646,8 +647,9 @@ def _choose_weight(
         return None, ""  # without images there is nothing to weigh
     if len(ids) < description_scores.FEWEST_HELD_OUT:
         return None, (
-            f"the weight of descriptions was not chosen: {len(ids)} described training images were held out, and it "
-            "takes 10; set encoder.selection.hold_out or encoder.out_of_fold, or give evaluation.descriptions.weight."
+            f"the weight of descriptions was not chosen: {len(ids)} described training images were held "
+            "out, but 10 are needed; set encoder.selection.hold_out or encoder.out_of_fold, or give "
+            "evaluation.descriptions.weight."
         )
     chance = make_generator(run.config.seed, "description_weight", number)
     if len(ids) > MOST_HELD_OUT:

@@ -50,15 +50,18 @@ def describe_run(run: Run) -> dict[str, Any]:
     design = run.seen["design"]
     if design:
         note = (
-            f"Predicted from {', '.join(design)} alone, by ridge on the training trials: what the design gives away "
-            "without a brain."
+            f"Predicted from {', '.join(design)} only, by ridge on the training trials: what the design "
+            "of the experiment predicts without a brain."
         )
         if not config.decodes_categories:
-            note += " Retrieval alone scores it: images would cost another pass of the generator over all test trials."
+            note += (
+                " It is scored by retrieval only: images would need another pass of the generator "
+                "over all test trials."
+            )
         parts["method_notes"] = {"design": note}
     else:
         parts["protocol"]["Control of the design"] = (
-            "none: the trials hold neither an order nor a duration, and come from one run"
+            "none: the trials have no order and no duration, and come from one run"
         )
     return {
         **parts,
@@ -82,7 +85,7 @@ def describe_result(
     if row is None:
         if found:
             return ""
-        return f"{start}, no image can be distinguished from another: there is one candidate."
+        return f"{start}, images cannot be distinguished: there is only one candidate."
     n = len(items)
     if name == "accuracy":
         n_classes = items["label"].nunique()
@@ -161,7 +164,9 @@ def describe_images(
     }
     seen, rows = images.seen[first], {name: stack[first] for name, stack in arrange_rows(made).items()}
     compared = show_as_compared(seen, next(iter(rows.values()))) if rows else seen
-    in_grey = "What was shown, in grey and at the size of the decoded images: the decoder learnt no colours."
+    in_grey = (
+        "The shown image, in grey and at the size of the decoded images, since the decoder learnt no colours."
+    )
     gallery = (
         None
         if not made
@@ -224,7 +229,7 @@ def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFra
         "protocol": {
             "Data set": config.dataset.kind,
             "Split": prepared.split.protocol,
-            "Repetitions": "every trial on its own",
+            "Repetitions": "every trial separately",
             "Decoder": config.encoder.kind,
             "Null": "true labels permuted within each run, decisions kept",
         },
@@ -232,13 +237,17 @@ def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFra
             ExtraSection(
                 "Confusions", "Share of the trials of each class.", table=tabulate_confusions(items)
             ),
-            ExtraSection("Held-out runs", "Each run was decoded by the others.", table=tabulate_runs(items)),
+            ExtraSection(
+                "Held-out runs",
+                "Each run was decoded by a decoder fitted on the other runs.",
+                table=tabulate_runs(items),
+            ),
         ],
     }
 
 
 def describe_choice(run: Run) -> list[ExtraSection]:
-    """Return the section on the encoders that were tried in inner folds; none where no encoder was chosen."""
+    """Return the section on the encoders that were tried in inner folds; none if no encoder was chosen."""
     rows, record = [], {}
     for number, fold in enumerate(train(run)):
         if not (path := fold.artifact.path / CHOICE).is_file():
@@ -255,16 +264,16 @@ def describe_choice(run: Run) -> list[ExtraSection]:
                 }
             )  # fmt: skip
     measured = (
-        "share of trials whose class is named right (chance depends on the classes)"
+        "share of trials whose class is decoded correctly (chance depends on the classes)"
         if run.config.decodes_categories
         else "two-way identification of the seen image (chance 0.5)"
     )
     budget = run.config.encoder.budget
     caption = (
-        f"Each encoder was fitted in {record['n_folds']} inner folds of the training trials and scored on the trials "
-        f"that were left out: {measured}, with a 95 % interval that resamples {record['unit']}. The first that is "
-        "behind the best by one standard error at the most was chosen and fitted on all training trials. "
-        f"Budget: {'none' if budget is None else f'{budget:g} s'}. Test trials took no part."
+        f"Each encoder was fitted in {record['n_folds']} inner folds of the training trials and scored on the "
+        f"left-out trials: {measured}, with a 95 % interval that resamples {record['unit']}. The first encoder whose "
+        "score is at most one standard error below the best was chosen and fitted on all training trials. "
+        f"Budget: {'none' if budget is None else f'{budget:g} s'}. Test trials were not used."
     )
     return [ExtraSection("Choice of the encoder", caption, table=pd.DataFrame(rows))]
 
@@ -274,10 +283,11 @@ def describe_ceilings(rows: list[dict[str, Any]] | None) -> list[ExtraSection]:
     if not rows:
         return []
     caption = (
-        "Highest correlation, over the test images, that any prediction of a feature's response can be expected to "
-        "reach with the mean of its repetitions: the root of the share of its variance that is signal. Shares of all "
-        "columns are averaged unclipped before the root is taken, with a 95 % jackknife interval over images; a share "
-        "below 0 is noise. The ceiling bounds brain correlation, not retrieval or image scores."
+        "Highest expected correlation, over the test images, between any prediction of a feature's "
+        "response and the mean of its repetitions: the root of its signal share (the share of variance "
+        "that is signal). Signal shares of all features are averaged unclipped before the root is taken, "
+        "with a 95 % jackknife interval over images; a share below 0 is noise. The ceiling is a limit "
+        "for brain correlation, not for retrieval or image scores."
     )
     return [ExtraSection("Noise ceiling of the responses", caption, table=pd.DataFrame(rows))]
 
@@ -290,8 +300,8 @@ def describe_imagined(prepared: Prepared) -> list[str]:
         return []
     n_stimuli = len(pd.unique(prepared.responses.stimulus_ids[rows]))
     return [
-        f"{len(rows)} test trials imagine {n_stimuli} stimuli without a picture: retrieval and reconstruction leave "
-        "them out. The analysis imagery identifies them."
+        f"{len(rows)} test trials are imagery of {n_stimuli} stimuli without a picture: retrieval and "
+        "reconstruction leave them out. The analysis imagery identifies them."
     ]
 
 

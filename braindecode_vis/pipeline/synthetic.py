@@ -1,4 +1,4 @@
-"""Synthetic responses: what an encoding model, fitted on training trials, expects to images that nobody was shown.
+"""Synthetic responses: predictions of an encoding model, fitted on training trials, for images that were not shown.
 
 Owns which images may be used, the model that is fitted for them, the noise that is added, and the stage `synthesise`
 whose trials join those of the training. Images that any trial shows are left out, by their id, their pixels and their
@@ -121,7 +121,7 @@ def hash_settings(run: Run) -> dict[str, Any]:
     Raises
     ------
     DataError
-        If the images are not at hand, and the run folder holds no trials that were made with them.
+        If the images are not available, and the run folder holds no trials that were made with them.
     """
     assert run.config.synthetic is not None
     fields: dict[str, Any] = store.json_plain(run.config.synthetic.hashed_fields())
@@ -228,9 +228,9 @@ def draw_synthetic(
             n = len(images.ids) if counts is None else counts[who]
             if settings.noise == "none" and n > len(images.ids):
                 raise DataError(
-                    f"{settings.images} has {len(images.ids)} images that were not shown, and synthetic.share "
-                    f"{settings.share:g} of the training of subject {who} asks for {n} trials, which without noise "
-                    "would repeat; give more images, a lower share, or synthetic.noise residual."
+                    f"{settings.images} has {len(images.ids)} images that were not shown, but synthetic.share "
+                    f"{settings.share:g} of the training of subject {who} needs {n} trials, which would "
+                    "repeat without noise; give more images, a lower share, or synthetic.noise residual."
                 )
             generator = make_generator(seed, "trials", place)
             # All images once before any comes again with other noise.
@@ -343,7 +343,7 @@ def _collect_images(
         names = kept
     if not names:
         raise DataError(
-            f"{settings.images} holds no image that may be used: all show what is tested, or were shown."
+            f"{settings.images} holds no image that may be used: all were shown, or show tested concepts."
         )
     wanted = np.arange(len(names))
     if n_wanted is not None and n_wanted < len(names):
@@ -377,8 +377,8 @@ def _collect_images(
     if target.vectors.shape[1:] != bank.vectors.shape[1:]:
         raise ConfigError(
             f"the target {run.config.target.kind} gives embeddings of shape {bank.vectors.shape[1:]} in the run and "
-            f"{target.vectors.shape[1:]} of new images: it puts several together, which synthetic trials cannot have; "
-            "choose another target, or leave synthetic out."
+            f"{target.vectors.shape[1:]} of new images: it combines several inputs, which synthetic "
+            "trials do not have; choose another target, or leave synthetic out."
         )
     return NewImages(ids, digests, spaces, left_out)
 
@@ -452,9 +452,9 @@ def _read_bank(
     bank, own = read_image_bank(Path(settings.images)), preparing.embed_fold(run, number).embeddings
     if settings.features or bank.space != own.space:
         raise ConfigError(
-            f"the bank {settings.images} holds embeddings in {bank.space}, and nothing of its images in other spaces: "
-            f"it fits a run with this target (here {own.space}) and without synthetic.features; name the images "
-            "themselves instead."
+            f"the bank {settings.images} holds embeddings in {bank.space}, but not in other spaces: it "
+            f"can be used only in a run with this target (here {own.space}) and without "
+            "synthetic.features; give the images themselves instead."
         )
     digests = np.load(Path(settings.images) / "images.npy", mmap_mode="r", allow_pickle=False)
     rows = np.arange(len(bank))
@@ -608,7 +608,7 @@ def synthesise_into(
     n_folds = len(prepared.folds)
     if fold is None and n_folds > 1:
         raise ConfigError(
-            f"the run has {n_folds} folds, each with training trials of its own; name one with --fold."
+            f"the run has {n_folds} folds with different training trials; choose one with --fold."
         )
     number = fold or 0
     if number >= n_folds:
@@ -624,7 +624,7 @@ def synthesise_into(
         folder.mkdir()
         told = write_synthetic(folder, responses, targets, about)
         record = {
-            **told, "protocol": protocol, "fitted_on": "training trials of the fold alone", "seed": run.config.seed,
+            **told, "protocol": protocol, "fitted_on": "only training trials of the fold", "seed": run.config.seed,
             "settings": settings.hashed_fields(), "preprocess": prepared.artifact.fingerprint,
         }  # fmt: skip
         store.write_json(folder / "record.json", {**store.json_plain(record), **store.collect_provenance()})

@@ -151,7 +151,7 @@ class _SharedRun(Run):
 
     def _refuse(self, folder: Path) -> NoReturn:
         raise DataError(
-            f"what the first process wrote is not in {self.folder.path} here, on {platform.node()}; all processes need "
+            f"the files of the first process are not in {self.folder.path} on {platform.node()}; all processes need "
             "the same run folder and the same files of the data set."
         )
 
@@ -267,9 +267,10 @@ def reconstruct_share(run: Run, worker: int, n_workers: int) -> bool:
             reconstruct(run)
             return True
     run.tell(
-        f"worker {worker} of {n_workers} has made its share; {n_missing} of {n_images} images are missing yet, and the "
-        "last of the other workers finishes the stage (if one was stopped, give its command again, or reconstruct "
-        "without --workers, which makes what is missing)",
+        f"worker {worker} of {n_workers} has finished its share; {n_missing} of {n_images} images are "
+        "still missing, and the "
+        "last of the other workers finishes the stage (if a worker was stopped, run its command again, "
+        "or run reconstruct without --workers to make the missing images)",
         "reconstruct:",
     )
     return False
@@ -295,8 +296,8 @@ def _draw_share(run: Run, folder: Path, worker: int, n_workers: int) -> int:
                 fits = find_shared_fits(folder, number)
                 if fits is None:
                     raise DataError(
-                        f"the fits of fold {number} in {folder} were removed or changed by another command; give the "
-                        "same command again."
+                        f"the fits of fold {number} in {folder} were removed or changed by another "
+                        "command; run the same command again."
                     )
                 fitted = open_fits(fits, config, data, embeddings.select(pd.unique(predicted.ids)), number)
                 fold = make_tested_fold(run, number, predicted, embeddings)

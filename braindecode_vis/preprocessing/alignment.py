@@ -1,10 +1,10 @@
-"""What is done to trials before an encoder sees them: alignment of subjects, then scaling, by training statistics.
+"""Prepares trials for an encoder: alignment of subjects, then scaling, with training statistics.
 
-Owns the statistics (read in blocks, so that a memory map of any size is never held whole) and their application to a
-block of trials. A common space of several subjects (`common_space`) is learnt from images that two of them have seen;
-the other alignments never use labels. A subject who was not trained on has no statistics; for these others they are
-then computed from that subject's own trials, without labels, and the subject is named in
-`InputTransform.label_free_subjects`, since such a result belongs in a column of its own.
+Computes the statistics (in blocks, so that a large memory map is never read whole) and applies them to a block of
+trials. A common space of several subjects (`common_space`) is learnt from images that two of them have seen; the other
+alignments never use labels. For a subject without training trials, these other alignments compute the statistics from
+the subject's own trials, without labels, and the subject is named in `InputTransform.label_free_subjects`, since such a
+result must be reported separately.
 
 References
 ----------
@@ -97,12 +97,12 @@ class InputTransform:
 
     @property
     def is_identity(self) -> bool:
-        """Whether trials are seen as they are."""
+        """Whether trials are not changed."""
         return self.alignment == "none" and self.scale is None and self.scaling.clamp is None
 
     @property
     def uses_images(self) -> bool:
-        """Whether the alignment is learnt from what was shown; where an image is left out, it must be learnt anew."""
+        """Whether the alignment is learnt from the shown images; if an image is left out, it must be learnt again."""
         return self.alignment not in OWN_ALIGNMENTS
 
     def fit(
@@ -123,9 +123,9 @@ class InputTransform:
         rows
             The training trials.
         subjects, stimuli : arrays of shape (n_trials,)
-            Subject and image of each trial of `data`; the images are needed for a common space alone.
+            Subject and image of each trial of `data`; the images are needed only for a common space.
         n_own
-            How many features each subject has, where rows are padded.
+            How many features each subject has, if rows are padded.
         """
         if self.uses_images:
             assert stimuli is not None
@@ -178,7 +178,7 @@ class InputTransform:
         return grown
 
     def extend(self, responses: Responses, rows: np.ndarray | None = None) -> InputTransform:
-        """Return a transform that also knows the subjects of these training trials; this one stays as it is."""
+        """Return a transform that also has the subjects of these training trials; this one does not change."""
         grown, names = self.copy(), responses.trials["subject"].astype(str).to_numpy(dtype=object)
         rows = np.arange(responses.n_trials) if rows is None else rows
         known = {*self.matrices, *self.scales, *(self.space.maps if self.space is not None else ())}
@@ -190,14 +190,14 @@ class InputTransform:
         return grown
 
     def copy(self) -> InputTransform:
-        """Return a transform that can learn further subjects while this one stays as it is."""
+        """Return a copy that can learn further subjects."""
         space = self.space and replace(self.space, maps=dict(self.space.maps))
         return replace(self, matrices=dict(self.matrices), scales=dict(self.scales), space=space)
 
     def read(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> np.ndarray:
         """Return these trials (ascending row numbers) as a network sees them, float32.
 
-        Every trial is computed by itself, so that the result does not depend on its company.
+        Every trial is computed separately, so that the result does not depend on the other trials.
         """
         block = np.ascontiguousarray(data[rows], dtype=np.float32)
         return self._finish(self._align(block, subjects[rows]))
@@ -208,7 +208,7 @@ class InputTransform:
         Raises
         ------
         DataError
-            If a subject has no map into the common space, or other features than its map.
+            If a subject has no map into the common space, or its features differ from those of the map.
         """
         if self.space is not None:
             self.space.check(responses)
@@ -325,12 +325,12 @@ class InputTransform:
 
 
 def check_common_features(responses: Responses, *, what: str) -> None:
-    """Raise `DataError` if a feature is another voxel in every subject.
+    """Raise `DataError` if a feature is a different voxel in every subject.
 
     Parameters
     ----------
     what
-        What needs common features, for the message.
+        Component that needs common features, for the message.
     """
     counts = count_own_voxels(responses)
     if counts and responses.trials["subject"].nunique() > 1:

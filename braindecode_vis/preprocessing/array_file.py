@@ -1,4 +1,4 @@
-"""Arrays that grow on disk: a large ``.npy`` file row by row, and finished parts of a result that is not complete."""
+"""Arrays that are written step by step: a ``.npy`` file row by row, and finished parts of a result."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class ArrayFile:
     shape, dtype
         Of the array.
     continues
-        Whether the rows of an earlier process are kept, if the file is there and has this shape.
+        Whether the rows of an earlier process are kept, if the file exists and has this shape.
 
     Attributes
     ----------
     is_continued : bool
-        Whether that is so.
+        Whether rows of an earlier process were kept.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class ArrayFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file; what was written stays."""
+        """Close the file and keep it."""
         self.file.close()
 
     def sync(self) -> None:
-        """Return once everything is on the disk, so that what is noted of it afterwards holds."""
+        """Wait until everything is on the disk, so that records made afterwards are right."""
         os.fsync(self.file.fileno())
 
     def shrink(self, n_rows: int) -> None:
@@ -84,7 +84,7 @@ class ArrayFile:
         self.file.truncate(self.n_bytes)
 
     def reshape(self, shape: tuple[int, ...]) -> None:
-        """Say in the file that its values have another shape of as many values."""
+        """Give the values of the file another shape of the same size."""
         self.file.seek(0)
         _write_header(self.file, shape, self.dtype)
         assert self.file.tell() == self.offset
@@ -127,13 +127,13 @@ def _write_header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 class KeptParts:
-    """Finished parts of a result that is not yet finished, for whoever goes on after a kill.
+    """Finished parts of an unfinished result, so that a killed process can be continued.
 
     Parameters
     ----------
     folder
-        Named by a digest of what decides the result, and removed once that is finished; made on first use. None keeps
-        nothing.
+        Named by a digest of everything that determines the result, and removed once it is finished; created on first
+        use. None keeps nothing.
     shared
         Whether other processes make parts at the same time; see `claim`.
     """
@@ -143,12 +143,12 @@ class KeptParts:
         self._n_groups = 0
 
     def number_group(self) -> int:
-        """Return a number for a group of parts, which groups are given in the order in which they are asked for."""
+        """Return the number of a group of parts; groups are numbered in the order of the calls."""
         self._n_groups += 1
         return self._n_groups
 
     def read(self, name: str) -> dict[str, np.ndarray] | None:
-        """Return the arrays of a part; None if it is not there or damaged, so that it is computed again."""
+        """Return the arrays of a part; None if it is missing or damaged, so that it is computed again."""
         if not self.holds(name):
             return None
         try:
@@ -158,7 +158,7 @@ class KeptParts:
             return None
 
     def holds(self, name: str) -> bool:
-        """Say whether a part is there."""
+        """Say whether a part exists."""
         return self.folder is not None and self._find(name).is_file()
 
     def write(self, name: str, **arrays: Any) -> None:
@@ -171,7 +171,7 @@ class KeptParts:
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Yield whether this process is to make a part; not where others share them and one makes it."""
+        """Yield whether this process should make a part; False if another process is making it."""
         if self.folder is None or not self.shared:
             yield True
             return
@@ -187,7 +187,7 @@ class KeptParts:
             yield mine
 
     def clear(self) -> None:
-        """Forget all parts, before what they were noted of is changed."""
+        """Remove all parts, before the data that they describe are changed."""
         for path in self.folder.glob("part-*.npz") if self.folder is not None else ():
             path.unlink()
 

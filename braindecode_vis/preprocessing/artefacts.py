@@ -1,7 +1,7 @@
 """Optional removal of artefacts: independent components of the eyes, and autoreject.
 
-Both learn from the training trials of a session alone and are then applied to all of them. What they give back is
-linear in the samples: a matrix for the components, and one interpolation matrix for each set of bad channels.
+Both learn only from the training trials of a session and are then applied to all its trials. Both are linear in the
+samples: a matrix for the components, and one interpolation matrix for each set of bad channels.
 
 References
 ----------
@@ -62,7 +62,8 @@ def remove_eye_components(
     eyes = config.eyes or tuple(name for name in EYES if name in first.ch_names and name not in first.bads)
     if not eyes:
         raise ConfigError(
-            f"{first.where} has none of {', '.join(EYES)}, by which components of the eyes are found; name others with "
+            f"{first.where} has none of {', '.join(EYES)}, with which components of the eyes are found; "
+            "choose other channels with "
             "--set dataset.ica.eyes=[...], or leave dataset.ica out."
         )
     samples = _collect_training_samples(session, plan, scratch, config)
@@ -89,14 +90,14 @@ def remove_eye_components(
 def fit_eye_projection(
     samples: np.ndarray, sensors: Sensors, eyes: Sequence[str], config: IcaConfig, where: str
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Fit components and return the affine map that removes those of the eyes.
+    """Fit components and return the affine map that removes the components of the eyes.
 
     Parameters
     ----------
     samples : array of shape (n_channels, n_samples)
         Of training trials, high-passed, in V.
     eyes
-        Electrodes whose signal a component of the eyes follows.
+        Electrodes whose signal correlates with components of the eyes.
 
     Returns
     -------
@@ -104,7 +105,7 @@ def fit_eye_projection(
     shift : array of shape (n_channels,)
         ``mixing @ x + shift`` is clean.
     found
-        ``eye_components``, the number of components taken out, of ``components``; and whether the fit ``converged``.
+        ``eye_components``, the number of removed components, of ``components``; and whether the fit ``converged``.
     """
     import mne
 
@@ -148,7 +149,7 @@ def _collect_training_samples(
     total = sum(int(mark.sum()) for mark in marks)
     if not total:
         raise DataError(
-            f"{session[0].part.where} has no training trial that dataset.ica could be fitted on; leave it out."
+            f"{session[0].part.where} has no training trial to fit dataset.ica; leave dataset.ica out."
         )
     step = -(-total // config.max_samples)  # rounded up, so that the bound holds
     collected = []
@@ -225,7 +226,7 @@ class Repair:
 
 
 def reject_trials(session: Sequence[Piece], plan: EpochPlan) -> tuple[list[Piece], list[np.ndarray]]:
-    """Return the pieces of a session with bad channels of single trials repaired, and which trials are bad.
+    """Return the pieces of a session with repaired bad channels of single trials, and which trials are bad.
 
     Returns
     -------
@@ -277,7 +278,7 @@ def reject_trials(session: Sequence[Piece], plan: EpochPlan) -> tuple[list[Piece
 
 
 def leave_out(session: Sequence[Piece], drops: Sequence[np.ndarray]) -> tuple[list[Piece], pd.DataFrame]:
-    """Take away the bad trials of a session, and pieces that had no others.
+    """Remove the bad trials of a session, and pieces that have no other trials.
 
     Parameters
     ----------
@@ -346,7 +347,7 @@ def _make_epochs(block: np.ndarray, info: Any) -> Any:
 
 
 def _find_places(part: ContinuousPart) -> np.ndarray | None:
-    """Return positions of the stored channels, if the file tells those of all sensors."""
+    """Return positions of the stored channels, if the file gives those of all sensors."""
     if part.sensors is None or part.sensors.ch_pos is None:
         return None
     return part.sensors.ch_pos[[part.sensors.ch_names.index(name) for name in part.ch_names]]

@@ -1,10 +1,10 @@
-"""fMRI data sets to the store, streamed session by session: average over parcels, standardise, write.
+"""Writes fMRI data sets to the store, session by session: average over parcels, standardise, write.
 
-Owns the order of the steps and where their statistics come from. A loader gives lazy parts; each is read in blocks of
-trials and written to ``responses/data.npy``, and the moments of the training trials are summed on the way. A session is
-standardised in a second pass over what was written. Sessions (or runs) without a training trial wait until all
-others of their subject are done. Repetitions stay single: averaging them is a later stage. What is known of a finished
-session is kept beside its trials until all are written, so that a killed call goes on after it.
+Defines the order of the steps and the source of their statistics. A loader gives lazy parts; each is read in blocks of
+trials and written to ``responses/data.npy``, and the moments of the training trials are summed at the same time. A
+session is standardised in a second pass over the written file. Sessions (or runs) without a training trial are
+standardised after all others of their subject. Repetitions are not averaged here; this is a later stage. The state of a
+finished session is kept beside its trials until all are written, so that a killed call continues after it.
 """
 
 from __future__ import annotations
@@ -78,21 +78,21 @@ def write_fmri(
     config
         Configuration of the data set.
     folder
-        Where ``responses`` and ``stimuli`` are written; made if needed.
+        Folder for ``responses`` and ``stimuli``; created if needed.
     progress
-        Called with the number of trials that were read, that of all, and words.
+        Called with the number of trials read, the total number, and a text.
     learnt
-        Means and variances of a finished run, which are then applied in place of learning any here.
+        Means and variances of a finished run, which are applied instead of new ones.
     transductive
-        Learn them from all trials, whatever their split.
+        Learn them from all trials, training and test.
     parts
-        Keeps the sessions that are finished, for a call that goes on after a kill, on the disk of `folder`: named by a
-        digest of whatever decides the result, and removed by the caller. None keeps nothing.
+        Keeps finished sessions on the disk of `folder`, so that a killed call can be continued; named by a digest of
+        everything that determines the result, and removed by the caller. None keeps nothing.
 
     Returns
     -------
     summary
-        `n_trials`, `n_features`, `n_bytes`, and `protocol` where the source states one.
+        `n_trials`, `n_features`, `n_bytes`, and `protocol` if the source has one.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def _check_space(folder: Path, shape: tuple[int, ...], source: FmriSource) -> No
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Rows of one session or run without training trials, and where they are kept until the others are done."""
+    """Rows of one session or run without training trials, and the file that keeps them until the others are done."""
 
     subject: str
     name: str
@@ -194,7 +194,7 @@ class _Waiting:
 
 @dataclass
 class _State:
-    """What has been standardised, and what waits."""
+    """Sessions that are standardised, and sessions that wait."""
 
     target: ArrayFile
     scratch: Path
@@ -218,7 +218,7 @@ class _State:
         return self.sessions[start]
 
     def read_session(self, number: int, start: int, n_trials: int) -> Mapping[str, np.ndarray] | None:
-        """Return what an earlier process has noted of a session from row `start` on; None if it is to be read."""
+        """Return the record of an earlier process about a session from row `start` on; None if it must be read."""
         packed = self.kept.read(f"session {number}")
         if packed is not None and packed["waiting"].size and self.target.dtype == np.float16:
             # Its trials lie in a file of their own, and zeros would stand in the place of one that was lost.
@@ -228,11 +228,11 @@ class _State:
         return packed
 
     def begin_session(self) -> tuple[int, int, int]:
-        """Return where a session begins, for `pack_session`."""
+        """Return the start of a session, for `pack_session`."""
         return len(self.fitted), len(self.waiting), len(self.transductive)
 
     def pack_session(self, begun: tuple[int, int, int]) -> dict[str, Any]:
-        """Return what must be known of the session that was just written, as arrays and text."""
+        """Return the state of the session that was just written, as arrays and text."""
         fitted = list(self.fitted.items())[begun[0] :]
         waiting = self.waiting[begun[1] :]
         return {
@@ -249,7 +249,7 @@ class _State:
     def unpack_session(
         self, packed: Mapping[str, np.ndarray], subject: str, start: int, n_trials: int
     ) -> None:
-        """Take up a session of `n_trials` from row `start` on, which an earlier process has written."""
+        """Restore a session of `n_trials` from row `start` on, which an earlier process has written."""
         self.watch.unpack_session(packed)
         for n, about in enumerate(json.loads(str(packed["groups"]))):
             group, scale = ZScoreGroup(**about), FeatureStatistics(packed[f"mean{n}"], packed[f"variance{n}"])
@@ -274,7 +274,7 @@ def _write_parts(
     folder: Path,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Write and standardise every session; return what the reader of the store should know of it."""
+    """Write and standardise every session; return notes for the reader of the store."""
     sessions = [list(members) for _, members in groupby(source.parts, key=lambda part: part.group)]
     sizes = [sum(len(part.trials) for part in session) for session in sessions]
     starts = np.cumsum([0, *sizes])
@@ -403,7 +403,7 @@ def read_blocks(part: BetasPart, rest: tuple[int, ...], watch: DamageWatch) -> I
     rest
         Sizes of the axes behind the voxels: none, or the number of times.
     watch
-        Looks at the values on their way.
+        Checks the values while they are read.
 
     Raises
     ------
@@ -505,7 +505,7 @@ def _write_meta(
 
 
 def _write_images(folder: Path, source: FmriSource, watch: DamageWatch) -> None:
-    """Write the stimulus table, and copy the images one by one if they must travel with the run."""
+    """Write the stimulus table, and copy the images one by one if the run must contain them."""
     if source.read_image is None:
         write_stimuli(folder, source.stimuli)
         return

@@ -1,8 +1,8 @@
 """fMRI time series to single-trial responses, streamed run by run.
 
-Owns the order of the steps: volumes are read one after the other and masked at once, drifts and confounds are regressed
-out, each voxel is scaled, and a model or a window gives one response per trial. What follows (standardising with
-training trials, parcels, writing) is that of all fMRI data sets. One masked run is in memory at a time.
+Defines the order of the steps: volumes are read one after the other and masked immediately, drifts and confounds are
+regressed out, each voxel is scaled, and a model or a window gives one response per trial. The next steps (standardising
+with training trials, parcels, writing) are those of all fMRI data sets. Only one masked run is in memory at a time.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def write_bold(
     config
         Configuration of the data set.
     folder
-        Where ``responses`` and ``stimuli`` are written; made if needed.
+        Folder for ``responses`` and ``stimuli``; created if needed.
     progress
         As in `write_fmri`.
     learnt, transductive
         As in `write_fmri`.
     geometry
-        Voxels of a finished run, in place of a mask that would be found in these images.
+        Voxels of a finished run, used instead of a mask from these images.
     parts
         As in `write_fmri`.
 
@@ -112,7 +112,7 @@ def write_bold(
 
 
 def make_betas(source: BoldSource, watch: DamageWatch | None = None) -> FmriSource:
-    """Return single-trial responses that are computed when they are read; `watch` looks at the volumes then."""
+    """Return single-trial responses that are computed when they are read; `watch` then checks the volumes."""
     source = leave_out_late_trials(source)
     geometry = source.geometry if not isinstance(source.geometry, str) else find_geometry(source)
     constant: dict[str, int] = {}
@@ -140,7 +140,7 @@ def make_betas(source: BoldSource, watch: DamageWatch | None = None) -> FmriSour
 
 
 def leave_out_late_trials(source: BoldSource) -> BoldSource:
-    """Return the source without the trials whose window reaches beyond their run; a model has no windows.
+    """Return the source without trials whose window extends beyond their run; a model has no windows.
 
     Raises
     ------
@@ -166,12 +166,12 @@ def leave_out_late_trials(source: BoldSource) -> BoldSource:
         run, rows = next((run, rows) for run, rows in zip(source.runs, lost, strict=True) if rows)
         trial = run.trials.iloc[rows[0]]
         raise DataError(
-            f"{run.where}: {len(rows)} of {len(run.trials)} trials have no volume in their window or reach beyond the "
-            f"run, first {trial['stimulus_id']} at {trial['onset']:g} s, whose window opens at "
+            f"{run.where}: {len(rows)} of {len(run.trials)} trials have no volume in their window or "
+            f"extend beyond the run, first {trial['stimulus_id']} at {trial['onset']:g} s, whose window opens at "
             f"{trial['onset'] + model.start:g} s; the run lasts from {run.frame_times[0]:g} to "
             f"{run.frame_times[-1]:g} s. In all runs these are {n_lost} of {n_trials} trials, more than "
             f"dataset.model.max_dropped ({model.max_dropped:g}): shift or shorten the window with dataset.model.start "
-            "and dataset.model.stop, or raise the bound."
+            "and dataset.model.stop, or increase dataset.model.max_dropped."
         )
     kept = [
         run.trials.drop(index=run.trials.index[rows]).reset_index(drop=True)
@@ -208,7 +208,7 @@ def _plan_rows(run: BoldRun, model: GlmConfig | WindowConfig) -> tuple[pd.DataFr
 def find_windows(
     trials: pd.DataFrame, times: np.ndarray, t_r: float, model: WindowConfig
 ) -> list[np.ndarray | None]:
-    """Return the volumes in the window of each trial; None where the window reaches beyond the run.
+    """Return the volumes in the window of each trial; None if the window reaches beyond the run.
 
     Parameters
     ----------
@@ -255,7 +255,7 @@ def _find_times(source: BoldSource) -> np.ndarray | None:
 
 @dataclass
 class _RunReader:
-    """Computes the responses of a run when the first ones are asked for, and forgets them after the last."""
+    """Computes the responses of a run when the first ones are needed, and releases them after the last."""
 
     run: BoldRun
     geometry: Geometry
@@ -318,7 +318,7 @@ class _RunReader:
 
 
 def _make_basis(run: BoldRun, model: GlmConfig | WindowConfig) -> np.ndarray:
-    """Return the nuisance of a run: drifts, confounds and, in a model, events that are no trials."""
+    """Return the nuisance regressors of a run: drifts, confounds and, in a model, events that are not trials."""
     clean = model.clean
     drifts = make_drifts(run.frame_times, drift=clean.drift, cutoff=clean.cutoff, order=clean.order)
     pieces = [drifts, run.confounds]
@@ -331,13 +331,13 @@ def _make_basis(run: BoldRun, model: GlmConfig | WindowConfig) -> np.ndarray:
     basis = make_nuisance_basis(np.concatenate(pieces, axis=1))
     if basis.shape[1] > 0.8 * run.n_volumes:
         raise DataError(
-            f"{run.where}: {basis.shape[1]} drifts and confounds leave little of {run.n_volumes} volumes; use fewer."
+            f"{run.where}: {basis.shape[1]} drifts and confounds are too many for {run.n_volumes} volumes; use fewer."
         )
     return basis
 
 
 def clean_series(series: np.ndarray, basis: np.ndarray, clean: CleanConfig, *, where: str) -> np.ndarray:
-    """Take drifts and confounds out of time series and scale them.
+    """Remove drifts and confounds from time series and scale them.
 
     Parameters
     ----------
@@ -345,7 +345,7 @@ def clean_series(series: np.ndarray, basis: np.ndarray, clean: CleanConfig, *, w
     basis : array of shape (n_volumes, rank)
         Orthonormal; holds the constant.
     clean
-        Says how to scale. The percentage is that of the voxel's mean over the run.
+        How to scale. A percentage refers to the voxel's mean over the run.
     where
         Which run, for messages.
 
@@ -408,7 +408,7 @@ def read_series(run: BoldRun, mask: np.ndarray) -> np.ndarray:
 
 
 def look_at_volumes(run: BoldRun, series: np.ndarray, watch: DamageWatch) -> None:
-    """Look for volumes of a run, shape (n_volumes, n_voxels), that hold one value or are copies of each other."""
+    """Look for volumes of a run, shape (n_volumes, n_voxels), that hold one value or are copies of others."""
     names = [f"volume {number + 1}" for number in range(len(series))]
     seen = watch.open_rows(run.where, f"{run.subject} {run.image}", names, rows="volumes")
     seen.add(series)
@@ -416,7 +416,7 @@ def look_at_volumes(run: BoldRun, series: np.ndarray, watch: DamageWatch) -> Non
 
 
 def find_geometry(source: BoldSource) -> Geometry | Mapping[str, Geometry]:
-    """Return the mask that the images themselves suggest.
+    """Return a mask computed from the images themselves.
 
     Raises
     ------

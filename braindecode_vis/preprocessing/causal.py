@@ -1,9 +1,9 @@
-"""Cleaning of samples while they arrive: channels mixed, filters that look back only, and epochs at any sampling rate.
+"""Cleaning of samples while they arrive: mixing of channels, causal filters, and epochs at any sampling rate.
 
-Owns the causal counterparts of `braindecode_vis.preprocessing.cleaning`, and how late each is. A low-pass is the very
-filter of the run, which is symmetric: it is waited for, half its length. A high-pass or notch of the run is seconds
-long, too long to wait for; its place takes a recursive filter of low order at the same frequencies, which turns the
-phase near them. What this costs is measured in ``benchmarks/live.py``. Knows no stream and no run.
+Contains the causal counterparts of `braindecode_vis.preprocessing.cleaning`, with their delays. A low-pass is the same
+symmetric filter as in the run, with a delay of half its length. A high-pass or notch of the run is seconds long, too
+long for such a delay; a recursive filter of low order at the same frequencies replaces it and shifts the phase near
+them. ``benchmarks/live.py`` measures the loss. Does not depend on streams or runs.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class CausalFilter:
     notch, l_freq, h_freq
         As in `Cleaning`.
     is_own
-        Whether the run was trained with this very filter, for the words.
+        Whether the run was trained with this same filter, for the description.
 
     Attributes
     ----------
     delay : int
-        Samples by which the output stands behind its input.
+        Delay of the output behind the input, in samples.
     """
 
     sfreq: float
@@ -66,16 +66,16 @@ class CausalFilter:
 
     @classmethod
     def of(cls, cleaning: Cleaning, sfreq: float) -> CausalFilter:
-        """Return the causal filter of what a run did."""
+        """Return the causal filter that corresponds to the cleaning of a run."""
         return cls(sfreq, cleaning.notch, cleaning.l_freq, cleaning.h_freq, cleaning.causal)
 
     @property
     def delay(self) -> int:
-        """Samples by which the output stands behind its input: half the low-pass."""
+        """Delay of the output behind the input, in samples: half the low-pass."""
         return 0 if self._taps is None else len(self._taps) // 2
 
     def describe(self) -> str:
-        """Return what is done, and how late, in a sentence; empty where nothing is."""
+        """Describe the filters and their delay in a sentence; empty if there are none."""
         done = []
         if self.notch:
             done.append(f"a notch at {', '.join(f'{f:g}' for f in self.notch)} Hz")
@@ -83,8 +83,8 @@ class CausalFilter:
             done.append(f"a high-pass of {self.l_freq:g} Hz")
         words = ""
         if done:
-            how = "as the run's does" if self.is_own else "in place of the run's without phase shift"
-            words = f"{' and '.join(done)} that looks back only, {how}"
+            how = "as in the run" if self.is_own else "instead of the run's filter without phase shift"
+            words = f"{' and '.join(done)} by a causal filter, {how}"
         if self.h_freq is not None:
             late = 1000 * self.delay / self.sfreq
             own = f"the run's own low-pass of {self.h_freq:g} Hz, which is waited for ({late:.0f} ms)"
@@ -97,11 +97,11 @@ class CausalFilter:
         return 0.0 if self.l_freq is None else 2 / self.l_freq
 
     def restart(self) -> None:
-        """Forget what came before; the next sample begins a new stretch."""
+        """Reset the filters; the next sample begins a new stretch."""
         self._state = None
 
     def filter_stretch(self, samples: np.ndarray) -> np.ndarray:
-        """Return a whole stretch of shape (n_channels, n_samples), filtered as if it had come sample by sample.
+        """Return a whole stretch of shape (n_channels, n_samples), filtered as if it had arrived sample by sample.
 
         Where a low-pass would have to wait for samples behind the end, the last one is repeated.
         """
@@ -109,7 +109,7 @@ class CausalFilter:
         return self.push(np.concatenate([samples, np.repeat(samples[:, -1:], self.delay, axis=1)], axis=1))
 
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """Return what is known now of a stretch that continues with these samples.
+        """Return the filtered samples that are complete after these new samples.
 
         Parameters
         ----------
@@ -118,7 +118,7 @@ class CausalFilter:
         Returns
         -------
         array of shape (n_channels, n_known)
-            The first `delay` samples that a stretch gives stand before its beginning and are left out.
+            The first `delay` output samples belong before the start of the stretch and are left out.
         """
         from scipy.signal import lfilter, lfilter_zi, sosfilt, sosfilt_zi
 
@@ -146,7 +146,7 @@ class CausalFilter:
 
 
 def make_resampling(first: int, last: int, sfreq: float, times: np.ndarray) -> np.ndarray:
-    """Return the matrix that takes samples around an event to other times, low-passed against aliasing.
+    """Return the matrix that resamples around an event to other times, low-passed against aliasing.
 
     A windowed sinc like that of `make_antialias_filter` (Kaiser window of beta 6, twenty new samples long, half
     amplitude at the new Nyquist frequency), evaluated at the distance of each sample from each time. It takes any rate
@@ -155,7 +155,7 @@ def make_resampling(first: int, last: int, sfreq: float, times: np.ndarray) -> n
     Parameters
     ----------
     first, last
-        Samples that are there, relative to the event.
+        First and last available sample, relative to the event.
     sfreq
         Of these samples, in Hz.
     times : array of shape (n_times,)

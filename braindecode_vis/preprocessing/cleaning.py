@@ -1,9 +1,9 @@
 """Cleaning of continuous EEG and MEG, streamed through a file: repair, reference, notch, band-pass.
 
-Repair and reference mix channels at one time, so that each is a matrix, taken from MNE by letting it work on unit
-vectors; filters are MNE's (zero-phase FIR) and run channel by channel between joins of recordings, never across one.
-A recording is cleaned once, before its trials are cut, into a file of float32 without its constant offsets. Never more
-than a few channels of it are in memory. Knows no file format of a data set.
+Repair and reference mix channels at one time, so each is a matrix; MNE gives it when it is applied to unit vectors.
+Filters are MNE's (zero-phase FIR) and run channel by channel between joins of recordings, never across one. A recording
+is cleaned once, before its trials are cut, into a float32 file without its constant offsets. Only a few channels of it
+are in memory at a time. Does not depend on the file format of a data set.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def clean_pieces(
     scratch
         Folder for the files; made if needed.
     watch
-        Looks at the samples before a filter hides what they lack.
+        Checks the samples before a filter hides damage.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def clean_pieces(
 
 
 def _tighten(piece: Piece, boundaries: np.ndarray) -> np.ndarray:
-    """Return the bounds of each trial such that it also ends at the joins that filters stop at."""
+    """Return the bounds of each trial, limited also by the joins at which filters stop."""
     part = piece.part
     assert isinstance(part, ContinuousPart)
     edges = np.r_[0, boundaries, part.n_samples]
@@ -137,7 +137,7 @@ def write_mixed(
     Returns
     -------
     offset : float64 array of shape (n_channels,)
-        What was taken off each channel before it was rounded: its first sample.
+        Offset subtracted from each channel before rounding: its first sample.
     """
     sensors = part.sensors if part.sensors is not None else part.own_sensors
     mixing = make_mixing(sensors, part, cleaning)[[sensors.ch_names.index(name) for name in names]]
@@ -171,7 +171,8 @@ def write_mixed(
     flat = [sensors.ch_names[row] for row in used if low[row] == high[row]]
     if flat and n > 1:
         raise DataError(
-            f"{part.where}: the channel(s) {', '.join(flat)} are flat throughout; name them in dataset.bads, with "
+            f"{part.where}: the channel(s) {', '.join(flat)} are flat in the whole recording; name them "
+            "in dataset.bads, with "
             "dataset.bad_channels drop or interpolate."
         )
     return offset

@@ -1,9 +1,9 @@
 """Functional alignment: maps of the voxels, parcels or channels of several subjects into one space of components.
 
-Owns four ways to find the maps, each from the mean responses to training images that two subjects or more have seen.
-Labels are not used beyond the id of the image, and no test trial is read. A subject with few such images, as a new one
-has, does not shape the space: it is mapped to what the others have made. Projected trials are components, whose places
-in the brain are mixed.
+Has four ways to find the maps, each from the mean responses to training images that two or more subjects have seen.
+Only the ids of the images are used as labels, and no test trial is read. A subject with few such images, for example a
+new one, does not influence the space: it is mapped into the space of the others. Projected trials are components, which
+mix places in the brain.
 
 References
 ----------
@@ -49,7 +49,7 @@ class CommonSpaceSettings(Settings):
     Parameters
     ----------
     n_components
-        Dimensions of the common space; fewer where images or features are fewer.
+        Dimensions of the common space; fewer if there are fewer images or features.
     """
 
     n_components: int = Field(default=100, ge=1)
@@ -61,7 +61,8 @@ class ProcrustesConfig(CommonSpaceSettings):
     Parameters
     ----------
     reference
-        The subject whose principal components are the space; None takes the one with most images seen by others.
+        The subject whose principal components are the space; None takes the one with the most images that others have
+        seen.
     """
 
     kind: Literal["procrustes"] = "procrustes"
@@ -69,7 +70,7 @@ class ProcrustesConfig(CommonSpaceSettings):
 
 
 class HyperalignmentConfig(CommonSpaceSettings):
-    """Each subject is rotated onto the mean of all rotated ones, over and over (generalised Procrustes), after PCA."""
+    """Each subject is rotated onto the mean of all rotated subjects, repeatedly (generalised Procrustes), after PCA."""
 
     kind: Literal["hyperalignment"] = "hyperalignment"
 
@@ -85,7 +86,7 @@ class SharedResponseConfig(CommonSpaceSettings):
 
 
 class FunctionalPcaConfig(CommonSpaceSettings):
-    """Principal components of the subjects' responses side by side; ridge maps each subject there.
+    """Principal components of the concatenated responses of all subjects; a ridge maps each subject to them.
 
     The penalty of a subject is chosen by leaving out one response at a time. Needs images that all subjects with many
     images have seen.
@@ -101,7 +102,7 @@ COMMON_SPACES: tuple[str, ...] = tuple(c.model_fields["kind"].default for c in g
 
 
 def _name_kind(value: Any) -> Any:
-    """Let the name of a kind stand for its settings with their defaults."""
+    """Accept the name of a kind as its settings with their defaults."""
     if isinstance(value, str) and value not in (*OWN_ALIGNMENTS, *COMMON_SPACES):
         known = [*OWN_ALIGNMENTS, *COMMON_SPACES]
         raise PydanticCustomError("unknown_kind", "unknown kind {given}", {"given": value, "known": known})
@@ -157,7 +158,7 @@ class MeanResponses:
     values : float32 array of shape (n_images, n_times, n_features)
         Standardised over images and times; `n_times` is 1 where trials have no time axis.
     centre, spread : float32 arrays of shape (n_features,)
-        What was taken off and divided by.
+        Mean that was subtracted, and spread by which the values were divided.
     """
 
     rows: np.ndarray
@@ -189,7 +190,7 @@ class CommonSpace:
     ids : str array of shape (n_images,)
         Training images of the fit.
     template : float32 array of shape (n_images, n_times, n_components)
-        What they evoke in the common space.
+        Their responses in the common space.
     maps
         Map of each subject.
     """
@@ -221,7 +222,7 @@ class CommonSpace:
         return mapped
 
     def describe_unknown(self, subject: str) -> str:
-        """Return the sentence on a subject without a map."""
+        """Return the sentence about a subject without a map."""
         return (
             f"subject {subject} has no map into the common space of {', '.join(self.maps)}: {self.config.kind} needs "
             "some of its own training trials, of images that the others have seen; give it some (split.own_trials), "
@@ -237,19 +238,19 @@ class CommonSpace:
             if found != expected:
                 raise DataError(
                     f"subject {subject} was aligned by {expected} {responses.dims[1]}s, but these trials have {found}: "
-                    "they come from another mask, atlas or montage; prepare them as the training trials were."
+                    "they come from another mask, atlas or montage; prepare them like the training trials."
                 )
         n_times = int(np.prod(responses.data.shape[2:]))
         if n_times != self.template.shape[1]:
             raise DataError(
-                f"subjects were aligned by trials of {self.template.shape[1]} times, but these have {n_times}; cut "
-                "them as the training trials were."
+                f"subjects were aligned by trials of {self.template.shape[1]} times, but these have "
+                f"{n_times}; cut them like the training trials."
             )
 
     def add_subject(
         self, data: Any, rows: np.ndarray, name: str, stimuli: np.ndarray, *, n_features: int | None = None
     ) -> None:
-        """Map one more subject into the space as it is, by its trials of images that the others have seen.
+        """Map one more subject into the fitted space, by its trials of images that the others have seen.
 
         Parameters
         ----------
@@ -261,19 +262,19 @@ class CommonSpace:
         stimuli : array of shape (n_trials,)
             Image of each trial of `data`.
         n_features
-            How many of the features are its own, where rows are padded.
+            How many of the features are its own, if rows are padded.
 
         Raises
         ------
         DataError
-            If it has seen fewer than two of the images.
+            If the subject has seen fewer than two of the images.
         """
         means = average_images(data, rows, stimuli, self.ids, n_features=n_features)
         if means is None or len(means.rows) < FEWEST_IMAGES:
             n = 0 if means is None else len(means.rows)
             raise DataError(
                 f"subject {name} shares {n} training image(s) with the subjects {', '.join(self.maps) or 'before'} "
-                f"that the common space was made of, and {self.config.kind} needs {FEWEST_IMAGES}; give it trials of "
+                f"that define the common space, but {self.config.kind} needs {FEWEST_IMAGES}; give it trials of "
                 "images that they have seen, or set encoder.subject_alignment to none."
             )
         self.maps[name] = fit_map(self.config, means, self.template)
@@ -324,7 +325,7 @@ def fit_common_space(
     subjects, stimuli : arrays of shape (n_trials,)
         Subject and image of each trial of `data`.
     n_own
-        How many features each subject has, where rows are padded.
+        How many features each subject has, if rows are padded.
 
     Raises
     ------
@@ -339,7 +340,7 @@ def fit_common_space(
         )
     if data.ndim > 3:
         raise DataError(
-            f"{config.kind} maps features, with times behind them, but trials have the shape {data.shape[1:]}."
+            f"{config.kind} maps features, optionally with times, but trials have the shape {data.shape[1:]}."
         )
     ids = stimuli.astype(str)
     own_rows = {name: rows[subjects[rows] == name] for name in names}
@@ -377,7 +378,7 @@ def fit_common_space(
 
 
 def thin_images(seen: Mapping[str, Sequence[str]], limit: int) -> np.ndarray:
-    """Return at most `limit` images, sorted; each subject gives as many, so that few images of one are not lost."""
+    """Return at most `limit` images, sorted; each subject gives the same number of them."""
     chosen: set[str] = set()
     for name in sorted(seen, key=lambda name: (len(seen[name]), name)):
         left = [i for i in seen[name] if i not in chosen]
@@ -431,16 +432,16 @@ def average_images(
 def make_template(
     config: CommonSpaceConfig, founders: Mapping[str, MeanResponses], n_images: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return what each image evokes in the common space, and for which images this is known.
+    """Return the response to each image in the common space, and for which images it is known.
 
     Parameters
     ----------
     config
         How.
     founders
-        Mean responses of the subjects that make the space.
+        Mean responses of the subjects that define the space.
     n_images
-        Number of images, those that no founder has seen included.
+        Number of images, including those that no founder has seen.
 
     Returns
     -------
@@ -492,8 +493,9 @@ def _make_pca_template(
     common = set.intersection(*(set(one.rows.tolist()) for one in founders.values()))
     if len(common) < FEWEST_IMAGES:
         raise DataError(
-            f"functional_pca needs training images that all of the subjects {', '.join(founders)} have seen, and there "
-            f"are {len(common)}; choose hyperalignment, which needs images that two have seen, or fewer subjects."
+            f"functional_pca needs training images that all of the subjects {', '.join(founders)} have "
+            f"seen, but there are only {len(common)}; choose hyperalignment, which needs images that two "
+            "subjects have seen, or fewer subjects."
         )
     rows = np.array(sorted(common))
     parts = [one.flat(np.searchsorted(one.rows, rows)) for one in founders.values()]
@@ -510,7 +512,7 @@ def _make_pca_template(
 def _spread(
     aligned: Mapping[str, np.ndarray], founders: Mapping[str, MeanResponses], n_images: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean over subjects of what each image evokes, and which images have one."""
+    """Return the mean over subjects of the response to each image, and which images have one."""
     first = next(iter(aligned.values()))
     total, counts = np.zeros((n_images, *first.shape[1:])), np.zeros(n_images)
     for name, values in aligned.items():
@@ -526,8 +528,8 @@ def _rotate(
     both = known[one.rows]
     if int(both.sum()) < FEWEST_IMAGES:
         raise DataError(
-            f"subject {name} shares no training images with the subjects that were aligned before it, so that there "
-            "are two groups of subjects without a bridge; choose the subjects of one group."
+            f"subject {name} shares no training images with the subjects that were aligned before it, so "
+            "there are two groups of subjects without common images; choose the subjects of one group."
         )
     rotation, centre, offset = find_rotation(
         scores[both].reshape(-1, scores.shape[-1]), template[one.rows[both]].reshape(-1, scores.shape[-1])
@@ -551,7 +553,7 @@ def find_rotation(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, n
 def find_basis(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the matrix W of shape (n_features, n_components) with orthonormal columns for which |X - S W'| is least.
 
-    Where there are fewer samples than components, the directions that these leave open are 0.
+    If there are fewer samples than components, the undetermined directions are 0.
 
     Parameters
     ----------

@@ -1,14 +1,14 @@
-"""EEG and MEG trials out of lazy parts: which events are used, and cutting a few seconds at a time.
+"""Cuts EEG and MEG trials from lazy parts, a few seconds at a time, and decides which events are used.
 
-The sampling rate is lowered while cutting: a short symmetric filter is evaluated only at the samples that are kept,
-and these lie at exactly the times asked for, whatever sample an event fell on. The filter is finite, so that it sees
-half its length around an epoch and nothing else. MNE's way of resampling epochs, with its small shift, is there too
-for comparison with published files.
+The sampling rate is lowered while cutting: a short symmetric filter is evaluated only at the kept samples, which lie at
+exactly the requested times, whatever the sample of an event is. The filter is finite, so it uses only half its length
+around an epoch. MNE's way of resampling epochs, with its small shift, is available too, for comparison with published
+files.
 
-Joined recordings: no filter ever sees samples between two stretches of events, because a stretch ends where the next
-event's epoch does not touch. Where the gap between two events is unusually long, jumps in most channels at once are
-looked for next to the epochs; samples beyond a jump are never used, and an epoch that contains one is dropped. What is
-dropped is counted, and above a bound it is an error. Knows no file format.
+Joined recordings: no filter uses samples between two stretches of events, because a stretch ends before an epoch that
+does not touch it. If the gap between two events is unusually long, simultaneous jumps in most channels are looked for
+next to the epochs; samples beyond a jump are never used, and an epoch that contains one is dropped. Dropped events are
+counted, and too many are an error. Does not depend on a file format.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TILE = 32  # output samples per row of the decimating matrix product
 
 @dataclass(frozen=True)
 class Piece:
-    """What will be read from one part.
+    """Trials that will be read from one part.
 
     Parameters
     ----------
@@ -54,9 +54,9 @@ class Piece:
     keep
         Samples of published epochs that are kept.
     repair
-        ``repair(start, block)`` mends the cut trials from `start` on; None leaves them.
+        ``repair(start, block)`` repairs the cut trials from `start` on; None leaves them unchanged.
     notes
-        What cleaning found, for the reader of the store.
+        Findings of the cleaning, for the reader of the store.
     """
 
     part: ContinuousPart | EpochedPart
@@ -70,7 +70,7 @@ class Piece:
 
 
 def plan_part(part: ContinuousPart | EpochedPart, plan: EpochPlan) -> Piece:
-    """Decide which trials of a part are kept; reads samples only where recordings may have been joined.
+    """Decide which trials of a part are kept; reads samples only if recordings may have been joined.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def plan_part(part: ContinuousPart | EpochedPart, plan: EpochPlan) -> Piece:
         worst = events.iloc[int(np.flatnonzero(bad)[0])]
         raise DataError(
             f"{part.where}: {int(bad.sum())} of {len(events)} epochs are unusable, above the bound of "
-            f"{plan.max_dropped:.1%}: {int(outside.sum())} reach outside the file and {int(crossed.sum())} contain "
+            f"{plan.max_dropped:.1%}: {int(outside.sum())} extend outside the file and {int(crossed.sum())} contain "
             f"a jump of most channels ({len(boundaries)} found), first at {worst['onset']:.3f} s "
             f"({worst['stimulus_id']})."
         )
@@ -113,7 +113,7 @@ def plan_part(part: ContinuousPart | EpochedPart, plan: EpochPlan) -> Piece:
 
 
 def find_extent(sfreq: float, plan: EpochPlan) -> tuple[int, int]:
-    """Return the first and last sample that an epoch uses, relative to its onset; the filter's reach not counted.
+    """Return the first and last sample of an epoch relative to its onset, without the length of the filter.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def find_extent(sfreq: float, plan: EpochPlan) -> tuple[int, int]:
 
 
 def _find_bounds(part: ContinuousPart, plan: EpochPlan) -> tuple[np.ndarray, np.ndarray]:
-    """Return the samples that each event may use, as far as joins of recordings can be seen."""
+    """Return the samples that each event may use, given the visible joins of recordings."""
     onset = part.recording.events["sample"].to_numpy()
     bounds = np.tile(np.array([[0, part.n_samples]]), (len(onset), 1))
     boundaries = list(part.boundaries)
@@ -158,7 +158,7 @@ def _find_bounds(part: ContinuousPart, plan: EpochPlan) -> tuple[np.ndarray, np.
 def find_pause_boundaries(part: ContinuousPart, plan: EpochPlan) -> np.ndarray:
     """Return the joins of recordings in whole pauses between events, and before the first and after the last.
 
-    Filters that are longer than an epoch must know these, too.
+    Filters that are longer than an epoch need these, too.
     """
     onset = part.recording.events["sample"].to_numpy()
     if len(onset) < 2:
@@ -177,7 +177,7 @@ def find_pause_boundaries(part: ContinuousPart, plan: EpochPlan) -> np.ndarray:
 
 
 def _find_pauses(onset: np.ndarray) -> np.ndarray:
-    """Return after which events an unusually long gap follows: only there may recordings have been joined."""
+    """Return the events before an unusually long gap: only there may recordings have been joined."""
     if len(onset) < 2:
         return np.empty(0, int)
     gaps = np.diff(onset)
@@ -215,9 +215,9 @@ def iterate_trials(
     piece, plan
         What is cut, and how.
     watch
-        Looks at the values on their way; None where they are read a second time.
+        Checks the values while they are read; None if they are read a second time.
     unit
-        That of the recording, for `watch`.
+        Unit of the recording, for `watch`.
     """
     part, watch = piece.part, watch or DamageWatch(refuses=False)
     rows_seen = watch.open_rows(part.where, part.group[0], piece.trials["stimulus_id"].to_numpy(), unit=unit)
@@ -418,7 +418,7 @@ def find_decimation(sfreq: float, wanted: float) -> int:
     Raises
     ------
     ConfigError
-        If that is no whole number.
+        If the ratio is not a whole number.
 
     Examples
     --------
@@ -438,7 +438,7 @@ def find_decimation(sfreq: float, wanted: float) -> int:
 def cut_epochs(signal: np.ndarray, starts: np.ndarray, *, n_times: int, decim: int) -> np.ndarray:
     """Cut epochs out of a continuous signal at every `decim`-th sample, low-passed against aliasing.
 
-    Beyond both ends the signal is taken to stay at its last value, so that the filter does not ring there.
+    Beyond both ends the signal is extended with its last value, so that the filter does not ring there.
 
     Parameters
     ----------

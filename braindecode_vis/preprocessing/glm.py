@@ -1,8 +1,8 @@
-"""One amplitude per trial from a BOLD time series: least squares, all voxels and all trials at once.
+"""One amplitude per trial from a BOLD time series: least squares for all voxels and all trials together.
 
-Owns the arithmetic. The regressors are nilearn's, so that a fit equals the one that nilearn's `FirstLevelModel` makes
-trial by trial; the loop over trials is replaced by three sums, because the models of a run differ in two regressors
-only. Knows no files.
+Contains only the computation, no files. The regressors are nilearn's, so that a fit equals the one that nilearn's
+`FirstLevelModel` makes trial by trial; three sums replace the loop over trials, because the models of a run differ in
+only two regressors.
 
 References
 ----------
@@ -82,7 +82,7 @@ def make_drifts(
 
 
 def make_nuisance_basis(nuisance: np.ndarray) -> np.ndarray:
-    """Return an orthonormal basis of nuisance time courses, shape (n_volumes, rank); repeats among them do no harm."""
+    """Return an orthonormal basis of nuisance time courses, shape (n_volumes, rank); they may contain repeats."""
     scale = np.linalg.norm(nuisance, axis=0)
     scaled = nuisance[:, scale > 0] / scale[scale > 0]
     # Unit norms first, so that the rank does not depend on units (mm of motion against scanner units).
@@ -91,7 +91,7 @@ def make_nuisance_basis(nuisance: np.ndarray) -> np.ndarray:
 
 
 def remove_nuisance(series: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Return what an orthonormal `basis` does not explain of `series`, shape (n_volumes, n_courses)."""
+    """Return the part of `series` that an orthonormal `basis` does not explain, shape (n_volumes, n_courses)."""
     return series - basis @ (basis.T @ series)
 
 
@@ -117,7 +117,7 @@ def fit_trials(
     Raises
     ------
     DataError
-        If a trial cannot be told from the other ones or from the nuisance.
+        If a trial cannot be separated from the other trials or from the nuisance.
 
     Examples
     --------
@@ -161,7 +161,7 @@ def _check_visible(gram: np.ndarray, regressors: np.ndarray) -> None:
     if unseen.any():
         raise DataError(
             f"trial {int(np.flatnonzero(unseen)[0])} of the run leaves no trace in the model ({int(unseen.sum())} such "
-            "trials): its response falls outside the volumes, or drifts and confounds explain it away."
+            "trials): its response falls outside the volumes, or drifts and confounds explain it completely."
         )
 
 

@@ -1,9 +1,9 @@
-"""Whitening, scaling and standardising that a run has learnt, applied to trials that it has never seen.
+"""Applies the fitted whitening, scaling and standardising of a run to new trials.
 
-Owns how these statistics are read back from the responses of a run, and which of them a new trial gets: those of its
-own session where the run knows it (to the bit what preprocessing did), otherwise the average over the known sessions of
-its subject, and for a new subject the average over all. Covariances are averaged, and means and variances, never
-matrices. Nothing is learnt from a new trial, unless `LearntStatistics.learn_anew` is asked for.
+Reads these statistics from the responses of a run, and chooses those for a new trial: the statistics of its own session
+if the run has it (exactly as in preprocessing), otherwise the average over the known sessions of its subject, and for a
+new subject the average over all subjects. Covariances, means and variances are averaged, never matrices. Nothing is
+learnt from a new trial, unless `LearntStatistics.learn_anew` is called.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ Group = tuple[str, ...]
 
 @dataclass(frozen=True)
 class ZScoreGroup:
-    """Whose trials the statistics of one session or run are.
+    """The trials from which the statistics of one session or run were computed.
 
     Parameters
     ----------
     subject, session
         Labels.
     run
-        Empty where a whole session was standardised at once.
+        Empty if a whole session was standardised together.
     own
-        Whether they were learnt from the test trials themselves; such are pooled with no others.
+        Whether they were learnt from the test trials themselves; these are not pooled with others.
     """
 
     subject: str
@@ -56,12 +56,13 @@ class ZScoreGroup:
 
 @dataclass
 class LearntStatistics:
-    """What preprocessing has learnt from training trials.
+    """Statistics that preprocessing has learnt from training trials.
 
     Parameters
     ----------
     variant
-        What the noise covariance is taken over; see `braindecode_vis.preprocessing.whitening.fit_mvnn`.
+        Trials or times over which the noise covariance is computed; see
+        `braindecode_vis.preprocessing.whitening.fit_mvnn`.
     whitening
         Subject and session to the whitening matrix of channels, shape (n_channels, n_channels).
     scaling
@@ -69,18 +70,18 @@ class LearntStatistics:
     zscores
         Mean and variance of the features of sessions or runs.
     noise_channels
-        Names of the channels that whitening takes, where these are more than the stored ones; else empty.
+        Names of the channels for whitening, if these are more than the stored ones; otherwise empty.
     rows : int array of shape (n_stored,), optional
-        Which of them are stored.
+        Rows of the stored channels among them.
     unit, recorded_unit
-        Unit of what comes out, and of what goes in, empty where it is not known.
+        Unit of the output, and unit of the input (empty if it is not known).
     dtype
         Type of the stored numbers, to which new trials are rounded too.
 
     Attributes
     ----------
     used : dict
-        For each subject and session that was asked for, where its statistics came from, in words.
+        For each requested subject and session, a description of the source of its statistics.
     """
 
     variant: Literal["epochs", "time"] = "epochs"
@@ -96,7 +97,7 @@ class LearntStatistics:
 
     @classmethod
     def read(cls, folder: Path) -> LearntStatistics:
-        """Read what preprocessing has written beside its responses.
+        """Read the statistics that preprocessing has written beside its responses.
 
         Parameters
         ----------
@@ -134,8 +135,8 @@ class LearntStatistics:
                 zscores[ZScoreGroup(**record)] = FeatureStatistics(mean[row], variance[row])
         elif provenance.get("plan", {}).get("zscore", "none") != "none":
             raise DataError(
-                f"{folder} was written by a version that kept no mean and variance of its voxels, so new trials cannot "
-                "be standardised like these; make the run again in a new folder."
+                f"{folder} was written by a version that did not keep mean and variance of its voxels, "
+                "so new trials cannot be standardised in the same way; make the run again in a new folder."
             )
         # New trials are rounded alike: float16 has three digits, which a comparison would notice.
         dtype = np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False).dtype
@@ -149,7 +150,7 @@ class LearntStatistics:
 
     @property
     def is_empty(self) -> bool:
-        """Whether trials are taken as they come."""
+        """Whether trials are not changed."""
         return not (self.whitening or self.scaling or self.zscores)
 
     def apply(self, block: np.ndarray, subject: str, session: str, run: str = "") -> np.ndarray:
@@ -158,7 +159,7 @@ class LearntStatistics:
         Parameters
         ----------
         block : array of shape (n_trials, n_channels, n_times), or (n_trials, n_features[, n_times])
-            In the unit of the recording, of all `noise_channels` if there are some.
+            Trials in the unit of the recording, with all `noise_channels` if there are any.
         subject, session, run
             Where the trials come from.
 
@@ -184,7 +185,7 @@ class LearntStatistics:
         return values.astype(self.dtype, copy=False)
 
     def for_session(self, subject: str, session: str, run: str = "") -> LearntStatistics:
-        """Return what `apply` uses for one session, found once: for a stream, whose trials come one by one."""
+        """Return the statistics that `apply` uses for one session, for a stream with trials one by one."""
         one = replace(self)
         if self.whitening:
             one.whitening = {(subject, session): self._find_whitener(subject, session).matrix}
@@ -204,7 +205,7 @@ class LearntStatistics:
         return out
 
     def learn_anew(self, data: np.ndarray, trials: pd.DataFrame) -> LearntStatistics:
-        """Return statistics of the same kinds that are learnt from these very trials, which is transductive.
+        """Return statistics of the same kinds learnt from these trials themselves, which is transductive.
 
         Parameters
         ----------
@@ -248,9 +249,9 @@ class LearntStatistics:
     def _check_noise_channels(self, block: np.ndarray) -> None:
         if self.noise_channels and block.shape[1] != len(self.noise_channels):
             raise DataError(
-                f"the run fitted its noise on {len(self.noise_channels)} channels and stores some of them, but these "
-                f"trials have {block.shape[1]}: read them from their recordings, or whiten them first and say so "
-                "(prepared=True)."
+                f"the run fitted its noise on {len(self.noise_channels)} channels and stores only some "
+                f"of them, but these trials have {block.shape[1]} channels: read the trials from their "
+                "recordings, or whiten them first and pass prepared=True."
             )
 
     def _find_whitener(self, subject: str, session: str) -> Whitener:
@@ -303,18 +304,17 @@ class LearntStatistics:
 
     @staticmethod
     def _choose_sessions(subject: str, known: Mapping[Group, Any]) -> tuple[list[Group], str]:
-        """Return the groups whose statistics are averaged for a session that the run does not know, and words."""
+        """Return the groups whose statistics are averaged for a new session, with a description."""
         own = [name for name in known if name[0] == subject]
         if own:
-            return own, f"a session that the run does not know: statistics of {_count(own)} of its subject"
+            return own, f"new session: using mean statistics over {_count(own)} of its subject"
         if not known:
             raise DataError(
-                "the run has standardised every session by its own trials, so that nothing is known for another one; "
-                "ask for its own statistics with --whiten-new."
+                "the run has standardised every session by its own trials, so it has no statistics for a "
+                "new session; compute them from the new trials with --whiten-new."
             )
-        return list(
-            known
-        ), f"a subject that the run does not know: statistics of {_count(list(known))} of others"
+        groups = list(known)
+        return groups, f"new subject: using mean statistics over {_count(groups)} of other subjects"
 
     def _note(self, subject: str, session: str, words: str) -> None:
         self.used.setdefault(f"subject {subject}, session {session}", words)
@@ -325,4 +325,4 @@ def _name(group: Any) -> Group:
 
 
 def _count(groups: list[Group]) -> str:
-    return "the one session" if len(groups) == 1 else f"{len(groups)} sessions, averaged,"
+    return "the one session" if len(groups) == 1 else f"{len(groups)} sessions"

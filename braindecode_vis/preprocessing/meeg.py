@@ -1,10 +1,11 @@
-"""EEG and MEG data sets to the store, streamed: clean, cut, whiten, scale, write, a few seconds in memory at a time.
+"""Writes EEG and MEG data sets to the store: clean, cut, whiten, scale, write, with a few seconds in memory at a time.
 
-Owns the order of the steps and the bounds on what may be dropped. A loader gives lazy parts; each recording is read in
+Defines the order of the steps and the limits of dropped events. A loader gives lazy parts; each recording is read in
 stretches of neighbouring events, cut into trials and written. With noise normalisation, the covariance of the training
-trials of a session is summed on the way, and its trials are whitened in a second pass over what was written; it may be
-of more channels than are stored. Scaling is a last pass. The noise ceiling of each subject lies beside the trials. What
-is known of a finished session is kept beside its trials until all are written, so that a killed call goes on after it.
+trials of a session is summed at the same time, and its trials are whitened in a second pass over the written file; it
+may use more channels than are stored. Scaling is the last pass. The noise ceiling of each subject is written beside the
+trials. The state of a finished session is kept beside its trials until all are written, so that a killed call continues
+after it.
 """
 
 from __future__ import annotations
@@ -76,16 +77,16 @@ def write_meeg(
     config
         Configuration of the data set.
     folder
-        Where ``responses`` and ``stimuli`` are written; made if needed.
+        Folder for ``responses`` and ``stimuli``; created if needed.
     progress
-        Called with the number of trials that were read and that were whitened, that of all to come, and words.
+        Called with the number of trials read and whitened, the total number, and a text.
     learnt
-        Whitening and scaling of a finished run, which are then applied in place of learning any here.
+        Whitening and scaling of a finished run, which are applied instead of new ones.
     transductive
-        Learn them from all trials, whatever their split.
+        Learn them from all trials, training and test.
     parts
-        Keeps the sessions that are finished, for a call that goes on after a kill, on the disk of `folder`: named by a
-        digest of whatever decides the result, and removed by the caller. None keeps nothing.
+        Keeps finished sessions on the disk of `folder`, so that a killed call can be continued; named by a digest of
+        everything that determines the result, and removed by the caller. None keeps nothing.
 
     Returns
     -------
@@ -123,7 +124,7 @@ def write_source(
         if plan.cleaning.ica is not None or plan.cleaning.autoreject is not None:
             raise ConfigError(
                 "components and thresholds of dataset.ica and dataset.autoreject are learnt from each session and not "
-                "kept, so they cannot be applied to another recording; ask for its own with --whiten-new."
+                "kept, so they cannot be applied to another recording; compute new ones from it with --whiten-new."
             )
         plan = replace(plan, mvnn="none", cleaning=replace(plan.cleaning, scaling=None))
         source = replace(source, plan=plan)
@@ -137,7 +138,7 @@ def write_source(
     # Rates like 1200 / 7 Hz round differently from file to file; half a millisecond is below any sample.
     for piece in pieces:
         if len(piece.times) != len(times) or not np.allclose(piece.times, times, atol=5e-4):
-            raise DataError(f"{piece.part.where} has other times than {pieces[0].part.where}.")
+            raise DataError(f"{piece.part.where} has different times than {pieces[0].part.where}.")
     whitens = plan.mvnn != "none" and any(isinstance(piece.part, ContinuousPart) for piece in pieces)
     scaling = plan.cleaning.scaling
     unscaled = not whitens and scaling is None and (learnt is None or learnt.is_empty)
@@ -201,19 +202,19 @@ def write_source(
 
 
 def read_recorded_channels(source: MeegSource, names: Sequence[str] | None = None) -> MeegSource:
-    """Return the source with parts that read every brain sensor of their file, of which the same as before are stored.
+    """Return the source with parts that read every brain sensor of their file; the stored channels do not change.
 
     Parameters
     ----------
     source
-        Continuous parts; published epochs hold what their publisher kept, and stay.
+        Continuous parts; published epochs are not changed.
     names
         Channels to read, in this order; by default all sensors but bad ones that are not stored either.
 
     Raises
     ------
     DataError
-        If a file lacks one of `names`.
+        If one of `names` is missing in a file.
     """
     parts: list[Any] = []
     for part in source.parts:
@@ -299,7 +300,7 @@ def _write_session(
 
 
 def _pack_session(session: list[Piece], drops: list[np.ndarray], written: _Written) -> dict[str, Any]:
-    """Return what must be known of the session that was just written, as arrays and text."""
+    """Return the state of the session that was just written, as arrays and text."""
     whitener = written.whiteners.get(session[0].part.group)
     return {
         **{f"drop{n}": drop for n, drop in enumerate(drops)},
@@ -310,7 +311,7 @@ def _pack_session(session: list[Piece], drops: list[np.ndarray], written: _Writt
 
 
 def _restore_session(session: list[Piece], packed: Mapping[str, np.ndarray], written: _Written) -> int:
-    """Take up a session that an earlier process has written; returns the number of its trials."""
+    """Restore a session that an earlier process has written; returns the number of its trials."""
     written.watch.unpack_session(packed)
     if "drop0" in packed:
         from braindecode_vis.preprocessing.artefacts import leave_out
@@ -477,7 +478,7 @@ def find_positions(source: MeegSource) -> np.ndarray:
     if unknown:
         raise DataError(
             f"the channel(s) {', '.join(unknown)} of {source.parts[0].where} are not in the 10-05 system, "
-            "so their positions are unknown: the montage is another one."
+            "so their positions are unknown: the recording used another montage."
         )
     info = mne.create_info(list(source.ch_names), 1.0, "eeg")
     info.set_montage(montage)  # moves the template to head coordinates

@@ -1,17 +1,17 @@
-"""Noise ceilings: how well the responses to the test images could be predicted at best.
+"""Noise ceilings: the best possible prediction of the responses to the test images.
 
-Owns the ceiling of one metric: the Pearson correlation, over test images, between any prediction of a feature's
-response (that of an encoding model, or of a brain model shown a reconstruction) and the response measured. It does
-not bound retrieval, identification or image metrics, which pool many features and have no ceiling in closed form.
+Computes the ceiling of one metric: the Pearson correlation, over test images, between a prediction of a feature's
+response (by an encoding model, or by a brain model from a reconstruction) and the measured response. It is not a limit
+for retrieval, identification or image metrics, which combine many features and have no ceiling in closed form.
 `compute_noise_ceilings` gives it per voxel, parcel, or channel and time; `write_epochs_ceilings` keeps that of EEG and
 MEG beside the trials in the store.
 
-The share of signal of each feature is averaged unclipped, and the root is taken last: a mean of clipped values, or of
-roots, lies above 0 where nothing but noise was recorded. It bounds the root mean square correlation; the mean one is
-up to 0.06 lower. Repetitions within one run share noise, which no ceiling here can tell from signal.
+The signal share of each feature is averaged unclipped, and the root is taken last: a mean of clipped values, or of
+roots, is above 0 even for pure noise. It is a limit of the root mean square correlation; that of the mean correlation
+is up to 0.06 lower. Repetitions within one run share noise, which these ceilings cannot distinguish from signal.
 
-The ceiling describes test trials, so it may be looked at only after everything is chosen; choosing features by it
-would be choosing by the test set (`braindecode_vis.preprocessing.selection` uses training trials instead).
+The ceiling describes test trials, so use it only after all choices are made; a choice of features by the ceiling would
+be a choice by the test set (`braindecode_vis.preprocessing.selection` uses training trials instead).
 
 References
 ----------
@@ -52,7 +52,7 @@ class ResponseCeiling:
     Parameters
     ----------
     subject
-        Whose.
+        Name of the subject.
     share : array of shape (n_features,)
         Share of the variance of each voxel, parcel, or channel and time over the test images that is signal, not
         clipped: noise alone gives values about 0.
@@ -61,13 +61,13 @@ class ResponseCeiling:
     source
         How it was estimated, in words.
     n_images
-        Images that the estimate rests on; 0 for a published map.
+        Number of images in the estimate; 0 for a published map.
     n_averaged
-        Repetitions that are averaged in a measured response (harmonic mean over images).
+        Number of repetitions averaged in a measured response (harmonic mean over images).
     bounds
-        95 % interval of the share of each feature, not clipped, where it is known.
+        95 % interval of the share of each feature, not clipped, if it is known.
     metric
-        What is bounded.
+        The metric that the ceiling limits.
     """
 
     subject: str
@@ -82,12 +82,12 @@ class ResponseCeiling:
 
     @property
     def per_feature(self) -> np.ndarray:
-        """Highest expected correlation of each feature, 0 where its share is not above 0."""
+        """Highest expected correlation of each feature, 0 if its share is not above 0."""
         return find_root(self.share)
 
     @property
     def value(self) -> float:
-        """Ceiling over all features, to stand beside a score that is the mean over the same features."""
+        """Ceiling over all features, for comparison with a score that is the mean over the same features."""
         return self.bound()
 
     @property
@@ -220,7 +220,7 @@ def _read_published(responses: Responses, subject: str, n_averaged: float) -> np
     geometry = read_geometry(responses, subject if several else None)
     if "ncsnr" not in geometry.maps or geometry.parcels is not None:
         raise DataError(
-            "these responses carry no published map ncsnr of their features; estimate the ceiling with ncsnr or "
+            "these responses have no published map ncsnr of their features; estimate the ceiling with ncsnr or "
             "split_half."
         )
     return _explainable(np.asarray(geometry.maps["ncsnr"], np.float64), n_averaged)
@@ -237,9 +237,9 @@ class EpochsCeiling:
     low, high : float32 arrays of shape (n_times,)
         95 % jackknife interval over images of its mean over channels; NaN for fewer than five images.
     subject, split
-        Whose trials it is of.
+        Subject and split of the trials.
     n_images, n_repetitions
-        How many images were looked at, and the harmonic mean number of their repetitions.
+        Number of images used, and the harmonic mean number of their repetitions.
     """
 
     share: np.ndarray
@@ -273,7 +273,7 @@ def compute_epochs_ceiling(
     rows
         Trials of one subject and split; all by default.
     max_images
-        At most this many, evenly spaced ones are looked at; all by default.
+        Largest number of images to use, evenly spaced; by default all.
 
     Raises
     ------
@@ -308,8 +308,7 @@ def find_repeated(trials: pd.DataFrame, rows: np.ndarray, max_images: int | None
 def write_epochs_ceilings(folder: Path, responses: Responses) -> None:
     """Compute the ceiling of every subject and split with repetitions, and write it beside ``data.npy``.
 
-    Of each, at most 500 evenly spaced images are looked at. Where fewer than four images are repeated, nothing is
-    written.
+    At most 500 evenly spaced images of each are used. If fewer than four images are repeated, nothing is written.
     """
     found, trials = [], responses.trials
     for subject, split in trials[["subject", "split"]].drop_duplicates().itertuples(index=False):
@@ -334,7 +333,7 @@ def read_epochs_ceiling(folder: Path, *, subject: str | None = None, split: str 
     folder
         Holds ``data.npy`` and ``signal_share.npz``.
     subject
-        May be left out where there is one subject only.
+        May be left out if there is only one subject.
 
     Raises
     ------
@@ -343,7 +342,7 @@ def read_epochs_ceiling(folder: Path, *, subject: str | None = None, split: str 
     """
     if not (folder / TABLE).is_file():
         raise DataError(
-            f"{folder} has no noise ceiling: fewer than four images are repeated, or it is of an older version."
+            f"{folder} has no noise ceiling: fewer than four images are repeated, or an older version wrote it."
         )
     records: list[dict[str, Any]] = read_json(folder / TABLE)["entries"]
     hits = [row for row, r in enumerate(records) if r["split"] == split and subject in (None, r["subject"])]

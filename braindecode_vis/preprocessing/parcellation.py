@@ -1,7 +1,7 @@
 """Parcels: voxels averaged over the regions of an atlas that the user gives.
 
-Owns the reading of atlases (NIfTI volumes, FreeSurfer annotations, GIFTI labels), the proof that an atlas lies in the
-space of the data, and the averaging. An atlas is never downloaded unless its configuration asks for it.
+Reads atlases (NIfTI volumes, FreeSurfer annotations, GIFTI labels), checks that an atlas is in the space of the data,
+and averages. An atlas is downloaded only if the configuration requests it.
 
 References
 ----------
@@ -30,7 +30,7 @@ _AFFINE_MM = 1e-3  # headers keep float32
 
 @dataclass(frozen=True)
 class Atlas:
-    """Labels of a volume, or of the vertices of a surface (left, then right), and what they mean.
+    """Labels of a volume, or of the vertices of a surface (left, then right), and their names.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ def read_atlas(config: AtlasConfig) -> Atlas:
     """
     if bool(config.files) == (config.fetch is not None):
         raise ConfigError(
-            "dataset.atlas needs either files or fetch, and not both: name an atlas with --set "
-            "dataset.atlas.files=[FILE] (and dataset.atlas.labels=TABLE), or have one fetched with --set "
+            "dataset.atlas needs either files or fetch, not both: give the files of an atlas with --set "
+            "dataset.atlas.files=[FILE] (and dataset.atlas.labels=TABLE), or download one with --set "
             "dataset.atlas.fetch=schaefer400 and --allow-download."
         )
     if config.fetch is not None:
@@ -127,7 +127,7 @@ def read_surface_labels(files: Sequence[Path]) -> tuple[np.ndarray, dict[int, st
             values, named = np.asarray(image.agg_data()), dict(image.labeltable.get_labels_as_dict())
         else:
             raise DataError(
-                f"{path} is no .annot and no .label.gii; give the two hemispheres of a surface atlas."
+                f"{path} is neither .annot nor .label.gii; give the two hemispheres of a surface atlas."
             )
         # What lies on the medial wall or is unknown is the background of every surface atlas.
         blank = [k for k, v in named.items() if is_background(v)]
@@ -147,7 +147,7 @@ def is_background(name: str) -> bool:
 
 
 def fetch_atlas(name: str, may_fetch: bool, *, key: str = "dataset.atlas") -> Atlas:
-    """Return an atlas from the folder of nilearn, which brings it there if it may.
+    """Return an atlas from the folder of nilearn, which downloads it if this is allowed.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def fetch_atlas(name: str, may_fetch: bool, *, key: str = "dataset.atlas") -> At
     Raises
     ------
     ConfigError
-        If it is not there and may not be downloaded.
+        If it is missing and may not be downloaded.
     """
     from nilearn import datasets
 
@@ -278,7 +278,7 @@ def average_parcels(block: np.ndarray, parcels: Parcels) -> np.ndarray:
 
 
 def spread_parcels(values: np.ndarray, parcels: Parcels, *, outside: float = 0.0) -> np.ndarray:
-    """Give each voxel the value of its parcel: (n_rows, n_parcels) to (n_rows, n_voxels)."""
+    """Assign to each voxel the value of its parcel: (n_rows, n_parcels) to (n_rows, n_voxels)."""
     # Label 0 is outside of all parcels and picks the value put in front.
     padded = np.concatenate([np.full((len(values), 1), outside, values.dtype), values], axis=1)
     return padded[:, parcels.labels]
@@ -287,7 +287,7 @@ def spread_parcels(values: np.ndarray, parcels: Parcels, *, outside: float = 0.0
 def place_in_parcels(
     geometries: Mapping[str, Geometry], config: AtlasConfig | None
 ) -> tuple[dict[str, Geometry], list[str]]:
-    """Return the geometries with the parcels of an atlas, and the names of those that had to be left out.
+    """Return the geometries with the parcels of an atlas, and the names of parcels that were left out.
 
     Parameters
     ----------
@@ -313,7 +313,7 @@ def place_in_parcels(
     if not kept or len(missing) > config.max_missing * len(atlas.names):
         raise DataError(
             f"{len(missing)} of the {len(atlas.names)} regions of {atlas.where} hold no voxel of the mask, first "
-            f"{missing[0]}: use a mask of the whole cortex, or raise dataset.atlas.max_missing."
+            f"{missing[0]}: use a mask of the whole cortex, or increase dataset.atlas.max_missing."
         )
     names = tuple(atlas.names[label] for label in kept)
     networks = tuple(parse_network(name) for name in names)

@@ -1,8 +1,7 @@
-"""How much of a voxel's response is about the image: noise ceilings.
+"""How reliable a voxel's response to an image is: signal-to-noise, split halves, encoding scores.
 
-Owns the signal-to-noise ratio of NSD, the unbiased share of signal, split-half reliability, and cross-validated
-encoding scores. Which trials count is the caller's choice: `selection` gives training trials, `noise_ceiling` test
-trials.
+Computes the signal-to-noise ratio of NSD, the unbiased signal share, split-half reliability, and cross-validated
+encoding scores. The caller chooses the trials: `selection` passes training trials, `noise_ceiling` test trials.
 
 References
 ----------
@@ -39,7 +38,7 @@ class SignalToNoise:
     ncsnr : array of shape (n_voxels,)
         Standard deviation of the signal over that of the noise.
     n_images
-        Repeated images that it rests on.
+        Number of repeated images in the estimate.
     """
 
     ncsnr: np.ndarray
@@ -63,8 +62,8 @@ def compute_ncsnr(responses: Responses, rows: np.ndarray | None = None) -> Signa
     Returns
     -------
     SignalToNoise
-        The noise variance is the mean variance between repetitions of an image, the signal variance what is left of
-        the variance of all trials, not below 0.
+        The noise variance is the mean variance between repetitions of an image; the signal variance is the variance of
+        all trials minus the noise variance, not below 0.
 
     Raises
     ------
@@ -91,16 +90,16 @@ class SignalShare:
     Parameters
     ----------
     share : array of shape (n_features,)
-        Unbiased where noise is normal, so that it can be averaged; not clipped, and below 0 about half of the time
-        where there is no signal.
+        Unbiased for normal noise, so that it can be averaged; not clipped, and below 0 in about half of the cases
+        without signal.
     left_out : array of shape (n_images, n_means)
         Means of `share` over features, each image left out in turn.
     mean : array of shape (n_means,)
         The same means of all images.
     n_images, n_repetitions
-        What it rests on; the harmonic mean over images.
+        Number of images, and harmonic mean number of their repetitions.
     n_averaged
-        Repetitions of the mean whose share it is.
+        Number of repetitions in the mean to which the share applies.
     n_freedom
         Degrees of freedom of the noise.
     """
@@ -151,7 +150,7 @@ def compute_signal_share(
     responses, rows
         As for `compute_ncsnr`; channels and times are features too.
     n_averaged
-        Repetitions that are averaged where the share counts; by default as many as there are.
+        Number of averaged repetitions to which the share applies; by default the number in the data.
     over : int array of shape (n_features,), optional
         Which mean each feature belongs to; by default one mean over all of them.
 
@@ -187,12 +186,12 @@ def measure_signal_share(
     """Return the share of the variance of image means that is signal, and the same without each image.
 
     With F the variance between images over that within them, it is 1 - (n - 3) / (n - 1) / F: the mean of 1 / F is not
-    1 over the mean of F. It is not clipped, since the mean of what is clipped at 0 lies above 0 without any signal.
+    1 over the mean of F. It is not clipped, since a mean of values clipped at 0 is above 0 even without signal.
 
     Parameters
     ----------
     values : array of shape (n_rows, n_features)
-        Single trials; those of one image stand together.
+        Single trials; trials of one image are in neighbouring rows.
     counts : int array of shape (n_images,)
         Repetitions of each image, at least two.
     n_averaged
@@ -201,7 +200,7 @@ def measure_signal_share(
     Returns
     -------
     share : array of shape (n_features,)
-        0 where image means do not differ, 1 where repetitions do not.
+        0 if image means do not differ, 1 if repetitions do not differ.
     left_out : array of shape (n_images, n_features)
         NaN for fewer than five images.
 
@@ -238,7 +237,7 @@ def measure_signal_share(
 
 
 def _average_more(share: np.ndarray, factor: float) -> np.ndarray:
-    """Return the share of signal where the noise variance is `factor` times as large; the sign stays."""
+    """Return the signal share if the noise variance is `factor` times as large; the sign does not change."""
     return share / (share + factor * (1 - share))
 
 
@@ -253,7 +252,7 @@ class SplitHalf:
     reliability : array of shape (n_voxels,)
         Of the mean over all repetitions, by the Spearman-Brown formula.
     n_images, n_splits
-        What it rests on.
+        Number of images and of random splits.
     """
 
     correlation: np.ndarray
@@ -275,7 +274,7 @@ def compute_split_half(
     Parameters
     ----------
     n_splits
-        Random splits to average over; of an odd number of repetitions, one half has one more.
+        Number of random splits to average; with an odd number of repetitions, one half has one more.
     seed
         Of the splits.
 
@@ -316,7 +315,7 @@ def compute_split_half(
 def boost_correlation(correlation: np.ndarray) -> np.ndarray:
     """Return the reliability of the whole from the correlation of its halves (Spearman-Brown), not clipped.
 
-    Below 0 the formula would run away to minus infinity, so that it goes on in a straight line there.
+    Below 0 the formula would go to minus infinity, so it is continued as a straight line there.
     """
     boosted: np.ndarray = 2 * correlation / (1 + np.maximum(correlation, 0))
     return boosted
@@ -340,7 +339,7 @@ def compute_encoding_scores(
     features
         One vector per image.
     alphas
-        Penalties; the one with the best mean score over voxels counts.
+        Penalties; the one with the best mean score over voxels is used.
     n_folds, seed
         Folds over images.
 

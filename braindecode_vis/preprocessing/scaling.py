@@ -1,8 +1,7 @@
-"""Standardisation whose statistics come from training trials only: in memory, per channel, and for trials on disk.
+"""Standardisation with statistics of training trials only: in memory, per channel, and for trials on disk.
 
-Owns the z-score of features (`ZScore`), the scaling of channels of EEG and MEG (`scale_trials`), and mean and
-variance of trials that lie in an `ArrayFile`, summed block by block (`FeatureMoments`). Knows nothing of sessions or
-splits: which trials are training trials is the caller's choice.
+Contains the z-score of features (`ZScore`), the scaling of channels of EEG and MEG (`scale_trials`), and mean and
+variance of trials in an `ArrayFile`, summed block by block (`FeatureMoments`). The caller chooses the training trials.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ _CHANNEL_BLOCK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class RobustScaler:
-    """Median and interquartile range of each channel, and a bound on what comes out.
+    """Median and interquartile range of each channel, and a limit for the scaled values.
 
     Parameters
     ----------
     centre, scale : float32 arrays of shape (n_channels,)
     clamp
-        Scaled values are cut at plus and minus this; None leaves them.
+        Scaled values are clipped at plus and minus this value; None does not clip.
     """
 
     centre: np.ndarray
@@ -62,7 +61,7 @@ def fit_robust_scaler(
     clamp
         20 as in Défossez et al. (2023), doi:10.1038/s42256-023-00714-5.
     max_trials
-        At most this many, evenly spaced ones are looked at, and no more than fill 256 MiB.
+        Largest number of trials to use, evenly spaced, and at most 256 MiB.
     """
     if not len(rows):
         raise DataError("the robust scaler needs at least one training trial.")
@@ -80,14 +79,14 @@ def fit_channel_zscore(data: np.ndarray, rows: np.ndarray) -> ZScore:
     Parameters
     ----------
     data : array of shape (n_trials, n_channels, n_times)
-        Visited in blocks, so that a memory map of any size does.
+        Read in blocks, so that it may be a large memory map.
     rows : integer array
         Training trials; no other row is read.
 
     Returns
     -------
     ZScore
-        With statistics of shape (n_channels, 1), so that it applies to trials as they are.
+        With statistics of shape (n_channels, 1), so that it can be applied to trials directly.
     """
     rows = np.sort(rows)
     if not len(rows):
@@ -109,7 +108,7 @@ def fit_channel_zscore(data: np.ndarray, rows: np.ndarray) -> ZScore:
 
 @dataclass(frozen=True)
 class ChannelScales:
-    """What was subtracted from the channels of each group of trials, and what they were divided by.
+    """Centre and scale of the channels in each group of trials.
 
     Parameters
     ----------
@@ -227,7 +226,7 @@ class FeatureStatistics:
 
 
 def pool_statistics(scales: list[FeatureStatistics]) -> FeatureStatistics:
-    """Return the level and spread of an ordinary session: the mean over sessions, each of which counts once."""
+    """Return mean and spread of a typical session: the mean over sessions, each with the same weight."""
     return FeatureStatistics(
         np.mean([s.mean for s in scales], axis=0), np.mean([s.variance for s in scales], axis=0)
     )

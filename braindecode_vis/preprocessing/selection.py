@@ -1,17 +1,16 @@
-"""Which trials and which features a brain encoder sees: repetitions averaged or not; features by name or by score.
+"""Chooses the trials and features for a brain encoder: repetitions averaged or not, features by name or by score.
 
-Trials are picked, and repetitions of an image averaged, without copying what does not fit in memory.
+Trials are selected, and repetitions of an image averaged, without copying data that do not fit in memory.
 
-Of features it owns the configuration of the choice, its fit on training trials, and the fitted choice, which is kept
-beside the encoder and applied to every trial that the encoder is asked about. Steps follow each other in this order:
-names of regions, networks or channels; reliability among what is left; encoding score among what is left then. Nothing
-but the trials passed to `fit_selection` is looked at, so a fold that passes its training trials cannot leak the tested
-ones.
+For features, this module has the settings of the choice, its fit on training trials, and the fitted choice, which is
+kept beside the encoder and applied to all trials of the encoder. The steps have this order: names of regions, networks
+or channels; then reliability of the remaining features; then encoding score of the remaining features. Only the trials
+passed to `fit_selection` are used, so a fold that passes its training trials cannot leak test trials.
 
-Where several subjects have voxels of their own (rows padded with zeros), each gets a choice of its own, of the same
-number or above the same threshold. Where features are common to all, the scores of the subjects are averaged, so that a
-difference between subjects does not pass for a signal. With a time axis, a feature's score is its mean over times (a
-choice of this package).
+If subjects have different voxels (rows padded with zeros), the choice is made for each subject, with the same number or
+threshold. If features are common to all subjects, the scores of the subjects are averaged, so that a difference between
+subjects is not counted as signal. With a time axis, a feature's score is its mean over times (a choice of this
+package).
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ _ALL = ""  # key of a choice that is common to all subjects
 
 
 class NamesConfig(Settings):
-    """Columns by name.
+    """Features chosen by name.
 
     Parameters
     ----------
     include
         Names to keep; empty keeps all.
     exclude
-        Names to leave out; wins over `include`.
+        Names to leave out, even if they are in `include`.
     """
 
     include: tuple[str, ...] = ()
@@ -63,12 +62,12 @@ class NamesConfig(Settings):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is chosen."""
+        """Whether no names are given."""
         return not self.include and not self.exclude
 
 
 class BestConfig(Settings):
-    """How many of the best features are kept, or above which score; one of the two."""
+    """How many of the best features are kept, or above which score; only one of the two."""
 
     n_best: int | None = Field(default=None, ge=1)
     threshold: float | None = None
@@ -81,7 +80,7 @@ class BestConfig(Settings):
 
 
 class ReliabilityConfig(BestConfig):
-    """Columns whose response repeats itself when an image does.
+    """Features with similar responses to repetitions of the same image.
 
     Parameters
     ----------
@@ -99,9 +98,9 @@ class ReliabilityConfig(BestConfig):
 
 
 class EncodingSelectionConfig(BestConfig):
-    """Columns that image features predict, by ridge regression cross-validated over the training images.
+    """Features that image features predict, by ridge regression cross-validated over the training images.
 
-    Of five penalties, the one with the best mean score over five folds of images counts.
+    The best of five penalties by mean score over five folds of images is used.
 
     Parameters
     ----------
@@ -113,7 +112,7 @@ class EncodingSelectionConfig(BestConfig):
 
 
 class SelectionConfig(Settings):
-    """Which features the encoder sees; everything by default.
+    """Which features the encoder gets; by default all.
 
     Parameters
     ----------
@@ -124,7 +123,7 @@ class SelectionConfig(Settings):
     ch_names
         Channels of EEG and MEG.
     reliability, encoding
-        Scores on training trials; see there.
+        Choice by scores on training trials; see these settings.
     """
 
     rois: NamesConfig = NamesConfig()
@@ -149,9 +148,9 @@ class Selection:
     dim
         Name of the axis: ``voxel``, ``parcel`` or ``channel``.
     keep
-        Bool array of shape (n_features,) under the empty text, or one of its own voxels for each subject.
+        Bool array of shape (n_features,) under an empty key, or one for the voxels of each subject.
     steps
-        What each step left of it, for the report.
+        Number of features after each step, for the report.
     """
 
     dim: str
@@ -164,10 +163,10 @@ class Selection:
         Raises
         ------
         DataError
-            If the features are others than those the choice was fitted on, or a subject has no choice.
+            If the features differ from those of the fit, or a subject has no choice.
         """
         if responses.dims[1] != self.dim:
-            raise DataError(f"features were chosen of the axis {self.dim}, not of {responses.dims[1]}.")
+            raise DataError(f"features of the axis {self.dim} were chosen, not of {responses.dims[1]}.")
         if _ALL in self.keep:
             return select_features(responses, self.keep[_ALL])
         return select_own_features(responses, self.keep)
@@ -197,7 +196,7 @@ def fit_selection(
     Parameters
     ----------
     config
-        What is chosen.
+        Settings of the choice.
     responses
         Training trials of the fold, and nothing else; repetitions single if `config.reliability` is set.
     targets
@@ -208,12 +207,12 @@ def fit_selection(
     Raises
     ------
     ConfigError
-        If a name does not exist, targets are missing, or more features are asked for than there are.
+        If a name does not exist, targets are missing, or more features are requested than there are.
     DataError
         If a score cannot be computed, or nothing is left.
     """
     if len(responses.dims) < 2 or responses.dims[1] not in ("voxel", "parcel", "channel"):
-        raise DataError(f"features can be chosen of voxels, parcels or channels, not of {responses.dims}.")
+        raise DataError(f"only voxels, parcels or channels can be chosen, not {responses.dims}.")
     # Padded rows: every subject has voxels of its own, and so a choice of its own.
     counts = count_own_voxels(responses)
     subjects = list(dict.fromkeys(responses.trials["subject"].astype(str)))
@@ -254,7 +253,7 @@ def fit_selection(
 def _find_named(
     config: SelectionConfig, responses: Responses, subject: str | None, n_own: int | None
 ) -> np.ndarray:
-    """Return the features that regions, networks and channel names leave, shape (n_features,)."""
+    """Return the features selected by regions, networks and channel names, shape (n_features,)."""
     keep = np.ones(n_own or responses.data.shape[1], bool)
     if not config.rois.is_empty:
         _require(responses, "voxel", "selection.rois")
@@ -272,7 +271,7 @@ def _find_named(
         keep &= _choose(config.ch_names, keep, lambda names: np.isin(known, list(names)))
     if not keep.any():
         of = "" if subject is None else f" of subject {subject}"
-        raise DataError(f"the names in selection leave no {responses.dims[1]}{of}.")
+        raise DataError(f"with the names in selection, no {responses.dims[1]}{of} is left.")
     return keep
 
 
@@ -285,7 +284,7 @@ def _choose(
 
 def _require(responses: Responses, dim: str, what: str) -> None:
     if responses.dims[1] != dim:
-        raise ConfigError(f"{what} chooses among {dim}s, but these responses have {responses.dims[1]}s.")
+        raise ConfigError(f"{what} chooses {dim}s, but these responses have {responses.dims[1]}s.")
 
 
 def _parse_rois(names: Sequence[str]) -> dict[str, list[str] | None]:
@@ -362,10 +361,9 @@ def _mean_over_times(scores: np.ndarray, own: Responses) -> np.ndarray:
 
 
 def pick_rows(responses: Responses, rows: np.ndarray) -> Responses:
-    """Return the given trials, in this order, as they are.
+    """Return the given trials, in this order, unchanged.
 
-    Trials that lie in a file and are many are not copied: neighbouring ones become a slice of the memory map, others
-    `TrialRows` of it.
+    Many trials in a file are not copied: neighbouring ones become a slice of the memory map, others become `TrialRows`.
 
     Parameters
     ----------
@@ -392,9 +390,9 @@ def pick_rows(responses: Responses, rows: np.ndarray) -> Responses:
 def average_repetitions(responses: Responses, rows: np.ndarray | None = None) -> Responses:
     """Average the trials of each subject and stimulus, in order of first appearance.
 
-    Where the trial table has a column `task`, what was seen is not averaged with what was imagined.
-    Trials are read group by group, so only the averages are held in memory; where they would take more than 1 GiB,
-    they are `TrialRows`, averaged whenever they are read.
+    If the trial table has a column `task`, seen and imagined trials are not averaged together. Trials are read group by
+    group, so only the averages are held in memory; if they would need more than 1 GiB, they are `TrialRows`, which are
+    averaged when they are read.
 
     Parameters
     ----------
@@ -407,7 +405,7 @@ def average_repetitions(responses: Responses, rows: np.ndarray | None = None) ->
     -------
     Responses
         One float32 trial per subject and stimulus (and task); `repetition` becomes the number of trials averaged, and
-        the column `n_averaged` tells how many repetitions each is the mean of. Nothing changes where none is repeated.
+        the column `n_averaged` holds how many repetitions were averaged. Nothing changes if no image is repeated.
     """
     rows = np.arange(responses.n_trials) if rows is None else np.asarray(rows)
     trials = responses.trials.iloc[rows]

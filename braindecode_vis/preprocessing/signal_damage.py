@@ -1,10 +1,10 @@
-"""Signal that no brain and no machine gives: held, repeated and impossibly large values, found while trials are read.
+"""Finds damaged signal while trials are read: constant, repeated and impossibly large values.
 
-Owns what counts as damage, how much of it is told and how much refused, and the sentences. Half a file overwritten with
-zeros still has its size and reads without an error, so that only its numbers tell. Everything here looks at values that
-are in memory anyway, at a few hundred of each trial. Zeros outside the trials, at the padded ends of a recording, are
-never looked at; voxels outside the brain and channels without an electrode are the same in all trials and tell nothing.
-Knows no file format.
+Defines what is damage, how much is only reported and how much is refused, and the sentences. A file half overwritten
+with zeros still has the same size and can be read without an error, so only its numbers show the damage. The checks use
+values that are in memory anyway, a few hundred per trial. Zeros outside the trials, at the padded ends of a recording,
+are not checked; voxels outside the brain and channels without an electrode are the same in all trials and are no
+damage. Does not depend on a file format.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PLAUSIBLE = {"V": (1e-8, 5e-2), "T": (1e-16, 1e-7), "T/m": (1e-15, 1e-6)}
 
 @dataclass(frozen=True)
 class DamageFinding:
-    """What was found in one file.
+    """Damage found in one file.
 
     Parameters
     ----------
@@ -55,9 +55,9 @@ class DamageFinding:
     what
         What is wrong, as a clause.
     n, of
-        How many trials, volumes or channels it concerns, and how many there are.
+        Number of damaged trials, volumes or channels, and their total number.
     refused
-        Whether this is too much to go on with.
+        Whether this is too much to continue.
     """
 
     where: str
@@ -67,22 +67,22 @@ class DamageFinding:
     refused: bool = False
 
     def describe(self) -> str:
-        """Return it as a clause without a full stop."""
+        """Return the finding as a clause without a full stop."""
         return f"{self.where}: {self.what}"
 
 
 @dataclass
 class DamageWatch:
-    """Collects what is found in all files of a data set, and refuses what is too much.
+    """Collects the damage in all files of a data set, and refuses too much damage.
 
     Parameters
     ----------
     remedy
         What to do about a damaged file.
     most
-        Largest share of the trials of a file that may be damaged; a single one always may.
+        Largest share of the trials of a file that may be damaged; a single damaged trial is always accepted.
     refuses
-        Whether too much damage is raised as `DataError`, or kept as a finding like the rest.
+        Whether too much damage raises `DataError`, or is kept as a finding like the rest.
     most_constant
         Largest share of the features that may never change in any file of a subject.
     """
@@ -101,7 +101,7 @@ class DamageWatch:
     # --- sessions, which a process that goes on after another one does not read again ---
 
     def begin_session(self, subject: str) -> None:
-        """Note where a session of a subject begins, for `pack_session`."""
+        """Record where a session of a subject begins, for `pack_session`."""
         seen = self._see(subject)
         self._begun = (
             len(self.findings), len(seen.files), len(seen.places), len(self._features.get(subject, ()))
@@ -114,7 +114,7 @@ class DamageWatch:
         return self._seen
 
     def pack_session(self) -> dict[str, Any]:
-        """Return what is remembered of the session that has begun, as arrays and text."""
+        """Return the findings of the present session, as arrays and text."""
         assert self._seen is not None
         n_findings, n_files, n_places, n_features = self._begun
         files = self._seen.files[n_files:]
@@ -130,7 +130,7 @@ class DamageWatch:
         }
 
     def unpack_session(self, packed: Mapping[str, np.ndarray]) -> None:
-        """Remember what `pack_session` of an earlier process gave, in place of reading the session that has begun."""
+        """Restore the result of `pack_session` of an earlier process, instead of reading the present session."""
         assert self._seen is not None
         self.findings += [DamageFinding(**found) for found in json.loads(str(packed["findings"]))]
         for n, where in enumerate(packed["seen_files"].tolist()):
@@ -146,11 +146,11 @@ class DamageWatch:
         self.findings.append(finding)
 
     def is_too_much(self, n: int, of: int) -> bool:
-        """Say whether so many damaged ones are above the bound."""
+        """Say whether this many damaged rows are above the limit."""
         return n > max(1.0 if self.most else 0.0, self.most * of) or n == of
 
     def describe(self) -> list[str]:
-        """Return a sentence for each finding that was no error: what every report on these trials must say."""
+        """Return a sentence for each finding that was not an error, for every report on these trials."""
         return [f"{finding.describe()}." for finding in self.findings]
 
     def as_json(self) -> list[dict[str, Any]]:
@@ -174,15 +174,15 @@ class DamageWatch:
         where
             Subject, session and file.
         subject
-            Trials of one subject are compared over all files.
+            Subject; its trials are compared over all files.
         names : sequence of length n_rows
-            What each row shows: copies of what shows the same are no damage, as publishers repeat averages.
+            Image of each row: copies with the same image are not damage, since some publishers repeat averages.
         rows
-            What rows are called.
+            Word for the rows.
         unit
-            That of the values, where they still have one.
+            Unit of the values, if they still have one.
         compares_features
-            Whether columns correspond between the files of a subject.
+            Whether features correspond between the files of a subject.
         """
         seen = self._see(subject)
         seen.files.append((where, names))
@@ -193,12 +193,12 @@ class DamageWatch:
     def look_at_samples(
         self, where: str, ch_names: Sequence[str], samples: np.ndarray, start: int, sfreq: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Note what does not change in a stretch of a recording.
+        """Record which channels do not change in a stretch of a recording.
 
         Parameters
         ----------
         where
-            Names the recording.
+            Name of the recording.
         ch_names
             Channels of `samples`.
         samples : array of shape (n_channels, n_samples)
@@ -226,7 +226,7 @@ class DamageWatch:
         return held
 
     def settle_channels(self, where: str) -> None:
-        """Tell the channels of a recording that are flat or at the end of their range for long."""
+        """Report the channels of a recording that are flat or at the end of their range for a long time."""
         counts = self._channels.pop(where, None)
         if counts is not None:
             self._settle_shares(where, counts.ch_names, counts.shares, "of the time")
@@ -277,7 +277,7 @@ class ChannelCounts:
         self.flat, self.clipped = np.zeros((2, len(self.ch_names)))
 
     def add(self, samples: np.ndarray, sfreq: float) -> tuple[np.ndarray, np.ndarray]:
-        """Count a stretch of shape (n_channels, n_samples), and return the extremes; short ones tell nothing."""
+        """Count a stretch of shape (n_channels, n_samples), and return the extremes; ignore short stretches."""
         n, step = samples.shape[1], max(1, round(_FLAT_S * sfreq))
         starts = np.arange(0, n, step)
         # (n_channels, n_steps)
@@ -300,7 +300,7 @@ class ChannelCounts:
 
     @property
     def shares(self) -> dict[str, np.ndarray]:
-        """Shares of the time by what happened, each of shape (n_channels,)."""
+        """Shares of the time with each kind of damage, each of shape (n_channels,)."""
         total = max(1, self.total)
         # What is flat throughout is another finding: channels without an electrode are.
         part = (self.flat < total) * self.flat / total
@@ -308,7 +308,7 @@ class ChannelCounts:
 
 
 class SeenRows:
-    """The rows of one subject by a digest of their probes: where each was seen first."""
+    """The rows of one subject by a digest of some values, with the place of first appearance."""
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
@@ -317,7 +317,7 @@ class SeenRows:
         self.places: dict[int, int] = {}
 
     def find(self, probes: np.ndarray, row: int) -> tuple[str, str]:
-        """Return the file in which these probes were seen first and what they showed; the row itself if never."""
+        """Return the file in which these values were seen first and their image; the row itself if they are new."""
         digest = int.from_bytes(hashlib.blake2b(probes.tobytes(), digest_size=8).digest(), "big")
         place = self.places.setdefault(digest, (len(self.files) - 1) << 32 | row)
         where, names = self.files[place >> 32]
@@ -325,7 +325,7 @@ class SeenRows:
 
 
 class RowWatch:
-    """Looks at the trials or volumes of one file, in their order; see `DamageWatch.open_rows`."""
+    """Checks the trials or volumes of one file, in their order; see `DamageWatch.open_rows`."""
 
     def __init__(
         self,
@@ -349,7 +349,7 @@ class RowWatch:
         self.low = self.high = np.empty(0)
 
     def add(self, block: np.ndarray, flat: np.ndarray | None = None) -> None:
-        """Look at further rows.
+        """Check further rows.
 
         Parameters
         ----------
@@ -401,12 +401,12 @@ class RowWatch:
         held: np.ndarray | None = None,
         ch_names: Sequence[str] = (),
     ) -> None:
-        """Tell or refuse what was found.
+        """Report or refuse the damage that was found.
 
         Parameters
         ----------
         name_row
-            Number of a row to words for it.
+            Function that gives the name of a row number.
         held : bool array of shape (n_rows,), optional
             Trials that overlap a stretch without signal.
         ch_names
@@ -426,10 +426,10 @@ class RowWatch:
         copied = np.zeros(self.n, bool)
         copied[list(self.copies)] = True
         kinds = {
-            "hold one value throughout": constant,
-            "hold still in many places at once": gone & ~constant,
+            "have one constant value": constant,
+            "do not change in many places at the same time": gone & ~constant,
             f"reach more than {_LARGEST_RATIO:g} times the usual values": large,
-            "are copies of others that show something else": copied,
+            "are copies of rows with another image": copied,
         }
         damaged = np.logical_or.reduce(list(kinds.values()))
         told = [
@@ -439,7 +439,7 @@ class RowWatch:
         ]
         if told:
             n = int(damaged.sum())
-            clause = f"{n} of {self.n} {self.rows} cannot be what was recorded: {', '.join(told)}"
+            clause = f"{n} of {self.n} {self.rows} are not recorded data: {', '.join(told)}"
             # A recording that holds its values throughout was brought to its rate without a filter: no part is missing.
             counted = int((damaged & ~gone | constant).sum()) if gone.all() else n
             refused = counted > 0 and self.watch.is_too_much(counted, self.n)
@@ -480,7 +480,7 @@ def find_held_runs(samples: np.ndarray, flat: np.ndarray, least: int) -> list[tu
     ----------
     samples : array of shape (n_channels, n_samples)
     flat : bool array of shape (n_channels,)
-        Channels that are flat throughout, which tell nothing unless all are.
+        Channels that are flat throughout; they are ignored unless all channels are flat.
     least
         Shortest run.
 
@@ -509,7 +509,7 @@ def find_held_runs(samples: np.ndarray, flat: np.ndarray, least: int) -> list[tu
 
 
 def _list_runs(marks: np.ndarray, least: int) -> list[tuple[int, int]]:
-    """Return first and past-the-last place of each run of at least so many marks."""
+    """Return first and past-the-last place of each run of at least this many marks."""
     if not marks.any():
         return []
     edges = np.flatnonzero(np.diff(np.r_[False, marks, False]))
@@ -517,7 +517,7 @@ def _list_runs(marks: np.ndarray, least: int) -> list[tuple[int, int]]:
 
 
 def make_watch(config: Any, *, refuses: bool = True) -> DamageWatch:
-    """Return a watch whose remedies are the settings of a data set: which of its files can be left out.
+    """Return a watch whose remedies name the settings of a data set that leave out damaged files.
 
     Parameters
     ----------
@@ -531,7 +531,7 @@ def make_watch(config: Any, *, refuses: bool = True) -> DamageWatch:
     if choice := next((name for name in ("runs", "sessions", "subjects") if name in fields), None):
         remedy += f", or leave it out with --set dataset.{choice}=[...]"
     if "max_dropped" in fields:
-        remedy += ", or keep such trials by raising dataset.max_dropped"
+        remedy += ", or keep such trials by increasing dataset.max_dropped"
     # A box around the head is mostly air, and whoever names a mask knows what is in it.
     own = getattr(config, "mask_file", None) is not None or getattr(config, "mask", "") in (
         "brain",
@@ -543,7 +543,7 @@ def make_watch(config: Any, *, refuses: bool = True) -> DamageWatch:
 
 
 def settle_missing(config: Any, parts: Iterable[Any], watch: DamageWatch) -> None:
-    """Refuse a known set that lacks declared sessions or runs, and tell those that were left out by choice.
+    """Refuse a known data set with missing sessions or runs, and report those that were left out by choice.
 
     Parameters
     ----------
@@ -567,19 +567,20 @@ def settle_missing(config: Any, parts: Iterable[Any], watch: DamageWatch) -> Non
                 f"--set dataset.{name}=[...]" for name in ("sessions", "runs", "skip") if name in fields
             ]
             raise DataError(
-                f"{where} below {config.root}: {what}, so that a smaller set would pass for {config.manifest.title}; "
-                f"fetch what is missing, or say what to read with {' or '.join(choices)}."
+                f"{where} below {config.root}: {what}, so the data would be smaller than "
+                f"{config.manifest.title}; fetch the missing files, or choose what to read with "
+                f"{' or '.join(choices)}."
             )
         watch.settle(DamageFinding(where, what, found.n, found.of, not found.chosen))
 
 
 def settle_blank_images(colours: Sequence[int], n: int, watch: DamageWatch) -> None:
-    """Tell or refuse pictures that share one colour throughout, as those of an overwritten file do.
+    """Report or refuse pictures of a single colour, as in an overwritten file.
 
     Parameters
     ----------
     colours
-        Colour of each picture that has a single one; an experiment may show colours, but each once.
+        Colour of each picture with a single colour; an experiment may show plain colours, but each only once.
     n
         Number of all pictures.
     watch

@@ -1,7 +1,8 @@
 """Splits as code: which trials are training trials and which may only be tested.
 
-Owns the protocols and their proofs. Every split carries the text that names it in the results, and what is shown on one
-side of its folds only (images, concepts, repetitions, sessions, subjects); it refuses to exist if that is not so.
+Defines the protocols and checks them. Every split has the text that names it in the results, and states what its folds
+do not share between training and test (images, concepts, repetitions, sessions, subjects); it raises an error if this
+is not true.
 
 Trials of imagery may have a stimulus without a picture (a category, a word, or a picture that is not shown again). They
 have no row among the image embeddings and no image to compare a reconstruction with, so retrieval and reconstruction
@@ -49,19 +50,19 @@ class Split:
     Parameters
     ----------
     protocol
-        Text that names the split in every result.
+        Name of the split in every result.
     folds
         One or more folds; no trial is tested twice.
     trials
         The trial table that the rows refer to, used to prove disjointness.
     by
-        What no fold shows on both sides, among `SIDES`. A session is one of one subject, and a run one of one session;
-        a repetition is the number of a presentation. Concepts need a column `concept` in the trial table.
+        What no fold has in both training and test, among `SIDES`. A session belongs to one subject, and a run to one
+        session; a repetition is the number of a presentation. Concepts need a column `concept` in the trial table.
 
     Raises
     ------
     DataError
-        If a fold is empty, or a trial or anything named by `by` is both trained on and tested.
+        If a fold is empty, or a trial or anything in `by` is in both training and test.
     """
 
     protocol: str
@@ -80,7 +81,7 @@ class Split:
                 raise DataError(f"{where} has {len(fold.train)} training and {len(fold.test)} test trials.")
             both = set(fold.train.tolist()) & set(fold.test.tolist())
             if both:
-                raise DataError(f"{where} trains and tests on trial {min(both)}.")
+                raise DataError(f"{where} has trial {min(both)} in both training and test.")
             again = tested & set(fold.test.tolist())
             if again:
                 raise DataError(f"{where} tests trial {min(again)} a second time.")
@@ -94,8 +95,8 @@ class Split:
             shared = find_shared(groups, fold)
             if len(shared):
                 raise DataError(
-                    f"fold {number} of split {self.protocol!r} shows {len(shared)} {side}(s) on both sides, first "
-                    f"{shared[0]!r}: split by {side}, not by trial."
+                    f"fold {number} of split {self.protocol!r} has {len(shared)} {side}(s) in both "
+                    f"training and test, first {shared[0]!r}: split by {side}, not by trial."
                 )
 
     def as_json(self) -> dict[str, Any]:
@@ -107,15 +108,15 @@ class Split:
     def from_json(
         cls, record: dict[str, Any], trials: pd.DataFrame, concepts: np.ndarray | None = None
     ) -> Split:
-        """Rebuild a split, proving its disjointness again.
+        """Rebuild a split, and check again that its sides are disjoint.
 
         Parameters
         ----------
         record
             From `as_json`, or from its first version, in which `by` is one name.
         concepts : array of shape (n_trials,), optional
-            Concept of each trial. Without them, and without a column `concept`, what was declared of concepts is not
-            proven again and left out of `by`.
+            Concept of each trial. Without them, and without a column `concept`, the statement about concepts cannot be
+            checked again and is left out of `by`.
         """
         folds = tuple(Fold(np.array(f["train"], int), np.array(f["test"], int)) for f in record["folds"])
         names = [record["by"]] if isinstance(record["by"], str) else record["by"]
@@ -155,7 +156,7 @@ def make_groups(trials: pd.DataFrame, by: Side) -> np.ndarray:
 
 
 def find_shared(groups: np.ndarray, fold: Fold) -> list[Any]:
-    """Return what stands on both sides of a fold, sorted."""
+    """Return what a fold has in both training and test, sorted."""
     return sorted(set(groups[fold.train].tolist()) & set(groups[fold.test].tolist()))
 
 
@@ -168,21 +169,21 @@ def make_split(
     needs: tuple[Side, ...],
     requires: tuple[Side, ...] = (),
 ) -> Split:
-    """Build a split that declares everything its folds do not share, and refuses to share what it must not.
+    """Build a split that declares everything that its folds do not share, and check what they must not share.
 
     Parameters
     ----------
     concepts : array of shape (n_trials,)
         Concept of each trial.
     needs
-        What the protocol itself is by.
+        What the protocol itself must not share.
     requires
-        What the user asks for besides.
+        What else must not be shared, by the user's choice.
 
     Raises
     ------
     DataError
-        If something of `needs` or `requires` stands on both sides of a fold.
+        If a fold has something of `needs` or `requires` in both training and test.
     """
     table = trials.assign(concept=concepts)
     must = tuple(dict.fromkeys([*needs, *requires]))
@@ -206,7 +207,7 @@ def hold_out_concepts(concepts: np.ndarray, *, fraction: float, seed: int) -> tu
     concepts : array of shape (n_rows,)
         Concept of each training row.
     fraction
-        Share of the concepts that is held out, above 0 and below 1; one at least, and one at least stays.
+        Share of the concepts that is held out, above 0 and below 1; at least one is held out, and at least one stays.
     seed
         Chooses them.
 
@@ -218,7 +219,7 @@ def hold_out_concepts(concepts: np.ndarray, *, fraction: float, seed: int) -> tu
     Raises
     ------
     ConfigError
-        If the fraction is no share.
+        If the fraction is not between 0 and 1.
     DataError
         If there are fewer than two concepts.
 
@@ -244,7 +245,7 @@ def hold_out_concepts(concepts: np.ndarray, *, fraction: float, seed: int) -> tu
 
 
 class SplitSettings(Settings):
-    """What a configuration asks a split before there are trials."""
+    """What a configuration needs from a split before trials are read."""
 
     #: What may be decoded under it.
     decodes: ClassVar[tuple[Task, ...]] = ("images", "categories")
@@ -262,8 +263,8 @@ class DeclaredSplitSettings(SplitSettings):
     Parameters
     ----------
     require
-        What must stand on one side only, beside images: for example ``[concept]`` for a zero-shot protocol. What holds
-        is proven and kept whether it is asked for or not.
+        What must not be shared between training and test, besides images: for example ``[concept]`` for a zero-shot
+        protocol. Everything that is not shared is recorded in any case.
     """
 
     require: tuple[Side, ...] = ()
@@ -300,8 +301,8 @@ class PublishedSplitConfig(DeclaredSplitSettings):
 class KFoldSplitConfig(SplitSettings):
     """K folds over the images, stratified by concept; every trial is tested once.
 
-    All repetitions of an image fall into the same fold. Where no image is known and the stimuli are the classes
-    themselves, the folds are over trials.
+    All repetitions of an image are in the same fold. If there are no images and the stimuli are the classes themselves,
+    the folds are over trials.
 
     Parameters
     ----------
@@ -358,10 +359,10 @@ class GroupedSplitSettings(SplitSettings):
     Parameters
     ----------
     by
-        What is kept together: the column ``group``, or ``subject``, ``session``, ``run``, ``concept``.
+        What stays in the same fold: the column ``group``, or ``subject``, ``session``, ``run``, ``concept``.
     images
-        Whether images must not be shared either: a fold then trains on no trial that shows an image of its test trials.
-        Categories are decoded with shared images.
+        Whether images are not shared either: a fold then trains on no trial with an image of its test trials. To decode
+        categories, images are shared.
     """
 
     by: Grouping = "group"
@@ -372,7 +373,7 @@ class GroupedSplitSettings(SplitSettings):
 
 
 class GroupKFoldSplitConfig(GroupedSplitSettings):
-    """K folds that never part what belongs together: blocks, days, sessions, subjects.
+    """K folds that keep groups together: blocks, days, sessions, subjects.
 
     Parameters
     ----------
@@ -437,7 +438,7 @@ def _make_group_split(
     *,
     drop_images: bool,
 ) -> Split:
-    """Return the split; with `drop_images` each fold also gives up the training trials of the images that it tests."""
+    """Return the split; with `drop_images` each fold also leaves out training trials of its test images."""
     if drop_images:
         ids = trials["stimulus_id"].to_numpy(dtype=object)
         folds = tuple(
@@ -516,9 +517,9 @@ class LeaveOneSubjectOutConfig(DeclaredSplitSettings):
     Parameters
     ----------
     own_trials
-        How many training trials of the tested subject the encoder sees beside those of the others, drawn by the seed
-        of the run; a larger number keeps those of a smaller one. 0 is zero-shot. What aligns subjects by images needs
-        some (``encoder.subject_alignment`` hyperalignment and its like).
+        How many training trials of the tested subject are added to those of the others, drawn with the seed of the run;
+        a larger number includes those of a smaller one. 0 is zero-shot. Alignment of subjects by images needs some
+        (``encoder.subject_alignment`` hyperalignment and similar).
     """
 
     kind: Literal["leave_one_subject_out"] = "leave_one_subject_out"
@@ -580,7 +581,7 @@ class InnerFoldSettings(Settings):
     Parameters
     ----------
     n_inner_folds
-        Folds of the inner cross-validation, parted by image.
+        Folds of the inner cross-validation, over images.
     """
 
     n_inner_folds: int = Field(default=5, ge=2)
@@ -603,8 +604,7 @@ def make_inner_folds(
     setting
         Where `n_folds` was set, for the message.
     always : bool array of shape (n_rows,), optional
-        Rows that every fold learns from and none tests, such as synthetic trials; the others are parted as without
-        them.
+        Rows that every fold trains on and none tests, such as synthetic trials; the others are split as without them.
     """
     tested = np.ones(len(groups), bool) if always is None else ~always
     _, codes = np.unique(np.asarray(groups, dtype=str)[tested], return_inverse=True)
@@ -631,7 +631,7 @@ def split_imagined_trials(
     trials
         The trial table.
     stimuli
-        The images. Where none of them are at hand, nothing is split.
+        The images. If none of them are available, nothing is split.
     folds
         Rows of `trials`.
 
@@ -645,7 +645,7 @@ def split_imagined_trials(
     Raises
     ------
     DataError
-        If a trial without a picture is not of the task `imagery`, or is trained on.
+        If a trial without a picture is not of the task `imagery`, or is in training.
     """
     nothing = np.array([], dtype=int)
     # A data set whose images lie elsewhere has no pictures at all, which says nothing of single trials.
@@ -658,8 +658,8 @@ def split_imagined_trials(
     wrong = np.flatnonzero(bare & (tasks != IMAGERY_TASK))
     if len(wrong):
         raise DataError(
-            f"the stimulus {ids[wrong[0]]!r} of trial {wrong[0]} has no picture; only test trials whose column task "
-            f"says {IMAGERY_TASK} may do without. Add its image, or leave the trial out."
+            f"the stimulus {ids[wrong[0]]!r} of trial {wrong[0]} has no picture; only test trials with "
+            f"{IMAGERY_TASK} in the column task may have no picture. Add its image, or leave the trial out."
         )
     for number, fold in enumerate(folds):
         learnt = fold.train[bare[fold.train]]

@@ -1,9 +1,9 @@
-"""Where voxels, parcels and channels lie and what they belong to: images of responses, and features chosen by region.
+"""Positions and regions of voxels, parcels and channels: images of responses, and features chosen by region.
 
-Owns the inverse transform of voxels, parcels and vertices to images, and the choice of features by region or network.
-Works on what the store holds: no mask file is needed again. Several subjects may stand in one array with voxels of
-their own (rows padded with zeros, counts in the coordinate ``n_voxels_of``); then a feature means nothing without its
-subject.
+Contains the inverse transform of voxels, parcels and vertices to images, and the choice of features by region or
+network. It uses only the store: no mask file is needed again. Several subjects with different voxels may be in one
+array (rows padded with zeros, counts in the coordinate ``n_voxels_of``); then a feature has a meaning only together
+with its subject.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from braindecode_vis.preprocessing.parcellation import spread_parcels
 
 
 def read_geometry(responses: Responses, subject: str | None = None) -> Geometry:
-    """Return the geometry of responses; `subject` picks one where every subject has a mask of its own.
+    """Return the geometry of responses; `subject` is needed if every subject has a different mask.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def read_geometry(responses: Responses, subject: str | None = None) -> Geometry:
     if not subjects:
         return Geometry.from_coords(responses.coords)
     if subject is None:
-        raise ConfigError(f"name one of the subjects {', '.join(subjects)}: each has a mask of its own.")
+        raise ConfigError(f"name one of the subjects {', '.join(subjects)}: each has a different mask.")
     check_option("subject", subject, subjects)
     end = f"_sub-{subject}"
     own = {k.removesuffix(end): v for k, v in responses.coords.items() if k.endswith(end)}
@@ -43,7 +43,7 @@ def read_geometry(responses: Responses, subject: str | None = None) -> Geometry:
 def inverse_transform(
     responses: Responses, values: np.ndarray | None = None, *, subject: str | None = None
 ) -> Any:
-    """Put one value per feature, or one row per trial, back where it was measured.
+    """Put one value per feature, or one row per trial, back to its position in the brain.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ def inverse_transform(
     values : array of shape (n_features,) or (n_rows, n_features), optional
         What to show, for example the weights or scores of voxels or parcels; the responses themselves by default.
     subject
-        Whose brain, where there are several. Where rows are padded, its own trials are shown by default, and `values`
-        may have its own number of voxels or the padded one.
+        Subject whose brain is shown, if there are several. If rows are padded, its own trials are shown by default, and
+        `values` may have its own number of voxels or the padded one.
 
     Returns
     -------
@@ -115,10 +115,10 @@ def find_rois(
     responses
         Responses with the dimension ``voxel``.
     wanted
-        Set of regions to the names (or numbers, as text) of the regions wanted; None takes all of the set. For
+        Set of regions to the names (or numbers, as text) of the regions; None takes all of the set. For
         example ``{"streams": ["ventral"], "prf-visualrois": None}``.
     subject
-        Whose voxels, where every subject has a mask of its own.
+        Subject of the voxels, if every subject has a different mask.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def find_networks(responses: Responses, networks: Sequence[str]) -> np.ndarray:
 
 
 def select_features(responses: Responses, keep: np.ndarray) -> Responses:
-    """Return the responses of some voxels, parcels or channels, their geometry cut accordingly.
+    """Return the responses of some voxels, parcels or channels, with their geometry.
 
     Parameters
     ----------
@@ -168,7 +168,9 @@ def select_features(responses: Responses, keep: np.ndarray) -> Responses:
         For example from `find_rois`, `find_networks` or `braindecode_vis.preprocessing.reliability`.
     """
     if count_own_voxels(responses):
-        raise DataError("these rows are padded, each subject has voxels of its own: use select_own_features.")
+        raise DataError(
+            "these rows are padded since subjects have different voxels: use select_own_features."
+        )
     keep = np.asarray(keep)
     _check_choice(keep, responses.data.shape[1])
     data = np.asarray(responses.data[:, keep])
@@ -198,8 +200,8 @@ def select_own_features(responses: Responses, keep: Mapping[str, np.ndarray]) ->
     responses
         Responses with the coordinate ``n_voxels_of``.
     keep
-        For each subject, bool array of its own number of voxels. Subjects that are not named lose their geometry and
-        may have no trial.
+        For each subject, bool array over its own voxels. Subjects without an entry lose their geometry and may have no
+        trial.
 
     Raises
     ------
@@ -211,8 +213,8 @@ def select_own_features(responses: Responses, keep: Mapping[str, np.ndarray]) ->
     for subject in dict.fromkeys([*subjects.tolist(), *keep]):
         if subject not in keep or subject not in counts:
             raise DataError(
-                f"no voxels were chosen for subject {subject}: it was not among the training trials, and voxels of "
-                "other subjects say nothing about where its own lie."
+                f"no voxels were chosen for subject {subject}: it has no training trials, and voxels of "
+                "other subjects do not correspond to its own."
             )
         _check_choice(np.asarray(keep[subject]), counts[subject], of=f" of subject {subject}")
     sizes = {subject: int(np.sum(chosen)) for subject, chosen in keep.items()}

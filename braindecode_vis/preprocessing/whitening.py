@@ -1,8 +1,8 @@
-"""Multivariate noise normalisation: channels are decorrelated by the noise of the training trials.
+"""Multivariate noise normalisation: channels are decorrelated with the noise covariance of the training trials.
 
 The covariance of every epoch (or time point) is shrunk after Ledoit and Wolf on standardised channels, averaged over
 the repetitions of an image, then over images, and its inverse square root whitens all trials of the session. Every
-formula is batched; sums run in float64. The caller passes training trials alone. Knows no file and no data set.
+formula is batched; sums are in float64. The caller passes only training trials. Does not depend on files or data sets.
 
 References
 ----------

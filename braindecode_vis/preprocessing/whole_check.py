@@ -1,7 +1,7 @@
-"""Reads every trial of a data set and says what is damaged: what `check --full` adds to a look at its files.
+"""Reads every trial of a data set and reports damage: the additional work of `check --full`.
 
-Reads as preprocessing does, through the same watch, and writes nothing. A damaged file does not end the reading, so
-that all of them are named at once. Knows no file format.
+Reads like preprocessing, with the same checks, and writes nothing. A damaged file does not stop the reading, so that
+all damaged files are listed together. Does not depend on a file format.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check_trials(config: Any, *, advance: Advance | None = None) -> list[CheckFi
     Returns
     -------
     list of CheckFinding
-        What was found in each file, and then how much was read.
+        Findings in each file, and then how much was read.
     """
     readers = {"open_epochs": _read_epochs, "open_betas": _read_betas, "open_bold": _read_bold}
     read = next((reader for name, reader in readers.items() if hasattr(config, name)), None)

@@ -1,4 +1,4 @@
-"""The page of many runs: a table that sorts and filters, curves over settings, pairs with a run of reference.
+"""The page of many runs: a table with sorting and filters, curves over settings, comparisons with a reference run.
 
 Owns how rows become text, bars and curves; the looks are those of the report. Like a report it loads nothing, and all
 text is escaped. Knows nothing of how a run is read.
@@ -126,7 +126,7 @@ class PooledSetting:
     scores
         By metric: `value`, `ci_low`, `ci_high`, `chance`, `n_subjects`, `n_seeds`, `n_items`, and `resampled` in words.
     validation
-        Mean over its subjects and seeds; None where a run has none.
+        Mean over its subjects and seeds; None if a run has none.
     """
 
     settings: Mapping[str, Any]
@@ -146,7 +146,7 @@ class SettingsTable:
     rows
         One per setting.
     best
-        Place of the one with the best validation score; None where none is called best.
+        Place of the one with the best validation score; None if none is called best.
     reason
         How it was chosen, or why none was and what to do.
     """
@@ -361,7 +361,7 @@ MAX_SCORE_AXES = 3
 
 
 def _view_pooled(table: SettingsTable, metrics: Sequence[str]) -> dict[str, Any] | None:
-    """Return the table of settings and their parallel coordinates; None where no run is repeated or compared."""
+    """Return the table of settings and their parallel coordinates; None if no run is repeated or compared."""
     if sum(len(row.runs) for row in table.rows) < 2:
         return None
     shown = [metric for metric in metrics if any(metric in row.scores for row in table.rows)]

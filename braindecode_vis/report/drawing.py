@@ -1,4 +1,4 @@
-"""Curves, bars and matrices that analyses and pages draw alike, with what marks a stimulus."""
+"""Curves, bars and matrices for analyses and pages, with marks of the stimulus."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def draw_matrix(
 
 
 def list_brains(responses: Responses) -> list[str | None]:
-    """Return the subjects that have a mask of their own; one None where all share one."""
+    """Return the subjects that have a mask of their own; one None if all share one."""
     trials = set(responses.trials["subject"].astype(str))
     named = [str(subject) for subject in responses.coords.get("subjects") or ()]
     return [subject for subject in named if subject in trials] or [None]
 
 
 def place_pattern(responses: Responses, values: np.ndarray, *, subject: str | None = None) -> Any:
-    """Return a pattern as a NIfTI image in the space of the data, or None where there is no volume to place it in.
+    """Return a pattern as a NIfTI image in the space of the data, or None if there is no volume to place it in.
 
     Parameters
     ----------

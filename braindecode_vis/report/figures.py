@@ -251,7 +251,7 @@ def check_ranks(ranks: Any, gallery_size: int) -> np.ndarray:
     """Return ranks as floats of shape (n_queries,); raise `DataError` if one is not in 1 to `gallery_size`."""
     values = np.asarray(ranks, dtype=float).ravel()
     if values.size == 0:
-        raise DataError("there are no ranks to plot; retrieval saw no query.")
+        raise DataError("there are no ranks to plot; retrieval had no query.")
     wrong = np.flatnonzero(~((values >= 1) & (values <= gallery_size)))
     if wrong.size:
         raise DataError(
@@ -405,7 +405,7 @@ def render_plot(
 
 
 # --- decoded images --------------------------------------------------------------------------------------------
-# A figure of decoded images with the pictures that ranked first below each, for trials whose picture nobody knows.
+# A figure of decoded images with their first-ranked pictures below, for trials with unknown pictures.
 
 
 def plot_decoded(
@@ -422,11 +422,11 @@ def plot_decoded(
     ----------
     decoded : uint8 array of shape (n_trials, height, width, 3)
     pictures
-        For each trial, id and pixels of its nearest pictures, best first; None where the pixels are not at hand.
+        For each trial, id and pixels of its nearest pictures, best first; None if the pixels are not available.
     names
         Heading of each column; empty for a trial that does not say what it showed.
     seen
-        The true picture of each trial, for a row above; None where it is not known.
+        The true picture of each trial, for a row above; None if it is not known.
     width
         In inches.
 

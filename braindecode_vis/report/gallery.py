@@ -1,8 +1,8 @@
-"""Galleries: seen images beside what was made of the brain's answer, with what is known of each item.
+"""Galleries: seen images beside images decoded from the brain response, with facts about each item.
 
 Owns the content of a gallery: images of every method (several draws of one method included), scores, captions and
-further facts, checked on creation; and the rules that choose which items are shown, by their score or by a seed, never
-by a hand. How it is drawn is in `grid` and `page_gallery`. Knows nothing of pages or metrics: every number is given.
+further facts, checked on creation; and the rules that select the shown items, by score or by a seed, not by hand. How
+it is drawn is in `grid` and `page_gallery`. Knows nothing of pages or metrics: every number is given.
 """
 
 from __future__ import annotations
@@ -299,7 +299,9 @@ def describe_rule(gallery: GalleryContent, *, short: bool = False) -> str:
     label = write_within_sentence(describe_metric(gallery.metric).label)
     rule = describe_picks(gallery.select_items(), len(gallery), label, gallery.seed, short=short)
     unscored = int((~np.isfinite(gallery.score)).sum())
-    return rule + (f" {unscored:,} items have no score and are not picked." if unscored and not short else "")
+    return rule + (
+        f" {unscored:,} items have no score and are not selected." if unscored and not short else ""
+    )
 
 
 # --- which items are shown -----------------------------------------------------------------------------------------
@@ -413,5 +415,5 @@ def describe_picks(
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     return (
         f"All {n_items:,} items are sorted by {score}; {listed} are shown. "
-        "The rule alone picks them, never a person."
+        "Items were selected by score, not by hand."
     )

@@ -1,6 +1,6 @@
 """A gallery as one picture: rows of methods, columns of picked items, as PNG for screens and PDF for papers.
 
-Owns where everything stands. The same layout is painted twice: into pixels with Pillow, and into a PDF with text that
+Owns the layout. The same layout is drawn twice: into pixels with Pillow, and into a PDF with text that
 can be searched and images at their own resolution.
 """
 

@@ -358,7 +358,7 @@ def _name_methods(content: ReportContent) -> list[tuple[str, str]]:
 
 # ---- figures and tables
 def _view_profile(stages: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the table of what each stage took; None where no record tells it."""
+    """Return the table of what each stage took; None if no record tells it."""
     rows = [
         [(name, False), *((text, True) for text in describe_profile({**about, **about["profile"]}))]
         for name, about in stages.items()

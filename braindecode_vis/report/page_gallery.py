@@ -1,4 +1,4 @@
-"""The gallery of a report as its templates and its script want it: picked items, and a bounded table of all of them.
+"""The gallery of a report for its templates and its script: selected items, and a bounded table of all items.
 
 Owns what the page carries of a gallery, how an image becomes text, and how many items fit. Where they do not all fit,
 thumbnails shrink first and items are left out last, evenly over the score. The script filters, sorts and opens items

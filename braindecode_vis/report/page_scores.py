@@ -1,4 +1,4 @@
-"""The scores of a report as its templates want them: rows with bars, key scores, and words for both.
+"""The scores of a report for its templates: rows with bars, key scores, and descriptions of both.
 
 Owns which numbers share an axis and which score stands for a metric on top of the page. Knows nothing of how a number
 was computed.
@@ -114,7 +114,7 @@ def _describe_draws(row: ScoreRow) -> str:
     if not words or row["method"] == "shuffled" or lacks_interval(row):
         return words
     population = name_population(words)
-    return f"resampled: {words}" + (f"; speaks of {population}" if population else "")
+    return f"resampled: {words}" + (f"; applies to {population}" if population else "")
 
 
 def _describe_bar(row: ScoreRow, show: Callable[[Any], str], interval: str) -> str:
@@ -263,7 +263,7 @@ def judge(
     'above chance, not above mean image'
     """
     if not direction or any(is_missing(row[key]) for key in ("value", "ci_low", "ci_high")):
-        return Verdict("", "no interval, no verdict" if direction and lacks_interval(row) else "")
+        return Verdict("", "no interval, so no verdict" if direction and lacks_interval(row) else "")
     better, sign = ("above" if direction > 0 else "better than"), direction
     worst, best = (row["ci_low"], row["ci_high"]) if sign > 0 else (-row["ci_high"], -row["ci_low"])
     if not is_missing(row["chance"]):

@@ -1,4 +1,4 @@
-"""Which part of the head a sensor lies over: frontal, temporal, central, parietal or occipital.
+"""The region of the head of each sensor: frontal, temporal, central, parietal or occipital.
 
 Owns the five regions of ATM's region analysis, from names of the 10-20 system and of CTF magnetometers, else from the
 direction of the sensor seen from the middle of the head, compared with the standard electrodes. That FC counts as
@@ -71,8 +71,8 @@ def assign_regions(responses: Responses) -> list[str]:
         for n in unknown:
             if not np.isfinite(places[n]).all() or not places[n].any():
                 raise DataError(
-                    f"the channel {names[n]!r} has neither a name of the 10-20 system nor a position, so its region is "
-                    "unknown; leave it out with dataset.channels."
+                    f"the channel {names[n]!r} has neither a name of the 10-20 system nor a position, so "
+                    "its region is unknown; leave it out with dataset.channels."
                 )
         found = place_regions(places[unknown], places[np.isfinite(places).all(axis=1)])
         for n, region in zip(unknown, found, strict=True):

@@ -136,21 +136,41 @@ def describe_metric(metric: str, notes: Mapping[str, MetricNote] | None = None) 
 
 
 _CONTROL_WORDS: tuple[tuple[str, str], ...] = (
-    (r"^decoded|^reconstruct", "Made from the brain response: the system under test."),
-    (r"^seen", "What was on the screen."),
-    (r"nearest", "The training image closest to the decoded vector: shows how far memory alone would go."),
-    (r"^high.?level", "Made from the predicted embedding alone, before the low-level branch joins."),
-    (r"^fused", "The semantic and the low-level branch joined."),
-    (r"mean.?embedding", "The generator given the mean training embedding: what it paints without a brain."),
-    (r"class.?mean", "The average training image of the decoded class: everything finer must beat it."),
-    (r"mean", "The same average for every trial, blind to the brain: the floor of image metrics."),
-    (r"shuffl|permut", "Brain responses dealt to the wrong images: anything above it comes from the brain."),
-    (r"oracle", "The true embedding in place of the decoded one: the ceiling of the image generator."),
+    (r"^decoded|^reconstruct", "Made from the brain response: the system that is tested."),
+    (r"^seen", "The image on the screen."),
+    (
+        r"nearest",
+        "The training image closest to the decoded vector: the result of only copying training images.",
+    ),
+    (r"^high.?level", "Made from the predicted embedding alone, without the low-level branch."),
+    (r"^fused", "The semantic and the low-level branch combined."),
+    (
+        r"mean.?embedding",
+        "Made by the generator from the mean training embedding: its image without a brain response.",
+    ),
+    (
+        r"class.?mean",
+        "The average training image of the decoded class: a finer reconstruction must be better than this.",
+    ),
+    (
+        r"mean",
+        "The same average image for every trial, without the brain response: the lowest level of "
+        "image metrics.",
+    ),
+    (
+        r"shuffl|permut",
+        "Brain responses assigned to the wrong images: any score above this comes from the brain.",
+    ),
+    (
+        r"oracle",
+        "Made from the true embedding instead of the decoded one: the best result of the image generator.",
+    ),
     (
         r"^design",
-        "Predicted from order, run, duration and subject alone: what the design gives away without a brain.",
+        "Predicted from order, run, duration and subject only: what the design of the experiment "
+        "predicts without a brain.",
     ),
-    (r"low.?level", "Layout and colour alone, without the semantic stage."),
+    (r"low.?level", "Layout and colour only, without the semantic stage."),
     (r"random|chance", "A guess that ignores the brain."),
 )
 
@@ -208,7 +228,7 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
     if isinstance(members, list) and all(isinstance(member, Mapping) for member in members):
         named, asked = [describe_encoder(member) for member in members], encoder.get("for_generator")
         if isinstance(asked, int) and asked < len(named):
-            named[asked] += ", which alone predicts for images"
+            named[asked] += " (images use this one only)"
         return f"{kind} of " + " and ".join(named)
     words = _NAMES.get(kind.rsplit(":", 1)[-1], kind.rsplit(":", 1)[-1].replace("_", " "))
     alphas, inverse = (_list_numbers(encoder.get(key)) for key in ("alphas", "c"))

@@ -1,4 +1,4 @@
-"""Captions of training images that lie nearest to predicted embeddings."""
+"""Captions of the training images nearest to predicted embeddings."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def retrieve_captions(
     known = np.array([row for row, name in enumerate(training.ids) if str(name) in bank], dtype=np.int64)
     if not known.size:
         raise DataError(
-            "the caption bank names none of the training images; its ids belong to another data set."
+            "the caption bank contains none of the training images; its ids belong to another data set."
         )
     # Sorted by id, so that ties do not depend on the order of the trials.
     known = known[np.argsort(training.ids[known].astype(str), kind="stable")]

@@ -1,7 +1,7 @@
 """Scores of captions: of the nearest training image, decoded from embeddings, and of reconstructions by a network.
 
-Owns which captions are compared with which references and what is said where weights are missing. A caption of the
-nearest training image can say nothing new; it is the control of those that a network writes.
+Owns which captions are compared with which references, and the messages for missing weights. A caption of the nearest
+training image can say nothing new; it is the control for captions written by a network.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LARGEST_TEXT_TABLE = 400_000  # pairs of captions that are compared for a null, 
 
 
 class CaptionScoresConfig(DeviceSettings):
-    """Whose captions are scored, against which references.
+    """Which captions are scored, against which references.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class CaptionScoresConfig(DeviceSettings):
     sentence_encoder
         ``minilm`` (the extra ``text``), or the folder of another sentence encoder, for the similarity of meaning.
     batch_size
-        How it runs.
+        Settings that do not change the result.
     """
 
     bank: Path
@@ -94,8 +94,8 @@ class CaptionScoresConfig(DeviceSettings):
         bank = self.bank.expanduser()
         if not bank.is_file():
             raise ConfigError(
-                f"evaluation.captions.bank names {bank}, which is no file; give a CSV file with the columns id and "
-                "caption."
+                f"evaluation.captions.bank names {bank}, which is not a file; give a CSV file with the "
+                "columns id and caption."
             )
         return {**super().hashed_fields(), **digests, "bank_sha256": hash_file(bank)}
 
@@ -108,8 +108,8 @@ class CaptionScoresConfig(DeviceSettings):
             folder = self.captioner if name == "captioner" else self.sentence_folder
             if folder is not None and not (folder.expanduser() / "config.json").is_file():
                 raise ConfigError(
-                    f"evaluation.captions.{name} names {folder}, which holds no config.json and thus no network; "
-                    "correct it or leave it out."
+                    f"evaluation.captions.{name} names {folder}, which has no config.json and is "
+                    "therefore no network; correct it or leave it out."
                 )
 
     @property
@@ -132,7 +132,7 @@ class CaptionScoresConfig(DeviceSettings):
 def _hash_folder(name: str, folder: Path) -> str:
     if not folder.is_dir():
         raise ConfigError(
-            f"evaluation.captions.{name} names {folder}, which is no folder; correct it or leave it out."
+            f"evaluation.captions.{name} names {folder}, which is not a folder; correct it or leave it out."
         )
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return hash_json({str(path.relative_to(folder)): hash_once(path) for path in files})
@@ -213,8 +213,8 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
     missing = [str(i) for i in task.ids if str(i) not in bank]
     if missing:
         raise DataError(
-            f"the caption bank {task.config.bank} has no caption of the test image {missing[0]} (and {len(missing)} of "
-            f"{len(task.ids)} rows in all); every test image needs a reference."
+            f"the caption bank {task.config.bank} has no caption for the test image {missing[0]} (in "
+            f"total {len(missing)} of {len(task.ids)} rows have none); every test image needs a reference."
         )
     folder = task.config.sentence_folder
     encoder = None if folder is None else SentenceEncoder(folder, device=task.config.torch_device)

@@ -1,4 +1,4 @@
-"""Scores of category decoding: which class was seen, where the identity of the image is unknown or not asked.
+"""Scores of category decoding: which class was seen, if the image is unknown or not of interest.
 
 Owns accuracy and balanced accuracy over held-out trials and the mean over held-out runs of the AUC (each run has a
 decoder of its own, whose scores need not share a scale), with intervals and a null that permutes the true labels

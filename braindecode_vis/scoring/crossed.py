@@ -1,4 +1,4 @@
-"""Subjects, seeds and images are all samples: intervals and p-values that speak of others like these.
+"""Intervals and p-values that generalise to other subjects, seeds and images: all of them are samples.
 
 Everything starts from a table with one row per subject and one column per image. An image that is easy for one subject
 is easy for the others, so the cells of a column are not independent, nor are those of a row; the squared half-widths of
@@ -56,9 +56,9 @@ class CrossedInterval:
     value
         Mean of subject means, or median of all values.
     low, high
-        Limits; None where there are too few subjects or images, or nothing varies.
+        Limits; None if there are too few subjects or images, or nothing varies.
     half_width
-        What the limits were made of, on the scale of the mean; None where there is none.
+        What the limits were made of, on the scale of the mean; None if there is none.
     resampled
         In words, of what the limits speak: ``5 subjects and 200 images (crossed)``, or why there are none.
     """
@@ -619,7 +619,7 @@ def _bound_subjects(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of first - second over the same items, its interval and a two-sided p-value; None where there is none."""
+    """Mean of first - second over the same items, its interval and a two-sided p-value; None if there is none."""
 
     mean: float
     interval: CrossedInterval

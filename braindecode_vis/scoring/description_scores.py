@@ -45,7 +45,7 @@ class DescriptionTask:
     texts : Embeddings of n_gallery rows
         Descriptions of the candidates.
     images : Embeddings of n_gallery rows, optional
-        The candidates themselves, in the order of `texts`; None where the target knows texts alone.
+        The candidates themselves, in the order of `texts`; None if the target knows texts alone.
     true : Embeddings, optional
         Embeddings of the images of the queries, what a perfect decoder would predict.
     weight

@@ -1,4 +1,4 @@
-"""The control `design`: what a trial shows is predicted from when it was shown, and no response is looked at.
+"""The control `design`: the image of a trial is predicted from its time and duration, without the response.
 
 Owns which variables of the design a trial table holds and the ridge from them to a target. In a block design, or where
 each picture has a duration of its own, such a prediction finds pictures without a brain; a decoder that scores no

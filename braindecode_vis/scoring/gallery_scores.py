@@ -44,15 +44,15 @@ _AXES, _SAMPLE, _AGAIN = 128, 65_536, 500
 
 
 class LargeGalleryConfig(Settings):
-    """A gallery of many more images than were tested.
+    """A gallery with many more images than the test set.
 
     Parameters
     ----------
     bank
         Folder that ``embed --images`` has filled, in the space of the target.
     search
-        ``exact`` compares every query with every candidate; ``faiss`` looks at the likeliest ones (extra ``search``),
-        and its recall of the ten nearest stands beside the scores.
+        ``exact`` compares every query with every candidate; ``faiss`` compares only the most likely ones (extra
+        ``search``), and its recall of the ten nearest is reported with the scores.
     """
 
     bank: Path
@@ -356,6 +356,7 @@ def check_bank_space(bank: Embeddings, space: str, shape: tuple[int, ...]) -> No
     """Raise `DataError` unless the images of a bank can be compared with targets of this space and shape."""
     if bank.space != space or bank.vectors.shape[1:] != shape:
         raise DataError(
-            f"the bank is in the space {bank.space!r} with rows of {bank.vectors.shape[1:]}, but the run predicts "
-            f"{space!r} with rows of {shape}; embed its images by this run: embed RUN --images ... --bank ..."
+            f"the bank is in the space {bank.space!r} with rows of {bank.vectors.shape[1:]}, but the run "
+            f"predicts {space!r} with rows of {shape}; embed its images with this run: embed RUN "
+            "--images ... --bank ..."
         )

@@ -103,7 +103,7 @@ class ExchangedLabels:
     decided : int array of shape (n_sets, n_trials)
         Class of each tested trial by the decoders of each label set; of shape (1, n_trials) without refits.
     areas, wins
-        As from `compare_left_pairs`, of the label sets `paired`; None where no pairs were left out.
+        As from `compare_left_pairs`, of the label sets `paired`; None if no pairs were left out.
     margins : array of shape (1, n_owners), optional
         Of two classes without refits: decision of each owner, from which an area is computed.
     paired
@@ -133,7 +133,7 @@ class ToldExchange:
 
 
 def find_exchange(rows: Sequence[Mapping[str, Any]]) -> ToldExchange | None:
-    """Return what score rows say of exchanged labels; None where labels of trials were permuted.
+    """Return what score rows say of exchanged labels; None if labels of trials were permuted.
 
     Examples
     --------
@@ -187,7 +187,7 @@ def exchange_subjects(
     subjects: np.ndarray, labels: np.ndarray, classes: Sequence[str], decisions: np.ndarray, *, most: int,
     generator: np.random.Generator,
 ) -> ExchangedLabels | None:  # fmt: skip
-    """Return label sets of whole subjects over decisions that are given; None where some subject has two labels.
+    """Return label sets of whole subjects over decisions that are given; None if some subject has two labels.
 
     Parameters
     ----------

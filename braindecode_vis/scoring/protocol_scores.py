@@ -1,4 +1,4 @@
-"""Rows of the table of scores for the protocols of single papers and data sets, named so that none can be mistaken.
+"""Rows of the table of scores for the protocols of single papers and data sets, with unambiguous names.
 
 Owns which protocol needs what, the names of the metrics, and groups by subject. The protocols themselves are those of
 `braindecode_vis.scoring.metrics.protocols`.
@@ -305,8 +305,8 @@ def rank_templates(task: ProtocolTask) -> Iterator[_Values]:
     """Yield top-k in a gallery of templates, each the mean of other images of a concept."""
     if task.templates is None:
         raise ConfigError(
-            "the protocol 'concept_templates' needs further images of the test concepts; name their folder, or "
-            "leave the protocol out."
+            "the protocol 'concept_templates' needs further images of the test concepts; give their "
+            "folder, or leave the protocol out."
         )
     ranked = [compute_ranks(q, task.templates, n_top=0, device=task.device) for q, _, _ in task.retrievals]
     yield from _list_hits(task, ranked, "concept-templates", task.ids, task.subjects)

@@ -38,7 +38,7 @@ class RelabelledFold:
     weights : float array of shape (n_penalties, n_trials, n_images)
         A prediction is one row times the targets of all images.
     errors : float array of shape (n_penalties, n_images, n_images), or None
-        The inner error of a penalty is the sum of this times the Gram matrix of the targets; None where there is no
+        The inner error of a penalty is the sum of this times the Gram matrix of the targets; None if there is no
         choice.
     own : int array of shape (n_trials,)
         Image of each test trial.

@@ -1,4 +1,4 @@
-"""Scores of responses: whether the reconstruction would have caused what was measured.
+"""Scores of responses: whether reconstructions explain the measured responses.
 
 Owns the encoding model of each fold and subject, its regions, and the noise ceilings that stand beside it. The model is
 fitted on training trials alone; test responses are opened for the comparison only. ``seen`` is the ceiling of the model
@@ -39,16 +39,16 @@ from braindecode_vis.scoring.units import Units
 
 
 class BrainScoresConfig(Settings):
-    """The encoding model that judges reconstructions, for responses of voxels or parcels.
+    """The encoding model that tests reconstructions, for responses of voxels or parcels.
 
     Parameters
     ----------
     features
         Image encoder of the model: the embedded network by default, ``pixels`` for small images.
     ridge
-        Candidates of its penalty, chosen inside the training trials.
+        Candidates for its penalty, chosen within the training trials.
     regions
-        Sets of regions (names in the data set's geometry) of which every region gets a row.
+        Sets of regions (names in the data set's geometry); every region gets a row.
     """
 
     features: Annotated[
@@ -211,7 +211,7 @@ def _fit_fold(
     fold: tuple[Responses, Responses],
     rows: np.ndarray,
 ) -> _Part | None:
-    """Fit the model on one subject's training trials of a fold and apply it; None where the fold tests none."""
+    """Fit the model on one subject's training trials of a fold and apply it; None if the fold tests none."""
     train, test = (np.flatnonzero((part.trials["subject"] == who).to_numpy()) for part in fold)
     if not len(test):
         return None
@@ -221,7 +221,7 @@ def _fit_fold(
     place = {str(task.ids[row]): row for row in rows}
     names = [str(i) for i in fold[1].stimulus_ids[test]]
     if len(set(names)) < len(names) or any(name not in place for name in names):
-        raise _NotComputable("test trials and reconstructions do not pair one to one")
+        raise _NotComputable("test trials and reconstructions do not correspond one to one")
     own = np.array([place[name] for name in names])
     ids = [str(i) for i in fold[0].stimulus_ids[train]]
     model = fit_encoding_model(
@@ -252,7 +252,7 @@ def _find_regions(task: BrainTask, who: str, n_columns: int) -> dict[str, np.nda
         geometry = read_geometry(responses, who if responses.coords.get("subjects") else None)
     except DataError as error:
         raise ConfigError(
-            "evaluation.brain.regions needs responses with regions, and these have none; leave it out."
+            "evaluation.brain.regions needs responses with regions, but these have none; leave it out."
         ) from error
     found = {}
     for name in task.config.regions:
@@ -260,8 +260,8 @@ def _find_regions(task: BrainTask, who: str, n_columns: int) -> dict[str, np.nda
         roi = geometry.rois[name]
         if len(roi.labels) != n_columns:
             raise ConfigError(
-                f"the regions {name!r} describe {len(roi.labels)} columns, but the responses have {n_columns}; leave "
-                "evaluation.brain.regions out where columns are parcels."
+                f"the regions {name!r} describe {len(roi.labels)} features, but the responses have "
+                f"{n_columns}; leave evaluation.brain.regions out if features are parcels."
             )
         for label in sorted({int(v) for v in np.unique(roi.labels) if v > 0}):
             found[roi.names.get(label, f"{name}-{label}")] = roi.labels == label

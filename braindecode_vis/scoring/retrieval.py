@@ -1,4 +1,4 @@
-"""Retrieval: which image of an explicit gallery a predicted embedding points at.
+"""Retrieval: finds the image of a gallery that is nearest to a predicted embedding.
 
 Owns cosine similarity, ranks with a stated tie rule and everything that follows from a rank (top-k, exact
 k-way accuracy, reciprocal and median rank). Works in blocks of bounded memory on CPU or GPU. Knows nothing of
@@ -361,7 +361,7 @@ def describe_common_choice(
     first : sequence of length n_queries
         Candidate that each query names first.
     shown : sequence of length n_queries
-        What each of them showed, None where that is not known.
+        What each of them showed, None if that is not known.
     what
         Word for the queries.
 
@@ -379,8 +379,8 @@ def describe_common_choice(
     if 2 * times <= len(first) or times < 2 * right:
         return ""
     return (
-        f"{times} of {len(first)} {what} name {choice!r} first, which {right} of them showed: the predictions hardly "
-        "depend on the response."
+        f"{times} of {len(first)} {what} have {choice!r} at rank 1, but only {right} of them showed it: "
+        "the predictions hardly depend on the response."
     )
 
 
@@ -572,7 +572,7 @@ class GallerySearch:
     gallery : Embeddings of n_gallery rows
         Candidates, possibly a memory map.
     centre
-        Applied to each of them; None where that was done.
+        Applied to each of them; None if that was done.
     scanned
         Size up to which the gallery is kept.
 
@@ -609,7 +609,9 @@ class GallerySearch:
             norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
             if (bad := np.flatnonzero(~(norms > 0))).size:
                 name = self.ids[block.start + bad[0]]
-                raise DataError(f"the candidate {name!r} has no direction; leave it out of the gallery.")
+                raise DataError(
+                    f"the embedding of the candidate {name!r} is zero; leave it out of the gallery."
+                )
             self._norms[block] = norms
             self._bytes.add(block, vectors / norms[:, None].astype(np.float32))
 
@@ -871,7 +873,7 @@ def _find_targets(query_ids: Any, gallery_ids: Any) -> np.ndarray:
 
 def _check_k(k: int, lowest: int, size: int, what: str) -> None:
     if not lowest <= k <= size:
-        raise ConfigError(f"k of {what} is {k}, but must lie between {lowest} and the gallery size {size}.")
+        raise ConfigError(f"k of {what} is {k}, but must be between {lowest} and the gallery size {size}.")
 
 
 def _blocks(n_rows: int, wanted: int, n_features: int) -> Iterator[slice]:

@@ -68,7 +68,7 @@ def describe_resampled(rows: Sequence[Mapping[Any, Any]]) -> str:
         words = _list_by_words([row for row in chosen if not lacks_interval(row)])
         if words:
             population = name_population(words, several=bool(pooled))
-            told = f" They speak of {population}." if population else ""
+            told = f" They apply to {population}." if population else ""
             sentences.append(f"Intervals{name} resample {words}.{told}")
         if lacking := _list_by_words([row for row in chosen if lacks_interval(row)]):
             sentences.append(f"{lacking[:1].upper()}{lacking[1:]}.")
@@ -168,7 +168,7 @@ def make_score(
         As in `braindecode_vis.base.arrays.Score`; `seed` also seeds the bootstrap.
     chance
         ``analytic`` looks the level up with `compute_chance`. For pixel and embedding metrics pass the mean of the
-        permutation null, or None where no level is meaningful.
+        permutation null, or None if no level is meaningful.
     stimulus_ids : sequence of length n_items, optional
         Stimulus of each item, or whatever else `unit` names; items of one are resampled together.
     unit

@@ -176,7 +176,7 @@ def score_retrieval(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
 
 
 def _permute_retrieval(scored: ScoredGroup, parts: list[_Part], name: str) -> PermutationResult | None:
-    """Permute stimuli over the queries of all folds that share a gallery; None where nothing can be permuted.
+    """Permute stimuli over the queries of all folds that share a gallery; None if nothing can be permuted.
 
     After folds that train each other the null is that of refits, or else that of permutations within folds, widened.
     """
@@ -247,7 +247,7 @@ def score_embeddings(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
             if len(own) * len(target) > LARGEST_TABLE:
                 raise DataError(
                     f"{name} compares {len(own)} predictions with {len(target)} targets, more than {LARGEST_TABLE:,} "
-                    "pairs; take it out of evaluation.metrics."
+                    "pairs; remove it from evaluation.metrics."
                 )
             tables.append(tabulate_items(metric, own.flat(), target.flat()))
             truths.append(truth)

@@ -1,4 +1,4 @@
-"""What is to be scored, and the rows of one subject, or of all, with the statistics that all their scores share.
+"""The data to score, and the rows of one subject or of all, with the statistics that their scores share.
 
 `ScoredGroup.permute` is the permutation test of decoded images and classes, `ScoredGroup.score` makes a row. Retrieval
 has a test of its own in `score_table`.
@@ -81,7 +81,7 @@ class ScoringTask:
     Parameters
     ----------
     retrievals
-        Predictions, gallery and ranks of each fold; their rows in order are the rows below. None where images alone
+        Predictions, gallery and ranks of each fold; their rows in order are the rows below. None if images alone
         are scored.
     seen : uint8 array of shape (n_rows, height, width, 3), or `ImageRows`
     images
@@ -121,7 +121,7 @@ class ScoringTask:
         For each fold an array of shape (n_queries, n_gallery), where ranks come from similarities that were computed
         elsewhere; the embeddings of `retrievals` may then be empty. By default cosines.
     folding
-        Of a run with several folds; None where there is one test set.
+        Of a run with several folds; None if there is one test set.
     design
         For each fold the ranks of predictions from the design alone, the control ``design`` (see `design_control`);
         empty without one.
@@ -217,13 +217,12 @@ class ScoringTask:
         sentences = [] if self.suite is None else list(self.suite.not_computed)
         if len(np.unique(self.ids.astype(str))) == 1:
             sentences.append(
-                "identification and p-values not computed: there is one test image, and nothing to distinguish it "
-                "from; its rank is the first whatever was predicted."
+                "identification and p-values not computed: there is only one test image; its rank is always 1."
             )
         elif self.folding is not None and len(self.ids) == len(np.unique(self.fold_numbers)):
             sentences.append(
-                "p-values of images not computed: every fold tests one image, so that nothing can be exchanged within "
-                "folds; fewer folds have p-values."
+                "p-values of images not computed: every fold tests one image, so images cannot be "
+                "permuted within folds; use fewer folds to get p-values."
             )
         large = [
             (len(predicted), len(gallery))
@@ -276,7 +275,7 @@ class ScoringTask:
 
     @cached_property
     def tables(self) -> list[np.ndarray | None]:
-        """Similarity of the queries of each fold to its gallery; None where it would be too large."""
+        """Similarity of the queries of each fold to its gallery; None if it would be too large."""
         return [
             None if len(predicted) * len(gallery) > LARGEST_TABLE
             else compute_similarity(predicted, gallery) if self.similarities is None
@@ -326,13 +325,13 @@ class ScoredGroup:
 
     @cached_property
     def column_folds(self) -> np.ndarray | None:
-        """The fold of each stimulus; None where there is one fold, or some stimulus is tested in several."""
+        """The fold of each stimulus; None if there is one fold, or some stimulus is tested in several."""
         pairs = np.unique(np.stack([self.truth, self.fold_numbers]), axis=1)
         return pairs[1] if self.over_folds and pairs.shape[1] == len(self.columns) else None
 
     @property
     def candidates(self) -> np.ndarray | None:
-        """Within what images are identified, a label for each stimulus; None where all are candidates."""
+        """Within what images are identified, a label for each stimulus; None if all are candidates."""
         folds, folding = self.column_folds, self.task.folding
         if folds is None or folding is None or not folding.within:
             return None

@@ -1,4 +1,4 @@
-"""Scores of the parts of a conditional target: which value of each attribute was decoded.
+"""Scores of the parts of a conditional target: the decoded value of each attribute.
 
 The value is named whose training images have the most similar answer (cosine, after the training mean): balanced
 accuracy of each attribute, beside what the head says of the seen image itself (``oracle``). P-values are Holm's over
@@ -111,7 +111,7 @@ def score_target(task: TargetTask) -> tuple[list[Score], list[str]]:
 
 
 def _decide(task: TargetTask, position: int) -> tuple[CategoryTask, CategoryTask] | None:
-    """Return the decisions on one attribute, from predictions and from the seen images; None where there are none."""
+    """Return the decisions on one attribute, from predictions and from the seen images; None if there are none."""
     table, name = task.table, task.table.names[position]
     prototypes, means, trained = [], [], []
     for bank, ids in zip(task.banks, task.training, strict=True):

@@ -1,4 +1,4 @@
-"""How sure we are of one subject: bootstrap and Wilson intervals, permutation tests, and many p-values at once.
+"""Uncertainty for one subject: bootstrap and Wilson intervals, permutation tests, and corrections of many p-values.
 
 Everything starts from one value per item, or from a table of one value per (prediction, ground truth) pair, and is
 vectorised over resamples. Intervals of several subjects are in `crossed`; the p-value of their common row in retrieval

@@ -45,7 +45,7 @@ class Units:
     labels: np.ndarray
 
     def select(self, rows: np.ndarray, images: np.ndarray | None = None) -> Units | None:
-        """Return those of some items; None where all of them belong to one unit, which cannot be resampled.
+        """Return those of some items; None if all of them belong to one unit, which cannot be resampled.
 
         Parameters
         ----------
@@ -111,7 +111,7 @@ def find_units(items: pd.DataFrame, trials: pd.DataFrame, resample: Resample) ->
 def make_labels(
     trials: pd.DataFrame, resample: Resample, *, averaged: bool
 ) -> tuple[str, Callable[[pd.DataFrame], np.ndarray]] | None:
-    """Return the name of the unit, and a function from test items to the unit of each; None where images are resampled.
+    """Return the name of the unit, and a function from test items to the unit of each; None if images are resampled.
 
     For analyses, which test the folds of a run one after the other, and some of their items only.
 
@@ -177,7 +177,7 @@ def _join_groups(keys: pd.MultiIndex, groups: np.ndarray) -> pd.Series:
 
 
 def find_exchangeable(stimuli: np.ndarray, units: Units | None) -> dict[str, int] | None:
-    """Return a class for each stimulus, within which a null may exchange stimuli; None where all may be exchanged.
+    """Return a class for each stimulus, within which a null may exchange stimuli; None if all may be exchanged.
 
     Items of one stimulus always move together. Where units have one stimulus each, exchanging stimuli exchanges whole
     units. Otherwise only stimuli that stand in the very same units are exchanged: what sets one unit off from another

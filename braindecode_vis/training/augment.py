@@ -36,7 +36,7 @@ class ChanceAugmentation(Augmentation):
     Parameters
     ----------
     probability
-        Chance of each trial.
+        Probability for each trial.
     """
 
     probability: Probability = 0.5
@@ -48,7 +48,7 @@ class ChannelDropoutConfig(ChanceAugmentation):
     Parameters
     ----------
     share
-        Chance of each of its channels to be lost.
+        Probability of each of its channels to be lost.
     """
 
     kind: Literal["channel_dropout"] = "channel_dropout"
@@ -64,7 +64,7 @@ class ChannelDropoutConfig(ChanceAugmentation):
 
 
 class TimeShiftConfig(Augmentation):
-    """Move each trial in time; samples that would come from outside are zero.
+    """Shift each trial in time; samples from outside the trial are zero.
 
     Parameters
     ----------
@@ -124,12 +124,12 @@ class SmoothingConfig(ChanceAugmentation):
     Parameters
     ----------
     probability
-        Chance of each channel of each trial.
+        Probability for each channel of each trial.
     kernel
         Width in samples, odd.
     once
-        Whether the channels of a training trial are chosen once, so that all epochs see it alike, as NeuroBridge's and
-        SAMGA's scripts do when they read the data; otherwise they are chosen each time that it is shown.
+        Whether the channels of a training trial are chosen once for all epochs, as in the scripts of NeuroBridge and
+        SAMGA; otherwise they are chosen again in each epoch.
     """
 
     kind: Literal["smoothing"] = "smoothing"
@@ -176,7 +176,7 @@ class BraindecodeAugmentationConfig(ChanceAugmentation):
     name
         A class of `braindecode.augmentation`, such as ``FTSurrogate`` or ``BandstopFilter``.
     parameters
-        Its further arguments; ``sfreq`` is filled in where the class asks for it.
+        Its further arguments; ``sfreq`` is added if the class has this argument.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("braindecode",)
@@ -209,7 +209,7 @@ class BraindecodeAugmentationConfig(ChanceAugmentation):
 
 
 class TrialMixingConfig(Augmentation):
-    """Mix each chosen trial with another one of its subject (BiMixCo); needs an objective that knows of mixing.
+    """Mix each chosen trial with another one of its subject (BiMixCo); needs an objective for mixed trials.
 
     Trials are mixed in the phase of that objective and not after it: the update that changes the loss ends the mixing.
     Partners are trials of the same subject in the batch, since voxels of two brains have no sum (MindEye2 mixes before
@@ -230,13 +230,13 @@ class TrialMixingConfig(Augmentation):
 class RepetitionAveragingConfig(Augmentation):
     """Average a random subset of the repetitions of an image at every step; needs single trials (`repeats.train`).
 
-    An epoch then visits every image of every subject once, instead of every trial.
+    An epoch then uses every image of every subject once, instead of every trial.
 
     Parameters
     ----------
     max_repetitions
-        Most repetitions in the average, whose number is uniform from one to here; None is all that there are. 1
-        takes one repetition of each image at a time, as MindEye does.
+        Largest number of repetitions in the average; the number is uniform from one to this. None takes all. 1 takes
+        one repetition of each image at a time, as in MindEye.
     """
 
     kind: Literal["repetition_averaging"] = "repetition_averaging"
@@ -263,7 +263,7 @@ class SubjectMixingConfig(ChanceAugmentation):
     beta
         0.5 in ViktorHug0/Neurobridge_ssl@7898cf6.
     probability
-        Chance of each trial to be mixed; all of them there.
+        Probability of each trial to be mixed; 1 in that code.
     """
 
     kind: Literal["subject_mixing"] = "subject_mixing"
@@ -359,7 +359,7 @@ def _require_sfreq(signal: Signal, kind: str) -> float:
 
 
 def find_sfreq(signal: Signal) -> float | None:
-    """Return the sampling rate of trials in Hz; None where they do not tell it."""
+    """Return the sampling rate of trials in Hz; None if they do not tell it."""
     if signal.sfreq is not None or signal.times is None or len(signal.times) < 2:
         return signal.sfreq
     return float((len(signal.times) - 1) / (signal.times[-1] - signal.times[0]))

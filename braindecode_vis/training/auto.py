@@ -1,15 +1,15 @@
-"""The encoder that is chosen among a short list by inner folds of the training trials, within a budget of time.
+"""The encoder `auto`: inner folds of the training trials choose one of a few encoders, within a time budget.
 
 Owns the list, the folds, the rule and the record of the choice, and nothing of how a candidate learns. All trials of
 one image stay in one inner fold (of classes: those of one run, where there are several). Each candidate is fitted in
 every inner fold and scored on the trials that were left out: by two-way identification of the seen image among the
-images that were left out, or by the share of trials whose class is named right. The best mean wins; a candidate that
-stands earlier in the list, and so is simpler, wins if it is behind by no more than one standard error of their paired
-difference. The winner is fitted again on all training trials.
+images that were left out, or by the share of trials whose class is decoded correctly. The best mean wins; but an
+earlier, and so simpler, candidate wins if its mean is lower by at most one standard error of their paired difference.
+The winner is fitted again on all training trials.
 
-Time decides only whether a candidate is tried: it is left out where the fit in the first inner fold says that the rest
-would take longer than what is left of the budget. That is recorded, and repeated by a fit that is made again from its
-record (`Context.earlier`), so that an audit compares like with like.
+Time decides only whether a candidate is tried: it is left out if, after its fit in the first inner fold, the rest
+would take longer than the remaining budget. This is recorded, and a fit that is repeated from its record
+(`Context.earlier`) leaves out the same candidates, so that an audit compares the same things.
 
 References
 ----------
@@ -61,7 +61,7 @@ LISTS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 class AutoConfig(EncoderSettings):
-    """Which encoders are tried, how, and for how long.
+    """Settings of the choice among encoders: the candidates, the time and the inner folds.
 
     Parameters
     ----------
@@ -70,11 +70,11 @@ class AutoConfig(EncoderSettings):
         linear Gaussian model, a small network, and the average of ridge and network) or ``classes`` (lda, logistic).
         The list that a word stands for is kept with the run.
     budget
-        Seconds for all inner folds and the last fit. The first candidate is tried whatever it takes; each other one
-        is fitted in the first inner fold, and left out where the rest would not fit into what is left. Which are left
-        out depends on the machine and stands in the report; None tries all of them, whatever the machine.
+        Seconds for all inner folds and the last fit. The first candidate is always tried; each other one is fitted in
+        the first inner fold, and left out if the rest would take longer than the remaining time. Which are left out
+        depends on the machine and is in the report; None tries all candidates on every machine.
     n_inner_folds
-        Folds of the training trials; fewer where there are fewer than two images for each.
+        Folds of the training trials; fewer if a fold would have fewer than two images.
     """
 
     kind: Literal["auto"] = "auto"
@@ -89,7 +89,7 @@ class AutoConfig(EncoderSettings):
     def _read_word(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in LISTS:
             raise ValueError(
-                f"{value!r} is no list of encoders; write images, classes, or the encoders themselves"
+                f"{value!r} is not a list of encoders; use images, classes, or a list of encoders"
             )
         return LISTS[value] if isinstance(value, str) else value
 
@@ -98,14 +98,12 @@ class AutoConfig(EncoderSettings):
         every = self.list_members()
         for name, what in (("decodes_categories", "name classes"), ("pools_volumes", "pool volumes")):
             if len({bool(getattr(one, name)) for one in every}) > 1:
-                raise ValueError(
-                    f"candidates: some {what} and others do not, so that they cannot be compared"
-                )
+                raise ValueError(f"candidates: some {what} and others do not, so they cannot be compared")
         for number, one in enumerate(every):
             unmet = [key for key in ("reads_text", "uses_pretraining", "trains_prior") if getattr(one, key)]
             if unmet:
                 raise ValueError(
-                    f"candidates[{number}] needs what a choice does not hand on ({unmet[0]}); train it by itself"
+                    f"candidates[{number}] has {unmet[0]}, which auto does not support; train this encoder alone"
                 )
         return self
 
@@ -115,22 +113,22 @@ class AutoConfig(EncoderSettings):
 
     @property
     def decodes_categories(self) -> bool:  # type: ignore[override]
-        """Whether the candidates name classes."""
+        """Whether the candidates decode classes."""
         return bool(self.list_members()[0].decodes_categories)
 
     @property
     def pools_volumes(self) -> bool:
-        """Whether the candidates pool the decisions of a trial's volumes."""
+        """Whether the candidates combine the decisions of the volumes of a trial."""
         return bool(self.list_members()[0].pools_volumes)
 
     @property
     def may_know_likelihood(self) -> bool:  # type: ignore[override]
-        """Whether any winner may say how likely images are."""
+        """Whether every candidate may give the likelihood of images."""
         return all(one.may_know_likelihood for one in self.list_members())
 
     @property
     def writes_captions(self) -> bool:  # type: ignore[override]
-        """Whether any winner learns to write captions."""
+        """Whether every candidate learns to write captions."""
         return all(one.writes_captions for one in self.list_members())
 
     def build(self, *, seed: int) -> AutoEncoder:
@@ -149,7 +147,7 @@ def _find_role(settings: Any) -> type[Any]:
 
 
 class AutoEncoder(roles.Completed):
-    """The chosen encoder with the record of the choice; whatever it can do is asked of the winner, `component`.
+    """The chosen encoder with the record of the choice; all methods are those of the winner, `component`.
 
     It stands for a brain encoder or a category decoder. Its files are those of the winner and ``auto.json``.
     """
@@ -169,7 +167,7 @@ class AutoEncoder(roles.Completed):
         return getattr(self.component, name)
 
     def bind(self, context: Context) -> None:
-        """Take what the pipeline lends, for the candidates and the winner."""
+        """Take the context of the pipeline, for the candidates and the winner."""
         self._context = context
         self.component.bind(context)
 
@@ -186,7 +184,7 @@ class AutoEncoder(roles.Completed):
         Raises
         ------
         DataError
-            If fewer than four images were shown, or no candidate can be fitted on these trials.
+            If fewer than four images were shown, or no candidate can be fitted to these trials.
         """
         started = time.perf_counter()
         folds = self._make_folds(responses, targets)
@@ -205,7 +203,7 @@ class AutoEncoder(roles.Completed):
     def write(self, folder: Path) -> None:
         """Write the winner, and the record of the choice beside it."""
         if self.record is None:
-            raise DataError("no encoder was chosen yet; run train first.")
+            raise DataError("no encoder has been chosen yet; run train first.")
         self.component.write(folder)
         write_json(folder / FILE, self.record)
 
@@ -241,8 +239,8 @@ class AutoEncoder(roles.Completed):
         n_images = len(np.unique(responses.stimulus_ids[~responses.is_synthetic].astype(str)))
         if n_images < 4:
             raise DataError(
-                f"the encoder auto needs four training images to choose by inner folds, and these trials show "
-                f"{n_images}; set encoder.kind to ridge."
+                "the encoder auto needs at least four training images for its inner folds, but these "
+                f"trials show {n_images}; set encoder.kind to ridge."
             )
         return make_inner_folds(
             responses.stimulus_ids, n_folds=min(self.config.n_inner_folds, n_images // 2),
@@ -250,7 +248,7 @@ class AutoEncoder(roles.Completed):
         )  # fmt: skip
 
     def _try_candidates(self, folds: list[Fold], responses: Responses, targets: Any) -> list[dict[str, Any]]:
-        """Return the score of every unit, or why there is none, and the seconds of each candidate."""
+        """Return for each candidate the score of every unit, or the reason why there is none, and the seconds."""
         context, known = self._context, None
         kept = None if context.checkpoints is None else context.checkpoints / FILE
         with suppress(OSError, ValueError):  # none yet, or cut short
@@ -282,7 +280,7 @@ class AutoEncoder(roles.Completed):
     def _score_candidate(
         self, number: int, folds: list[Fold], responses: Responses, targets: Any, budget: float | None, spent: float
     ) -> dict[str, Any]:  # fmt: skip
-        """Return the scores of a candidate in the order of units, or that the budget has no time for it."""
+        """Return the scores of a candidate in the order of units, or the reason why the budget is too small."""
         import pandas as pd
 
         if budget is not None and spent >= budget:
@@ -298,7 +296,7 @@ class AutoEncoder(roles.Completed):
             took = time.perf_counter() - started
             # The other folds and the last fit take as long again, one by one.
             if not place and budget is not None and spent + took * (len(folds) + 1) > budget:
-                asked = f"{took * (len(folds) + 1):.3g} s of {max(budget - spent, 0):.3g} s that were left"
+                asked = f"{took * (len(folds) + 1):.3g} s of the remaining {max(budget - spent, 0):.3g} s"
                 return {"by": "budget", "left_out": f"it would have taken about {asked}"}
         # Images come in another order in each fold, and each image in one.
         values = pd.concat(found) if found else pd.Series(dtype=float)
@@ -312,7 +310,7 @@ def _take(targets: Any, rows: np.ndarray) -> Any:
 
 
 def _score_images(encoder: Any, responses: Responses, targets: Embeddings, fold: Fold) -> pd.Series:
-    """Return the two-way identification of each image that was left out, the mean over its trials, by its id."""
+    """Return the two-way identification of each left-out image (mean over its trials), by its id."""
     import pandas as pd
 
     from braindecode_vis.scoring.retrieval import compute_k_way_hits, compute_ranks, fit_centre
@@ -339,7 +337,7 @@ def _score_images(encoder: Any, responses: Responses, targets: Embeddings, fold:
 
 
 def _score_classes(decoder: Any, responses: Responses, labels: Any, fold: Fold, pools: bool) -> pd.Series:
-    """Return 1 for each trial that was left out and whose class is named right, 0 for another one, by its row."""
+    """Return 1 for each left-out trial whose class is decoded correctly and 0 for the others, by row."""
     import pandas as pd
 
     held = responses.select(fold.test)
@@ -350,7 +348,7 @@ def _score_classes(decoder: Any, responses: Responses, labels: Any, fold: Fold, 
 
 
 def choose_candidate(tried: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return which candidate wins, and what is kept of each.
+    """Return the winner and the record of each candidate.
 
     Parameters
     ----------

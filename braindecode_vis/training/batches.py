@@ -222,7 +222,7 @@ class Draw:
     ----------
     trials : int array of shape (n, k)
     weights : float32 array of shape (n, k) or None
-        Sum to one over each row; None where each row is one trial.
+        Sum to one over each row; None if each row is one trial.
     """
 
     trials: np.ndarray

@@ -34,7 +34,7 @@ _SPACE = "classes"
 
 
 class NetworkCategoriesConfig(NetworkTrainingSettings):
-    """A network that names the class of a trial; the last epoch is kept, and every training trial is learnt from.
+    """A network that decodes the class of a trial; trained on all training trials, and the last epoch is kept.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What files say of the images of a training: captions as numbers of words, attributes, sentence vectors, concepts.
+"""Reads descriptions of training images from files: captions as word numbers, attributes, sentence vectors, concepts.
 
 Owns how captions become a vocabulary and rows of numbers, and tables with one row per image that batches are filled
 from. Words, values of attributes and concepts are those of the images that are learnt from: what only other images say
@@ -151,7 +151,8 @@ def describe_images(
         lacking = [str(i) for i in ids if str(i) not in bank]
         if lacking:
             raise DataError(
-                f"encoder.captions {config.captions} has no caption of {len(lacking)} of {len(ids)} training images, "
+                f"encoder.captions {config.captions} has no caption for {len(lacking)} of {len(ids)} "
+                "training images, "
                 f"first {lacking[0]}; add them, or leave out the objectives that need captions."
             )
         texts = [bank[str(i)] for i in ids]
@@ -229,8 +230,8 @@ def _add_swaps(
     chosen = asking[0]
     if any((o.words, o.space) != (chosen.words, chosen.space) for o in asking):
         raise ConfigError(
-            "the objectives composition differ in words or space, but a batch has one set of swapped "
-            "captions; give them the same."
+            "several objectives composition have different words or space, but a batch has one set of "
+            "swapped captions; set the same words and space for all."
         )
     groups = (
         ENGLISH if chosen.words == "english" else find_groups(read_attributes(config.attributes.expanduser()))
@@ -239,14 +240,15 @@ def _add_swaps(
     n_swapped = sum(bool(swaps[i]) for i in learnt)
     if not n_swapped:
         raise DataError(
-            f"in none of the captions of {len(learnt)} training images in {config.captions} can two words change "
-            f"places (first caption: {texts[learnt[0]][0]!r}); English captions with two colours or a relation can. "
-            "Give such captions, set words of the objective composition to attributes, or leave it out."
+            f"no caption of the {len(learnt)} training images in {config.captions} has two words that "
+            f"can be exchanged (first caption: {texts[learnt[0]][0]!r}); this works for English captions "
+            "with two colours or a relation. Give such captions, set words of the objective composition "
+            "to attributes, or leave it out."
         )
     if n_swapped < len(learnt):
         told = (
-            f"{len(learnt) - n_swapped} of {len(learnt)} training images have captions in which nothing can "
-            "change places; the objective composition has no swapped caption of them."
+            f"{len(learnt) - n_swapped} of {len(learnt)} training images have captions without words "
+            "that can be exchanged; the objective composition does not use them."
         )
         warnings.warn(told, Notice, stacklevel=4)
     most = max(map(len, swaps))
@@ -341,7 +343,7 @@ def _add_attributes(
                 [ids[i] for i in learnt], names and [names[i] for i in learnt], what=what
             )
             raise DataError(
-                told or f"{what} are unknown for all {len(learnt)} images that are learnt from; fill them in."
+                told or f"{what} are unknown for all {len(learnt)} training images; fill them in."
             )
     recoded = np.full((len(ids), len(known)), -1, dtype=np.int64)
     for column, (name, values) in enumerate(known.items()):

@@ -196,7 +196,7 @@ class Feed:
         if "brain_views" in self.needs and fewest < 2:
             raise DataError(
                 f"an objective compares halves of the repetitions, but image {self.ids[self.train.stimuli[where]]!r} "
-                "has one training trial only; set repeats.train to single, or leave that objective out."
+                "has only one training trial; set repeats.train to single, or leave that objective out."
             )
         if self.averaging is not None and self.train.counts.max() < 2:
             raise DataError(
@@ -206,8 +206,8 @@ class Feed:
     def _find_partners(self) -> Partners:
         if len(set(self.signal.n_voxels or ())) > 1:
             raise ConfigError(
-                "the augmentation subject_mixing adds trials of several subjects, who have voxels of their own here; "
-                "remove it."
+                "the augmentation subject_mixing adds trials of several subjects, but here each subject "
+                "has different voxels; remove it."
             )
         partners = find_partners(self.train)
         if not partners.counts.any():
@@ -265,8 +265,9 @@ class Feed:
         if "image_views" in self.needs:
             if not extras.image_views:
                 raise ConfigError(
-                    "an objective compares with image_views, and the target has one vector of each image; take "
-                    "image_views out of its views, or give the encoder some in Python (NetworkEncoder.image_views)."
+                    "an objective compares with image_views, but the target has only one vector per "
+                    "image; remove image_views from its views, or give them to the encoder in Python "
+                    "(NetworkEncoder.image_views)."
                 )
             for number, view in enumerate(extras.image_views):
                 self.sources[f"view{number}"] = keep(*self._read_by_id(view, "an image view"), n_features)

@@ -169,8 +169,8 @@ class NetworkFit:
             return np.array(embeddings.vectors[chunk], dtype=np.float32)
         if images is None:
             raise DataError(
-                "this encoder has tuned its image network and computes the embeddings of images anew; give it the "
-                "images (its attribute images) first."
+                "this encoder has tuned its image network and must compute the image embeddings again; "
+                "give it the images (its attribute images) first."
             )
         # Remembered embeddings belong to one set of images; another may reuse ids.
         if images is not self._tuned_from:
@@ -617,12 +617,12 @@ class MontagePrediction(nn.Module):
         signal = fit.signal
         if signal.dims != ("channel", "time") or signal.ch_pos is None:
             raise DataError(
-                "a network for any montage needs trials of channels x times with known positions, and this one has "
-                f"{', '.join(signal.dims)}{'' if signal.ch_pos is None else ' and positions'}."
+                "a network for any montage needs trials of channels x times with known positions, but "
+                f"this one has {', '.join(signal.dims)}{'' if signal.ch_pos is None else ' and positions'}."
             )
         if fit.transform.alignment != "none":
             raise DataError(
-                "a network for any montage sees subjects without an alignment of their own; train it with "
+                "a network for any montage takes subjects without an alignment; train it with "
                 "encoder.subject_alignment none."
             )
         self.prediction = NetworkPrediction(fit).eval()
@@ -700,8 +700,8 @@ def take_inputs(fit: NetworkFit, responses: Responses) -> dict[str, Tensor]:
     index = fit.signal.index_subjects(responses.trials["subject"].astype(str))
     if fit.transform.alignment != "none" and (index == fit.signal.unknown_subject).any():
         raise DataError(
-            "the encoder aligns each subject by its own training trials, so its exported form takes the subjects "
-            f"{', '.join(fit.signal.subjects)} only."
+            "the encoder aligns each subject by its own training trials, so its exported program works "
+            f"only for the subjects {', '.join(fit.signal.subjects)}."
         )
     data = np.array(responses.data, dtype=np.float32)
     return {"responses": torch.from_numpy(data), "subject": torch.from_numpy(index)}

@@ -1,4 +1,4 @@
-"""Settings of what is learnt on the image side: the weights of several layers, the view of an image, a tuned network.
+"""Settings of the trained image side: weights of several layers, the view of an image, a tuned network.
 
 Imports no torch; the modules are in `fusion`, `views` and `lora`.
 
@@ -35,18 +35,18 @@ class LayerFusionConfig(Settings):
         the sets), or SAMGA's router (``routed``): one set for all, to which training adds the bias of a subject.
         Predictions and galleries take the set for all, so that there is one gallery.
     lr_scale
-        Factor of the learning rate for the logits, which are not decayed. A softmax moves by whole numbers, network
-        weights by thousandths; 100 is a choice of ours, SAMGA has 1.
+        Factor of the learning rate for the logits, which have no weight decay. Logits of a softmax need steps of whole
+        numbers, network weights of thousandths; 100 is a choice of ours, SAMGA has 1.
     size
-        Each layer goes through a linear map of its own to this size before it is weighed (512 in SAMGA); None weighs
-        the layers as they are.
+        Each layer is mapped to this size by its own linear map before it is weighted (512 in SAMGA); None weights the
+        layers directly.
     hidden
-        Size of a linear map before that, which all layers share (1024 in SAMGA); None has none.
+        Size of a linear map before that, which all layers share (1024 in SAMGA); None for no such map.
     centre
-        Number of the layer, from 0, that the weights start around: its logit is 0, and each step away costs 1. None
-        starts uniform. SAMGA takes the middle one of five.
+        Number of the layer, from 0, around which the weights start: its logit is 0, and each step away lowers the logit
+        by 1. None starts with uniform weights. SAMGA takes the middle one of five.
     hide_subject
-        Chance of a training trial to be weighed without the bias of its subject, with ``routed`` (0.3 in SAMGA).
+        Probability that a training trial is weighted without the bias of its subject, with ``routed`` (0.3 in SAMGA).
     """
 
     weights: Literal["global", "per_subject", "routed"] = "global"
@@ -61,9 +61,9 @@ class LayerFusionConfig(Settings):
     @model_validator(mode="after")
     def _check_used(self) -> Self:
         if self.size is None:
-            self.refuse_unused("hidden", because="it precedes the maps to size, and size is not set")
+            self.refuse_unused("hidden", because="it comes before the maps to size, but size is not set")
         if self.weights != "routed":
-            self.refuse_unused("hide_subject", because="only weights: routed has a bias to hide")
+            self.refuse_unused("hide_subject", because="only weights: routed has this bias")
         return self
 
 
@@ -73,7 +73,7 @@ class ImageTowerConfig(Settings):
     Parameters
     ----------
     target
-        The image network; the very one that the run's target names, whose vectors are where the training starts.
+        The image network; it must be the same as the run's target, whose vectors are the start of the training.
     rank
         Rank of the change of each weight; 32 in the reproduction of LoRA-CLIP.
     alpha
@@ -91,8 +91,9 @@ class ImageTowerConfig(Settings):
     lr_scale
         Factor of the learning rate; published ratios are 0.1 to 0.2.
     images_together
-        Images that pass the network at once. Of a larger batch only the results are kept and the rest is computed
-        again for the gradient, so that memory does not grow with the batch; the result is the same but for rounding.
+        Number of images that pass through the network together. For a larger batch only the results are kept and the
+        rest is computed again for the gradient, so that memory does not grow with the batch; the result is the same up
+        to rounding.
     """
 
     target: TunableTarget

@@ -163,8 +163,8 @@ class Trainer:
         if self.sharded and (settings.ema or follows):
             name = "encoder.ema follows" if settings.ema else "a teacher follows"
             raise ConfigError(
-                f"{name} all weights, of which each process keeps a part alone (FSDP); leave it out, or take "
-                "cluster.distributed=ddp (no ACCELERATE_USE_FSDP)."
+                f"{name} all weights, but with FSDP each process keeps only a part of them; leave it "
+                "out, or set cluster.distributed=ddp (no ACCELERATE_USE_FSDP)."
             )
         #: The network that learns. If each process keeps a part of it, `model` is a whole one to judge and to write.
         self.learner = copy.deepcopy(model) if self.sharded else model
@@ -302,15 +302,16 @@ class Trainer:
             # A new subject's few trials may be of as many images.
             if asked is not None and "adaptation" not in self.identity:
                 raise ConfigError(
-                    f"encoder.trials_per_image puts {asked} trials of an image side by side, but no training image has "
-                    "two (several subjects, or repeats.train single, make them); leave it out."
+                    f"encoder.trials_per_image puts {asked} trials of an image into a batch, but no "
+                    "training image has two trials (several subjects, or repeats.train single, would "
+                    "give them); leave it out."
                 )
             return
         whole = self.batch_size - self.batch_size % (self.per_image * self.n_ranks)
         if whole < 2 * self.per_image:
             raise ConfigError(
-                f"a batch of {self.batch_size} trials has no room for two images of {self.per_image} trials each, so "
-                "that none would be distinguished from another; raise encoder.batch_size, lower "
+                f"a batch of {self.batch_size} trials has no room for two images of {self.per_image} "
+                "trials each, so no image could be contrasted with another; increase encoder.batch_size, lower "
                 "encoder.trials_per_image, or start fewer processes."
             )
         self.batch_size = whole
@@ -526,7 +527,7 @@ class Trainer:
     def _load(self, tensors: dict[str, Tensor], state: dict[str, Any], *, path: Path | None) -> None:
         if state["batch_size"] != self.batch_size:
             raise DataError(
-                f"{path} was made with batches of {state['batch_size']}; delete it to train anew."
+                f"{path} was made with batches of {state['batch_size']}; delete it to train again from the start."
             )
         load_weights(self.model, take(tensors, "model"), what=str(path))
         if self.sharded:
@@ -669,7 +670,7 @@ class TrainingLog:
         self.board: Any = None
         self.wandb: Any = None
         if workspace is None and any(kind != "jsonl" for kind in kinds):
-            raise ConfigError("encoder.log names a tracker, which needs a workspace folder to write into.")
+            raise ConfigError("encoder.log names a tracker, which needs a workspace folder.")
         if self.path is not None and workspace is not None:
             workspace.mkdir(parents=True, exist_ok=True)
             self._drop_from(first_epoch)

@@ -114,8 +114,8 @@ class FrozenTower:
     def _check_reads_output(config: ImageTowerConfig) -> None:
         if config.modules == "tower" and list(config.target.layers) != [OUTPUT]:
             raise ConfigError(
-                f"encoder.image_tower.modules is tower, whose last map lies behind the output, but the target "
-                f"reads the layer {config.target.layer!r}; set modules to all, or target.layer to output."
+                "encoder.image_tower.modules is tower, whose last map comes after the output, but the "
+                f"target reads the layer {config.target.layer!r}; set modules to all, or target.layer to output."
             )
 
     def _choose_blocks(self, config: ImageTowerConfig, n_blocks: int) -> list[int]:
@@ -229,7 +229,7 @@ class AdaptedTower(nn.Module):
         else:
             found = list(map_ahead(crop, images(ids), workers=workers))
         if len(found) != len(ids):
-            raise DataError(f"{len(ids)} images were asked for, but encoder.images gave {len(found)}.")
+            raise DataError(f"{len(ids)} images were requested, but encoder.images gave {len(found)}.")
         return np.stack(found)
 
     @torch.no_grad()
@@ -251,6 +251,7 @@ def check_same_target(config: ImageTowerConfig, space: str) -> None:
     own = open_tower(config.target).encoder.space
     if own != space:
         raise ConfigError(
-            f"encoder.image_tower tunes the network of {own!r}, but the targets are those of {space!r}; only a network "
-            "that gives the targets itself can be tuned, so set target and encoder.image_tower.target alike."
+            f"encoder.image_tower tunes the network of {own!r}, but the targets are those of {space!r}; "
+            "only the network that computes the targets can be tuned, so set target and "
+            "encoder.image_tower.target to the same network."
         )

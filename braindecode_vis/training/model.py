@@ -610,7 +610,7 @@ def prepare_objectives(model: BrainImageModel, sizes: StepSizes, signal: Signal,
 
 
 def _find_token_step(model: BrainImageModel, signal: Signal, n_tokens: int) -> float | None:
-    """Return the milliseconds from one local output to the next; None where they are not in time, or nobody knows."""
+    """Return the milliseconds from one local output to the next; None if they are not in time, or nobody knows."""
     rate, step = find_sfreq(signal), model.whole_network.token_step
     if step == 0 or signal.dims[-1] != "time" or rate is None:
         return None
@@ -626,7 +626,8 @@ def check_weights_exist(network: nn.Module, kind: str) -> None:
         if is_lazy(tensor):
             raise ConfigError(
                 f"the network {kind!r} has no weights yet in {name!r} (a lazy layer): build must give every weight its "
-                "shape from signal.shape and n_outputs, since a stored fit is read into a network that saw no data."
+                "shape from signal.shape and n_outputs, since a stored fit is read into a network that "
+                "has seen no data."
             )
 
 
@@ -640,13 +641,13 @@ def _choose_regression(settings: Any, n_outputs: int, n_targets: int) -> str:
         return "network" if two_heads else "shared" if plain else "linear"
     if wanted == "network" and not two_heads:
         raise ConfigError(
-            f"encoder.regression_head is network, but {settings.network.kind} has no second head; "
-            "take shared or linear."
+            f"encoder.regression_head is network, but {settings.network.kind} has no second head; use "
+            "shared or linear."
         )
     if wanted == "shared" and n_outputs != n_targets:
         raise ConfigError(
             f"encoder.regression_head is shared, but the network has {n_outputs} outputs and the target {n_targets} "
-            "values; take linear."
+            "values; use linear."
         )
     return wanted
 
@@ -708,8 +709,8 @@ def takes_unknown_subjects(model: BrainImageModel, signal: Signal) -> bool:
     grown = sorted(set(model.network.state_dict()) - built)
     if grown:
         raise ConfigError(
-            f"the network makes its weights {grown[0]!r} in its first forward: make them in build, since a stored fit "
-            "is read into a network that saw no data."
+            f"the network creates its weights {grown[0]!r} in its first forward pass: create them in "
+            "build, since a stored fit is read into a network that has seen no data."
         )
     return takes
 

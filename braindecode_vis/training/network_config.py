@@ -1,4 +1,4 @@
-"""Settings of a network that is trained to find the image that was seen.
+"""Settings of a network that is trained to find the seen image.
 
 Owns `NetworkEncoderConfig`: which network, which objectives, how they are optimised. Imports no torch; the fitted
 object, which plays the role of a `BrainEncoder`, is in `network_encoder`.
@@ -57,8 +57,8 @@ class ProjectorConfig(Settings):
     size
         Features of the common space; 512 in NeuroBridge.
     sides
-        ``both`` (NeuroBridge), the ``image`` side alone, where the network itself has `size` outputs, or the ``brain``
-        side alone, where `fusion` brings the images to `size` (SAMGA).
+        ``both`` (NeuroBridge); only the ``image`` side, if the network itself has `size` outputs; or only the ``brain``
+        side, if `fusion` maps the images to `size` (SAMGA).
     brain_width
         Outputs of the network before the brain's map; None is the size of the target.
     shared
@@ -80,14 +80,14 @@ class ProjectorConfig(Settings):
     @model_validator(mode="after")
     def _check_brain_width(self) -> Self:
         if self.sides == "image":
-            self.refuse_unused("brain_width", because="the brain side has no map with sides image")
+            self.refuse_unused("brain_width", because="with sides image, the brain side has no map")
         return self
 
 
 class SecondStageConfig(Settings):
-    """What changes when a training enters its second stage (SAMGA): a new optimiser, another rate, frozen maps.
+    """Changes in the second stage of a training (SAMGA): a new optimiser, another learning rate, frozen maps.
 
-    Objectives enter and leave by their own `phase`.
+    Objectives start and end by their own `phase`.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class SecondStageConfig(Settings):
     lr_scale
         Factor of every learning rate from then on; 0.5 in SAMGA.
     frozen
-        What learns no more: the ``shared`` map of the projector, or nothing.
+        What is frozen: the ``shared`` map of the projector, or nothing.
     """
 
     start: float = Field(default=1 / 3, gt=0, lt=1)
@@ -126,8 +126,8 @@ class SelectionSettings(Settings):
     Parameters
     ----------
     hold_out
-        Share of the training concepts (or images, see `hold_out_by`) that is never learnt from: for the validation
-        curve and for the out-of-fold predictions that priors and generators learn from. 0 learns from all.
+        Share of the training concepts (or images, see `hold_out_by`) that is held out: for the validation curve, and
+        for the out-of-fold predictions for priors and generators. 0 trains on all.
     """
 
     hold_out: HeldOutShare = 0.05
@@ -140,15 +140,15 @@ class LastSelectionConfig(SelectionSettings):
 
 
 class EarlyStoppingConfig(SelectionSettings):
-    """Keep the weights of the best epoch on held-out training concepts, and stop when none was better for a while.
+    """Keep the weights of the best epoch on held-out training concepts, and stop when no epoch was better for a while.
 
     Parameters
     ----------
     hold_out_by
-        ``concept`` holds out whole concepts, as the test does (images where there are too few). ``image`` draws single
-        images, so that validation sees concepts that were learnt from, as NICE does.
+        ``concept`` holds out whole concepts, like the test set (or images, if there are too few concepts). ``image``
+        holds out single images, so that validation contains training concepts, as in NICE.
     patience
-        Epochs without a better one after which the training stops; 10 in ATM's rewrite, 5 in NeuralBench.
+        The training stops after this many epochs without improvement; 10 in ATM's rewrite, 5 in NeuralBench.
     monitor
         ``accuracy`` (top-5 among the held-out images, top-1 if there are fewer than 20), or ``loss``.
     """
@@ -163,16 +163,16 @@ class EarlyStoppingConfig(SelectionSettings):
 
 
 class TrainingLossConfig(SelectionSettings):
-    """Stop when the training loss falls no more, and keep the last weights (UBP within subject).
+    """Stop when the training loss no longer falls, and keep the last weights (UBP within subject).
 
-    Held-out trials decide nothing, so that all trials may be learnt from.
+    Held-out trials are not used for any choice, so all trials may be used for training.
 
     Parameters
     ----------
     patience
-        Epochs without a lower loss after which the training stops; 5 in UBP.
+        The training stops after this many epochs without a lower loss; 5 in UBP.
     min_delta
-        How much lower the loss must be than the lowest before; 0.001 in UBP.
+        By how much the loss must be lower than the lowest earlier loss; 0.001 in UBP.
     """
 
     kind: Literal["training_loss"] = "training_loss"
@@ -219,33 +219,34 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
     Parameters
     ----------
     objectives
-        Weighted sum of what is minimised; one symmetric CLIP contrast by default.
+        The loss terms and their weights; by default one symmetric CLIP contrast.
     projector
         Learned maps to a common space; without one the network predicts the target space itself.
     fusion
         Learned weighted sum over the token axis of the targets (several layers); see its class. Comes before the
-        projector. Regressions see all layers, side by side.
+        projector. Regression objectives use all layers, concatenated.
     view_choice
-        Which of the stacked views of an image is its target in training: their ``mean``, a random one (``sample``), or
-        less, usual or more blur by how well the image is matched (``uncertainty``, UBP). Held-out trials and galleries
-        take the usual view with ``uncertainty``, else the mean. None expects no views.
+        Which of the stacked views of an image is its training target: their ``mean``, a random one (``sample``), or
+        less, usual or more blur depending on how well the image is matched (``uncertainty``, UBP). Held-out trials and
+        galleries use the usual view with ``uncertainty``, otherwise the mean. None is for targets without views.
     image_tower
-        Low-rank changes of the image network; see its class. Regressions see the embeddings of the frozen network.
+        Low-rank changes of the image network; see its class. Regression objectives use the embeddings of the frozen
+        network.
     regression_head
         Where the output for regression objectives comes from: the network's own output (``shared``, as in ATM; without
         a projector only), its second head (``network``), or a linear map of its output (``linear``). ``auto`` takes the
         second head if the network has one, then ``shared``, then ``linear``.
     normalise_targets
-        What is done to target embeddings before they are compared: nothing (``none``, as in the papers), unit length
-        (``l2``), the mean of the training images taken off (``centre``), or their z-score. Should be what
-        ``retrieval.centre`` does at the test: ``centre`` goes with ``mean``, ``none`` with ``none``. Regressions see
-        untouched targets.
+        How target embeddings are normalised before they are compared: not at all (``none``, as in the papers), to unit
+        length (``l2``), by subtracting the mean of the training images (``centre``), or by z-score. It should match
+        ``retrieval.centre``: ``centre`` with ``mean``, ``none`` with ``none``. Regression objectives use targets
+        without normalisation.
     second_stage
-        A new start of the optimiser in the middle of the training; None has one stage.
+        A second stage with a new optimiser during the training; None has one stage.
     last_batch
-        What becomes of trials that fill no batch: all batches are a little smaller (``even``, 973 for 1024 of 16 540),
-        the last one is (``smaller``, UBP, NICE), or they are left out of the epoch (``dropped``, ATM, NeuroBridge,
-        MindEye).
+        What happens with trials that do not fill a batch: all batches are a little smaller (``even``, 973 for 1024 of
+        16 540), the last one is (``smaller``, UBP, NICE), or they are left out of the epoch (``dropped``, ATM,
+        NeuroBridge, MindEye).
     trials_per_image
         Trials of one image that stand together in a batch, of other subjects or repetitions; 9 in
         Neurobridge_ssl, so that a batch of 1024 has 1017 trials of 113 images. An image with more comes back in the
@@ -378,15 +379,16 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
             "subject_mixing",
         }:
             raise ValueError(
-                "an objective compares two augmentations of a trial, and augmentations name none that changes one; add "
+                "an objective compares two augmentations of a trial, but no augmentation in "
+                "augmentations changes a trial; add "
                 "for example {kind: time_shift} or {kind: channel_dropout}"
             )
         mixes = "trial_mixing" in kinds
         # Mixed trials under an ordinary contrast would be pulled to one of two images that they show.
         if mixes != ("mix" in self.needs):
             raise ValueError(
-                "the augmentation trial_mixing and an objective that knows of mixed trials (bimixco) need each other: "
-                "add the one or remove the other"
+                "the augmentation trial_mixing and an objective for mixed trials (bimixco) need each "
+                "other: use both or neither"
             )
         if (
             self.regression_head == "shared"
@@ -398,8 +400,9 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
         learned_space = any(p is not None for p in (self.projector, self.fusion, self.image_tower))
         if self.out_of_fold is not None and learned_space and "regression" not in self.needs:
             raise ValueError(
-                "out_of_fold refits learn a space each with a projector, fusion or image_tower, so their predictions "
-                "do not meet; add a regression objective (mse, l1), or remove out_of_fold or what learns the space"
+                "with a projector, fusion or image_tower, each out_of_fold refit learns a different "
+                "space, so their predictions cannot be compared; add a regression objective (mse, l1), "
+                "or remove out_of_fold or the learnt space"
             )
         return self
 
@@ -410,13 +413,13 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
             return self
         if isinstance(self.batch_size, int) and self.batch_size < 2 * own:
             raise ValueError(
-                f"trials_per_image is {own}, and batch_size {self.batch_size} has no room for two images; raise "
-                "batch_size or lower trials_per_image"
+                f"trials_per_image is {own}, but batch_size {self.batch_size} has no room for two "
+                "images; increase batch_size or lower trials_per_image"
             )
         if "swapped" in self.needs:
             raise ValueError(
-                "trials_per_image and an objective that puts like sentences side by side order batches in two ways; "
-                "leave trials_per_image out"
+                "trials_per_image and an objective that groups similar sentences both define the order "
+                "of batches; leave trials_per_image out"
             )
         return self
 
@@ -425,14 +428,14 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
         projector, fused = self.projector, None if self.fusion is None else self.fusion.size
         if projector is not None and projector.sides == "brain" and fused != projector.size:
             raise ValueError(
-                f"projector.sides brain needs fusion.size to reduce the images to {projector.size} features, and it is "
-                f"{fused}; set both alike, or projector.sides to both"
+                f"projector.sides brain needs fusion.size to reduce the images to {projector.size} "
+                f"features, but it is {fused}; set both to the same size, or projector.sides to both"
             )
         stage, has_shared = self.second_stage, projector is not None and projector.shared
         if stage is not None and stage.frozen and not has_shared:
             raise ValueError(
-                "second_stage.frozen names the shared map, which projector.shared does not ask for; set it, or "
-                "second_stage.frozen to []"
+                "second_stage.frozen names the shared map, but projector.shared is not set; set it, or "
+                "set second_stage.frozen to []"
             )
         # Rounded as the loop rounds it.
         if stage is not None and not 0 < round(stage.start * self.epochs) < self.epochs:
@@ -446,22 +449,22 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
         if self.view_choice is not None and (self.fusion is not None or self.image_tower is not None):
             other = "fusion" if self.fusion is not None else "image_tower"
             raise ValueError(
-                f"view_choice and {other} cannot go together: the one chooses among the views that the targets stack, "
-                "the other takes them for layers or computes them anew; remove one of them"
+                f"view_choice and {other} cannot be combined: view_choice chooses among the views in the "
+                f"targets, but {other} treats them as layers or computes them again; remove one of them"
             )
         if self.view_choice == "uncertainty" and "mix" in self.needs:
             raise ValueError(
-                "view_choice uncertainty judges each image by its own trial, which trial_mixing blends with another; "
-                "remove one of them"
+                "view_choice uncertainty needs the own trial of each image, but trial_mixing blends it "
+                "with another; remove one of them"
             )
         if self.fusion is not None and "text" in self.needs:
             raise ValueError(
-                "an objective compares with text, which has no layers to be fused; remove it or fusion"
+                "an objective compares with text, which has no layers to fuse; remove it or fusion"
             )
         if self.image_tower is not None and "image_views" in self.needs:
             raise ValueError(
-                "an objective compares with views of the images, which were embedded before image_tower tunes the "
-                "network; remove one of them"
+                "an objective compares with views of the images, which are embedded before image_tower "
+                "tunes the network; remove one of them"
             )
         return self
 
@@ -473,7 +476,7 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
                 raise ValueError(f"the objective {asking[0]} needs {name}; set encoder.{name}")
             if not asking and getattr(self, name) is not None:
                 # A sweep over objectives names its tables once: they belong to those of its runs that read them.
-                warnings.warn(f"no objective reads encoder.{name}, which is left out.", Notice, stacklevel=2)
+                warnings.warn(f"no objective uses encoder.{name}, so it is ignored.", Notice, stacklevel=2)
                 self.__dict__[name] = None
                 if f"{name}_digest" in _DIGESTS:
                     self.__dict__[f"{name}_digest"] = None
@@ -530,14 +533,14 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
         """Raise `ConfigError` unless the network can predict latents of so many values that become images."""
         if self.out_of_fold is not None:
             raise ConfigError(
-                f"out_of_fold is {self.out_of_fold}, which nothing looks at: nothing learns from predictions of the "
+                f"out_of_fold is {self.out_of_fold}, but it has no effect: nothing learns from predictions of the "
                 "branch; leave out_of_fold out"
             )
         kinds = [objective.kind for objective in self.objectives]
         if not _WITH_SCALE.intersection(kinds):
             raise ConfigError(
-                f"objectives {', '.join(kinds)} say nothing of the scale of latents, so that they cannot be decoded; "
-                "add l1 (as ATM does) or mse"
+                f"objectives {', '.join(kinds)} do not fix the scale of latents, so the latents cannot "
+                "be decoded; add l1 (as in ATM) or mse"
             )
         if self.network.kind == "latent_decoder":
             self.network.plan(n_values)

@@ -147,8 +147,8 @@ class NetworkEncoder(BrainEncoder):
         self._descriptions = None
         if self.config.uses_pretraining and self.pretrained is None:
             raise ConfigError(
-                "encoder.network.pretrained is pretrain, which a run computes before it trains; outside of a run, name "
-                "the folder that braindecode-vis pretrain wrote."
+                "encoder.network.pretrained is pretrain, which a run computes before it trains; outside "
+                "a run, give the folder that braindecode-vis pretrain wrote."
             )
         train, held, by = self.hold_out(responses, rows)
         self._descriptions = describe_images(self.config, responses, train, memory=self.sentence_memory)
@@ -203,7 +203,7 @@ class NetworkEncoder(BrainEncoder):
             if selection.kind == "early_stopping":  # elsewhere, held-out trials decide nothing
                 raise
             held = hold_out(stimuli[rows], concepts[rows], 0.0, seed=seed)
-            self.messages.append("too few training images to hold any out; there is no validation curve")
+            self.messages.append("too few training images to hold some out; there is no validation curve")
         train = rows[~held.mask]
         check_enough_images(stimuli[train], where="the encoder learns from")
         if len(made):
@@ -418,7 +418,7 @@ class NetworkEncoder(BrainEncoder):
         _, owned = grow_state(old, wider.state_dict(), n_known, n_new + 1)
         if trainable == "subject" and not owned:
             raise ConfigError(
-                f"{self.config.network.kind} has no weights of single subjects; adapt it with trainable all."
+                f"{self.config.network.kind} has no weights for single subjects; adapt it with trainable all."
             )
 
         def build() -> BrainImageModel:
@@ -782,8 +782,9 @@ def hold_out(
             chosen = make_generator(seed, "hold_out", what).permutation(names)[:n_held]
             return HeldOut(np.isin(groups, chosen), what)
     raise DataError(
-        f"{fraction:.0%} of {len(np.unique(stimuli))} training images are too few to hold out: each side needs "
-        f"{FEWEST_HELD_OUT}; set encoder.selection.hold_out to another share, or hold out none (selection.kind last)."
+        f"{fraction:.0%} of {len(np.unique(stimuli))} training images are too few for a held-out set: "
+        f"each side needs {FEWEST_HELD_OUT}; set encoder.selection.hold_out to another share, or do not "
+        "hold out any (selection.kind last)."
     )
 
 
@@ -793,7 +794,7 @@ def check_enough_images(stimuli: np.ndarray, *, where: str) -> None:
     if n_images < 2:
         raise DataError(
             f"{where} {len(stimuli)} trial(s) of {n_images} image(s): a contrast needs at least two different images; "
-            "use more training data or hold out less."
+            "use more training data or a smaller held-out share."
         )
 
 

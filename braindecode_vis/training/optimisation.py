@@ -2,7 +2,7 @@
 
 Encoder, pretraining, prior, generator and refiner all call `optimise`; each brings the function that computes the loss
 of a step and what happens after one. Whatever is random in a step must be drawn from the number of the step, so that a
-training that was killed goes on from a checkpoint to the same bits as one that was not. Knows no data and no models.
+training that was killed continues from a checkpoint to the same bits as one that was not. Knows no data and no models.
 
 A checkpoint is one safetensors file with every tensor (weights, averages, moments of the optimiser) and, in its header,
 the plain state as JSON, so that one rename makes both visible at once. No pickle. It names what it belongs to, and is
@@ -63,7 +63,7 @@ class OptimiserConfig(Settings):
 
 
 class ScheduleConfig(Settings):
-    """How the learning rate moves over the updates of a training.
+    """How the learning rate changes over the updates of a training.
 
     Parameters
     ----------
@@ -96,10 +96,10 @@ class ScheduleConfig(Settings):
         for name in ("final_division", "cycle_momentum"):
             if self.kind != "one_cycle" and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"{name} belongs to one_cycle, which the schedule {self.kind} is not; leave it out"
+                    f"{name} is a setting of the schedule one_cycle, not of {self.kind}; leave it out"
                 )
         if self.final != 0 and self.kind != "cosine":
-            raise ValueError(f"final belongs to cosine, which the schedule {self.kind} is not; leave it out")
+            raise ValueError(f"final is a setting of the schedule cosine, not of {self.kind}; leave it out")
         return self
 
 
@@ -254,7 +254,7 @@ def compute_lr_factor(config: ScheduleConfig, update: int, n_updates: int) -> fl
 
 
 def compute_first_beta(config: ScheduleConfig, update: int, n_updates: int) -> float | None:
-    """Return the decay of the first moment at an update, or None where the schedule leaves the optimiser's own."""
+    """Return the decay of the first moment at an update, or None if the schedule leaves the optimiser's own."""
     if not config.cycle_momentum:
         return None
     ends, peak = ONE_CYCLE_BETAS
@@ -403,10 +403,13 @@ def read_checkpoint(
     except PermissionError:
         raise
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise DataError(f"the checkpoint {path} is damaged ({error}); delete it to train anew.") from error
+        raise DataError(
+            f"the checkpoint {path} is damaged ({error}); delete it to train again from the start."
+        ) from error
     if not isinstance(state, dict):
         raise DataError(
-            f"{path} is no checkpoint of a training, or one of an older version; delete it to train anew."
+            f"{path} is not a checkpoint of a training, or is one of an older version; delete it to "
+            "train again from the start."
         )
     if identity is not None:
         check_identity(identity, state.get("identity", {}), path)
@@ -424,8 +427,8 @@ def check_identity(expected: Mapping[str, Any], found: Mapping[str, Any], path: 
         # The first entry that differs, down to the setting, says more than two digests.
         was, now = _show_difference(found.get(key), value)
         raise DataError(
-            f"{path} belongs to {_MEANING.get(key, f'another {key}')} ({was}, now {now}); "
-            "delete it to train anew, or go back to what it was made with."
+            f"{path} belongs to {_MEANING.get(key, f'another {key}')} ({was}, now {now}); delete it to "
+            "train again from the start, or use the earlier settings."
         )
 
 
@@ -481,9 +484,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, what: str) -> 
             detail = f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
         else:
             detail = (
-                f"it is missing {missing[0]}"
-                if missing
-                else f"it holds {surplus[0]}, which nothing here uses"
+                f"it is missing {missing[0]}" if missing else f"it holds {surplus[0]}, which is not used here"
             )
         raise DataError(
             f"{what} is of another architecture ({detail}); use the settings it was trained with."

@@ -116,7 +116,7 @@ def pretrain(
         Encoder, training, and the corpora if there are any.
     responses
         Trials or windows of unlabelled runs, parcels x times or parcels; possibly a memory map. Rows whose split is
-        ``test`` are never read. None where `config` names corpora.
+        ``test`` are never read. None if `config` names corpora.
     folder
         Where the result goes; it exists.
     checkpoints
@@ -152,8 +152,8 @@ def pretrain(
         )
     if (guide is None) != (config.guide is None):
         raise ConfigError(
-            "pretrain.guide hides what matches the images of a run, whose vectors this pretraining was not given; "
-            "pretrain by a configuration that names data and target."
+            "pretrain.guide masks what matches the images of a run, but this pretraining has no image "
+            "vectors; use a configuration that names data and target."
         )
     run = Pretraining(config, material, checkpoints, seed, labelled, guide)
     run.resume()
@@ -280,8 +280,9 @@ class Pretraining:
         )
         if seen:
             warnings.warn(
-                f"{seen[0]}{f' and {len(seen) - 1} more' if len(seen) > 1 else ''} held out now, but the encoder of "
-                f"{self.config.start_from} learnt from recordings of that person: the held-out error is too low.",
+                f"{seen[0]}{f' and {len(seen) - 1} more' if len(seen) > 1 else ''} held out now, but the "
+                f"encoder of {self.config.start_from} was trained on recordings of that person: the "
+                "held-out error is too low.",
                 Notice,
                 stacklevel=2,
             )
@@ -295,13 +296,13 @@ class Pretraining:
             if n_persons < 2 and part == "held_out" and "masked" not in self.config.objectives:
                 # Its contrast would be with nobody, and 0 from the first epoch on.
                 raise DataError(
-                    "run_contrast is measured by telling held-out persons apart, but one is held out; hold out another "
-                    "(corpus --hold-out), or add masked to pretrain.objectives."
+                    "run_contrast is measured by distinguishing held-out persons, but only one is held "
+                    "out; hold out another (corpus --hold-out), or add masked to pretrain.objectives."
                 )
             if n_persons < 2 and part == "train":
                 raise DataError(
-                    "run_contrast distinguishes the windows of a person from those of others, but there is one "
-                    "person to learn from; leave it out of pretrain.objectives, or add persons."
+                    "run_contrast distinguishes the windows of a person from those of others, but the "
+                    "training data have only one person; leave it out of pretrain.objectives, or add persons."
                 )
             found[part] = WindowPartners(rows, material.person, material.run)
         return found
@@ -314,13 +315,13 @@ class Pretraining:
         known = np.array([str(name) in place for name in names])
         if not known.any():
             raise DataError(
-                "no training trial shows an image that pretrain.guide has a vector or caption of; correct the ids, or "
-                "leave guide out."
+                "pretrain.guide has no vector or caption for any image of the training trials; correct "
+                "the ids, or leave guide out."
             )
         if not known.all():
             warnings.warn(
-                f"{(~known).sum()} of {len(names)} training trials show images that pretrain.guide has no vector or "
-                f"caption of, first {names[~known][0]}; their masks are drawn by lot.",
+                f"{(~known).sum()} of {len(names)} training trials show images without a vector or "
+                f"caption in pretrain.guide, first {names[~known][0]}; their masks are drawn at random.",
                 Notice,
                 stacklevel=3,
             )
@@ -432,8 +433,8 @@ class Pretraining:
             kept = self.folder / CHECKPOINT
             rescue = f"pretrain.start_from={kept}" if kept.is_file() else "pretrain.start_from"
             raise DataError(
-                f"{str(error).rstrip('.')}; what was learnt so far belongs to the former corpus: give that back, or "
-                f"train on from it on the new one with {rescue} and another folder."
+                f"{str(error).rstrip('.')}; the present weights belong to the former corpus: restore "
+                f"that corpus, or continue from the weights on the new corpus with {rescue} and another folder."
             ) from error
 
     def compute_loss(self, rows: np.ndarray, step: int) -> Tensor:
@@ -712,7 +713,7 @@ class Pretraining:
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_error = math.inf if state["best_error"] is None else state["best_error"]
         self.n_done, self.probed = state["n_done"], state["probed"]
-        # The sum of all processes, which the first one alone goes on from.
+        # The sum of all processes, which the first one alone continues from.
         self.totals = {name: 0.0 if self.rank else total for name, total in state["totals"].items()}
         if self.accelerator is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -26,7 +26,7 @@ Objective = Literal["masked", "jepa", "run_contrast"]
 
 
 class ProbesConfig(Settings):
-    """What is asked of the frozen encoder while it is pretrained; no probe changes a weight.
+    """Tests of the frozen encoder during the pretraining; no probe changes a weight.
 
     Which person a window is of: a linear classifier that is fitted on some runs of each person and tested on the
     others, of held-out persons where at least two have two runs, of the training persons otherwise. Which network a
@@ -36,9 +36,9 @@ class ProbesConfig(Settings):
     Parameters
     ----------
     every
-        Epochs between two looks; the last epoch is always looked at.
+        Number of epochs between two tests; the last epoch is always tested.
     n_windows
-        Windows that are encoded for the first two probes, at most.
+        Largest number of windows that are encoded for the first two probes.
     labelled
         A run folder or a configuration file with a small labelled set: ridge from the frozen features of its training
         trials to the target of its configuration, and how often a training image that was left out is among the
@@ -82,44 +82,47 @@ ON_GUIDED_TRIALS = "encoder pretrained on training trials with masks guided by w
 
 
 class PretrainConfig(DeviceSettings):
-    """How the encoder is pretrained; the defaults follow He et al. where they say something.
+    """How the encoder is pretrained; the defaults follow He et al. if they give a value.
 
     Parameters
     ----------
     encoder
-        The encoder to pretrain; the projector and `freeze_depth` play no part here.
+        The encoder to pretrain; the projector and `freeze_depth` are not used here.
     corpus
-        Folders of corpora, made by the verb ``corpus``, whose windows are learnt from; without, the trials of the run.
-        All must have the same channels. The persons that a corpus holds out only measure.
+        Folders of corpora, made by the verb ``corpus``, with the training windows; without a corpus, the trials of the
+        run are used. All must have the same channels. Persons that a corpus holds out are used only for the held-out
+        error.
     corpus_digests
-        Digests of their content. They are filled in by themselves and kept with a run, so that a finished run is read
-        without its corpora; one that changed since is refused.
+        Digests of their content. They are filled in automatically and kept with a run, so that a finished run can be
+        read without its corpora; a changed corpus is refused.
     window_times, window_step
         Samples of a window of a corpus, and from one window to the next (`window_times` by default).
     shared_subjects
-        What becomes of a run that tests a subject whose recordings a corpus learns from: ``refuse``, or ``named`` in
-        its protocol. Who is the same person is told by data set and label, and by the corpus (``corpus --people``).
+        What happens if a run tests a subject whose recordings are in the training of a corpus: ``refuse`` the run, or
+        ``named`` in its protocol. Persons are identified by data set and label, and by the corpus (``corpus
+        --people``).
     start_from
-        Folder of an earlier pretraining (or a file of its weights or its checkpoint) whose encoder is trained on.
+        Folder of an earlier pretraining (or a file of its weights or its checkpoint) whose encoder is trained further.
     objectives
-        What is learnt, with the weight of each: ``masked`` reconstructs hidden patches from visible ones (He et al.),
-        ``jepa`` predicts what a slowly following copy of the encoder, which sees all, makes of the hidden ones (Assran
-        et al.), ``run_contrast`` tells two windows of one person, of different runs if there are, from those of others.
+        The objectives and their weights: ``masked`` reconstructs hidden patches from visible ones (He et al.),
+        ``jepa`` predicts the output of a slowly updated copy of the encoder, which gets all patches, for the hidden
+        ones (Assran et al.), ``run_contrast`` distinguishes two windows of one person (of different runs if possible)
+        from those of others.
     mask
-        What is hidden together: single ``tokens``, whole ``parcels``, whole ``times``, or one of the three by lot for
-        each trial (``mixed``).
+        What is masked together: single ``tokens``, whole ``parcels``, whole ``times``, or one of the three at random
+        for each trial (``mixed``).
     mask_ratio
-        Share of the tokens that are hidden (0.75).
+        Share of the tokens that are masked (0.75).
     guide
-        Hide what matches most of what was seen (text-guided masking) instead of tokens by lot. Each token alone reads
+        Mask what best matches the seen image (text-guided masking) instead of random tokens. Each token alone reads
         the vector of the image, by ridge on the training trials, and those go whose prediction is most like it. Vectors
         are those of the run's ``target``, or of sentences about the images (``captions``). Training trials alone are
         looked at; trials of no known image, and the held-out error, keep masks by lot.
     captions
         For ``guide: captions``: CSV file with the columns ``id`` and ``caption``.
     captions_digest
-        Digest of that file. It is filled in by itself and kept with a run, so that a fitted run is read without the
-        file; a file that changed since is refused.
+        Digest of this file. It is filled in automatically and kept with a run, so that a fitted run can be read without
+        the file; a changed file is refused.
     sentence_encoder
         For ``guide: captions``: ``minilm``, or the folder of another sentence encoder.
     normalisation
@@ -209,22 +212,24 @@ class PretrainConfig(DeviceSettings):
         if self.encoder.pretrained is not None or self.encoder.freeze_depth:
             raise ValueError(
                 "encoder.pretrained and encoder.freeze_depth are for the training that follows; pretrain.start_from "
-                "goes on from an earlier pretraining"
+                "continues from an earlier pretraining"
             )
         if not self.objectives or min(self.objectives.values()) <= 0:
-            raise ValueError("objectives names at least one of masked, jepa, run_contrast, each above 0")
+            raise ValueError("objectives needs at least one of masked, jepa, run_contrast, each above 0")
         if self.corpus:
-            self.refuse_unused("held_out", "hold_out_by", because="a corpus says which persons it holds out")
+            self.refuse_unused(
+                "held_out", "hold_out_by", because="a corpus defines which persons it holds out"
+            )
         else:
             self.refuse_unused("window_times", "window_step", because="there is no corpus")
         if "masked" not in self.objectives:
-            self.refuse_unused("normalisation", because="masked is no objective")
+            self.refuse_unused("normalisation", because="masked is not an objective")
         if set(self.objectives) == {"run_contrast"}:
-            self.refuse_unused("decoder_width", "decoder_depth", because="nothing hidden is predicted")
+            self.refuse_unused("decoder_width", "decoder_depth", because="no masked part is predicted")
         if set(self.objectives) == {"jepa"} and self.keep == "best":
             raise ValueError(
-                "the error of jepa is measured against targets that move with the training, so that no epoch can be "
-                "called best by it; set keep to last, or add masked to the objectives"
+                "the targets of jepa change during the training, so its error cannot choose the best "
+                "epoch; set keep to last, or add masked to the objectives"
             )
         return self
 
@@ -238,14 +243,16 @@ class PretrainConfig(DeviceSettings):
             )
         if self.guide is not None and self.corpus:
             raise ValueError(
-                "guide hides what matches the image of a trial, and windows of a corpus have none; leave guide or "
-                "corpus out"
+                "guide masks what matches the image of a trial, but windows of a corpus have no image; "
+                "leave guide or corpus out"
             )
         if self.guide is not None and self.mask == "mixed":
-            raise ValueError("guide hides tokens, parcels or times that match most; set mask to one of these")
+            raise ValueError(
+                "guide masks the tokens, parcels or times that match most; set mask to one of these"
+            )
         if self.guide is not None and set(self.objectives) == {"run_contrast"}:
             raise ValueError(
-                "guide chooses what is hidden, and run_contrast predicts nothing hidden; leave guide out"
+                "guide chooses what is masked, but run_contrast predicts no masked part; leave guide out"
             )
         return self
 
@@ -278,8 +285,8 @@ class PretrainConfig(DeviceSettings):
             return
         if self.corpus_digests not in ((), found):
             raise ValueError(
-                f"the corpora {', '.join(map(str, self.corpus))} are not those that corpus_digests names: they have "
-                "grown or changed since; leave corpus_digests out to pretrain on what is there now"
+                f"the corpora {', '.join(map(str, self.corpus))} do not match corpus_digests: they have "
+                "grown or changed; leave corpus_digests out to pretrain on the present corpora"
             )
         self.__dict__["corpus_digests"] = found  # the model is frozen for everybody else
 

@@ -39,7 +39,7 @@ class Rows:
     ----------
     data : array of shape (n_rows, n_parcels) or (n_rows, n_parcels, n_times)
     interval : float32 array of shape (n_rows,) or None
-        Seconds between samples; None where all have that of the signal.
+        Seconds between samples; None if all have that of the signal.
     observed : boolean array of shape (n_rows, n_parcels) or None
         Which parcels have data; None if all have.
     """
@@ -157,8 +157,8 @@ class CorpusRows:
         for corpus in self.corpora:
             if not corpus.runs["held_out"].any():
                 raise DataError(
-                    f"the corpus {corpus.folder} holds no person out, so that nothing could say whether more than the "
-                    "training persons is learnt; name some with `corpus --hold-out`."
+                    f"the corpus {corpus.folder} holds no person out, so generalisation to new persons "
+                    "could not be measured; hold some out with `corpus --hold-out`."
                 )
         _check_held_out(self.corpora)
         self.parts += [c.windows(n_times, step, "held_out") for c in self.corpora]
@@ -284,8 +284,8 @@ def split_rows(responses: Responses, config: PretrainConfig, seed: int) -> tuple
     n_held_out = max(1, round(config.held_out * n_groups))
     if n_held_out >= n_groups:
         raise DataError(
-            f"the training trials fall into {n_groups} group(s) by {config.hold_out_by}, of which none would be left "
-            "to learn from; lower pretrain.held_out or set pretrain.hold_out_by=trial."
+            f"the training trials fall into {n_groups} group(s) by {config.hold_out_by}, so none would "
+            "be left for the training; lower pretrain.held_out or set pretrain.hold_out_by=trial."
         )
     chosen = make_generator(seed, "pretrain", "held_out").permutation(n_groups)[:n_held_out]
     is_out = np.isin(group, chosen)
@@ -340,8 +340,8 @@ def _check_same_channels(one: Corpus, other: Corpus) -> None:
         )
         difference = f"number {place} is {one.channels[place]} and {other.channels[place]}"
     raise ConfigError(
-        f"the corpora {one.folder} and {other.folder} have different channels ({difference}); pretrain on corpora that "
-        "were built with the same ones."
+        f"the corpora {one.folder} and {other.folder} have different channels ({difference}); pretrain "
+        "on corpora with the same channels."
     )
 
 

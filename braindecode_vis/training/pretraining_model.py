@@ -1,4 +1,4 @@
-"""What the parcel encoder learns from without labels: hidden patches, hidden latents, and two windows of one person.
+"""The objectives of the parcel encoder without labels: masked patches, masked latents, and two windows of one person.
 
 Owns which tokens are hidden, the light network that predicts them, and the three errors; all share one pass of the
 encoder over the visible tokens. Channels that a recording lacks are neither seen nor predicted. Knows no files, no
@@ -96,8 +96,8 @@ def count_visible(n_tokens: int, mask_ratio: float) -> int:
     n_visible = round(n_tokens * (1 - mask_ratio))
     if not 0 < n_visible < n_tokens:
         raise ConfigError(
-            f"pretrain.mask_ratio = {mask_ratio} leaves {n_visible} of {n_tokens} tokens visible; at least one must be "
-            "visible and one hidden."
+            f"pretrain.mask_ratio = {mask_ratio} leaves {n_visible} of {n_tokens} tokens visible; at "
+            "least one must be visible and one masked."
         )
     return n_visible
 
@@ -212,7 +212,7 @@ def reduce_vectors(vectors: np.ndarray, n_components: int) -> np.ndarray:
     kept = kept[values[kept] > 1e-10 * max(float(values.max()), 1e-300)]
     if not len(kept):
         raise DataError(
-            "the vectors of pretrain.guide are all alike, so that no token matches one more than another."
+            "the vectors of pretrain.guide are all equal, so no token matches one better than another."
         )
     scores = axes[:, kept] * np.sqrt(values[kept]) if wide else centred @ axes[:, kept]
     return np.asarray(scores, np.float32)

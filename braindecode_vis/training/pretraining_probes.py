@@ -1,4 +1,4 @@
-"""What a frozen encoder knows: whose window it is, which network a parcel is of, and what was seen in a labelled set.
+"""Probes of a frozen encoder: the person of a window, the network of a parcel, and the seen image in a labelled set.
 
 Owns the three probes, each with its chance beside it; features are frozen and every probe is linear. Knows neither
 steps nor losses. Test trials of a labelled set never come here.
@@ -101,14 +101,16 @@ def check_labelled(labelled: LabelledSet, encoder: ParcelEncoder) -> None:
     if shape[0] != encoder.n_parcels:
         problem = f"has {shape[0]} parcels or channels, but the encoder {encoder.n_parcels}"
     elif n_times % encoder.patch_times:
-        problem = f"has trials of {n_times} samples, which do not part into patches of {encoder.patch_times}"
+        problem = (
+            f"has trials of {n_times} samples, which cannot be divided into patches of {encoder.patch_times}"
+        )
     elif encoder.time_position == "learned" and n_times != encoder.patch_times * encoder.n_patches:
         problem = (
             f"has trials of {n_times} samples, but the encoder windows of {encoder.patch_times * encoder.n_patches}, "
-            "whose places in time it learns one by one; encoder.time_position=seconds reads both"
+            "with learnt time positions; encoder.time_position=seconds can use both"
         )
     elif encoder.time_position == "seconds" and labelled.interval_s is None:
-        problem = "does not say how far its samples lie apart, which encoder.time_position=seconds needs"
+        problem = "does not give the time between samples, which encoder.time_position=seconds needs"
     if problem is not None:
         raise DataError(f"the labelled set of pretrain.probes.labelled {problem}.")
 

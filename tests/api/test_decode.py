@@ -260,7 +260,7 @@ def test_classes_without_pictures_across_subjects_folds_and_groups():
         ),
         (
             lambda X, p, s: bdv.decode(bdv.from_arrays(X, labels=["a", *"bc" * 29, "b"]), split=3),
-            "the class 'a' has one trial only",
+            "the class 'a' has only one trial",
         ),
         (
             lambda X, p, s: bdv.decode(bdv.from_arrays(X, labels=s), prior="spread", target="pca"),
@@ -276,7 +276,7 @@ def test_classes_without_pictures_across_subjects_folds_and_groups():
         ),
         (
             lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=np.ones_like(p), shown=s)),
-            "one picture only .29 picture.s. are the same",
+            "only one picture .29 picture.s. are the same",
         ),
         (lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=p, shown=s), split=2.5), "split is 2.5"),
         (
@@ -305,8 +305,8 @@ def test_classes_without_pictures_across_subjects_folds_and_groups():
             lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=p, shown=s), settings=["a"]),
             "must be a mapping",
         ),
-        (lambda X, p, s: bdv.open_run("/nowhere"), "is no run folder"),
-        (lambda X, p, s: bdv.Decoder.from_run("/nowhere"), "is no run folder"),
+        (lambda X, p, s: bdv.open_run("/nowhere"), "is not a run folder"),
+        (lambda X, p, s: bdv.Decoder.from_run("/nowhere"), "is not a run folder"),
         (lambda X, p, s: bdv.Decoder.from_run(3), "takes the folder of a run, not int"),
         (lambda X, p, s: bdv.describe("encodr"), "encoder"),
     ],

@@ -193,7 +193,7 @@ def test_a_prior_learns_from_predictions_of_held_out_trials():
         (lambda d, X, p: d.predict(np.full((2, 50), np.nan)), "non-finite"),
         (lambda d, X, p: d.predict([[1.0, 2.0], [1.0]]), "different lengths"),
         (lambda d, X, p: clone(d).fit(X), "fit and score need"),
-        (lambda d, X, p: clone(d).fit(X, ["face"] * 60), "which is no picture file"),
+        (lambda d, X, p: clone(d).fit(X, ["face"] * 60), "which is not a picture file"),
         (lambda d, X, p: clone(d).fit(X, np.arange(60)), "y holds no pictures"),
         (lambda d, X, p: clone(d).fit(X, p[:-1]), "60 trials|59 entries"),
         (lambda d, X, p: clone(d).fit(X, p * 300), "must lie in 0..1"),

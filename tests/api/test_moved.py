@@ -42,7 +42,7 @@ def test_every_old_path_leads_to_a_module(old):
 
 
 def test_an_old_import_gives_the_same_module_and_names_the_new_path(anew):
-    with pytest.warns(DeprecationWarning, match="the old path goes") as warned:
+    with pytest.warns(DeprecationWarning, match="the next version removes the old path") as warned:
         from braindecode_vis.arrays import Embeddings
     (told,) = warned
     assert str(told.message).startswith("braindecode_vis.arrays is now braindecode_vis.base.arrays; ")
@@ -58,7 +58,7 @@ def test_an_old_import_gives_the_same_module_and_names_the_new_path(anew):
 
 
 def test_modules_of_an_old_package_are_not_loaded_twice(anew):
-    with pytest.warns(DeprecationWarning, match="the old path goes") as warned:
+    with pytest.warns(DeprecationWarning, match="the next version removes the old path") as warned:
         from braindecode_vis.metrics.uncertainty import bootstrap_interval
     assert (
         bootstrap_interval

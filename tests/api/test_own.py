@@ -25,7 +25,9 @@ def test_a_name_stands_for_an_encoder_and_that_of_a_network_for_one_with_it(enco
     assert read_encoder(encoder, knows_images=knows_images) == settings
 
 
-@pytest.mark.parametrize(("encoder", "words"), [(7, "must be a name"), ({"kind": "atm_s"}, "one level down")])
+@pytest.mark.parametrize(
+    ("encoder", "words"), [(7, "must be a name"), ({"kind": "atm_s"}, "one level deeper")]
+)
 def test_what_names_no_encoder_is_refused(encoder, words):
     with pytest.raises(bdv.ConfigError, match=words):
         read_encoder(encoder, knows_images=True)

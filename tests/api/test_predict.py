@@ -83,7 +83,7 @@ def test_ridge_gives_its_own_predictions_ranks_and_images(run):
     np.testing.assert_array_equal(found.ranks["rank"], run.ranks["rank"])
     np.testing.assert_array_equal(found.reconstructions, run.reconstructions["decoded"])
     assert set(found.scores["split"]) == {"new trials, new pictures"}
-    assert found.notes == ("No subject was stated: taken as 01, the one that the run learnt from.",)
+    assert found.notes == ("No subject was given: using 01, the subject of the run.",)
     scores = found.scores.set_index(["metric", "method"])["value"]
     own = run.scores.set_index(["metric", "method"])["value"]
     for metric in ("top1", "2_way", "mean_rank", "pixcorr", "ssim"):
@@ -244,10 +244,7 @@ def test_a_new_subject_is_whitened_by_what_the_run_knows(eeg, tmp_path, command_
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["n_trials"] == 3
-    assert (
-        "a subject that the run does not know: statistics of 2 sessions, averaged, of others"
-        in said["notes"][0]
-    )
+    assert "new subject: using mean statistics over 2 sessions of other subjects" in said["notes"][0]
     assert not said["transductive"]
     page = (tmp_path / "out" / "predict.html").read_text()
     assert 'src="http' not in page
@@ -268,9 +265,7 @@ def test_its_own_whitening_only_when_asked_and_then_named(eeg):
     assert "transductive: statistics of the new trials themselves" in anew.protocol
     assert "Transductive" in anew.report().read_text()
     assert not np.allclose(plain.embeddings.vectors, anew.embeddings.vectors)
-    with pytest.raises(
-        ConfigError, match="the run decodes things_eeg2, so that it cannot read synthetic_digits"
-    ):
+    with pytest.raises(ConfigError, match="the run decodes things_eeg2, so it cannot read synthetic_digits"):
         own.predict(bdv.load("synthetic_digits"))
 
 
@@ -314,11 +309,11 @@ def make_responses(own):
 
 def test_other_channels_rates_windows_and_units_are_one_sentence(eeg):
     folder, own = eeg
-    with pytest.raises(DataError, match="have another order: the run learnt from FC6, FT8"):
+    with pytest.raises(DataError, match="have another order: the run has FC6, FT8"):
         own.predict(make_epochs(folder, ch_names=CHANNELS[::-1]))
     with pytest.raises(DataError, match="are missing O2"):
         own.predict(make_epochs(folder, ch_names=CHANNELS[:-1]))
-    with pytest.raises(DataError, match="sampling rate of 200 Hz, but the run learnt from 250 Hz"):
+    with pytest.raises(DataError, match="sampling rate of 200 Hz, but those of the run have 250 Hz"):
         own.predict(make_epochs(folder, sfreq=200.0))
     with pytest.raises(DataError, match=r"from 0\.5 to 1\.496 s, those of the run from 0 to"):
         own.predict(make_epochs(folder, tmin=0.5))
@@ -413,7 +408,7 @@ def test_several_folds_give_their_mean_and_one_can_be_chosen(folded):
     every = [folded.predict(X[rows], shown=shown[rows], fold=n).embeddings.vectors for n in range(3)]
     np.testing.assert_allclose(mean.embeddings.vectors, np.mean(every, axis=0), atol=1e-6)
     assert "mean of 3 folds" in mean.protocol
-    assert any("mean of the 3 folds" in note for note in mean.notes)
+    assert any("mean over the 3 folds" in note for note in mean.notes)
     with pytest.raises(ConfigError, match="the folds 0 to 2, not 3"):
         folded.predict(X, fold=3)
 
@@ -453,7 +448,7 @@ def test_classes_are_decoded_without_a_gallery(tmp_path):
     assert not any(hasattr(own, name) for name in ("predictions", "ranks", "reconstructions"))
     named = own.predict(new, shown=["dog"] * 10 + ["horse"] * 10).scores  # of the known class alone
     assert set(named["n_queries"]) == {10}
-    with pytest.warns(UserWarning, match=r"\('horse'\) names no class \(classes cat, dog\)"):
+    with pytest.warns(UserWarning, match=r"\('horse'\) contains no class \(classes cat, dog\)"):
         own.predict(new, shown="horse")
 
 
@@ -479,7 +474,7 @@ def test_bad_input_is_one_sentence_each(run, tmp_path):
         run.predict(X, gallery=tmp_path / "empty")
     with pytest.raises(DataError, match="the gallery is in the space 'clip', but the run predicts 'pixels"):
         run.predict(X, gallery=bdv.Embeddings(np.zeros((2, 144), np.float32), ["a", "b"], "clip"))
-    with pytest.raises(ConfigError, match="nothing to whiten anew"):
+    with pytest.raises(ConfigError, match="no whitening to compute"):
         run.predict(X, whiten_new=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
@@ -537,10 +532,10 @@ def test_cleaning_is_said_where_nothing_was_whitened(run, monkeypatch):
 def test_ids_that_the_gallery_lacks_are_said(run):
     """Tables were empty without a word."""
     X, pictures, _ = make_experiment()
-    with pytest.warns(UserWarning, match="names no picture of the gallery"):
+    with pytest.warns(UserWarning, match="contains no picture of the gallery"):
         found = run.predict(X[:4], shown=["q", "q", "w", "e"])
     assert len(found) == 3  # equal ids are repetitions all the same
-    assert "names no picture of the gallery" in found.notes[-1]
+    assert "contains no picture of the gallery" in found.notes[-1]
     with pytest.raises(DataError, match="the gallery holds one picture; give at least two"):
         run.predict(X[:4], gallery=pictures[:1])
     with pytest.raises(ConfigError, match="the fold is 'a', but must be a number from 0 to 0"):
@@ -577,12 +572,12 @@ def test_a_set_that_is_read_from_no_folder_has_no_other_root(tmp_path, command_l
     done = command_line("predict", tmp_path / "run", "--on", tmp_path / "new", "--out", tmp_path / "out")
     assert (done.returncode, done.stderr) == (
         2,
-        f"error: {tmp_path / 'new'} holds no trials, and synthetic_digits, which the run decodes, is read from no "
+        f"error: {tmp_path / 'new'} holds no trials, and synthetic_digits, which the run decodes, reads no "
         "folder; --on takes a folder of arrays or a file of trials.\n",
     )
     done = command_line("run", "synthetic_digits", "--root", tmp_path, "--out", tmp_path / "out")
     assert (done.returncode, done.stderr) == (
-        2, "error: the data set synthetic_digits is read from no folder; leave --root out.\n"
+        2, "error: the data set synthetic_digits needs no folder; leave --root out.\n"
     )  # fmt: skip
 
 
@@ -596,7 +591,7 @@ def test_unfinished_runs_and_wrong_folders_on_the_command_line(run, tmp_path, co
     def call(folder, *more):
         return command_line("predict", folder, "--on", tmp_path / "new.npy", "--out", tmp_path / "out", *more)
 
-    for folder, words in ((tmp_path, "is no run folder"), (tmp_path / "half", "is unfinished: its stage")):
+    for folder, words in ((tmp_path, "is not a run folder"), (tmp_path / "half", "is unfinished: its stage")):
         done = call(folder)
         assert done.returncode == 2
         assert words in done.stderr
@@ -633,7 +628,7 @@ def test_a_gallery_needs_no_pictures(run, folded, tmp_path):
     assert (folded.predict(X, shown=shown, gallery=tmp_path / "texts.csv").ranks["rank"] <= 30).all()
     pd.DataFrame({"id": ids[22:], "caption": texts[22:]}).to_csv(tmp_path / "new.csv", index=False)
     with pytest.raises(
-        DataError, match=r"0 training images are described, from which .* describe training images too"
+        DataError, match=r"0 training images are described, too few .* describe training images too"
     ):
         run.predict(X, gallery=tmp_path / "new.csv")
     with pytest.raises(DataError, match=r"the gallery .* does not exist; .* or a CSV of captions"):

@@ -296,7 +296,7 @@ def test_folders_of_networks_bring_no_code(mark, tmp_path):
     from braindecode_vis.generation.hub import _refuse_other_libraries
 
     (tmp_path / "model_index.json").write_text('{"_class_name": "X", "vae": ["payload_tools", "Evil"]}')
-    with pytest.raises(DataError, match="asks for code of the module 'payload_tools'"):
+    with pytest.raises(DataError, match="needs code of the module 'payload_tools'"):
         _refuse_other_libraries(tmp_path)
     (tmp_path / "config.json").write_text('{"vision_config": {"attn_implementation": "evil/kernel"}}')
     with pytest.raises(DataError, match=r"asks for code of the hub \(attn_implementation: evil/kernel\)"):

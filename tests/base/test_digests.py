@@ -335,7 +335,7 @@ def test_a_run_computes_what_was_changed_again_and_says_why(copied):
 def test_a_file_that_somebody_put_into_a_stage_is_kept(copied):
     note = find_artifact(copied, "train") / "note.txt"
     note.write_text("mine")
-    with pytest.raises(DataError, match=r"note\.txt is no file that the run wrote; move it elsewhere"):
+    with pytest.raises(DataError, match=r"note\.txt is not a file of the run; move it elsewhere"):
         pipeline.run_all(open_run(read_config(copied), copied))
     assert note.read_text() == "mine"
     note.rename(note.with_name(".note.txt"))  # hidden files are those of editors and disks
@@ -349,7 +349,7 @@ def test_an_unchanged_run_is_not_read_again(copied, monkeypatch):
     read = count_reads(monkeypatch)
     told = Told()
     pipeline.run_all(open_run(read_config(copied), copied, told))
-    assert all(reason.startswith("nothing it depends on changed") for reason in told.reasons.values())
+    assert all(reason.startswith("nothing it depends on has changed") for reason in told.reasons.values())
     assert not [place for place in read if "stages" in place.parts]
     assert "the size, times and inode" in digests.count_verified().describe()
     with digests.hash_anew():
@@ -404,7 +404,7 @@ def test_changed_results_at_the_top_are_found(copied, name):
     found = make_checks(open_audited(copied, thorough=False, seed=0), FIRST, part="chain")
     assert name in [item.where for item in found if item.level == "leak"]
     if name == "scores.json":
-        with pytest.raises(DataError, match=r"scores\.json is not as the run wrote it"):
+        with pytest.raises(DataError, match=r"scores\.json was changed after the run"):
             read_scores(copied)
     pipeline.run_all(open_run(read_config(copied), copied))
     assert store.find_changed_results(copied) == []
@@ -460,7 +460,7 @@ def test_verify_in_python_reads_every_file(copied):
         bdv.open_run(copied, verify=True)
     shutil.rmtree(find_artifact(copied, "retrieve"))
     lose_bits(copied / "report.html")
-    with pytest.raises(DataError, match=r"report\.html is not as the run wrote it"):
+    with pytest.raises(DataError, match=r"report\.html was changed after the run"):
         bdv.open_run(copied, verify=True)
 
 
@@ -473,7 +473,7 @@ def test_decode_computes_again_what_verify_finds(tmp_path):
     told = Told()
     lose_bits(pick_file(find_artifact(tmp_path / "run", "preprocess")))
     bdv.decode(made, out=tmp_path / "run", settings=few, listener=told)
-    assert told.reasons["preprocess"].startswith("nothing it depends on changed")
+    assert told.reasons["preprocess"].startswith("nothing it depends on has changed")
     bdv.decode(made, out=tmp_path / "run", settings=few, listener=told, verify=True)
     assert told.reasons["preprocess"].endswith("was missing or changed")
 
@@ -511,7 +511,7 @@ def test_zeros_in_the_middle_of_a_recording_make_a_new_run_and_a_finding(tmp_pat
     source.write_bytes(content)
     (found,) = [item for item in audit_run(out).findings if item.check == "recordings"]
     assert found.level == "warning"
-    assert "not those that the run was made from" in found.message
+    assert "differ from those of the run" in found.message
     told = Told()
     pipeline.preprocess(open_run(read_config(out), out, told))
     assert told.reasons["preprocess"].startswith("inputs.")

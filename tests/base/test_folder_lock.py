@@ -82,7 +82,7 @@ def test_other_settings_are_refused_and_the_same_wait_until_the_holder_is_gone(t
     with hold_folder(tmp_path, "a", told.append), hold_folder(tmp_path, "a", print):  # a stage within a stage
         assert holder.wait() == -signal.SIGKILL
     assert told[0].startswith(f"waiting for process {holder.pid} of this machine")
-    assert told[0].endswith("with the same settings; what it makes is shared")
+    assert told[0].endswith("with the same settings; its results are shared")
     assert len(told) == 1  # a line a minute
     assert not (tmp_path / HOLDER).exists()
 
@@ -132,7 +132,7 @@ def test_where_locks_are_refused_the_work_goes_on_with_a_warning(tmp_path, monke
         assert done.stderr.count("warning: ") == 1
         assert (
             f"warning: the file system of {tmp_path / 'run'} refuses locks ({os.strerror(number)}), so a second "
-            "process there goes unnoticed; let one command at a time work in the folder.\n"
+            "process there is not noticed; run only one command at a time in the folder.\n"
         ) in done.stderr
     assert not (tmp_path / "run" / HOLDER).exists()
 
@@ -201,5 +201,5 @@ def test_a_folder_that_cannot_be_written_can_be_read(tmp_path, monkeypatch):
     assert run.scores.equals(scores)
     assert len(read_items(tmp_path / "run"))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    with pytest.raises(DataError, match="cannot be written, and its stage train would have to be computed"):
+    with pytest.raises(DataError, match="cannot be written, but its stage train must be computed"):
         train(open_run(read_config(tmp_path / "run", ["encoder.alphas=[3]"]), tmp_path / "run", reading=True))

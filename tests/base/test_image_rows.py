@@ -125,7 +125,7 @@ def test_a_generator_of_several_sizes_is_told(tmp_path):
     with ImageWriter(tmp_path) as writer:
         writer.open("decoded", 4)
         writer.write("decoded", 0, make_images(2))
-        with pytest.raises(DataError, match="20 x 20 pixels, and from row 2 on 20 x 24"):
+        with pytest.raises(DataError, match="20 x 20 pixels, but from row 2 on 20 x 24"):
             writer.write("decoded", 2, make_images(2, 20, 24))
         with pytest.raises(DataError, match="must be uint8"):
             writer.write("decoded", 2, make_images(2).astype(float))
@@ -208,7 +208,7 @@ def test_processes_that_share_the_images_make_what_one_makes(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         pipeline.reconstruct_share(make_run(run, *changes), 1, 3)
     assert not pipeline.reconstruct_share(make_run(run, *changes), 2, 3)
-    assert any("has made its share; " in str(told.message) for told in recwarn)
+    assert any("has finished its share; " in str(told.message) for told in recwarn)
     assert pipeline.reconstruct_share(make_run(run, *changes), 1, 3)
     # 3 batches of the branch, 5 of both draws and 3 of each control: no batch but the stopped one twice.
     assert len(calls) == 3 + 5 + 3 + 3 + 1
@@ -222,7 +222,9 @@ def test_processes_that_share_the_images_make_what_one_makes(tmp_path, monkeypat
 
 def test_one_command_makes_what_a_worker_left(tmp_path, monkeypatch):
     monkeypatch.setattr(LatentsGenerator, "rows_at_once", 5)
-    with pytest.warns(Notice, match="worker 1 of 2 has made its share; 19 of 36 images are missing yet"):
+    with pytest.warns(
+        Notice, match="worker 1 of 2 has finished its share; 19 of 36 images are still missing"
+    ):
         pipeline.reconstruct_share(make_run(tmp_path / "run"), 1, 2)
     (part,) = tmp_path.glob("run/work/images-*/part-decoded-0000005-0000010.npz")
     part.write_bytes(part.read_bytes()[:-40])  # as a power cut may leave it

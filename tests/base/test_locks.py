@@ -133,7 +133,7 @@ def test_where_locks_stay_on_their_node_the_number_counts(tmp_path, clock):
         assert (
             25 + locks._STILL_S < clock.now < 26 + locks._STILL_S
         )  # the number changed at 25 s for the last time
-    assert said == ["waiting for process 1 on elsewhere (job train-0), which makes it"]
+    assert said == ["waiting for process 1 on elsewhere (job train-0), which is making it"]
 
 
 def test_a_lock_that_a_dead_node_still_holds_is_left_behind(tmp_path, clock):

@@ -68,7 +68,7 @@ def test_a_bucket_is_read_like_a_folder(root, folder):
         (root / "none").read_bytes()
     with pytest.raises(OSError, match="Read-only"):
         (root / "top.json").write_text("")
-    with pytest.raises(DataError, match="takes folders of this machine"):
+    with pytest.raises(DataError, match="takes only folders of this machine"):
         os.fspath(root)
     # What takes a path apart as text names nothing here, and reads nothing wrong.
     assert not Path(str(root / "top.json")).exists()
@@ -86,7 +86,7 @@ def test_a_web_server_is_read_like_a_folder(bucket, folder, monkeypatch):
         pages.ranges = False
         assert (root / "top.json").read_bytes() == b"{}"
         pages.refuse["/local/sub-02/eeg/x.eeg"] = 403
-        with pytest.raises(DataError, match=r"x\.eeg may not be read: the server denies it"):
+        with pytest.raises(DataError, match=r"x\.eeg may not be read: the server denies access"):
             (root / "sub-02/eeg/x.eeg").read_bytes()
         # Of a list without sizes each file is asked for, and a busy server has it none the less.
         pages.refuse["/local/sub-01/eeg/x.eeg"] = 503
@@ -155,7 +155,7 @@ def test_the_cache_keeps_its_bound_and_what_is_in_use(bucket, tmp_path, monkeypa
     monkeypatch.setattr(remote, "_WAIT_S", 0.1)
     held = [(root / f"{n:02d}").open("rb") for n in range(1, 6)]
     with pytest.raises(
-        DataError, match=r"of which .* are in use, and 1 kB more are needed: set remote\.limit_gib"
+        DataError, match=r"of which .* are in use, but 1 kB more are needed: increase remote\.limit_gib"
     ):
         bring(root / "06")
     for file in held:
@@ -176,7 +176,7 @@ def test_room_is_made_among_files_of_the_cache_alone(bucket, tmp_path):
         os.utime(path, (1, 1))
     remote.choose_cache(home, 2500 / 2**30)
     with pytest.raises(
-        DataError, match="holds study, which is no file of the cache; name a folder of its own"
+        DataError, match="holds study, which is not a file of the cache; choose a separate folder"
     ):
         bring(root / "0")
     shutil.rmtree(home / "study")
@@ -212,7 +212,7 @@ def test_addresses_hold_no_passwords(tmp_path):
             assert "geheim" not in str(caught.value)
     assert remote.as_path("s3://bucket/a@b?c").name == "a@b?c"
     for out in ("s3://bucket/run", "https:/host/run"):
-        with pytest.raises(ConfigError, match="--out is an address of a server, which is only read"):
+        with pytest.raises(ConfigError, match="--out is an address of a server, which cannot be written"):
             check_run_folder(Path(out))
 
 
@@ -246,23 +246,27 @@ def test_each_failure_is_one_sentence(root, bucket, tmp_path, monkeypatch):
     path = root / "sub-02/eeg/x.eeg"
     with pytest.raises(DataError, match="there is no bucket called no-such-bucket"):
         RemotePath("s3://no-such-bucket/data").is_dir()
-    with pytest.raises(DataError, match="secret may not be read: the server denies it to anonymous readers"):
+    with pytest.raises(
+        DataError, match="secret may not be read: the server denies access to anonymous readers"
+    ):
         (root / "secret").read_bytes()
     assert path.stat().st_size == 5000
     bucket.put("data/sub-02/eeg/x.eeg", b"other")
-    with pytest.raises(DataError, match=r"x\.eeg changed on the server while it was read \(then etag"):
+    with pytest.raises(DataError, match=r"x\.eeg changed on the server while it was read \(before etag"):
         path.read_bytes()
     bucket.delete("data/sub-02/eeg/x.eeg")
-    with pytest.raises(DataError, match="was listed by the server and is gone now"):
+    with pytest.raises(DataError, match="was listed by the server but no longer exists"):
         path.read_bytes()
     remote.choose_cache(None, 1e-6)
-    with pytest.raises(DataError, match=r"has 10 kB, and the cache .* may hold 1 kB: set remote\.limit_gib"):
+    with pytest.raises(
+        DataError, match=r"has 10 kB, but the cache .* may hold only 1 kB: increase remote\.limit_gib"
+    ):
         (root / "sub-01/eeg/x.eeg").read_bytes()
     remote.choose_cache(None, None)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
     try:
-        with pytest.raises(DataError, match="found no room, since the disk of the cache"):
+        with pytest.raises(DataError, match="could not be stored, since the disk of the cache"):
             (root / "sub-01/eeg/x.eeg").read_bytes()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -170,8 +170,11 @@ def test_what_was_misread_is_not_taken_for_what_is_read_now(bucket, tmp_path, mo
 @pytest.mark.parametrize(
     ("misbehave", "sentence"),
     [
-        (lambda pages: pages.refuse.update({"/x.hdf5": 404}), "was listed by the server and is gone now"),
-        (lambda pages: pages.refuse.update({"/x.hdf5": 403}), "may not be read: the server denies it"),
+        (
+            lambda pages: pages.refuse.update({"/x.hdf5": 404}),
+            "was listed by the server but no longer exists",
+        ),
+        (lambda pages: pages.refuse.update({"/x.hdf5": 403}), "may not be read: the server denies access"),
         (lambda pages: pages.refuse.update({"/x.hdf5": 503}), "cannot be read (503"),
         (lambda pages: pages.files.update({"/x.hdf5": bytes(3)}), "changed on the server while it was read"),
         (lambda pages: pages.breaks.extend([5, 5, 5]), "cannot be read"),

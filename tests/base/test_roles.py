@@ -399,7 +399,7 @@ def test_a_part_of_a_context_has_a_folder_and_a_name_of_its_own(tmp_path):
 
 @pytest.mark.parametrize(("role", "kind"), [(role, kind) for role in DROPPED for kind in DROPPED[role]])
 def test_a_kind_of_an_earlier_version_says_what_to_write_instead(role, kind):
-    with pytest.raises(ConfigError, match=rf"^'{kind}' is no {role} any more: ") as error:
+    with pytest.raises(ConfigError, match=rf"^'{kind}' is no longer a kind of {role}: ") as error:
         find_component(role, kind)
     named = re.findall(r"\{kind: (\w+)", str(error.value))
     assert set(named) <= {one for each in GROUPS for one in list_inside(each)}

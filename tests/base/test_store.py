@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_atomic_replacement_keeps_the_old_file_on_failure(tmp_path):
     path = tmp_path / "scores.json"
     store.write_json(path, {"a": 1})
-    with pytest.raises(DataError, match="what was read holds NaN where a number belongs"):
+    with pytest.raises(DataError, match="the input holds NaN where a number is needed"):
         store.write_json(path, {"a": float("nan")})
     assert store.read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["scores.json"]
@@ -190,7 +190,7 @@ def test_json_with_no_number_is_named(tmp_path, number):
     """What is never written was read: a NaN in a run's own scores went into tables and averages."""
     (tmp_path / "scores.json").write_text(f'[{{"value": {number}}}]')
     with pytest.raises(
-        DataError, match=rf"scores\.json is damaged \(it holds {number}, which is no number\)"
+        DataError, match=rf"scores\.json is damaged \(it holds {number}, which is not a number\)"
     ):
         store.read_json(tmp_path / "scores.json")
 
@@ -239,5 +239,5 @@ def test_embeddings_and_stimuli_come_back_as_they_were(tmp_path):
     np.testing.assert_array_equal(again.read_image("b"), pixels[1])
     with pytest.raises(DataError, match="'z' is not in the stimulus table of 2 images"):
         again.read_image("z")
-    with pytest.raises(DataError, match="not at hand"):
+    with pytest.raises(DataError, match="not available"):
         replace(again, pixels=None).read_image("a")

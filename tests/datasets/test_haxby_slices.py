@@ -84,7 +84,7 @@ def test_stimuli_are_categories_without_pictures(root):
     stimuli = HaxbySlicesConfig(root=root / "haxby_slices").open_bold().stimuli
     assert sorted(stimuli.ids) == list(CATEGORIES)
     assert stimuli.table["path"].tolist() == [""] * 8
-    with pytest.raises(DataError, match="not at hand"):
+    with pytest.raises(DataError, match="not available"):
         stimuli.read_image("face")
 
 

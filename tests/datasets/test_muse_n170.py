@@ -63,7 +63,7 @@ def test_runs_become_trials_of_two_categories(tmp_path):
     assert stimuli.ids.tolist() == ["face", "house"]
     assert stimuli.root is None
     assert stimuli.table["sha256"].str.len().eq(64).all()
-    with pytest.raises(DataError, match="not at hand"):
+    with pytest.raises(DataError, match="not available"):
         stimuli.read_image("face")
     mean = {name: responses.data[np.array(names) == name].mean(axis=0) for name in ("face", "house")}
     times = responses.coords["times"]

@@ -122,7 +122,7 @@ def test_a_run_of_nsd_predicts_the_synthetic_session(root, tmp_path):
     assert any("nsdsynthetic" in note for note in new.notes)
     # Repetitions of an image are averaged over both tasks of the session.
     assert "task" not in new.responses.trials
-    with pytest.raises(ConfigError, match="the run decodes nsd, so that it cannot read nsd_imagery"):
+    with pytest.raises(ConfigError, match="the run decodes nsd, so it cannot read nsd_imagery"):
         read_dataset_anew(run, NsdImageryConfig(root=root), tmp_path / "other")
 
 

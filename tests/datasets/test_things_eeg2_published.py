@@ -103,7 +103,7 @@ def test_new_trials_are_whitened_over_the_same_channels(root, tmp_path):
 
 
 def test_what_nothing_looks_at_is_refused_and_defaults_leave_fingerprints_alone(root):
-    with pytest.raises(ValueError, match="mvnn_channels is 'recorded', which nothing looks at: mvnn is none"):
+    with pytest.raises(ValueError, match="mvnn_channels is 'recorded', but it has no effect: mvnn is none"):
         ThingsEeg2Config(root=root, mvnn="none", mvnn_channels="recorded")
     fields = ThingsEeg2Config(root=root).hashed_fields()
     assert not {"mvnn_channels", "resampling"} & set(fields)

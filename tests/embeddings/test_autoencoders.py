@@ -127,7 +127,7 @@ def test_the_description_of_the_network_is_a_part_of_its_name(tmp_path):
 
 def test_latents_of_another_number_of_channels_are_refused(tmp_path):
     make_kl(tmp_path, latent_channels=8)
-    with pytest.raises(DataError, match="has 8 latent channels, those of sd are 4"):
+    with pytest.raises(DataError, match="has 8 latent channels, but sd has 4"):
         AutoencoderKLConfig(weights=tmp_path).build().load()
 
 

@@ -107,7 +107,7 @@ def test_what_cannot_be_learnt_is_said(tmp_path, stimuli):
         config = make_config(write_table(tmp_path, stimuli, **changes))
         return config.build().embed(stimuli, stimuli.ids[:30], encode_all(stimuli))
 
-    with pytest.raises(DataError, match=r"'side' has the value 'right' alone among 30 training images"):
+    with pytest.raises(DataError, match=r"'side' has only the value 'right' among 30 training images"):
         embed()
     sides = ["left" if n % 3 else "right" for n in range(N)]
     with pytest.raises(DataError, match="none for 1 of 30 images, first 'i00'; add"):

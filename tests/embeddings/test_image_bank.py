@@ -157,9 +157,9 @@ def test_shares_give_the_bank_of_one_process_and_a_call_goes_on_from_what_is_the
     source, encoder = open_images(text), MeanColour()
     plan = plan_bank(tmp_path / "bank", source, encoder)
     embed_parts(plan, source, encoder, take_share(plan.parts, 1, 3))
-    with pytest.raises(DataError, match=r"parts of .* are missing; give the same command again"):
+    with pytest.raises(DataError, match=r"parts of .* are missing; run the same command again"):
         finish_bank(plan)
-    with pytest.raises(DataError, match=r"is not finished; give the command embed again"):
+    with pytest.raises(DataError, match=r"is not finished; run the command embed again"):
         read_image_bank(tmp_path / "bank")
     kept = {path: path.stat().st_mtime_ns for path in plan.folder.glob("part-*")}
     assert 2 <= len(kept) <= 3 < len(plan.parts)
@@ -275,7 +275,7 @@ def test_a_shard_that_changes_between_two_calls_is_named(finished, tmp_path):
     with pytest.raises(DataError, match=r"a\.tar has 7 images, and had 6 when"):
         plan_bank(folder, open_images(str(path)), MeanColour())
     path.rename(tmp_path / "b.tar")
-    with pytest.raises(DataError, match=r"the shard a\.tar is gone since"):
+    with pytest.raises(DataError, match=r"the shard a\.tar has disappeared since"):
         plan_bank(folder, open_images(str(tmp_path / "b.tar")), MeanColour())
 
 
@@ -335,7 +335,7 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
         ({"a.h5": b"no table"}, {}, DataError, r"a\.h5 is damaged"),
         ({"a.tar": {"a.txt": b"text"}}, {}, DataError, r"a\.tar holds no image: none of its members ends in \.png"),
         ({"a.tar": b"x" * 2000}, {}, DataError, r"a\.tar is damaged"),
-        ({"a.tar": {"a.png": b""}}, {"column": "x"}, ConfigError, "--column is for tables and HDF5 files"),
+        ({"a.tar": {"a.png": b""}}, {"column": "x"}, ConfigError, "--column applies to tables and HDF5 files"),
         ({"a.tar": {"a.png": b""}, "b.h5": {"x": paint(1)}}, {}, ConfigError, "files of several kinds"),
         ({"a.tar": {"a.png": b""}, "cat.jpg": b""}, {}, ConfigError, r"holds pictures \(cat\.jpg\) and files of"),
         ({"a.txt": b"text"}, {}, DataError, r"holds neither pictures \(\.png"),
@@ -366,8 +366,8 @@ def test_bad_sources_are_one_sentence(content, settings, error, match, tmp_path)
 @pytest.mark.parametrize(
     "text, match",
     [
-        ("phantom:many", "names no number of images"),
-        ("phantom:0", "names no number of images"),
+        ("phantom:many", "has no number of images"),
+        ("phantom:0", "has no number of images"),
         ("phantom:5,side=3", "no size=PIXELS and no seed=NUMBER"),
         ("phantom:5,size=4", "16 pixels or more"),
         ("/nowhere/at-all", "does not exist; give a folder"),
@@ -437,16 +437,16 @@ def test_the_verb_shares_images_between_processes(tmp_path, monkeypatch):
     assert read_image_bank(tmp_path / "bank").space == "pixels/16x16x1"
     for more, match in (
         (["--dtype", "int8"], "--dtype is 'int8'"),
-        (["--worker", "1"], "--worker needs the number of all"),
-        (["--worker", "2", "--workers", "2"], "one of them, from 0"),
+        (["--worker", "1"], "--worker needs the number of workers too"),
+        (["--worker", "2", "--workers", "2"], "a number from 0 to --workers minus 1"),
         (["--out", "x"], "--out is for the stages of a run"),
-        (["--set", "target.kind=pca"], "fitted on training images; give the folder of a run"),
+        (["--set", "target.kind=pca"], "instead of a configuration, give the folder of a run"),
     ):
         with pytest.raises(ConfigError, match=match):
             call([*words, *more])
     for less, match in (
         (words[:-2], "needs a folder"),
-        ([*words[:4], *words[6:]], "--bank is for images of your own"),
+        ([*words[:4], *words[6:]], "--bank applies only to images that --images names"),
     ):
         with pytest.raises(ConfigError, match=match):
             call(less)
@@ -455,5 +455,5 @@ def test_the_verb_shares_images_between_processes(tmp_path, monkeypatch):
 def test_a_pattern_of_pictures_is_told_to_be_a_folder(tmp_path):
     """It was answered that they hold no images."""
     (tmp_path / "owl.png").write_bytes(b"")
-    with pytest.raises(ConfigError, match="names pictures one by one; name the folder that holds them"):
+    with pytest.raises(ConfigError, match="names single pictures; give their folder instead"):
         open_images(str(tmp_path / "*.png"))

@@ -281,7 +281,7 @@ def test_a_whole_run_with_embeddings_that_someone_holds(tmp_path):
     before = config.target.hashed_fields()
     np.save(tmp_path / "bank.npy", vectors)
     assert config.target.hashed_fields() != before
-    with pytest.raises(ConfigError, match="other images were to be encoded"):
+    with pytest.raises(ConfigError, match="other images must be encoded"):
         bank.encoder.encode([])
 
 

@@ -28,7 +28,7 @@ def test_poolings_by_hand():
 
 
 def test_a_class_token_that_is_not_there_is_not_invented():
-    with pytest.raises(ConfigError, match="needs a class token, which this network has not; use mean"):
+    with pytest.raises(ConfigError, match="needs a class token, but this network has none; use mean"):
         pool_tokens(TOKENS, "cls", n_prefix=0, has_class=False)
     pooled = pool_tokens(TOKENS, "attention", n_prefix=0, has_class=False)
     assert pooled.shape == (2, 4)
@@ -43,7 +43,7 @@ def test_layers_that_do_not_exist_or_do_not_run():
         resolve_layer(10, 10)
     network = torch.nn.ModuleDict({"used": torch.nn.Linear(3, 3), "idle": torch.nn.Linear(3, 3)})
     tower = Tower(network, network["used"], [network["used"], network["idle"]])
-    with pytest.raises(ConfigError, match="layer 1 takes no part in the network's forward pass"):
+    with pytest.raises(ConfigError, match="layer 1 is not used in the network's forward pass"):
         read_layers(tower, torch.rand(1, 3), layers=[1], pooling="mean")
 
 
@@ -59,7 +59,7 @@ def test_a_name_picks_its_module_and_output_the_last_block():
     assert [find_module(tower, layer) for layer in (0, 1, -1, -3, 0.0, 0.5, 1.0)] == [
         network.first, network.second, network.third, network.first, network.first, network.second, network.third,
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match=r"names 'secnd', which this network has not.*second"):
+    with pytest.raises(ConfigError, match=r"names 'secnd', which this network does not have.*second"):
         find_module(tower, "secnd")
     with pytest.raises(ConfigError, match="has no list of blocks"):
         find_module(Tower(network, network, []), "output")

@@ -120,8 +120,8 @@ def test_what_was_fetched_at_another_revision_before_is_still_found(hub, monkeyp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bytes": 6999}, "has 7000 bytes where 6999 are known"),
-        ({"sha256": "0" * 64}, r"has the sha256 [0-9a-f]{64} where 0{64} is known \(second-hand\)"),
+        ({"bytes": 6999}, "7000 bytes instead of 6999"),
+        ({"sha256": "0" * 64}, r"has the sha256 [0-9a-f]{64} instead of 0{64} \(second-hand\)"),
         ({"path": "absent.safetensors"}, "has no file absent.safetensors"),
         # The hub's library calls it a success when a pattern brings nothing, as BLIP's did.
         ({"patterns": ("config.json", "model.safetensors")}, "has no file model.safetensors"),

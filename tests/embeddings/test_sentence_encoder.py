@@ -54,16 +54,16 @@ def test_texts_become_a_target_of_unit_vectors(folder, tmp_path):
     assert made.space == encoder.space != MinilmConfig(weights=folder).build().space
     assert type(config).model_validate_json(config.model_dump_json()) == config
     write_bank(tmp_path / "captions.csv", rows[:2])
-    with pytest.raises(DataError, match="has no caption of 2 of 3 images, first b"):
+    with pytest.raises(DataError, match="has no caption for 2 of 3 images, first b"):
         config.build().embed(make_stimuli(), [], None)
     write_bank(tmp_path / "captions.csv", [*rows, ("d", "")])
     with pytest.raises(DataError, match="is missing an id or a caption in line 6"):
         config.check_files()
     with pytest.raises(ConfigError, match="cannot embed a picture"):
         encoder.encode([])
-    with pytest.raises(ValueError, match="nothing looks at: captions are the texts"):
+    with pytest.raises(ValueError, match="it has no effect: captions are the texts"):
         MinilmConfig(captions=tmp_path / "captions.csv", template="one {concept}")
-    with pytest.raises(ConfigError, match=r"target\.weights names .* holds no config\.json"):
+    with pytest.raises(ConfigError, match=r"target\.weights names .* has no config\.json"):
         MinilmConfig(weights=tmp_path).check_files()
 
 
@@ -100,7 +100,7 @@ def test_another_pooling_is_refused(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     (other / "1_Pooling").mkdir()
     write_json(other / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": False})
-    with pytest.raises(ConfigError, match="pools its tokens in another way"):
+    with pytest.raises(ConfigError, match="does not pool its tokens by their mean"):
         SentenceEncoder(other, device="cpu").encode(["a cat"])
 
 

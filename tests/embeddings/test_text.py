@@ -56,7 +56,7 @@ def test_concepts_become_a_gallery_in_the_space_of_the_images():
 
 def test_text_does_not_meet_a_middle_layer():
     middle = CONFIG.model_copy(update={"layer": 1, "pooling": "mean"})
-    with pytest.raises(ConfigError, match="text meets images only at the network's own output"):
+    with pytest.raises(ConfigError, match="text and images can be compared only at the network's own output"):
         embed_text(["cat"], middle)
     assert open_clip_texts(middle) is None
     assert open_clip_texts(CONFIG).space == CONFIG.build().space
@@ -183,15 +183,15 @@ def test_captions_of_an_image_are_averaged_and_concepts_take_their_place(tmp_pat
 
 def test_a_target_of_texts_says_what_it_lacks(tmp_path):
     bank = write_bank(tmp_path / "captions.csv", [("a", "a cat")])
-    with pytest.raises(DataError, match=r"has no caption of 2 of 3 images, first b"):
+    with pytest.raises(DataError, match=r"has no caption for 2 of 3 images, first b"):
         ClipTextConfig(tower=QUICK, captions=bank).build().embed(make_stimuli(), [], None)
     with pytest.raises(ConfigError, match="cannot embed a picture"):
         ClipTextConfig(tower=QUICK).build().encode([np.zeros((8, 8, 3), np.uint8)])
     with pytest.raises(ValueError, match="has no place for the concept"):
         ClipTextConfig(tower=QUICK, template="a photo")
-    with pytest.raises(ValueError, match=r"template is .* nothing looks at: captions are the texts"):
+    with pytest.raises(ValueError, match=r"template is .* it has no effect: captions are the texts"):
         ClipTextConfig(tower=QUICK, captions=bank, template="one {concept}")
-    with pytest.raises(ValueError, match="normalise is True, which nothing looks at"):
+    with pytest.raises(ValueError, match="normalise is True, but it has no effect"):
         ClipTextConfig(tower=QUICK.model_copy(update={"normalise": True}))
     with pytest.raises(DataError, match="no_captions"):
         ClipTextConfig(tower=QUICK, captions=tmp_path / "no_captions.csv").check_files()
@@ -199,8 +199,6 @@ def test_a_target_of_texts_says_what_it_lacks(tmp_path):
 
 def test_a_text_that_fills_the_window_is_told():
     text = ClipText(QUICK)
-    with pytest.warns(
-        Notice, match="1 of 2 texts reach the window of .*, 77 word pieces; what exceeds it is cut"
-    ):
+    with pytest.warns(Notice, match="1 of 2 texts reach the window of .*, 77 word pieces; the rest is cut"):
         found = text.encode(["cat " * 90, "a cat"])
     assert found.shape[0] == 2

@@ -119,7 +119,7 @@ def test_openclip_is_described_as_it_describes_itself():
 
 
 def test_openclip_traps_are_refused():
-    with pytest.raises(ValueError, match=r"knows no architecture 'ViT-H14'.*did you mean 'ViT-H-14'"):
+    with pytest.raises(ValueError, match=r"has no architecture 'ViT-H14'.*did you mean 'ViT-H-14'"):
         OpenClipConfig(architecture="ViT-H14")
     with pytest.raises(ValueError, match="trained with QuickGELU: set architecture to ViT-L-14-quickgelu"):
         OpenClipConfig(architecture="ViT-L-14", pretrained="openai")
@@ -212,7 +212,7 @@ def test_timm_checks_every_tensor(tmp_path):
     with pytest.raises(DataError, match=r"is missing layer1\.0\.conv1\.weight \(1 missing"):
         TimmConfig(architecture="test_resnet", weights=tmp_path / "resnet.safetensors").make_tower()
     with pytest.raises(
-        ValueError, match="timm knows no run 'x' of vit_base_patch14_dinov2; known are lvd142m"
+        ValueError, match="timm has no training run 'x' of vit_base_patch14_dinov2; known are lvd142m"
     ):
         TimmConfig(architecture="vit_base_patch14_dinov2.x")
 
@@ -267,7 +267,7 @@ def test_torchvision_agrees_with_its_own_extractor(tmp_path):
             block = read_layers(tower, inputs, layers=[layer], pooling="mean")
             torch.testing.assert_close(block, expected["block"].mean((2, 3)))
     with pytest.raises(
-        ConfigError, match=r"names 'layer2\.9', which this network has not.*did you mean 'layer2\."
+        ConfigError, match=r"names 'layer2\.9', which this network does not have.*did you mean 'layer2\."
     ):
         read_layers(tower, inputs, layers=["layer2.9"], pooling="mean")
 

@@ -94,7 +94,7 @@ def test_a_partial_fit_is_refused(tmp_path):
     assert float(module.weight.detach().sum()) == 6
     for change, message in [
         ({"bias": None}, r"it is missing bias \(1 missing and 0 left over of 2\)"),
-        ({"extra": torch.ones(1)}, "it has extra, which the network has not"),
+        ({"extra": torch.ones(1)}, "it has extra, which is not in the network"),
         ({"bias": torch.ones(3)}, r"bias has the shape \(3,\), where the network has \(2,\)"),
     ]:
         state = {k: v for k, v in (good | change).items() if v is not None}

@@ -73,7 +73,7 @@ def test_one_member_may_predict_for_the_generator(tmp_path):
     np.testing.assert_array_equal(
         plain.predict_for_generator(responses).vectors, plain.predict(responses).vectors
     )
-    words = "average of ridge, penalty 100 and linear gaussian, which alone predicts for images"
+    words = "average of ridge, penalty 100 and linear gaussian (images use this one only)"
     assert describe_encoder({"kind": "average", "members": MEMBERS, "for_generator": 1}) == words
 
 
@@ -102,7 +102,7 @@ def test_synthetic_trials_spare_the_images_that_a_member_holds_out():
     [
         ({"weights": [1]}, "weights has 1 values for 2 members"),
         ({"for_generator": 2}, "for_generator is 2, and the members are numbered 0 to 1"),
-        ({"members": [MEMBERS[0], {"kind": "network", "projector": {"size": 8}}]}, r"learns a space of its own"),
+        ({"members": [MEMBERS[0], {"kind": "network", "projector": {"size": 8}}]}, r"learns its own space"),
         ({"members": [MEMBERS[0], {"kind": "network", "objectives": [{"kind": "clip_image_text"}]}]}, "reads_text"),
         ({"members": [MEMBERS[0], {"kind": "network", "view_choice": "mean"}]}, r"members\[1\]\.view_choice"),
         ({"members": [MEMBERS[0], {"kind": "network", "out_of_fold": 3}]}, r"members\[1\]\.out_of_fold"),
@@ -146,7 +146,7 @@ def test_words_come_from_the_member_that_has_learnt_them(tmp_path):
 def test_nobody_trains_for_a_likelihood_that_there_is_not(overrides):
     """The prior said so after the training, and named `encoder.kind` alone."""
     with pytest.raises(
-        ConfigError, match=r"of an average, encoder\.for_generator to the number of such a member"
+        ConfigError, match=r"in an average, set encoder\.for_generator to the number of such a member"
     ):
         read_config("phantom_eeg_average", overrides)
 

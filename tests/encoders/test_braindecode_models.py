@@ -105,9 +105,9 @@ def test_passes_what_the_class_asks_for(fake):
         ("Plian", {}, r"no such network \(did you mean 'Plain'\?\); it has Dense, Failing, Placed, Plain"),
         ("build_model_config", {}, "no such network"),
         ("Plain", {"dept": 2}, r"no setting 'dept' \(did you mean 'depth'\?\)"),
-        ("Plain", {"n_outputs": 2}, "the responses and the target decide"),
+        ("Plain", {"n_outputs": 2}, "the responses and the target define"),
         ("Plain", {"depth": 9}, "cannot be built for 3 channels x 20 samples.*at most 4"),
-        ("Dense", {}, r"must answer 2 trials with an array of shape \(2, 5\), but gives \(2, 5, 3\)"),
+        ("Dense", {}, r"must return for 2 trials an array of shape \(2, 5\), but gives \(2, 5, 3\)"),
         ("Failing", {}, "fails on a trial of 3 channels x 20 samples: kernel larger than input"),
     ],
 )
@@ -140,7 +140,7 @@ def test_an_installation_that_does_not_load_is_explained(monkeypatch, tmp_path, 
     for name in ("braindecode", "braindecode.models"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match=r"does not load.*CPU builds"):
+    with pytest.raises(ConfigError, match=r"does not load.*CPU build"):
         find_model("EEGNet")
     for name in ("braindecode", "braindecode.models"):
         sys.modules.pop(name, None)

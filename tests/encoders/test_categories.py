@@ -222,7 +222,7 @@ def test_misuse_is_told_in_words(tmp_path, monkeypatch):
         LdaConfig().build(seed=0).fit(responses, np.full(120, "face"))
     with pytest.raises(DataError, match="lda decoder has not been fitted"):
         LdaConfig().build(seed=0).decision(responses)
-    with pytest.raises(ConfigError, match="at least one candidate"):
+    with pytest.raises(ConfigError, match="at least one value"):
         LogisticConfig(c=()).build(seed=0)
     monkeypatch.setattr(categories, "_MAX_ITER", 1)
     with pytest.raises(ConfigError, match="did not converge in 1 steps"):

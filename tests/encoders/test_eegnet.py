@@ -103,12 +103,12 @@ def test_windows_of_the_readout_add_up():
 def test_bad_signals_say_what_is_needed():
     with pytest.raises(DataError, match="eegnet needs trials of at least"):
         EEGNetConfig().build(make_signal(5, 20), 7)
-    with pytest.raises(DataError, match="give the data set its rate"):
+    with pytest.raises(DataError, match="give the sampling rate of the data set"):
         EEGNetConfig().build(make_signal(sfreq=None), 7)
 
 
 @pytest.mark.parametrize("kind, model", [("shallow_fbcsp", "ShallowFBCSPNet"), ("deep4", "Deep4Net")])
 def test_the_networks_that_braindecode_has_say_where_they_are(kind, model):
-    advice = f"'{kind}' is no network any more: write {{kind: braindecode, model: {model}}}"
+    advice = f"'{kind}' is no longer a kind of network: write {{kind: braindecode, model: {model}}}"
     with pytest.raises(ValidationError, match=advice):
         NetworkEncoderConfig(network={"kind": kind})

@@ -85,5 +85,5 @@ def test_a_region_is_answered_as_if_the_rest_were_zero():
 
 def test_local_outputs_need_times_or_regions():
     network = EEGProjectConfig().build(make_signal(("voxel",), (9,)), 5)
-    with pytest.raises(DataError, match="have voxel without names of regions"):
+    with pytest.raises(DataError, match="have voxel without region names"):
         network.forward_tokens(torch.randn(4, 9), SUBJECT)

@@ -155,7 +155,7 @@ def test_what_cannot_be_is_refused(training):
             Embeddings(targets.vectors[[0, 60]], targets.ids[[0, 60]], "toy"),
         )
     encoder = config.build(seed=0).fit(responses, targets)
-    with pytest.raises(DataError, match="fitted on 120 features, and these responses have 6"):
+    with pytest.raises(DataError, match="fitted on 120 features, but these responses have 6"):
         encoder.predict(replace(responses, data=np.asarray(responses.data)[:, :, :1]))
 
 
@@ -165,7 +165,7 @@ def test_the_prior_takes_the_likeliest_images(training, tmp_path):
     encoder = build(BrainEncoder, LinearGaussianConfig(), seed=0).fit(*training)
     config = NeighboursPriorConfig(n_neighbours=5, pull=1, compare="likelihood")
     prior = config.build()
-    with pytest.raises(ConfigError, match="cannot say how likely an image is"):
+    with pytest.raises(ConfigError, match="cannot compute the likelihood of an image"):
         prior.fit(None, training[1], images=known)
     prior.bind(replace(NOTHING_LENT, encoder=encoder))
     predicted = encoder.predict(seen)

@@ -231,7 +231,7 @@ def test_files_count_by_their_content(tmp_path):
 def test_a_file_that_holds_code_is_never_run(tmp_path):
     file = tmp_path / "weights.pt"
     torch.save({"model": ParcelsConfig()}, file)
-    with pytest.raises(DataError, match="nothing but tensors"):
+    with pytest.raises(DataError, match="only tensors"):
         tune(pretrained=file).build(SIGNAL, 7)
 
 
@@ -244,7 +244,7 @@ def test_bad_input_says_what_to_do(tmp_path):
     with pytest.raises(DataError, match="network_embedding=false"):
         TINY.build(nameless, 7)
     network = tune(network_embedding=False).build(nameless, 7)
-    with pytest.raises(DataError, match="no networks"):
+    with pytest.raises(DataError, match="no network names"):
         network.forward_tokens(torch.zeros(3, 6, 8), NOBODY)
     with pytest.raises(DataError, match="pretrained"):
         tune(pretrained=tmp_path / "none").build(SIGNAL, 7)

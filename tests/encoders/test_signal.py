@@ -159,5 +159,5 @@ def test_parcels_of_another_atlas_are_refused_by_name():
     )
     check_signal(expected, Responses(data, ("trial", "parcel"), trials, "z"))
     other = Responses(data, ("trial", "parcel"), trials, "z", {"parcel_names": ["a", "v", "c"]})
-    with pytest.raises(DataError, match="number 2 was 'b' and is 'v' here"):
+    with pytest.raises(DataError, match="number 2 was 'b' but is 'v' here"):
         check_signal(expected, other)

@@ -196,23 +196,23 @@ def test_the_projector_has_the_published_form():
 
 def test_what_cannot_be_decoded_is_one_sentence(tmp_path):
     data = make_data(tmp_path)
-    with pytest.raises(ConfigError, match=r"masked rebuilds hidden patches, and 'toy' has 1 vector"):
+    with pytest.raises(ConfigError, match=r"masked predicts masked patches, but 'toy' has 1 vector"):
         fit_decoder(configure(tmp_path, masked=1.0), data, seed=0)
-    with pytest.raises(ValueError, match=r"gap is .*, which nothing looks at: predictions have errors"):
+    with pytest.raises(ValueError, match=r"gap is .*, but it has no effect: predictions have errors"):
         configure(tmp_path, learns_from="predictions", gap={})
     with pytest.raises(ValueError, match="width 29 cannot be divided into 2 heads"):
         configure(tmp_path, width=29)
-    with pytest.raises(ConfigError, match=r"learn from predictions of training trials .* it gave none"):
+    with pytest.raises(ConfigError, match=r"need predictions of training trials .* but there are none"):
         fit_decoder(configure(tmp_path, learns_from="predictions"), data, seed=0)
     (tmp_path / "other.csv").write_text("id,caption\nx,a cat\n")
-    with pytest.raises(DataError, match="names none of the training images"):
+    with pytest.raises(DataError, match="contains none of the training images"):
         fit_decoder(NearestCaptionsConfig(bank=tmp_path / "other.csv"), data, seed=0)
-    with pytest.raises(ConfigError, match=r"holds no config\.json"):
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
         GitCaptionsConfig(captioner=tmp_path).hashed_fields()
     (tmp_path / "config.json").write_text('{"model_type": "blip"}')
     with pytest.raises(ConfigError, match="kind 'blip'; use the folder of a GIT"):
         GitCaptionsConfig(captioner=tmp_path).check_files()
-    with pytest.raises(ConfigError, match="which is no file"):
+    with pytest.raises(ConfigError, match="which is not a file"):
         configure(tmp_path / "none").hashed_fields()
 
 
@@ -260,7 +260,7 @@ def test_atm_is_configured_as_released(name):
 def test_generators_that_read_no_text_refuse_a_prompt(tmp_path):
     (tmp_path / "bank.csv").write_text("id,caption\n0,a digit\n")
     captions = f"reconstruction.captions=[{{kind: nearest, bank: {tmp_path / 'bank.csv'}}}]"
-    with pytest.raises(ConfigError, match="the generator 'latents' reads none; leave prompt out"):
+    with pytest.raises(ConfigError, match="the generator 'latents' reads no text; leave prompt out"):
         read_config("synthetic_digits", [captions, "reconstruction.prompt=nearest"])
     with pytest.raises(
         ConfigError, match="are written by the brain encoder, and the encoder 'ridge' learns no words"

@@ -162,7 +162,7 @@ def test_texts_that_do_not_fit_are_refused(kind, written):
     with pytest.raises(ConfigError, match="not for tokens of 'else'"):
         generator.generate(rows, seed=0, texts=Embeddings(data.texts.vectors[:2], rows.ids, "else"))
     if kind == "versatile_diffusion":
-        with pytest.raises(ConfigError, match="tokens of a text too, and was given none"):
+        with pytest.raises(ConfigError, match="needs tokens of a text, but got none"):
             generator.generate(rows, seed=0)
 
 

@@ -64,9 +64,9 @@ def test_without_shift_and_with_a_number_nothing_is_measured():
     expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
     np.testing.assert_allclose(gap.disturb(unit, np.random.default_rng(5)), expected, atol=1e-6)
     assert not fit_gap(GapConfig(shift=False, noise="none"), true, None).noise.any()
-    with pytest.raises(ValueError, match=r"sigma is 0\.1, which nothing looks at: noise is covariance"):
+    with pytest.raises(ValueError, match=r"sigma is 0\.1, but it has no effect: noise is covariance"):
         GapConfig(noise="covariance", sigma=0.1)
-    with pytest.raises(ValueError, match=r"scale is 2\.0, which nothing looks at"):
+    with pytest.raises(ValueError, match=r"scale is 2\.0, but it has no effect"):
         GapConfig(scale=2.0, sigma=0.1)
 
 
@@ -130,19 +130,19 @@ def test_further_texts_are_of_no_image_of_the_run(tmp_path):
 def test_what_stops_it_is_one_sentence(tmp_path):
     texts = {"learns_from": "texts"}
     side = type("Side", (TextSide,), {"embed_texts": lambda self, texts, fill: None})()
-    with pytest.raises(ConfigError, match="need a target that embeds texts as well, and 'toy' does not"):
+    with pytest.raises(ConfigError, match="need a target that also embeds texts, but 'toy' does not"):
         fit_decoder(configure(tmp_path, **texts), make_text_data(tmp_path, side=side), seed=0)
-    with pytest.raises(ConfigError, match="learn in 'toy', and images are made from predictions in 'learnt'"):
+    with pytest.raises(ConfigError, match="learn in 'toy', but images are made from predictions in 'learnt'"):
         fit_decoder(configure(tmp_path, **texts), make_text_data(tmp_path, space="learnt"), seed=0)
     with pytest.raises(ConfigError, match="measures its gap on predictions of training trials"):
         fit_decoder(configure(tmp_path, **texts), make_text_data(tmp_path, predicted=False), seed=0)
-    with pytest.raises(ValueError, match=r"masked is 1\.0, which nothing looks at: a text has no patches"):
+    with pytest.raises(ValueError, match=r"masked is 1\.0, but it has no effect: a text has no patches"):
         configure(tmp_path, **texts, masked=1)
-    with pytest.raises(ValueError, match=r"texts is .*, which nothing looks at: learns_from is images"):
+    with pytest.raises(ValueError, match=r"texts is .*, but it has no effect: learns_from is images"):
         configure(tmp_path, texts=tmp_path / "more.csv")
     data = make_text_data(tmp_path)
     (tmp_path / "bank.csv").write_text("id,caption\n" + "\n".join(f"i{k},star" for k in range(60)))
-    with pytest.raises(DataError, match="one and the same text for all training images"):
+    with pytest.raises(DataError, match="the same text for all training images"):
         fit_decoder(configure(tmp_path, **texts), data, seed=0)
 
 

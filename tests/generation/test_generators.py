@@ -125,7 +125,7 @@ def test_a_foreign_space_is_refused():
     assert not LatentsConfig().build(data).accepts("clip")
     with pytest.raises(ConfigError, match="inverts 'pixels/12x12x1', not 'clip'"):
         LatentsConfig().build(data).generate(foreign, seed=0)
-    with pytest.raises(DataError, match="cannot meet"):
+    with pytest.raises(DataError, match="cannot be compared"):
         NearestConfig().build(data).generate(foreign, seed=0)
 
 

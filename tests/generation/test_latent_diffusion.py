@@ -183,8 +183,8 @@ def test_weights_in_half_precision_are_read(trained, tmp_path):
         ("denoiser.make_map.weight.scale", lambda t: t[:1].clone(), "one scale per row"),
         ("denoiser.make_map.weight.scale", lambda t: t * float("nan"), "not finite"),
         ("denoiser.odd.scale", lambda t: torch.ones(3), "odd"),
-        ("embedding.mean", lambda t: t[:-1].clone(), "another shape than the header"),
-        ("embedding.basis", lambda t: t[:, :-1].clone(), "another shape than the header"),
+        ("embedding.mean", lambda t: t[:-1].clone(), "another shape than in the header"),
+        ("embedding.basis", lambda t: t[:, :-1].clone(), "another shape than in the header"),
         ("embedding.scale", lambda t: t * float("inf"), "not finite"),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_flipped_bit_is_noticed(trained, tmp_path):
     content[-len(content) // 3] ^= 1
     path = tmp_path / "flipped.safetensors"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="is damaged: it does not hold what was written"):
+    with pytest.raises(DataError, match="is damaged: its content has changed"):
         load_model(path, "cpu")
 
 
@@ -737,7 +737,7 @@ def test_files_that_are_no_weights_are_named(tmp_path):
         LatentDiffusionConfig(weights=tmp_path / "none.safetensors").hashed_fields()
     path = tmp_path / "other.safetensors"
     path.write_bytes(b"\x10\0\0\0\0\0\0\0" + b'{"a": 1}        ')
-    with pytest.raises(DataError, match="cut off or no weights file"):
+    with pytest.raises(DataError, match="is incomplete or is not a weights file"):
         read_header(path)
 
 
@@ -800,7 +800,7 @@ def test_repainting_goes_where_both_readers_find_the_same(coloured, monkeypatch)
 
 def test_weights_that_cannot_read_are_not_asked_to_repaint(config):
     assert config.build().repaint == 0
-    with pytest.raises(ConfigError, match=r"generator\.repaint is 2, but .* holds no networks that read"):
+    with pytest.raises(ConfigError, match=r"generator\.repaint is 2, but .* holds no networks that evaluate"):
         config.model_copy(update={"repaint": 2}).build()
     assert config.model_copy(update={"repaint": 0}).hashed_fields() != config.hashed_fields()
 

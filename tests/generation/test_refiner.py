@@ -144,7 +144,7 @@ def test_what_it_cannot_refine_is_refused():
     assert not RefinerConfig().accepts("pca")
     with pytest.raises(ConfigError, match=r"target\.kind to pixels"):
         FAST.build(make_data(8, target=PcaConfig(n_components=3)))
-    with pytest.raises(ConfigError, match="12 pixels a side"):
+    with pytest.raises(ConfigError, match="12 pixels per side"):
         FAST.build(make_data(8, target=PixelsConfig(size=8)))
     with pytest.raises(ConfigError, match="out-of-fold predictions"):
         FAST.build(dataclasses.replace(make_data(8), predicted=None))

@@ -108,7 +108,7 @@ def test_every_row_has_its_own_prompt_or_a_sentence_says_why_not(folders, genera
     with pytest.raises(DataError, match=r"the prompt of row 1 \(i1\) has \d+ word pieces.* reads 77"):
         generator.generate(rows, seed=0, prompts=["", "a b " * 80])
     fixed = make_config(folders, prompt="a").build(models.make_data())
-    with pytest.raises(ConfigError, match="every trial has a prompt of its own"):
+    with pytest.raises(ConfigError, match="every trial has its own prompt"):
         fixed.generate(rows, seed=0, prompts=["a", "b"])
     with pytest.raises(DataError, match=r"generator\.prompt has \d+ word pieces"):
         make_config(folders, prompt="a b " * 80).build(models.make_data()).generate(rows, seed=0)

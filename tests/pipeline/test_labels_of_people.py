@@ -76,18 +76,18 @@ def test_few_people_are_told_what_p_they_allow():
     run = decode(X, labels, split="leave-one-subject-out", subject=who)
     assert find(run, "accuracy").p_value == pytest.approx(0.1)
     (hint,) = run.hints
-    assert "gives none below 0.1" in hint
+    assert "gives no p below 0.1" in hint
     assert "four subjects of each of two classes" in hint
 
 
 @pytest.mark.parametrize(
     ("n", "labels", "words"),
     [
-        (2, None, r"the class 'control' is that of one subject only.*\(2 subjects in all\)"),
+        (2, None, r"only one subject has the class 'control'.*\(2 subjects in all\)"),
         (
             5,
             [0, 0, 0, 0, 1],
-            "the class 'patient' is that of one subject only.*each class needs two subjects",
+            "only one subject has the class 'patient'.*each class needs two subjects",
         ),
         (4, [1, 1, 1, 1], "all trials are 'patient'"),
     ],

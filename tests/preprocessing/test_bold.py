@@ -308,7 +308,7 @@ def test_not_finite_voxels_are_named(tree, tmp_path):
 def test_windows_beyond_the_run_are_refused(tree, tmp_path):
     with pytest.raises(DataError, match="have no volume in their window"):
         make_betas(make_config(tree[0], model=make_window(start=100.0, stop=104.0)).open_bold())
-    with pytest.raises(DataError, match="reach beyond the run"):
+    with pytest.raises(DataError, match="extend beyond the run"):
         make_betas(make_config(tree[0], model=make_window(start=50.0, stop=90.0, keep="times")).open_bold())
     with pytest.raises(ValidationError, match="equal length"):
         make_window(until="offset", keep="times")
@@ -345,7 +345,7 @@ def test_one_late_trial_is_left_out_not_the_whole_set(tree, keep, tmp_path):
 
 def test_too_many_confounds_are_refused(tree, tmp_path):
     config = make_config(tree[0], model=GlmConfig(clean=CleanConfig(drift="cosine", cutoff=4.5)))
-    with pytest.raises(DataError, match="leave little of 90 volumes"):
+    with pytest.raises(DataError, match="are too many for 90 volumes"):
         write_bold(config, tmp_path)
 
 

@@ -217,7 +217,11 @@ def test_a_trial_on_the_first_sample_of_a_short_stretch_is_no_less_one(tmp_path,
 def test_bad_samples_are_named_before_a_filter_spreads_them(tmp_path, signal, events):
     flat = signal.copy()
     flat[NAMES.index("Oz")] = 1.0
-    with pytest.raises(DataError, match=r"channel\(s\) Oz are flat throughout; name them in dataset.bads"):
+    with pytest.raises(
+        DataError,
+        match=r"channel\(s\) Oz are flat in the whole recording; name them in "
+        r"dataset.bads",
+    ):
         write(make_source(flat, events), tmp_path / "a", reference="average")
     signal[NAMES.index("C3"), 100] = np.nan
     with pytest.raises(DataError, match=r"channel C3 is not finite at 0.400 s"):
@@ -360,7 +364,7 @@ def test_components_do_not_see_test_trials(tmp_path, events, monkeypatch):
     worse = write(make_source(poisoned, events, boundaries=(seam,)), tmp_path / "b", **options)
     train = (clean.trials["split"] == "train").to_numpy()
     np.testing.assert_array_equal(clean.data[train], worse.data[train])
-    with pytest.raises(DataError, match=r"no training trial that dataset.ica could be fitted on"):
+    with pytest.raises(DataError, match=r"no training trial to fit dataset.ica"):
         write(make_source(dirty, events.assign(split="test")), tmp_path / "c", ica=True)
 
 

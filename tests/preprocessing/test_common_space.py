@@ -303,7 +303,7 @@ def test_what_cannot_be_aligned_is_said(tmp_path):
         np.concatenate([responses.data, responses.data[(trials["subject"] == "c").to_numpy()]]), responses.dims,
         pd.concat([trials, twin], ignore_index=True), "z", {},
     )  # fmt: skip
-    with pytest.raises(DataError, match="two groups of subjects without a bridge"):
+    with pytest.raises(DataError, match="two groups of subjects without common images"):
         fit_space(HyperalignmentConfig(), both)
     with pytest.raises(DataError, match="that all of the subjects a, b, c, d have seen"):
         fit_space(FunctionalPcaConfig(), both)

@@ -170,7 +170,7 @@ def test_copies_of_a_kept_session(tmp_path):
 
     check(write, source, tmp_path)
     damage = json.loads((tmp_path / "whole/responses/meta.json").read_text())["provenance"]["damage"]
-    assert "copies of others" in damage[0]["what"]
+    assert "copies of rows" in damage[0]["what"]
 
 
 @pytest.mark.parametrize(

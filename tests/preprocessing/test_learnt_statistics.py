@@ -56,7 +56,7 @@ def test_a_session_of_its_own_test_trials_is_never_pooled(tmp_path):
     (first,) = (statistics for group, statistics in learnt.zscores.items() if not group.own)
     block = np.ones((2, 6), np.float32)
     np.testing.assert_array_equal(learnt.apply(block, "01", "09"), first.apply(block))
-    assert learnt.used["subject 01, session 09"].endswith("statistics of the one session of its subject")
+    assert learnt.used["subject 01, session 09"].endswith("statistics over the one session of its subject")
 
 
 def test_a_run_of_a_version_that_kept_none_says_so(tmp_path):
@@ -65,7 +65,7 @@ def test_a_run_of_a_version_that_kept_none_says_so(tmp_path):
     meta = store.read_json(tmp_path / "responses" / "meta.json")
     del meta["provenance"]["standardised_groups"]
     store.write_json(tmp_path / "responses" / "meta.json", meta)
-    with pytest.raises(DataError, match="kept no mean and variance"):
+    with pytest.raises(DataError, match="did not keep mean and variance"):
         LearntStatistics.read(tmp_path / "responses")
 
 
@@ -78,7 +78,7 @@ def test_unknown_sessions_get_the_average_covariance_and_not_the_average_matrix(
     expected = np.array([1 / np.sqrt(5), 0.5])  # of the mean covariance diag(5, 4)
     np.testing.assert_allclose(learnt.apply(block, "01", "c")[0, :, 0], expected, rtol=1e-6)
     assert (
-        "does not know: statistics of 2 sessions, averaged, of its subject"
+        "new session: using mean statistics over 2 sessions of its subject"
         in learnt.used["subject 01, session c"]
     )
 
@@ -114,11 +114,9 @@ def test_scales_come_from_the_session_then_its_subject_then_all_others():
         ("01", "a", 1, 3), ("01", "b", 3, 1), ("01", "c", 2, 2), ("02", "c", 2, 8), ("03", "a", 2, 4),
     ):  # fmt: skip
         np.testing.assert_allclose(learnt.apply(block, subject, session), (10 - centre) / scale, rtol=1e-6)
-    assert "statistics of 2 sessions, averaged, of its subject" in learnt.used["subject 01, session c"]
-    assert "statistics of the one session of its subject" in learnt.used["subject 02, session c"]
-    assert (
-        "subject that the run does not know: statistics of 3 sessions" in learnt.used["subject 03, session a"]
-    )
+    assert "mean statistics over 2 sessions of its subject" in learnt.used["subject 01, session c"]
+    assert "statistics over the one session of its subject" in learnt.used["subject 02, session c"]
+    assert "new subject: using mean statistics over 3 sessions" in learnt.used["subject 03, session a"]
     by_subject = LearntStatistics(scaling={("01",): make_scaler(1, 3, 2.0), ("02",): make_scaler(3, 1, 2.0)})
     np.testing.assert_allclose(by_subject.apply(block, "02", "x"), 2)  # cut
     np.testing.assert_allclose(by_subject.apply(block, "03", "x"), 2)

@@ -208,7 +208,7 @@ def test_an_epoch_across_a_join_is_dropped_within_the_bound(tmp_path, signal, ev
 
 def test_an_epoch_that_leaves_the_file_is_named(tmp_path, signal, events):
     source = make_source(make_part(signal[:, : events["sample"].max() + 500], events), mvnn="none")
-    with pytest.raises(DataError, match=r"3 reach outside the file"):
+    with pytest.raises(DataError, match=r"3 extend outside the file"):
         write(source, tmp_path)
 
 

@@ -150,7 +150,7 @@ def test_filters_hide_nothing(tmp_path, recording):
     """Behind a filter or a reference zeros are no constant any more, so they are looked for before."""
     signal, onsets = recording
     signal[:, 8000:] = 0
-    with pytest.raises(DataError, match="hold still in many places"):
+    with pytest.raises(DataError, match="do not change in many places"):
         write_recording(tmp_path, signal, onsets, cleaning=Cleaning(l_freq=5.0))
 
 
@@ -196,7 +196,7 @@ def test_settings_of_a_data_set_say_how_much_damage_is_too_much(tmp_path, record
             write_meeg(config, tmp_path)
             assert read_damage(tmp_path)[0]["n"] > 90
         else:
-            with pytest.raises(DataError, match="hold still in many places"):
+            with pytest.raises(DataError, match="do not change in many places"):
                 write_meeg(config, tmp_path)
 
 
@@ -207,10 +207,11 @@ def test_units_that_no_brain_has_are_told(tmp_path, recording):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda x: x.__setitem__(slice(100, None), 0), "100 of 200 trials .* 100 hold one value throughout"),
-    (lambda x: x.__setitem__((slice(100, None), slice(0, 3)), 0), "100 hold still in many places"),
-    (lambda x: x.__setitem__(slice(100, None), x[:100].copy()), r"copies of others .* image100, .* copy of image0"),
-    (lambda x: x.__setitem__(slice(150, None), 1e30), "reach more than 10000 times|hold one value"),
+    (lambda x: x.__setitem__(slice(100, None), 0), "100 of 200 trials .* 100 have one constant value"),
+    (lambda x: x.__setitem__((slice(100, None), slice(0, 3)), 0), "100 do not change in many places"),
+    (lambda x: x.__setitem__(slice(100, None), x[:100].copy()), r"copies of rows with another image .* "
+        r"image100, .* copy of image0"),
+    (lambda x: x.__setitem__(slice(150, None), 1e30), "reach more than 10000 times|have one constant value"),
     (lambda x: x[170:].__imul__(1e9), "30 reach more than 10000 times"),
 ])  # fmt: skip
 def test_damaged_epochs_are_refused(tmp_path, change, message):
@@ -232,7 +233,7 @@ def test_a_single_damaged_epoch_is_named_once(tmp_path):
     data = np.random.default_rng(0).standard_normal((N, 5, 100)).astype(np.float32)
     data[7] = 0
     (found,) = write_epochs(tmp_path, data)
-    assert found["what"].endswith("1 hold one value throughout (the first image7, trial 8 of the file)")
+    assert found["what"].endswith("1 have one constant value (the first image7, trial 8 of the file)")
 
 
 def test_a_channel_that_is_flat_for_a_part_of_a_stretch_is_told():
@@ -282,7 +283,7 @@ def test_damaged_betas_are_refused(tmp_path):
     zeroed[30:, 100:] = 0
     copied[30:] = betas[:30]
     slab[:, 200:] = 0
-    with pytest.raises(DataError, match="30 hold still in many places"):
+    with pytest.raises(DataError, match="30 do not change in many places"):
         write_betas(tmp_path / "a", [zeroed])
     with pytest.raises(DataError, match=r"30 are copies .* image30, trial 31 of the file, a copy of image0"):
         write_betas(tmp_path / "b", [copied])
@@ -345,8 +346,8 @@ def test_missing_sessions_of_a_known_set_are_refused():
     with pytest.raises(DataError) as caught:
         settle(config, parts)
     assert str(caught.value) == (
-        "subject 01 below nowhere: 3 of 4 declared sessions are read, without 03, so that a smaller set would pass for "
-        "THINGS-EEG2; fetch what is missing, or say what to read with --set dataset.sessions=[...]."
+        "subject 01 below nowhere: 3 of 4 declared sessions are read, without 03, so the data would be "
+        "smaller than THINGS-EEG2; fetch the missing files, or choose what to read with --set dataset.sessions=[...]."
     )
     # A check goes on, to name all that is missing.
     (found,) = settle(config, parts, refuses=False)
@@ -425,7 +426,7 @@ def test_whoever_names_a_mask_may_have_voxels_that_never_change(settings, most_c
         ((), "fetch it again"),
         (("subjects", "runs"), "fetch it again, or leave it out with --set dataset.runs=[...]"),
         (("subjects", "sessions"), "fetch it again, or leave it out with --set dataset.sessions=[...]"),
-        (("max_dropped",), "fetch it again, or keep such trials by raising dataset.max_dropped"),
+        (("max_dropped",), "fetch it again, or keep such trials by increasing dataset.max_dropped"),
     ],
 )
 def test_a_remedy_is_a_setting_that_the_data_set_has(fields, remedy):

@@ -59,8 +59,8 @@ def test_the_published_split_is_taken_from_the_table():
 @pytest.mark.parametrize(
     ("folds", "message"),
     [
-        ([([0, 1, 2], [2, 3])], "trains and tests on trial 2"),
-        ([([0, 1], [2, 3])], r"1 image\(s\) on both sides, first 'image00'"),
+        ([([0, 1, 2], [2, 3])], "has trial 2 in both training and test"),
+        ([([0, 1], [2, 3])], r"1 image\(s\) in both training and test, first 'image00'"),
         ([([0, 1, 2], [3, 4]), ([0, 1, 2], [4, 5])], "tests trial 4 a second time"),
         ([([0, 1, 2], [])], "3 training and 0 test trials"),
     ],
@@ -134,7 +134,7 @@ def test_leave_one_subject_out_meets_neither_the_person_nor_the_image():
     with pytest.raises(ConfigError, match="needs two subjects, but only subject 01"):
         LeaveOneSubjectOutConfig().make(make_trials(), make_concepts(make_trials()), seed=0)
     leaking = trials.assign(stimulus_id="same")
-    with pytest.raises(DataError, match=r"shows 1 image\(s\) on both sides"):
+    with pytest.raises(DataError, match=r"has 1 image\(s\) in both training and test"):
         LeaveOneSubjectOutConfig().make(leaking, make_concepts(trials), seed=0)
 
 
@@ -173,7 +173,9 @@ def test_a_published_split_says_what_its_sides_do_not_share():
 def test_what_is_required_and_not_so_is_refused(side):
     trials, concepts = make_zero_shot()
     concepts[-1] = "cat"
-    with pytest.raises(DataError, match=rf"\d {side}\(s\) on both sides, first .*: split by {side}"):
+    with pytest.raises(
+        DataError, match=rf"\d {side}\(s\) in both training and test, first .*: split by {side}"
+    ):
         PublishedSplitConfig(require=(side,)).make(trials, concepts, seed=0)
 
 
@@ -181,9 +183,9 @@ def test_a_record_that_was_tampered_with_or_is_old(tmp_path):
     trials, concepts = make_zero_shot()
     record = PublishedSplitConfig().make(trials, concepts, seed=0).as_json()
     assert Split.from_json({**record, "by": "stimulus_id"}, trials).by == ("image",)
-    with pytest.raises(DataError, match=r"2 session\(s\) on both sides"):
+    with pytest.raises(DataError, match=r"2 session\(s\) in both training and test"):
         Split.from_json({**record, "by": ["image", "session"]}, trials)
-    with pytest.raises(DataError, match=r"concept\(s\) on both sides"):
+    with pytest.raises(DataError, match=r"concept\(s\) in both training and test"):
         Split.from_json(record, trials, np.full(24, "cat"))
     with pytest.raises(DataError, match="is by 'galaxy', which is unknown"):
         Split.from_json({**record, "by": ["galaxy"]}, trials)

@@ -36,7 +36,7 @@ def test_the_page_says_what_it_was_given(html):
     for text in (
         "Digits seen, digits decoded", "Block design", "3,092", "as published", "0.787", "0.742 to 0.829",
         "chance 0.10", "best control: mean image 0.655", "When the image is read out", "Wilson",
-        "braindecode-vis run configs/digits69_ridge.yaml", "sha256:abab", "&lt; 0.001", "never a person",
+        "braindecode-vis run configs/digits69_ridge.yaml", "sha256:abab", "&lt; 0.001", "not by hand",
     ):  # fmt: skip
         assert text in html, text
     assert html.startswith('<!doctype html>\n<html lang="en">')
@@ -154,7 +154,7 @@ def test_a_metric_that_loses_has_a_card_that_says_what_it_loses_to():
     losing = re.search(r'<section id="losing".*?</section>', text, re.S)[0]
     assert "not better than mean image" in losing
     assert "Mean squared error" in losing
-    assert "Where it does not win" not in page.render_report(
+    assert "Not better than chance or controls" not in page.render_report(
         make_bare_content(scores=[row for row in rows if row["metric"] == "top1"])
     )
 
@@ -242,10 +242,10 @@ def test_what_each_stage_took_is_shown():
     taken = {"cpu_seconds": 6.25, "peak_memory_bytes": 2_500_000_000, "peak_is_earlier": True}
     stages = {"preprocess": {"seconds": 3.5, "profile": taken}, "train fold00": {"seconds": 1.0}}
     text = page.render_report(make_content(provenance={"stages": stages}))
-    (rows,) = re.findall(r"what each stage took.*?<tbody>(.*?)</tbody>", text, re.DOTALL)
+    (rows,) = re.findall(r"what each stage used.*?<tbody>(.*?)</tbody>", text, re.DOTALL)
     shown = ["preprocess", "3.5 s", "6.2 s", "below 2.5 GB", "", ""]
     assert re.findall(r"<td[^>]*>(.*?)</td>", rows) == shown  # an earlier version noted seconds alone
-    assert "what each stage took" not in page.render_report(make_content())
+    assert "what each stage used" not in page.render_report(make_content())
 
 
 def test_the_same_content_gives_the_same_bytes(html):

@@ -70,6 +70,6 @@ def test_the_rule_is_told_for_every_block():
         "3 at evenly spaced quantiles from best to worst and 3 drawn at random with seed 7 are shown" in text
     )
     assert "30 items" in text
-    assert "never a person" in text
+    assert "not by hand" in text
     short = describe_rule(make_noise_gallery(), short=True)
     assert short == "Of 30 items sorted by pixel correlation: 4 best, 4 around the median, 4 worst."

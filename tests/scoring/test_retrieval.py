@@ -223,7 +223,7 @@ def _search(vectors=GOOD.vectors, ids="abc"):
         (r"1 of 3 queries have no true item in the gallery of 2, first 's0002'",
          lambda: _rank(GOOD, _embed(np.eye(3)[:2]))),
         (r"1 gallery item embedding\(s\).*norm 0, first 's0001'", lambda: _rank(GOOD, _embed(np.diag([1.0, 0, 1])))),
-        ("cannot meet", lambda: _rank(GOOD, Embeddings(np.eye(3), GOOD.ids, "other"))),
+        ("cannot be compared", lambda: _rank(GOOD, Embeddings(np.eye(3), GOOD.ids, "other"))),
         ("exceeds the gallery", lambda: _made([3], [0], 3)),
         *((f"needs queries and candidates, got {n} and {m}",
            lambda n=n, m=m: _rank(_embed(np.ones((n, 2))), _embed(np.ones((m, 2)))))
@@ -233,7 +233,7 @@ def _search(vectors=GOOD.vectors, ids="abc"):
           for query in (np.array([np.nan, 1, 0]), np.array([np.inf, 1, 0]), np.ones(4))
           for ask in (lambda search, q: search.find(q, 2), lambda search, q: search.count_above(q, 0))),
         ("gallery is empty", lambda: _search(np.zeros((0, 3)), "")),
-        ("'b' has no direction", lambda: _search(np.array([[1.0, 0], [0, 0]]), "ab")),
+        ("'b' is zero", lambda: _search(np.array([[1.0, 0], [0, 0]]), "ab")),
         ("more than once", lambda: _search(np.eye(2), "aa")),
     ],
 )  # fmt: skip
@@ -245,7 +245,7 @@ def test_bad_input_is_named(words, call):
 @pytest.mark.parametrize(
     ("words", "call"),
     [
-        ("must lie between 2 and the gallery size 3", lambda: rt.compute_k_way_hits(_rank(GOOD, GOOD), 4)),
+        ("must be between 2 and the gallery size 3", lambda: rt.compute_k_way_hits(_rank(GOOD, GOOD), 4)),
         ("device", lambda: rt.compute_ranks(GOOD, GOOD, device="gpu")),
         ("n_top must be 1", lambda: _search().find(np.ones(3), 0)),
     ],
@@ -360,8 +360,8 @@ def test_a_torch_without_products_of_bytes_is_searched_all_the_same(monkeypatch)
 @pytest.mark.parametrize(
     ("first", "shown", "said"),
     [
-        ("a" * 30, "b" * 30, "30 of 30 queries name 'a' first, which 0 of them showed"),
-        ("a" * 9 + "b", "abcdefghij", "9 of 10 queries name 'a' first, which 1 of them showed"),
+        ("a" * 30, "b" * 30, "30 of 30 queries have 'a' at rank 1, but only 0 of them showed"),
+        ("a" * 9 + "b", "abcdefghij", "9 of 10 queries have 'a' at rank 1, but only 1 of them showed"),
         ("a" * 12 + "bcdefgh", "abcdefghijklmnopqrs", "12 of 19"),
         ("a" * 12 + "bcdefgh", "a" * 6 + "bcdefghijklmn", "12 of 19"),  # twice as often as it was shown
         ("a" * 12 + "bcdefgh", "a" * 7 + "bcdefghijklm", ""),

@@ -47,5 +47,5 @@ def test_impossible_numbers_are_refused():
     for n, top_k in ((5, 1), (1, 1), (3, 3)):
         with pytest.raises(ConfigError, match="semantic accuracy"):
             compute_semantic_table(logits, logits, n, top_k=top_k)
-    with pytest.raises(DataError, match="cannot meet"):
+    with pytest.raises(DataError, match="cannot be compared"):
         compute_semantic_table(logits, np.zeros((2, 5)), 2)

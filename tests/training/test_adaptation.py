@@ -98,7 +98,7 @@ def assert_old_subjects_stay(before, after):
 def test_adaptation_refuses_what_does_not_fit():
     responses, targets = make_task()
     encoder = make_config(epochs=1).build(seed=0).fit(responses, targets)
-    with pytest.raises(ConfigError, match="no weights of single subjects"):
+    with pytest.raises(ConfigError, match="no weights for single subjects"):
         encoder.adapt(*make_task(subjects=("09",)), trainable="subject")
     with pytest.raises(DataError, match="cannot be adapted to 'other'"):
         encoder.adapt(responses, Embeddings(targets.vectors, targets.ids, "other"))

@@ -31,7 +31,7 @@ def make(settings, **kwargs):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"candidates": "best"}, "'best' is no list of encoders; write images, classes, or the encoders themselves"),
+        ({"candidates": "best"}, "'best' is not a list of encoders; use images, classes, or a list of encoders"),
         ({"candidates": ["ridge"]}, "candidates"),
         ({"candidates": [{"kind": "auto"}]}, "unknown kind 'auto' in encoder.candidates.0.kind"),
         ({"candidates": [{"kind": "ridge"}, {"kind": "lda"}]}, "some name classes and others do not"),
@@ -86,7 +86,7 @@ def test_the_winner_is_what_it_would_be_alone_and_survives_the_disk(tmp_path):
     assert stored.record == read_json(tmp_path / FILE) == record
     assert record["n_units"] == 60
     assert all(one["ci_low"] < one["mean"] < one["ci_high"] for one in record["candidates"])
-    with pytest.raises(DataError, match="no encoder was chosen yet"):
+    with pytest.raises(DataError, match="no encoder has been chosen yet"):
         make({}).write(tmp_path)
 
 
@@ -118,7 +118,9 @@ def test_all_trials_of_an_image_stay_in_one_inner_fold():
         assert not set(ids[fold.train]) & set(ids[fold.test])
     three = np.isin(ids, np.unique(ids)[:3])
     few = responses.select(np.flatnonzero(three))
-    with pytest.raises(DataError, match=r"needs four training images .* show 3; set encoder.kind to ridge"):
+    with pytest.raises(
+        DataError, match=r"needs at least four training images .* show 3; set encoder.kind to ridge"
+    ):
         make({}).fit(few, targets)
 
 

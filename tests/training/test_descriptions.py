@@ -109,10 +109,10 @@ def test_sentences_are_means_over_captions_in_the_order_of_images(tmp_path, monk
 
 def test_bad_files_are_told_in_one_sentence(tmp_path):
     responses, _ = make_task(n_images=3)
-    with pytest.raises(DataError, match="no caption of 1 of 3 training images, first image002"):
+    with pytest.raises(DataError, match="no caption for 1 of 3 training images, first image002"):
         describe_images(ask(tmp_path, "words", captions=CAPTIONS[:3]), responses, np.arange(6))
     config = ask(tmp_path, "attributes", attributes=[("other", "red", "sea")])
-    with pytest.raises(DataError, match="know none of the 3 images"):
+    with pytest.raises(DataError, match="have none of the 3 images"):
         describe_images(config, responses, np.arange(6))
     long = [(name, "word " * 70) for name, _ in CAPTIONS]
     with pytest.warns(Notice, match="up to 70 words and signs and are cut to 62"):
@@ -197,7 +197,7 @@ def test_files_are_asked_for_where_an_objective_reads_them_and_only_there(tmp_pa
     ):
         make_config(objectives=hydra)
     # A sweep over objectives names its tables once, and stopped at the first run that read none.
-    with pytest.warns(Notice, match=r"no objective reads encoder\.attributes, which is left out"):
+    with pytest.warns(Notice, match=r"no objective uses encoder\.attributes, so it is ignored"):
         unread = make_config(attributes=table)
     assert unread == make_config()
     assert unread.hashed_fields() == make_config().hashed_fields()
@@ -206,7 +206,7 @@ def test_files_are_asked_for_where_an_objective_reads_them_and_only_there(tmp_pa
     assert not {"attributes", "captions_digest"} & first.keys()
     write_table(table, ["id", "colour"], [("image000", "blue")])
     assert make_config(objectives=hydra, attributes=table).attributes_digest != config.attributes_digest
-    with pytest.raises(ValidationError, match="another file, or it changed since"):
+    with pytest.raises(ValidationError, match="it is another file, or it changed"):
         make_config(**config.model_dump())
     table.unlink()  # what was fitted from it is read without it
     again = make_config(**config.model_dump())
@@ -253,7 +253,7 @@ def test_swapped_captions_and_images_of_the_same_parts(tmp_path, monkeypatch):
     responses, targets = make_task(n_images=4)
     config = ask_swaps(tmp_path, monkeypatch, BOUND)
     with pytest.warns(
-        Notice, match="1 of 4 training images have captions in which nothing can change places"
+        Notice, match="1 of 4 training images have captions without words that can be exchanged"
     ):
         found = describe_images(config, responses, np.arange(8))
     assert found.tables["swapped_known"].tolist() == [
@@ -273,7 +273,7 @@ def test_swapped_captions_and_images_of_the_same_parts(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"takes the targets for sentence vectors .* but toy holds others"):
         check_text_targets(found, config, targets)
     config.objectives.append(CompositionObjectiveConfig(words="attributes"))
-    with pytest.raises(ConfigError, match="differ in words or space"):
+    with pytest.raises(ConfigError, match="have different words or space"):
         describe_images(config, responses, np.arange(8))
 
 
@@ -281,7 +281,7 @@ def test_captions_in_which_nothing_can_change_places_are_refused(tmp_path, monke
     responses, _ = make_task(n_images=2)
     captions = [("image000", "un chat rouge"), ("image001", "un chien bleu")]
     config = ask_swaps(tmp_path, monkeypatch, captions)
-    with pytest.raises(DataError, match=r"none of the captions of 2 training images .* 'un chat rouge'"):
+    with pytest.raises(DataError, match=r"no caption of the 2 training images .* 'un chat rouge'"):
         describe_images(config, responses, np.arange(4))
 
 
@@ -311,7 +311,7 @@ def test_digests_are_those_of_the_files_that_are_read(tmp_path, monkeypatch):
     read = make_config(objectives=hydra, attributes="attributes.csv")
     moved = read.replace_paths(lambda path: there / path)
     assert moved.attributes_digest == hash_once(there / "attributes.csv") != read.attributes_digest
-    with pytest.raises(ConfigError, match="another file, or it changed since"):
+    with pytest.raises(ConfigError, match="it is another file, or it changed"):
         make_config(**read.model_dump()).replace_paths(lambda path: there / path)
     (here / "attributes.csv").unlink()
     assert make_config(objectives=hydra, attributes="attributes.csv").attributes_digest is None

@@ -256,7 +256,7 @@ def test_an_average_of_weights_predicts():
     [
         ({"augmentations": [{"kind": "trial_mixing"}]}, "need each other"),
         ({"objectives": [{"kind": "bimixco"}]}, "need each other"),
-        ({"projector": {}, "out_of_fold": 3}, "do not meet"),
+        ({"projector": {}, "out_of_fold": 3}, "cannot be compared"),
         ({"objectives": []}, "at least 1"),
         ({"batch_size": 1}, "greater than or equal to 2"),
     ],
@@ -275,7 +275,7 @@ def test_bad_input_is_named():
         make_config().build(seed=0).fit(one, Embeddings(targets.vectors[:2], one.stimulus_ids, "toy"))
     with pytest.raises(DataError, match="not been fitted"):
         make_config().build(seed=0).predict(responses)
-    with pytest.raises(ConfigError, match="fp16, which a CPU does not train in"):
+    with pytest.raises(ConfigError, match="fp16, which a CPU cannot use for training"):
         make_config(precision="fp16").build(seed=0).fit(responses, targets)
     with pytest.raises(ConfigError, match="needs text embeddings"):
         make_config(objectives=[{"kind": "clip_image_text"}]).build(seed=0).fit(responses, targets)

@@ -166,7 +166,7 @@ def test_what_cannot_be_fused_is_refused():
         make_config(fusion={}).build(seed=0).fit(responses, targets)
     with pytest.raises(ValidationError, match="text, which has no layers"):
         make_config(fusion={}, objectives=[{"kind": "clip_image_text"}])
-    with pytest.raises(ValidationError, match="do not meet"):
+    with pytest.raises(ValidationError, match="cannot be compared"):
         make_config(fusion={}, out_of_fold=3)
     with pytest.raises(DataError, match=r"without encoder\.fusion"):
         make_config(epochs=1).build(seed=0).fit(responses, targets).describe_fusion()

@@ -263,13 +263,13 @@ def _embed(ids, seed):
 def test_objectives_that_the_data_cannot_serve_are_refused():
     responses, targets = make_task(n_repetitions=1)
     views = make_config(objectives=[{"kind": "multiview", "views": ["brain_views", "image"]}])
-    with pytest.raises(DataError, match="one training trial only"):
+    with pytest.raises(DataError, match="only one training trial"):
         views.build(seed=0).fit(responses, targets)
     with pytest.raises(DataError, match="one trial per image"):
         make_config(augmentations=[{"kind": "repetition_averaging"}]).build(seed=0).fit(responses, targets)
     responses, targets = make_task()
     views = make_config(objectives=[{"kind": "multiview", "views": ["brain", "image_views"]}])
-    with pytest.raises(ConfigError, match="the target has one vector of each image; take image_views out"):
+    with pytest.raises(ConfigError, match="the target has only one vector per image; remove image_views"):
         views.build(seed=0).fit(responses, targets)
     late = replace(responses, coords={"times": np.arange(16) / 100})
     with pytest.raises(DataError, match="pre-stimulus samples"):
@@ -331,11 +331,11 @@ def test_subjects_of_an_image_stand_in_one_batch(monkeypatch, per_image, found):
 @pytest.mark.parametrize(
     ("settings", "task", "sentence"),
     [
-        ({"trials_per_image": 9}, {}, "trials_per_image is 9, and batch_size 16 has no room for two images"),
+        ({"trials_per_image": 9}, {}, "trials_per_image is 9, but batch_size 16 has no room for two images"),
         (
             {"trials_per_image": 2},
             {"n_repetitions": 1},
-            "trials_per_image puts 2 trials of an image side by side, but no training image has two",
+            "trials_per_image puts 2 trials of an image into a batch, but no training image has two",
         ),
         (
             {"trials_per_image": 9, "batch_size": "auto"},

@@ -163,7 +163,7 @@ def test_every_linear_map_of_the_tower_changes_query_key_and_value_apart():
         assert int(torch.linalg.matrix_rank(own)) == rank
     last = (merged["proj"] - frozen["proj"]).detach()
     torch.testing.assert_close(last, (tower.up[-1] @ tower.down[-1]).T.detach())
-    with pytest.raises(ConfigError, match="modules is tower, whose last map lies behind"):
+    with pytest.raises(ConfigError, match="modules is tower, whose last map comes after"):
         make_tower(LAYERS, modules="tower")
 
 
@@ -240,10 +240,10 @@ def test_what_cannot_be_tuned_is_refused():
     for kind in ("pixels", "views"):
         with pytest.raises(ValidationError, match=f"the target '{kind}' has no network that can be tuned"):
             make_config(image_tower={"target": {"kind": kind}})
-    with pytest.raises(ConfigError, match="only a network that gives the targets itself can be tuned"):
+    with pytest.raises(ConfigError, match="only the network that computes the targets can be tuned"):
         encoder.fit(responses, replace(targets, space="pixels/28x28x1"))
     blind = config.build(seed=0)
     with pytest.raises(ConfigError, match="give the encoder its images"):
         blind.fit(responses, targets)
-    with pytest.raises(ValidationError, match="view_choice and image_tower cannot go together"):
+    with pytest.raises(ValidationError, match="view_choice and image_tower cannot be combined"):
         make_config(image_tower={"target": TIMM}, view_choice="mean")

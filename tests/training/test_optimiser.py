@@ -51,11 +51,11 @@ def test_cosine_warms_up_and_ends_where_it_should():
 
 def test_what_a_schedule_does_not_look_at_is_refused():
     assert not {"final_division", "cycle_momentum"} & set(ScheduleConfig().hashed_fields())
-    with pytest.raises(ValueError, match="cycle_momentum belongs to one_cycle"):
+    with pytest.raises(ValueError, match="cycle_momentum is a setting of the schedule one_cycle"):
         ScheduleConfig(cycle_momentum=True)
-    with pytest.raises(ValueError, match="final_division belongs to one_cycle"):
+    with pytest.raises(ValueError, match="final_division is a setting of the schedule one_cycle"):
         ScheduleConfig(kind="cosine", final_division=10)
-    with pytest.raises(ValueError, match="final belongs to cosine"):
+    with pytest.raises(ValueError, match="final is a setting of the schedule cosine"):
         ScheduleConfig(kind="one_cycle", final=0.1)
 
 

@@ -259,7 +259,7 @@ def test_channels_are_taken_as_parcels_are(corpora, tmp_path):
                     ch_pos=corpora["one"].coordinates)  # fmt: skip
     config = ParcelsConfig(**ENCODER, parcel_position="data", pretrained=tmp_path / "out")
     assert config.build(signal, 3)(torch.zeros(2, 12, 16), torch.zeros(2, dtype=torch.int64)).shape == (2, 3)
-    with pytest.raises(DataError, match="places that come with the data"):
+    with pytest.raises(DataError, match="positions from the data"):
         config.build(Signal(("channel", "time"), (12, 16), ("01",), sfreq=0.5), 3)
 
 
@@ -321,7 +321,7 @@ def test_an_encoder_that_is_trained_on_tells_whom_it_learnt_from_before(corpora,
     assert found == read_learnt(tmp_path / "second1" / "state" / "pretrain.safetensors")
     corpora["one"].runs["held_out"] = corpora["one"].runs["subject"] == "0"
     corpora["one"].digest = "others"
-    with pytest.warns(Notice, match="p0 held out now, but the encoder .* learnt from"):
+    with pytest.warns(Notice, match="p0 held out now, but the encoder .* was trained on"):
         run(tmp_path / "third", start_from=tmp_path / "second0/out", n_epochs=1)
 
 
@@ -410,7 +410,7 @@ def test_the_labelled_probe_never_reads_test_trials(tmp_path):
     found = probe_labelled(encoder, labelled, 16)
     assert found["top5_chance"] == 0.5
     assert found["top5"] >= 0.7
-    with pytest.raises(DataError, match="time_position=seconds reads both"):
+    with pytest.raises(DataError, match="time_position=seconds can use both"):
         check_labelled(labelled, ParcelsConfig(**ENCODER).build_encoder(signal))
 
 
@@ -443,7 +443,7 @@ def test_the_verb_pretrains_without_a_configuration(corpora, tmp_path, command_l
         ([*call, "--set", "n_epochs=2"], "other settings"),
         (["pretrain", "--corpus", "one"], "--out FOLDER"), ([*call, "--root", "x"], "--root and --subject"),
         ([*call, "--set", "n_epoch=2"], "unknown key pretrain.n_epoch"), ([*call, "--set", "seed=-1"], "seed is -1"),
-        (["pretrain", "--corpus", "one", "--out", str(tmp_path)], "holds other things"),
+        (["pretrain", "--corpus", "one", "--out", str(tmp_path)], "holds other files"),
     ):  # fmt: skip
         done = command_line(*wrong)
         assert done.returncode == 2

@@ -193,7 +193,7 @@ def test_predictions_and_gallery_meet_in_the_shared_space():
     ("changes", "message"),
     [
         ({"fusion": {"weights": "routed"}}, "sides brain needs fusion.size"),
-        ({"projector": {"size": SIZE, "sides": "brain"}}, "projector.shared does not ask for"),
+        ({"projector": {"size": SIZE, "sides": "brain"}}, "projector.shared is not set"),
         ({"second_stage": {"start": 0.01}}, "a stage without an epoch"),
         ({"fusion": {"weights": "global", "size": SIZE, "hide_subject": 0.1}}, "only weights: routed"),
         ({"fusion": {"hidden": 3}}, "size is not set"),

@@ -76,5 +76,5 @@ def test_networks_say_how_far_their_tokens_lie_apart():
 def test_two_views_need_an_augmentation():
     objectives = [{"kind": "clip"}, {"kind": "propagation"}]
     for augmentations in ([], [{"kind": "repetition_averaging"}]):
-        with pytest.raises(ValidationError, match="name none that changes one"):
+        with pytest.raises(ValidationError, match="no augmentation in augmentations changes a trial"):
             make_config(objectives=objectives, augmentations=augmentations)

@@ -28,7 +28,7 @@ def test_whole_concepts_are_held_out_or_images_where_concepts_are_few():
     assert (
         hold_out(np.arange(16540), np.arange(16540) // 10, 740 / 16540, seed=0, by="image").mask.sum() == 740
     )
-    with pytest.raises(DataError, match="too few to hold out"):
+    with pytest.raises(DataError, match="too few for a held-out set"):
         hold_out(np.arange(5), np.arange(5), 0.1, seed=0)
 
 

@@ -140,8 +140,8 @@ def test_what_has_no_views_is_refused():
     two = replace(stack_views(targets), vectors=stack_views(targets).vectors[:, :2])
     with pytest.raises(DataError, match="needs three views"):
         make_config(view_choice="uncertainty").build(seed=0).fit(responses, two)
-    with pytest.raises(ValidationError, match="view_choice and fusion cannot go together"):
+    with pytest.raises(ValidationError, match="view_choice and fusion cannot be combined"):
         make_config(view_choice="mean", fusion={})
     mixing = {"augmentations": [{"kind": "trial_mixing"}], "objectives": [{"kind": "bimixco"}]}
-    with pytest.raises(ValidationError, match="blends with another"):
+    with pytest.raises(ValidationError, match="blends it with another"):
         make_config(view_choice="uncertainty", **mixing)

@@ -442,7 +442,7 @@ def convert_trusted(
     if not trusted:
         raise ConfigError(
             f"{why}; if you trust where it comes from, say so for this call: pass --set dataset.trust_pickle=true (a "
-            "configuration file or a run folder cannot), and it is converted once, in a process of its own."
+            "configuration file or a run folder cannot), and it is converted once, in a separate process."
         )
     if scratch is None:
         raise ConfigError(f"{path} must be converted before it is read; give it a scratch folder.")

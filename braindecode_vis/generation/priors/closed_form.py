@@ -27,7 +27,7 @@ from braindecode_vis.generation.priors.image_source import keep_distinct
 
 
 class IdentityPriorConfig(PriorSettings):
-    """Hand the prediction to the generator as it is."""
+    """Give the prediction to the generator unchanged."""
 
     kind: Literal["identity"] = "identity"
 
@@ -56,7 +56,7 @@ class IdentityPrior(Prior):
 
 
 class MeanPriorConfig(PriorSettings):
-    """Hand the mean embedding of the training images to the generator, whatever was predicted."""
+    """Give the generator the mean embedding of the training images, whatever the prediction is."""
 
     kind: Literal["mean"] = "mean"
 
@@ -115,7 +115,7 @@ class MeanPrior(Prior):
 
 
 class SpreadPriorConfig(PriorSettings):
-    """Stretch predictions away from the training mean by one gain that training trials determine."""
+    """Scale predictions away from the training mean by one gain, determined by training trials."""
 
     kind: Literal["spread"] = "spread"
 
@@ -160,7 +160,8 @@ class SpreadPrior(Prior):
         # What is left then is rounding, and a gain of a million would make images of it.
         if found <= 1e-12 * wanted:
             raise DataError(
-                "the out-of-fold predictions are all the training mean, which no gain can spread; set prior.kind to "
+                "the out-of-fold predictions are all equal to the training mean, so no gain can scale "
+                "them; set prior.kind to "
                 "identity and look at the encoder's scores."
             )
         self.mean, self.gain, self.space = mean.astype(np.float32), float(np.sqrt(wanted / found)), rows.space
@@ -191,7 +192,7 @@ class SpreadPrior(Prior):
 
 
 class MomentsPriorConfig(PriorSettings):
-    """Give every feature of the predictions the mean and spread that it has over the training images."""
+    """Give every feature of the predictions its mean and spread over the training images."""
 
     kind: Literal["moments"] = "moments"
 

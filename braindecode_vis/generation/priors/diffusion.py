@@ -228,8 +228,8 @@ class DiffusionPrior(Prior):
     ) -> _TrainingRows:
         if predicted is None:
             raise DataError(
-                f"the diffusion prior with prior.condition {self.condition} learns from predictions, and there "
-                "are none; set prior.condition to simulated."
+                f"the diffusion prior with prior.condition {self.condition} learns from predictions, but "
+                "there are none; set prior.condition to simulated."
             )
         check_same_space(predicted, target)
         if len(predicted) != len(target) or (predicted.ids != target.ids).any():
@@ -285,8 +285,8 @@ class DiffusionPrior(Prior):
         n = round(self.held_out * len(names))
         if self.held_out and not 0 < n < len(names) - 1:
             raise ConfigError(
-                f"prior.held_out is {self.held_out}, which of {len(names)} training images leaves none on one "
-                "side; set it to 0 or to more."
+                f"prior.held_out is {self.held_out}, which leaves one side empty for {len(names)} "
+                "training images; set it to 0 or to a larger share."
             )
         return make_generator(self.seed, "prior", "held out").permutation(names)[:n]
 
@@ -567,8 +567,8 @@ class JointPrior(Prior):
             raise ConfigError(f"{self.config.untrained}.")
         if term.shape != target.vectors.shape[1:]:
             raise DataError(
-                f"the brain encoder has trained a prior of embeddings of shape {term.shape}, but those of "
-                f"{target.space!r} have {target.vectors.shape[1:]}; take the target that it was trained on."
+                f"the brain encoder has trained a prior of embeddings of shape {term.shape}, but those "
+                f"of {target.space!r} have {target.vectors.shape[1:]}; use the target of the training."
             )
         self.schedule, self.sizes = term.schedule, describe_network(term.config)
         self._check_steps()
@@ -579,8 +579,8 @@ class JointPrior(Prior):
     def _check_steps(self) -> None:
         if self.config.steps >= self.schedule.n_timesteps:
             raise ConfigError(
-                f"prior.steps is {self.config.steps}, and the prior was trained on a schedule of "
-                f"{self.schedule.n_timesteps} steps (encoder.objectives, diffusion_prior.timesteps); take fewer."
+                f"prior.steps is {self.config.steps}, but the prior was trained on a schedule of "
+                f"{self.schedule.n_timesteps} steps (encoder.objectives, diffusion_prior.timesteps); set fewer steps."
             )
 
     def describe(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class DiffusionPriorConfig(ImageSourceSettings, DeviceSettings):
         ``simulated`` learns from images alone, each seen through an encoder drawn at random, and needs no predictions.
         See `simulated_predictions` for both.
     n_components
-        Principal components of the images that ``simulated`` draws; what lies beyond them is that of the mean image.
+        Principal components of the images that ``simulated`` draws; the others have the value of the mean image.
     prediction, betas, timesteps
         What the network predicts, and the noise schedule (ATM: epsilon, linear, 1000; MindEye2: sample,
         squaredcos_cap_v2, 100).
@@ -68,32 +68,32 @@ class DiffusionPriorConfig(ImageSourceSettings, DeviceSettings):
         Training by Adam, without weight decay, at gradients of length 1 at most (ATM: 1e-3, cosine with 500 steps of
         warm-up, 1024, 150).
     min_steps
-        Least number of steps: small data sets, whose epochs have few of them, are trained for more epochs. Ours.
+        Minimum number of steps: small data sets with few steps per epoch are trained for more epochs. Our choice.
     ema_decay
-        Decay of the moving average of the weights per step. Ours.
+        Decay of the moving average of the weights per step. Our choice.
     held_out
         Share of the training images kept aside; the weights of the epoch with the lowest loss on their predictions
         are taken. 0 takes the last epoch, as ATM does.
     sampler, steps, guidance
         How samples are drawn (ATM: ddpm, 50, 5; MindEye2: stochastic-ddim, 20, 1). A guidance above 1 moves samples
-        toward what the condition says and away from the true spread of images.
+        toward the condition and away from the true distribution of images.
     spacing
         Which steps of the schedule are sampled: ``trailing`` begins with pure noise; ``leading`` a piece before, as ATM
         does, which takes the default scheduler of diffusers.
     clip
-        What the clean embedding that a step implies is held to: the range of the training ``images``, or ``unit``, -1
-        to 1 in every dimension of the embedding, as ATM does by the same default.
+        Limit for the clean embedding of each step: the range of the training ``images``, or ``unit``, -1 to 1 in every
+        dimension of the embedding, as in ATM by the same default.
     select, candidates
         ``none`` keeps every draw. ``best_of`` draws `candidates` for each and keeps the one whose direction is nearest
-        to the prediction's, ``mean`` averages them; these are other protocols and `describe_choices` names them.
+        to the prediction's, ``mean`` averages them; these are different protocols and `describe_choices` names them.
     pull
         How far a prediction's direction moves toward the sample's: 1 gives the sample itself, as ATM does. Less keeps
-        more of what tells one prediction from another; the length is then the one that images have on average.
+        more of the differences between predictions; the length is then the average length of images.
     restandardise
         Shift and scale samples so that, for out-of-fold predictions of training trials, they have the mean and spread
         of the training targets in every dimension. Test predictions never enter.
     precision
-        ``bfloat16`` computes the training in it where that is safe.
+        ``bfloat16`` uses it for the training where this is safe.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("diffusers",)
@@ -156,17 +156,15 @@ class DiffusionPriorConfig(ImageSourceSettings, DeviceSettings):
             self.refuse_unused("candidates", because="select none keeps every draw")
         if self.network == "mindeye2":
             unused = ("widths", "time_features", "dropout")
-            self.refuse_unused(
-                *unused, because="network mindeye2 is as wide as a token and drops nothing out"
-            )
+            self.refuse_unused(*unused, because="network mindeye2 has the width of a token and no dropout")
         if self.sampler == "stochastic-ddim":
-            self.refuse_unused("spacing", because="sampler stochastic-ddim has steps of its own")
+            self.refuse_unused("spacing", because="sampler stochastic-ddim has its own steps")
             if self.steps < 2:
-                raise ValueError("prior.sampler stochastic-ddim needs two prior.steps or more")
+                raise ValueError("prior.sampler stochastic-ddim needs prior.steps of 2 or more")
         if self.clip == "unit" and self.condition == "simulated":
             raise ValueError(
-                "prior.clip unit is of single dimensions, and prior.condition simulated draws principal components; "
-                "leave clip out"
+                "prior.clip unit applies to single dimensions, but prior.condition simulated draws "
+                "principal components; leave clip out"
             )
         if self.condition != "simulated":
             self.refuse_unused("n_components", because="only condition simulated draws components")
@@ -228,16 +226,16 @@ class DiffusionPriorConfig(ImageSourceSettings, DeviceSettings):
 
 
 UNTRAINED_PRIOR = (
-    "prior.kind joint_diffusion samples with a network that the brain encoder has trained, and this one trains none; "
-    "add {kind: diffusion_prior} to encoder.objectives of a network, or set prior.kind to diffusion"
+    "prior.kind joint_diffusion samples with a network that the brain encoder trains, but this encoder "
+    "trains none; add {kind: diffusion_prior} to encoder.objectives of a network, or set prior.kind to diffusion"
 )
 
 
 class DiffusionPriorObjectiveConfig(ObjectiveConfig):
     """The loss of MindEye2's prior: mean squared error of the clean target embedding, from a noised one.
 
-    The condition is what the network predicts for a regression, and gets the gradient: of a network with ``heads: two``
-    what stands before the projector. Targets are taken as they are. Steps are drawn evenly from a cosine schedule.
+    The condition is the regression output of the network, and the gradient flows into it: for a network with ``heads:
+    two``, the output before the projector. Targets are not scaled. Steps are drawn uniformly from a cosine schedule.
 
     Parameters
     ----------
@@ -280,8 +278,7 @@ class DiffusionPriorObjectiveConfig(ObjectiveConfig):
 class JointPriorConfig(PriorSettings):
     """Sample with the prior that the brain encoder has trained by its objective `diffusion_prior`, as MindEye2 does.
 
-    DDIM with as much noise as DDPM (eta 1), without guidance; samples are taken as they come, without a bound and
-    without a scale of their own.
+    DDIM with as much noise as DDPM (eta 1), without guidance; samples are used directly, without clipping or scaling.
 
     Parameters
     ----------

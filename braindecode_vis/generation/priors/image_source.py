@@ -1,4 +1,4 @@
-"""Where a prior finds the images that it knows: those of the training split, the generator's own, or a folder.
+"""Source of the images of a prior: the training split, the generator's own images, or a folder.
 
 Owns the setting, what of a folder enters the fingerprint, and that no tested image is among them.
 """
@@ -23,14 +23,14 @@ SAME = 1e-3  # of the length of an embedding: closer ones are taken for one imag
 
 
 class ImageSourceSettings(PriorSettings):
-    """Settings of a prior that knows images.
+    """Settings of a prior that uses images.
 
     Parameters
     ----------
     images
-        ``training`` takes the training images of the run, ``generator`` those that the generator has of its own (its
-        weights file has some). A path names a folder with ``vectors.npy`` and ``ids.json`` in the target's space,
-        such as an ``embed`` stage of another run. Tested images are left out of it.
+        ``training`` takes the training images of the run, ``generator`` the generator's own images (its weights file
+        has some). A path names a folder with ``vectors.npy`` and ``ids.json`` in the target's space, such as an
+        ``embed`` stage of another run. Tested images are left out of it.
     """
 
     images: Literal["training", "generator"] | Path = "training"
@@ -58,7 +58,7 @@ class ImageSourceSettings(PriorSettings):
         for name in ("vectors.npy", "ids.json"):
             if not (folder / name).is_file():
                 raise ConfigError(
-                    f"prior.images names {folder}, which has no {name}; name a folder of embeddings, such as "
+                    f"prior.images names {folder}, which has no {name}; give a folder of embeddings, such as "
                     "stages/embed/... of another run, or choose training or generator."
                 )
         return folder
@@ -103,8 +103,8 @@ def read_images(folder: Path, like: Embeddings) -> Embeddings:
     images = read_embeddings(folder)
     if images.space != like.space or images.vectors.shape[1:] != like.vectors.shape[1:]:
         raise ConfigError(
-            f"prior.images names {folder}, whose embeddings are of the space {images.space!r}, and the run predicts "
-            f"{like.space!r}; name embeddings that the same target made."
+            f"prior.images names {folder}, whose embeddings are of the space {images.space!r}, but the "
+            f"run predicts {like.space!r}; give embeddings of the same target."
         )
     return images
 

@@ -1,4 +1,4 @@
-"""Draw a prediction toward the images that look most like it: a prior without parameters.
+"""Move a prediction toward its most similar images: a prior without parameters.
 
 The images that exist, as embeddings, are the prior: Naselaris et al. weighed six million photographs by how well each
 explains a response. Here the mean of the nearest images stands for the manifold of images, and the prediction is moved
@@ -36,8 +36,9 @@ from braindecode_vis.generation.priors.image_source import ImageSourceSettings, 
 from braindecode_vis.generation.priors.scales import turn_rows
 
 UNKNOWN_LIKELIHOOD = (
-    "prior.compare is likelihood, and the brain encoder cannot say how likely an image is; set encoder.kind to "
-    "linear_gaussian (of an average, encoder.for_generator to the number of such a member), or prior.compare to "
+    "prior.compare is likelihood, but the brain encoder cannot compute the likelihood of an image; set "
+    "encoder.kind to linear_gaussian (in an average, set encoder.for_generator to the number of such a "
+    "member), or prior.compare to "
     "direction"
 )
 
@@ -54,11 +55,11 @@ class NeighboursPriorConfig(ImageSourceSettings):
     pull
         How far the direction moves, from 0 (not at all) to 1 (onto the neighbours' mean).
     compare
-        ``direction`` takes the nearest images, each as much as the other; ``likelihood`` the likeliest ones, weighed by
-        their probability given the response, for a brain encoder that can tell it (``linear_gaussian``).
+        ``direction`` takes the nearest images with equal weights; ``likelihood`` takes the most likely images, weighted
+        by their probability given the response, for a brain encoder that computes it (``linear_gaussian``).
     power
-        That probabilities are raised to: below 1 they are less sure, for a model of responses that is surer than it
-        should be, and more images count.
+        Exponent of the probabilities: below 1 it corrects a response model that is too certain, and more images
+        contribute.
     """
 
     kind: Literal["neighbours"] = "neighbours"
@@ -78,7 +79,7 @@ class NeighboursPriorConfig(ImageSourceSettings):
     @model_validator(mode="after")
     def _check_used(self) -> NeighboursPriorConfig:
         if self.compare == "direction":
-            self.refuse_unused("power", because="compare direction takes each neighbour as much as the other")
+            self.refuse_unused("power", because="compare direction weights all neighbours equally")
         return self
 
     def describe_choices(self) -> list[str]:
@@ -144,8 +145,8 @@ class NeighboursPrior(Prior):
         check_same_space(distinct, known)
         if len(known) < self.config.n_neighbours:
             raise ConfigError(
-                f"prior.n_neighbours is {self.config.n_neighbours}, more than the {len(known)} images of prior.images; "
-                "ask for fewer, or name more images."
+                f"prior.n_neighbours is {self.config.n_neighbours}, more than the {len(known)} images of "
+                "prior.images; set fewer neighbours, or give more images."
             )
         if self.config.compare == "likelihood":
             encoder = self.context.encoder

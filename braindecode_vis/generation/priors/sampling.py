@@ -294,4 +294,4 @@ def _draw_stochastic(
         kept = (1 - then - added**2).clamp(min=0).sqrt()
         fresh = torch.randn(rows.shape, generator=generator).to(rows.device)  # equal on a CPU and a GPU
         rows = then.sqrt() * clean + added * fresh + kept * noise
-    raise ValueError(f"{n_steps} step(s) name no call of the network; ask for two or more.")
+    raise ValueError(f"{n_steps} step(s) give no call of the network; set two or more steps.")

@@ -1,1 +1,1 @@
-"""Analyses of finished predictions and reconstructions: what can be read off them, with what certainty."""
+"""Analyses of finished predictions and reconstructions, with intervals and tests."""

@@ -55,7 +55,7 @@ from braindecode_vis.scoring.units import make_labels
 
 
 def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], dict[str, str]]:
-    """Run the named analyses, or those of the configuration; one that cannot work does not stop the others.
+    """Run the named analyses, or those of the configuration; if one is not possible, the others still run.
 
     Parameters
     ----------
@@ -278,15 +278,15 @@ def analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Art
 
     if ranks_features(config.selection) and not roles.complete(Analysis, analysis).uses_encoder:
         raise ConfigError(
-            f"{analysis.kind} uses all features and not the encoder that a choice by reliability or encoding score is "
-            "made for; run it without (--set selection.reliability=null --set selection.encoding=null), or choose by "
+            f"{analysis.kind} uses all features, so a choice by reliability or encoding score does not "
+            "apply; run it without (--set selection.reliability=null --set selection.encoding=null), or choose by "
             "name."
         )
     untested = find_untested(run)
     if untested is not None and roles.complete(Analysis, analysis).needs_pictures:
         raise DataError(
-            f"{analysis.kind} needs test trials that show a picture, and fold {untested} only tests what was imagined; "
-            "use the analysis imagery, or test what was seen too (dataset.test)."
+            f"{analysis.kind} needs test trials that show a picture, but fold {untested} tests only "
+            "imagery; use the analysis imagery, or also test seen images (dataset.test)."
         )
 
     if roles.complete(Analysis, analysis).makes_images and not config.decodes_categories:

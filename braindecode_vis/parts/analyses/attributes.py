@@ -85,7 +85,7 @@ class AttributesConfig(ShortWindows):
         The attributes to decode; empty takes all that vary among training images.
     over
         ``time`` (sliding windows), ``rois`` (regions of interest of fMRI), ``sensors`` (regions of the head) or
-        ``whole``; ``auto`` takes time where trials have it, regions where voxels have them, or else the whole trial.
+        ``whole``; ``auto`` takes time if trials have it, regions if voxels have them, or else the whole trial.
     sets
         Sets of regions of interest; None takes all.
     """
@@ -296,8 +296,8 @@ def find_decodable(
             left_out.append(f"{n_rare} value(s) of {name} that too few training images show")
     if not kept:
         raise DataError(
-            f"no attribute of the table ({', '.join(table.names)}) has two values that training images show; bring a "
-            "table whose attributes vary."
+            f"no attribute of the table ({', '.join(table.names)}) has two values that training images "
+            "show; use a table whose attributes vary."
         )
     table = table.choose(list(kept))
     codes = table.codes_of(ids.tolist(), concepts.tolist())
@@ -501,8 +501,8 @@ def _report(
         "p-values by Holm over all of them.",
     )
     caption = (
-        "Area under the ROC curve of each attribute, the mean over its values, each against the rest (chance 0.5). "
-        "Dots mark what is significant after correction for all attributes."
+        "Area under the ROC curve of each attribute, the mean over its values, each against the rest "
+        "(chance 0.5). Dots mark significant results after correction for all attributes."
     )
     plots = [Plot("attributes", caption, found, draw, (7.4, 1.8 + 0.34 * len(names)))]
     if windows and told:

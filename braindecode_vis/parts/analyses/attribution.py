@@ -1,4 +1,4 @@
-"""What a network looks at, by its gradients: integrated gradients of the similarity to the image that was seen.
+"""Which input a network uses: integrated gradients of the similarity to the seen image.
 
 Owns attribution for trained networks, computed by captum: along the path from an empty trial (zero after the network's
 own scaling) to the real one, how much each sample adds to the cosine with the image's embedding. The length of the
@@ -43,7 +43,7 @@ class IntegratedGradientsConfig(Analysis):
     Parameters
     ----------
     batch_size
-        Points computed together; how it runs, not what it computes.
+        Number of points computed together; it does not change the result.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("captum",)
@@ -167,7 +167,7 @@ def _prepare_goals(study: Study, number: int, encoder: Any, test: Responses) -> 
     import torch
 
     if study.centre == "zscore":
-        raise ConfigError("integrated gradients know retrieval.centre mean and none, not zscore.")
+        raise ConfigError("integrated gradients work with retrieval.centre mean or none, not zscore.")
     bank = study.banks[number]
     known = complete_encoder(encoder)
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])

@@ -1,4 +1,4 @@
-"""Which rhythms carry the information: retrieval with one frequency band kept, or one removed.
+"""Which frequency bands have the information: retrieval with one band kept, or one removed.
 
 Filters run on trials that are already cut: a Butterworth filter of fourth order forward and backward (no phase shift),
 on a trial that is mirrored at both ends. A slow band has only a few cycles in a trial of a second, and mirrored ends
@@ -46,8 +46,8 @@ class FrequencyBandsConfig(RetrievalAnalysis):
     Parameters
     ----------
     bands
-        Name to lower and upper edge in Hz. Bands above half the sampling rate are left out, one that reaches above it
-        is cut there.
+        Name to lower and upper edge in Hz. Bands above half the sampling rate are left out; a band that extends above
+        it is cut there.
     """
 
     kind: Literal["frequency_bands"] = "frequency_bands"

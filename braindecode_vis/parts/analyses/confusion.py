@@ -1,4 +1,4 @@
-"""What is taken for what: confusions between concepts, or between the categories above them.
+"""Confusions between concepts, or between the categories above them.
 
 Owns the table of seen against decoded classes. With an encoder that predicts embeddings, the decoded class is that of
 the most similar test image; with a category decoder, its most probable class. Labels are permuted over images (within
@@ -91,7 +91,9 @@ class ConfusionConfig(Analysis):
             )
         classes = sorted({*decided["seen"], *decided["decoded"]})
         if len(classes) < 2:
-            raise DataError(f"all test trials show the class {classes[0]!r}, so nothing can be confused.")
+            raise DataError(
+                f"all test trials show the class {classes[0]!r}, so there is no confusion to analyse."
+            )
         table, overall = tabulate_confusions(study, decided, classes)
         return self._report(study, table, overall, decided)
 
@@ -132,14 +134,14 @@ class ConfusionConfig(Analysis):
 
         wrong = cells[(cells["seen"] != cells["decoded"]) & (cells["value"] > cells["chance"])]
         text = (
-            f"{overall['value']:.3f} of {overall['n']} test trials are given their own class "
+            f"{overall['value']:.3f} of {overall['n']} test trials are decoded as their own class "
             f"({describe_limits(overall, what='')}, chance {overall['chance']:.3f}, "
             f"{format_p_value(overall['p_value'], in_words=True)})."
         )
         if len(wrong):
             worst = wrong.iloc[int((wrong["value"] - wrong["chance"]).to_numpy(float).argmax())]
             text += (
-                f" The confusion furthest above chance: {worst['seen']} is taken for {worst['decoded']} in "
+                f" The confusion furthest above chance: {worst['seen']} is decoded as {worst['decoded']} in "
                 f"{worst['count']} of {worst['n']} trials ({worst['value']:.1%}, chance {worst['chance']:.1%})."
             )
         caption = "Share of the trials of each seen class (rows) that are decoded as each class (columns)."

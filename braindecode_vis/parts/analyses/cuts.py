@@ -27,7 +27,8 @@ class TimedAnalysis(Analysis):
     Parameters
     ----------
     tmin, tmax
-        The windows lie inside, s; None is the end of the trial. Windows before the onset show whether chance holds.
+        Windows are between these times, in s; None is the end of the trial. Windows before the onset show whether
+        chance holds.
     """
 
     tmin: float | None = None
@@ -40,7 +41,7 @@ class ShortWindows(TimedAnalysis):
     Parameters
     ----------
     width, step
-        Of the windows, s (a choice of ours, for event-related potentials).
+        Width and step of the windows in s (a choice of ours, for event-related potentials).
     """
 
     width: float = Field(default=0.04, gt=0)

@@ -59,14 +59,15 @@ _MOST_MAPS = 8  # of a head over time, and of subjects
 
 
 class EncodingConfig(TimedAnalysis):
-    """Predict responses from images, and map where that works.
+    """Predict responses from images, and make maps of the accuracy.
 
     Parameters
     ----------
     features
-        Image encoders whose spaces are regressed on; several layers are several entries. Empty takes the run's target.
+        Image encoders whose embeddings are the features; list several layers as several entries. Empty takes the run's
+        target.
     model
-        How spaces are put together, and penalties.
+        How several spaces are combined, and the penalties.
     noise_ceiling
         How the ceiling is estimated from repeated test images, as for ``evaluation.noise_ceiling``. None leaves it out.
     width
@@ -74,7 +75,7 @@ class EncodingConfig(TimedAnalysis):
     n_resamples
         Resamples of the images behind the intervals of maps, and shuffles behind their p-values.
     glass
-        Draw volumes in nilearn's glass brain; of use in MNI space only.
+        Draw volumes in nilearn's glass brain; only useful in MNI space.
     """
 
     kind: Literal["encoding"] = "encoding"
@@ -119,7 +120,7 @@ class EncodingConfig(TimedAnalysis):
         if "time" in responses.dims:
             if len(responses.dims) != 3 or responses.dims[2] != "time":
                 raise DataError(
-                    "encoding takes trials of channels, parcels or voxels, with or without times behind, not "
+                    "encoding takes trials of channels, parcels or voxels, with or without times, not "
                     f"{responses.dims}."
                 )
             times = np.asarray(responses.coords["times"], float)
@@ -135,7 +136,7 @@ class EncodingConfig(TimedAnalysis):
     def _fit_subject(
         self, study: Study, who: str, spaces: Mapping[str, Embeddings] | None, windows: Any, advance: Any
     ) -> _Subject | None:
-        """Fit and compare one subject over all folds; None where no fold trains and tests it."""
+        """Fit and compare one subject over all folds; None if no fold trains and tests it."""
         parts, shares = [], []
         n_own = count_own_voxels(study.responses).get(who)
         is_own = (study.responses.trials["subject"].astype(str) == who).to_numpy()
@@ -193,7 +194,7 @@ class EncodingConfig(TimedAnalysis):
     ) -> tuple[ResponseCeiling | None, str]:
         """Return the ceiling of the responses, and in words how it was estimated or why there is none."""
         if self.noise_ceiling is None:
-            return None, "the noise ceiling was not asked for"
+            return None, "the noise ceiling was not requested"
         try:
             if windows is not None and self.noise_ceiling == "published":
                 raise DataError("no map is published for trials with a time axis; choose ncsnr.")
@@ -422,7 +423,7 @@ def list_groups(
     Parameters
     ----------
     responses
-        With what is known of its columns; empty where nothing is.
+        With what is known of its columns; empty if nothing is.
     subject
         Whose voxels.
     windows
@@ -512,8 +513,8 @@ def _plot_times(found: Sequence[_Subject], windows: Sequence[Window]) -> Plot:
         axes.legend(fontsize=7)
 
     caption = (
-        "Mean correlation over channels and subjects; the band holds the middle half of the channels, the dashed line "
-        "is the noise ceiling, the root of their mean share of signal."
+        "Mean correlation over channels and subjects. The band holds the middle half of the channels; "
+        "the dashed line is the noise ceiling, the root of their mean signal share."
     )
     return Plot(
         "times", caption, f"the mean correlation peaks at {centres[peak]:.0f} ms: {mean[peak]:.3f}", draw
@@ -570,12 +571,12 @@ def _plot_spaces(found: Sequence[_Subject], names: list[str]) -> Plot:
         left.invert_yaxis()
         left.set_xlabel("explained variance added")
         right.barh(place, chosen, color="C1")
-        right.set_xlabel("responses where it counts most")
+        right.set_xlabel("responses where it adds most")
 
     best = int(added.argmax())
     caption = (
-        "What each image space adds to the explained variance of test responses (left), and the share of responses in "
-        "whose model it counts most (right); means over responses and subjects."
+        "How much explained variance of test responses each image space adds (left), and the share of "
+        "responses for which it adds most (right); means over responses and subjects."
     )
     return Plot("spaces", caption, f"{names[best]} adds most: {added[best]:.3f}", draw,
                 (7.4, 1.0 + 0.3 * len(names)))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which images fail, and what they are taken for.
+"""Which images are not identified, and which images are chosen instead.
 
 Owns one row per test image: how well it is identified, by which image it is replaced, how often it is named wrongly,
 and how ordinary its target is. Single images rest on few trials, so their intervals are wide; the best and the worst of
@@ -51,7 +51,8 @@ class FailuresConfig(Analysis):
         found = (
             f"{n_bad} of {len(table)} test images are identified worse than chance. The worst is "
             f"{worst['stimulus_id']} ({worst['concept']}): two-way identification {worst['value']:.3f} in {worst['n']} "
-            f"trial(s), taken most often for {worst['taken_for']} ({worst['taken_for_concept']}). Identification and "
+            f"trial(s), most often decoded as {worst['taken_for']} ({worst['taken_for_concept']}). "
+            "Identification and "
             f"typicality of the target correlate at {rho:.2f} (Spearman)."
         )
         shown = _read_thumbnails(study, table.head(self.n_shown))
@@ -67,12 +68,12 @@ class FailuresConfig(Analysis):
             axes.set_ylabel("two-way identification in the embedding")
 
         caption = (
-            f"The {self.n_shown} worst test images (top) and the image each is taken for most often (bottom)."
+            f"The {self.n_shown} worst test images (top) and the image that is decoded most often instead (bottom)."
             if shown
             else "Two-way identification of each test image by the typicality of its target; the dashed line is chance."
         )
         plot = Plot("failures", caption, found, draw)
-        how = "Single images rest on few trials; the extremes of many are partly chance."
+        how = "Each image has only few trials, so the most extreme images are partly extreme by chance."
         return Findings("Failures", f"{found} {how}", table, (plot,))
 
 
@@ -80,7 +81,7 @@ def _tabulate(study: Study, number: int) -> pd.DataFrame:
     test = study.pick(study.folds[number].test, "test")
     _, gallery, retrieval = rank_trials(study, number, test, study.trained(number))
     if retrieval.gallery_size < 2:
-        raise DataError("a gallery of one image knows no failures.")
+        raise DataError("a gallery of one image has no failures.")
     values = compute_k_way_hits(retrieval, 2)
     first = retrieval.gallery_ids[retrieval.top_indices[:, 0]].astype(str)
     ids = test.stimulus_ids.astype(str)
@@ -114,7 +115,7 @@ def _tabulate(study: Study, number: int) -> pd.DataFrame:
 
 
 def _read_thumbnails(study: Study, rows: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the images of each pair, or nothing if images are not at hand."""
+    """Return the images of each pair, or nothing if images are not available."""
     try:
         return [
             (_shrink(study.stimuli.read_image(a)), _shrink(study.stimuli.read_image(b)))

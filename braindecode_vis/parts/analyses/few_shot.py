@@ -1,4 +1,4 @@
-"""A new subject: accuracy against minutes (and trials) of its data, for several ways to make use of other subjects.
+"""Accuracy for a new subject against minutes (and trials) of its data, for several ways to use other subjects.
 
 Owns the few-shot curves. Each subject of the test stands for a new one in turn: some of its training trials are drawn,
 and its test trials are decoded by an encoder that saw these alone, or these beside all training trials of the others.
@@ -60,18 +60,19 @@ class FewShotConfig(Analysis):
     metric
         ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     methods
-        ``scratch``: the encoder learns from the new subject's trials alone. ``anatomical``: from those of all subjects
-        together, in features that everybody has in the same place (parcels, sensors); with 0 trials that is zero-shot.
+        ``scratch``: the encoder is trained on the new subject's trials alone. ``anatomical``: on those of all subjects
+        together, in features that correspond between subjects (parcels, sensors); with 0 trials this is zero-shot.
         ``procrustes``, ``hyperalignment``, ``shared_response``, ``functional_pca``: from those of all subjects in a
-        common space (see `SubjectAlignment`). ``fine_tuned``: an encoder of the others, as the run sets it up, goes on
-        learning from the new subject's trials: its own layer alone where the network has one for each subject
-        (MindEye2's shared_space), else all weights. What an encoder or the data do not allow is left out and named.
+        common space (see `SubjectAlignment`). ``fine_tuned``: an encoder of the others, with the settings of the run,
+        is trained further on the new subject's trials: only its own layer if the network has one for each subject
+        (MindEye2's shared_space), else all weights. Methods that an encoder or the data do not allow are left out and
+        named.
     numbers
-        Numbers of trials of the new subject; empty takes 0, a sixteenth, a quarter and all. Numbers above what every
-        subject has are left out; 0 is for ``anatomical`` alone.
+        Numbers of trials of the new subject; empty takes 0, a sixteenth, a quarter and all. Numbers that some subject
+        does not have are left out; 0 is only for ``anatomical``.
     trial_seconds
-        Seconds of recording per trial. None takes them from the column `onset` of the trial table, breaks within a run
-        included; without one there are no minutes.
+        Seconds of recording per trial. None takes them from the column `onset` of the trial table, including breaks
+        within a run; without this column there are no minutes.
     """
 
     kind: Literal["few_shot"] = "few_shot"
@@ -99,8 +100,8 @@ class FewShotConfig(Analysis):
         check_retrieval(study, self.kind)
         if study.choose(0, None) is not None:
             raise ConfigError(
-                "few_shot fits on parts of the training trials, and selection.reliability and selection.encoding "
-                "choose by all of them; run it without (--set selection.reliability=null --set "
+                "few_shot fits on parts of the training trials, but selection.reliability and "
+                "selection.encoding use all of them; run it without (--set selection.reliability=null --set "
                 "selection.encoding=null)."
             )
         newcomers = list(_list_newcomers(study))
@@ -120,7 +121,7 @@ class FewShotConfig(Analysis):
         ]
         if not conditions:
             raise ConfigError(
-                "few_shot.numbers is 0 alone, which is for the method anatomical; add it, or other numbers."
+                "few_shot.numbers has only 0, which needs the method anatomical; add this method, or other numbers."
             )
         seconds = self.trial_seconds or find_trial_seconds(study.responses.trials)
         meter, measured = Meter(study, self.metric), dict[tuple[str, int], Measured]()
@@ -137,7 +138,7 @@ class FewShotConfig(Analysis):
                 advance(1)
         if not measured:
             raise DataError(
-                f"no way of decoding a new subject fits this run: {next(iter(left_out.values()))}"
+                f"no method for a new subject works with this run: {next(iter(left_out.values()))}"
             )
         rows = [
             {
@@ -196,8 +197,8 @@ class FewShotConfig(Analysis):
         """Return an encoder for one new subject, of whom `own` are the trials that it gives."""
         if method == "anatomical" and count_own_voxels(study.responses):
             raise DataError(
-                "every subject has voxels of its own, so that no feature has the same place in everybody; average over "
-                "the regions of an atlas (dataset.atlas)."
+                "every subject has different voxels, so features do not correspond between subjects; "
+                "average over the regions of an atlas (dataset.atlas)."
             )
         encoder = study.build(one.fold)
         bank = study.banks[one.fold]
@@ -238,8 +239,9 @@ class FewShotConfig(Analysis):
         has_minutes = bool(table["minutes"].notna().all())
         least, most = table.loc[table["trials"] > 0, "trials"].min(), table["trials"].max()
         sentences = [
-            f"Each of {len(subjects)} subjects stood for a new one: an encoder learnt from some of its training "
-            "trials, drawn at random, alone or beside those of the others, and decoded its test trials."
+            f"Each of {len(subjects)} subjects was treated as a new one: an encoder was trained on some "
+            "of its training trials, drawn at random, alone or together with those of the others, and "
+            "decoded its test trials."
         ]
         for n in dict.fromkeys([0, least, most]):
             part = table[table["trials"] == n]
@@ -252,8 +254,8 @@ class FewShotConfig(Analysis):
                 )
         sentences += [f"Left out: {what}: {why}" for what, why in left_out.items()]
         sentences.append(
-            "The best of several ways is chosen on the test trials (p by Holm over them); take the method from another "
-            "data set."
+            "The best of several methods is chosen on the test trials (p by Holm over them); to use a "
+            "method elsewhere, choose it on other data."
         )
         found = " ".join(sentences)
         x = "minutes" if has_minutes else "trials"
@@ -288,8 +290,8 @@ class FewShotConfig(Analysis):
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize="small")
 
         caption = (
-            f"{self.metric} of a new subject by how much of its data the encoder has seen, mean over subjects and "
-            "draws, with 95 % intervals. Dotted: no trial of the subject. Dashed: chance."
+            f"{self.metric} of a new subject against the amount of its training data, mean over subjects "
+            "and draws, with 95 % intervals. Dotted: no trial of the subject. Dashed: chance."
         )
         scores = tuple(
             Score(
@@ -352,8 +354,9 @@ def _check_pretraining(study: Study, newcomers: Sequence[Newcomer]) -> None:
     seen = sorted({o.subject for o in newcomers if np.isin(o.own, study.folds[o.fold].train).any()})
     if seen and any(words in study.protocol for words in (ON_TRAINING_TRIALS, ON_GUIDED_TRIALS)):
         raise ConfigError(
-            f"few_shot makes new subjects of {', '.join(seen)}, and this run pretrains its encoder on their training "
-            "trials; take split.kind leave_one_subject_out without own_trials, or a corpus (pretrain.corpus)."
+            f"few_shot treats {', '.join(seen)} as new subjects, but this run pretrains its encoder on "
+            "their training trials; use split.kind leave_one_subject_out without own_trials, or a corpus "
+            "(pretrain.corpus)."
         )
 
 
@@ -396,8 +399,8 @@ def adapt(encoder: Any, trials: Responses, targets: Any) -> Any:
     ability = encoder.adaptation
     if ability is None:
         raise ConfigError(
-            f"{find_class(encoder).__name__} cannot be adapted to a few trials (its property adaptation); "
-            "ridge and networks can."
+            f"{find_class(encoder).__name__} cannot be adapted to a few trials (it has no property "
+            "adaptation); ridge and networks can."
         )
     if ability.adapt_subject is not None:
         try:

@@ -45,7 +45,7 @@ class TimeGeneralizationConfig(TimedAnalysis):
     metric
         ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     width, step
-        Of the windows, s (a choice of ours).
+        Width and step of the windows in s (a choice of ours).
     """
 
     kind: Literal["time_generalization"] = "time_generalization"

@@ -52,7 +52,7 @@ class HubnessConfig(Analysis):
             test = study.pick(fold.test, "test")
             queries, gallery, _ = rank_trials(study, number, test, study.trained(number))
             if len(gallery) < 4:
-                raise DataError("the geometry of a gallery of fewer than four images says nothing.")
+                raise DataError("the geometry analysis needs a gallery of at least four images.")
             concepts = study.stimuli.concepts_of(gallery.ids).astype(str)
             found = measure_geometry(queries, gallery, concepts, self.k)
             perfect = measure_geometry(gallery.select(list(queries.ids)), gallery, concepts, self.k)
@@ -144,8 +144,9 @@ class HubnessConfig(Analysis):
             f"{say('other_cosine')}."
         )
         caption = (
-            f"Left: how often each image is among the {self.k} nearest of a prediction (first fold). Right: means over "
-            "folds with 95 % intervals; diamonds are what the targets would give in the place of the predictions."
+            f"Left: how often each image is among the {self.k} nearest of a prediction (first fold). "
+            "Right: means over folds with 95 % intervals; diamonds are the values for the targets "
+            "instead of the predictions."
         )
         return Findings("Geometry of the predictions", found, table, (Plot("hubness", caption, found, draw),))
 
@@ -373,7 +374,7 @@ def compute_concept_similarity(
             total += [values.size, values.sum(), (values**2).sum()]
     (n, summed, squares), (n_within, total_within, _) = (part.tolist() for part in sums)
     if n == 0:
-        raise DataError("all images show one concept, so nothing lies between concepts.")
+        raise DataError("all images show one concept, so concepts cannot be compared.")
     between = summed / n
     deviation = float(np.sqrt(max(squares / n - between**2, 0.0)))
     within = float(total_within / n_within) if n_within else None

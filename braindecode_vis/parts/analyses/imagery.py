@@ -1,4 +1,4 @@
-"""Imagery: encoders that learnt from what was seen, tested on what was imagined.
+"""Imagery: encoders that were trained on seen images, tested on imagined ones.
 
 Owns identification of imagined (and, beside it, seen) stimuli within a task and a set of stimuli, with a permutation of
 the stimulus labels as WAVE reports. No imagery trial is trained on; where a split trains on some of the task, its
@@ -74,21 +74,21 @@ class ImageryConfig(Analysis):
     metrics
         ``two_way`` (pairwise identification), ``top<k>`` and ``<k>_way``; those that need more stimuli are left out.
     candidates
-        What predictions are compared with: the ``pictures`` of the stimuli; ``text``, the mean vector of their captions
+        Candidates for the comparison: the ``pictures`` of the stimuli; ``text``, the mean vector of their captions
         (or names) by the text side of the target's CLIP network, after the mean of the texts of training images is
         taken off (of the candidates, where no training image has words); ``words``, where a ridge regression from the
-        words of training captions to the embeddings of their images takes the place of a text side, for targets
-        without one; or ``captions``, where the caption of the training image nearest to the prediction meets those of
-        the stimuli in a sentence encoder.
+        words of training captions to the embeddings of their images replaces a text encoder, for targets without one;
+        or ``captions``, where the caption of the training image nearest to the prediction is compared with those of the
+        stimuli by a sentence encoder.
     bank
         CSV file with the columns ``id`` and ``caption``, of the stimuli, and of training images (``words`` and
         ``captions`` need some).
     sentence_encoder
         ``minilm`` (the extra ``text``), or the folder of another sentence encoder, for ``captions``.
     own_mean
-        Take off predictions their own mean over the stimuli that are compared, and off candidates theirs, in place of
-        what ``retrieval.centre`` takes off. Imagined responses are weaker than seen ones, which shifts all predictions
-        alike. It takes all trials of the task to know the mean, which is transductive; the rows say so.
+        Subtract from predictions their own mean over the compared stimuli, and from candidates theirs, instead of the
+        mean of ``retrieval.centre``. Imagined responses are weaker than seen ones, which shifts all predictions in the
+        same way. The mean needs all trials of the task, which is transductive; the rows say so.
     images
         How many stimuli of the task are reconstructed by the run's prior and generator, for a figure.
     """
@@ -300,8 +300,9 @@ class ImageryConfig(Analysis):
                 axes[0, column].set_title(_shorten(name), fontsize=6)
 
         caption = (
-            f"Imagined stimuli (first {len(ids)} of the task {self.task!r}) above what the run's prior and generator "
-            "make of the mean of their trials; no picture stands where none was shown."
+            f"Imagined stimuli (first {len(ids)} of the task {self.task!r}) above the image that the "
+            "run's prior and generator make from the mean of their trials; stimuli without a picture "
+            "have no image above."
         )
         alt = f"Reconstructions of {len(ids)} imagined stimuli below their pictures."
         return (Plot("imagined_images", caption, alt, draw, (1.1 * max(4, len(ids)), 2.6)),)
@@ -338,8 +339,9 @@ class ImageryConfig(Analysis):
             "captions": ", by the caption of the nearest training image in a sentence encoder",
         }[self.candidates]  # fmt: skip
         how = (
-            f"Encoders that saw no trial of the task {self.task!r} in training identified imagined stimuli among their "
-            f"set{among}; p-values permute the stimulus labels {study.n_permutations} times, uncorrected for the "
+            f"Encoders trained without trials of the task {self.task!r} identified imagined stimuli "
+            f"among their set{among}; p-values permute the stimulus labels {study.n_permutations} times, "
+            "uncorrected for the "
             "number of sets."
         )
         if self.own_mean:
@@ -456,8 +458,9 @@ def name_stimuli(study: Study, ids: list[str], bank: Mapping[str, Sequence[str]]
             texts[name] = [_word(str(concept))]
         else:
             raise DataError(
-                f"the imagined stimulus {name!r} has no words: the bank has no caption of it, and its concept is its "
-                "id; name captions of the stimuli with imagery.bank (CSV with the columns id and caption)."
+                f"the imagined stimulus {name!r} has no words: the bank has no caption of it, and its "
+                "concept is its id; give captions of the stimuli with imagery.bank (CSV with the columns "
+                "id and caption)."
             )
     return texts
 
@@ -518,7 +521,7 @@ def predict_text(
     """
     if study.embed_texts is None:
         raise DataError(
-            "candidates are texts, but the target has no text side; use a target of kind openclip, or candidates "
+            "candidates are texts, but the target has no text encoder; use a target of kind openclip, or candidates "
             "captions."
         )
     encoder, bank = complete_encoder(study.trained(number)), study.banks[number]

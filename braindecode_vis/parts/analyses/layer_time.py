@@ -1,4 +1,4 @@
-"""Which layer of a vision network matches the brain when: a map of layers by windows of time.
+"""At which times each layer of a vision network matches the brain: a map of layers by windows of time.
 
 Owns two measures. ``ridge`` decodes each layer from each window and asks for two-way identification in that layer's
 space; ``rdm`` correlates dissimilarities of test images in the window and in the layer, and fits nothing. Layers are
@@ -52,7 +52,7 @@ class LayerTimeConfig(TimedAnalysis):
     ----------
     layers
         Image encoders, in order of depth; each is a layer (`layer` of openclip, timm, torchvision and transformers).
-        The default sets Gabor energy and oriented gradients against the last features of the packaged network.
+        The default compares Gabor energy and oriented gradients with the last features of the packaged network.
     measure
         ``ridge`` or ``rdm``.
     width, step

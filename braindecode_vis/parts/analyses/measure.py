@@ -107,7 +107,7 @@ class Measured:
     observed
         Mean that the null is compared with.
     null : array of shape (n_permutations,) or None
-        Means under permuted images, after folds wider by sqrt 2; None where they were not asked for or the gallery is
+        Means under permuted images, after folds wider by sqrt 2; None if they were not asked for or the gallery is
         too large.
     left_out : array of shape (n_images,) or None
         Identification without each image in turn, as query and as distractor; None for hits, several subjects, and
@@ -436,7 +436,7 @@ def refit(
                 kept = f", of which {n_kept} are kept from an earlier call" if n_kept else ""
                 study.tell(
                     f"{what}: {len(names)} fits{kept}; {'the others' if n_kept else 'they'} take about "
-                    f"{_describe_time(n_left * seconds)}, at {_describe_time(seconds)} each; what is finished is kept "
+                    f"{_describe_time(n_left * seconds)}, at {_describe_time(seconds)} each; finished work is kept "
                     "if they are stopped"
                 )
             advance = stack.enter_context(study.progress(what, n_left))
@@ -486,7 +486,7 @@ def measure_once(
     *,
     permute: bool = True,
 ) -> list[FoldValues] | None:
-    """Fit and measure every test, unless an earlier process has; None where another process is at it.
+    """Fit and measure every test, unless an earlier process has; None if another process is at it.
 
     Parameters
     ----------

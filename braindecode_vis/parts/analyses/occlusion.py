@@ -1,4 +1,4 @@
-"""What the encoder of the run looks at, by hiding it: channels, parcels or windows of time of test trials.
+"""Which input the encoder of the run uses, by hiding parts: channels, parcels or time windows of test trials.
 
 Owns occlusion, which works with any encoder and fits nothing: one part of the test trials is replaced by its mean over
 training trials, and the loss of the score is the part's importance. Redundant parts can be hidden one at a time without
@@ -58,7 +58,7 @@ class OcclusionConfig(Analysis):
     over
         ``columns`` (channels, parcels or blocks of voxels) and ``time`` (windows).
     width
-        Of the windows that are hidden, s (a choice of ours).
+        Width of the hidden windows in s (a choice of ours).
     """
 
     kind: Literal["occlusion"] = "occlusion"
@@ -110,7 +110,7 @@ class OcclusionConfig(Analysis):
                 samples = np.arange(window.first, window.last)
                 parts.append(("time", f"{window.start:.4f}", _make_index(axis, samples)))
         if not parts:
-            raise ConfigError("there is nothing to hide: trials have no time axis; set over to columns.")
+            raise ConfigError("trials have no time axis that could be hidden; set over to columns.")
         return parts
 
     def _report(self, study: Study, table: pd.DataFrame, whole: Measured) -> Findings:

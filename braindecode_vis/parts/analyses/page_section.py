@@ -1,4 +1,4 @@
-"""What the analyses of a run add to its report: a section each, with its figures, files and table."""
+"""The sections of the analyses in the report of a run, each with figures, files and a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where and when the brain follows what is decoded: activation patterns of an encoder, in sensor or voxel space.
+"""Activation patterns of an encoder, in sensor or voxel space: where and when the brain follows the decoded signal.
 
 Owns Haufe's transform in the form that needs no weights: the covariance of the data with the decoded signal, here the
 leading components of the predicted embeddings of test trials, each scaled to unit variance. For a linear encoder this
@@ -46,7 +46,7 @@ class SpatialPatternsConfig(TimedAnalysis):
     n_components
         Leading components of the predicted embeddings.
     width
-        Of the windows over which a time course is averaged, s (a choice of ours).
+        Width of the windows over which a time course is averaged, in s (a choice of ours).
     """
 
     kind: Literal["spatial_patterns"] = "spatial_patterns"
@@ -121,7 +121,7 @@ def _whiten(values: np.ndarray) -> np.ndarray:
     level, vectors = np.linalg.eigh(covariance)  # ascending, so the first is the weakest component
     if level[0] <= 1e-12 * level[-1] or level[-1] == 0:
         raise DataError(
-            f"the predictions have fewer than {values.shape[1]} components; ask for fewer with n_components."
+            f"the predictions have fewer than {values.shape[1]} components; set n_components lower."
         )
     return values @ (vectors / np.sqrt(level)) @ vectors.T
 
@@ -249,7 +249,7 @@ def _report(
         else f" from {best['start'] * 1000:z.0f} to {best['stop'] * 1000:z.0f} ms"
     )
     found = (
-        f"The decoded signal goes most with {study.responses.dims[1]} {best['column']}{when}: "
+        f"The decoded signal is most strongly related to {study.responses.dims[1]} {best['column']}{when}: "
         f"{best['value']:.3g} {study.responses.unit} per standard deviation ({_describe_limits(best)}, "
         f"{format_p_value(best['p_value'], in_words=True)} corrected for all cells)."
     )

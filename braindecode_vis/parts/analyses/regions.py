@@ -58,8 +58,8 @@ class PartsAnalysis(RetrievalAnalysis, CutAnalysis):
     Parameters
     ----------
     n_random
-        Relabellings of all columns, each of which is scored like the parts: two fits per part and relabelling. The
-        smallest p is 1 / (n_random + 1); 0 draws none.
+        Number of random relabellings of all columns, each scored like the parts: two fits per part and relabelling. The
+        smallest p is 1 / (n_random + 1); 0 makes none.
     """
 
     n_random: int = Field(default=200, ge=0)
@@ -227,7 +227,9 @@ def ablate(
     sizes = {WHOLE: _count(every)}
     for name, features in groups.items():
         if _count(_invert(features, every)) == 0:
-            raise DataError(f"the group {name} holds every {noun}, so nothing can be compared with it.")
+            raise DataError(
+                f"the group {name} holds every {noun}, so it cannot be compared with other groups."
+            )
         for mode in MODES:
             sizes[mode, name, 0] = _count(features if mode == "only" else _invert(features, every))
             for draw in range(n_random + 1):
@@ -365,11 +367,12 @@ def _report(table: pd.DataFrame, metric: str, kind: str, title: str, noun: str, 
             f"{best['random']:.3f} on average; {best['group']} alone: "
             f"{format_p_value(best['p_random'], in_words=True)}, all but {worst['group']}: "
             f"{format_p_value(worst['p_random'], in_words=True)}, corrected for all {len(only)} groups, alone and left "
-            f"out. Relabelled groups are scattered. Where neighbouring {noun}s respond alike, such draws are no null "
-            f"for groups of neighbours: in simulated smooth maps without any effect, {low:g} to {high:g} had a group "
-            "with p <= 0.05. So a small p may mean that its parts lie together, and not that this group is special."
+            f"out. Relabelled groups are scattered. If neighbouring {noun}s respond similarly, such draws are "
+            "not a valid null distribution for groups of neighbours: in simulated smooth maps without any effect, "
+            f"{low:g} to {high:g} had a group with p <= 0.05. So a small p may only mean that the parts of a group "
+            "are neighbours."
         )
-    how = f"An encoder was fitted and tested on each group of {noun}s alone and on all but each group."
+    how = f"An encoder was fitted and tested on each group of {noun}s alone, and on all {noun}s without each group."
     caption = (
         f"Score from one group of {noun}s alone (left) and from all but one (right), 95 % intervals; number of {noun}s "
         "in brackets. Diamonds: mean of relabelled groups of the same size, with the range of 95 % of them."

@@ -1,4 +1,4 @@
-"""How many repetitions it takes: retrieval against the number of averaged test trials.
+"""How many repetitions are needed: retrieval against the number of averaged test trials.
 
 Owns the curve for the encoder of the run, which stays as it was trained. For each number, repetitions of every test
 image are drawn without replacement and averaged, several times.
@@ -37,7 +37,7 @@ class RepetitionsConfig(RetrievalAnalysis):
     Parameters
     ----------
     numbers
-        Numbers of repetitions; empty takes 1, 2, 4, 8... and all. Numbers above what every image has are left out.
+        Numbers of repetitions; empty takes 1, 2, 4, 8... and all. Numbers that some image does not have are left out.
     """
 
     kind: Literal["repetitions"] = "repetitions"
@@ -54,7 +54,8 @@ class RepetitionsConfig(RetrievalAnalysis):
         most = min(sizes)
         if most < 2:
             raise DataError(
-                "some test image was shown once, so that repetitions cannot be averaged; choose a split or subjects "
+                "some test images were shown only once, so repetitions cannot be averaged; choose a "
+                "split or subjects "
                 "whose test images were all repeated."
             )
         powers = [2**p for p in range(most.bit_length())]

@@ -1,4 +1,5 @@
-"""Representational similarity: whether images that are alike in a layer, or in another brain, are alike in the brain.
+"""Representational similarity: whether images that are similar in a layer, or in another brain, are similar in the
+brain.
 
 Owns the analysis of subjects with each other, with image spaces and with another recording of the same images,
 dissimilarity matrices, the comparison of several layers with the brain, and the noise ceiling over subjects. It
@@ -60,7 +61,7 @@ class RsaConfig(Analysis):
     trials
         ``test`` trials, or ``all``.
     layers
-        Image encoders beside the spaces of the run.
+        Image encoders in addition to the spaces of the run.
     other
         Folder of another run, or of its responses: the same images (by id) in other subjects or another modality.
     width, step
@@ -200,7 +201,7 @@ def _say(row: pd.Series) -> str:
     when = "" if pd.isna(row["start"]) else f" at {(row['start'] + row['stop']) * 500:.0f} ms"
     return (
         f"{row['first']} and {row['second']}{when}, {row['value']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f}, "
-        f"{format_p_value(row['p_maximum'], in_words=True)}, corrected for all that were compared)"
+        f"{format_p_value(row['p_maximum'], in_words=True)}, corrected for all comparisons)"
     )
 
 
@@ -262,7 +263,7 @@ def find_responses(folder: Path) -> Path:
     found = sorted(p.parent for p in place.rglob("responses/meta.json") if (p.parent / "data.npy").is_file())
     if len(found) != 1:
         raise DataError(
-            f"{place} holds {len(found)} folders of responses; name the one to compare with, a folder with data.npy "
+            f"{place} holds {len(found)} folders of responses; give the one to compare with, a folder with data.npy "
             "and meta.json."
         )
     return found[0]
@@ -299,7 +300,7 @@ def collect_layers(study: Study, layers: Sequence[Any], with_targets: bool) -> d
         for name, bank in study.spaces.items():
             banks.setdefault(name, bank)
     if not banks:
-        raise DataError("there is no layer to compare; name image encoders in layers.")
+        raise DataError("there is no layer to compare; list image encoders in layers.")
     return banks
 
 

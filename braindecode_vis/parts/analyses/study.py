@@ -1,4 +1,4 @@
-"""What an analysis works on, and what it gives back.
+"""The input and the results of an analysis.
 
 An analysis is an ``XConfig`` with ``kind`` and ``compute(study) -> Findings``. It asks the study for trials and for
 encoders fitted on changed trials (a time window, a set of channels), and never opens a file. The pipeline builds the
@@ -153,7 +153,7 @@ class Study:
         Rows of the test trials of each fold that imagine something without a picture, and are in no fold.
     choose
         ``choose(fold_number, change)`` returns the features that the run's setting chooses by the changed training
-        trials of a fold, or None where all are kept.
+        trials of a fold, or None if all are kept.
     pools_volumes
         Whether a category decoder decides all volumes of a trial together, so that they are one decision.
     spaces
@@ -161,13 +161,13 @@ class Study:
     unit
         What intervals resample, in one word, as in the scores of the run.
     label
-        ``label(trials)`` returns which of them each test trial belongs to; None where they are images.
+        ``label(trials)`` returns which of them each test trial belongs to; None if they are images.
     progress
         ``progress(description, total)`` returns a context whose value is called with steps done.
     kept
         What was measured of refits, while an analysis is not finished.
     fit_seconds
-        How long training took the run for one fold; None where that is not known.
+        How long training took the run for one fold; None if that is not known.
     tell
         Says a sentence to the user.
     embed_texts
@@ -251,8 +251,8 @@ def rank_trials(
     known = complete_encoder(encoder)
     if known.has_subject_galleries and test.trials["subject"].nunique() > 1:
         raise ConfigError(
-            "analyses rank all subjects in one gallery, but encoder.fusion.weights per_subject gives each its own; "
-            "use global weights, or one subject."
+            "analyses rank all subjects in one gallery, but encoder.fusion.weights per_subject gives "
+            "each subject a different one; use global weights, or one subject."
         )
     # The centre is that of training images, so that no test image moves another one.
     centre = fit_centre(known.map_targets(bank.select(trained_on)), study.centre)
@@ -368,6 +368,7 @@ def show_chosen(encoder: Any, test: Responses) -> tuple[Any, Responses, np.ndarr
         return encoder, test, None
     if "" not in encoder.choice.keep:
         raise DataError(
-            "subjects have voxels of their own, so chosen voxels of one are not those of another; analyse one subject."
+            "subjects have different voxels, so chosen voxels do not correspond between subjects; "
+            "analyse one subject."
         )
     return encoder.encoder, encoder.choice.apply(test), encoder.choice.keep[""]

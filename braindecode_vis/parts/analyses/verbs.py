@@ -1,4 +1,4 @@
-"""The verbs that ask more of one run: its analyses, and the encoding direction from images to responses."""
+"""The verbs ``analyze`` and ``encode``: analyses of one run, and the encoding direction from images to responses."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def analyze(
         list[str] | None,
         typer.Option(
             "--analysis",
-            help="Kind of analysis; those of the configuration by default. Repeatable.",
+            help="Kind of analysis; by default those of the configuration. Repeatable.",
             autocompletion=complete_analyses,
         ),
     ] = None,
     list_kinds: Annotated[
-        bool, typer.Option("--list", help="List the analyses, with what each asks, and stop.")
+        bool, typer.Option("--list", help="List the analyses with a description, and make none.")
     ] = False,
     worker: Worker = None,
     n_workers: Workers = None,
@@ -55,7 +55,7 @@ def analyze(
 
     if list_kinds:
         if where.source is not None or analyses:
-            raise ConfigError("--list names the analyses that there are; leave the rest out.")
+            raise ConfigError("--list only lists the known analyses; leave the other options out.")
         from braindecode_vis.cli.discover import print_explanation
         from braindecode_vis.config.explain import explain
 
@@ -74,8 +74,9 @@ def analyze(
     if worker is not None and n_workers is not None:
         if n_left := analyze_share(run, analyses or (), worker, n_workers):
             run.tell(
-                f"worker {worker} of {n_workers} has made its share, and {n_left} analyses are left to the other "
-                "workers; analyze without --worker makes what is missing in the end",
+                f"worker {worker} of {n_workers} has finished its share, and {n_left} analyses are left "
+                "for the other "
+                "workers; at the end, run analyze without --worker to make the missing ones",
                 "analyze:",
             )
         finish(run, as_json)
@@ -131,8 +132,9 @@ def encode(
         str | None,
         typer.Option(
             "--synthesise",
-            help="Write the expected response to each of these images, which were not shown to a subject: a folder, "
-            "tars, tables, phantom:N, a bank of embeddings, or unseen for those of the data set.",
+            help="Write the expected response to each of these images, which were not shown: a folder, "
+            "tars, tables, phantom:N, a bank of embeddings, or unseen for images of the data set "
+            "that were not shown.",
         ),
     ] = None,
     to: Annotated[
@@ -161,9 +163,9 @@ def encode(
 
     given = {"--to": to, "--noise": noise, "--fold": fold}
     if images is None and (needless := [name for name, value in given.items() if value is not None]):
-        raise ConfigError(f"{needless[0]} is for --synthesise; leave it out, or name images.")
+        raise ConfigError(f"{needless[0]} applies only with --synthesise; leave it out, or give images.")
     if images is not None and to is None:
-        raise ConfigError("--synthesise needs a folder to write to; name one with --to.")
+        raise ConfigError("--synthesise needs an output folder; give one with --to.")
     run = where.open()
     console = make_console(stderr=False)
     if images is not None and to is not None:
@@ -203,5 +205,5 @@ def encode(
     figures = sorted(path for path in found["path"].glob("*.light.svg"))
     for path in [found["path"] / "table.csv", *figures, *found["files"]]:
         console.print(f"  file: {path}", markup=False)
-    page_words = "none, since the run was not evaluated: run makes it" if page is None else str(page)
+    page_words = "none, since the run was not evaluated; the verb run makes it" if page is None else str(page)
     console.print(f"report: {page_words}\nrun folder: {run.folder.path}", markup=False)

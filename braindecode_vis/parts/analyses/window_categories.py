@@ -1,4 +1,4 @@
-"""When a category can be told: shrinkage LDA in short windows, for data that say which class was seen, not which image.
+"""When a category can be decoded: shrinkage LDA in short windows, for data with classes instead of images.
 
 Owns the area under the ROC curve of each window, the mean over held-out runs (each has a decoder of its own, whose
 scores need not share a scale). The null permutes the labels of the held-out trials within each run, the same for all

@@ -1,4 +1,4 @@
-"""Images against time: what the run's generator makes of a window that slides or grows, and what it has of the image.
+"""Images against time: reconstructions from a window that slides or grows, and their similarity to the seen image.
 
 In every window the encoder of the run is fitted anew, and those of its branches, while prior, generator and rescaling
 stay those of whole trials; all windows of a trial share their noise, so that a strip shows what the brain adds. Images

@@ -37,11 +37,11 @@ class GrowingWindowConfig(RetrievalAnalysis, CutAnalysis):
     Parameters
     ----------
     start
-        Where all windows begin, s.
+        Start of all windows, in s.
     step
-        By how much they grow, s (a choice of ours).
+        By how much each window is longer than the one before, in s (a choice of ours).
     tmax
-        Where the last one ends at the latest, s; None is the end of the trial.
+        Latest end of the last window, in s; None is the end of the trial.
     """
 
     kind: Literal["growing_window"] = "growing_window"

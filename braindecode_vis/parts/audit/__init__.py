@@ -1,1 +1,1 @@
-"""Proofs over a finished run, made from its files and by recomputing."""
+"""Checks of a finished run, from its files and by recomputing."""

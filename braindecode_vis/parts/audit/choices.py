@@ -1,4 +1,4 @@
-"""Judges the choices of networks: the epoch whose weights are kept, and the training itself.
+"""Checks the choices of networks: the epoch whose weights are kept, and the training itself.
 
 The weights in the run score the held-out trials once more, which must give the number of the epoch that the rule of
 selection takes. With ``--refit`` short trainings are made again. What inner folds chose is fitted again with the
@@ -62,7 +62,7 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         held = {str(name) for name in responses.stimulus_ids[rows[1]]}
         n += 1
         if other := held ^ set(map(str, content["held_out"])):
-            text = f"other images were held out than the seed draws, first {list_first(other)}."
+            text = f"the held-out images differ from those that the seed gives, first {list_first(other)}."
             findings.append(AuditFinding("validation", "leak", text, where))
             continue
         progress = (chosen + 1) / int(record.encoder["epochs"])
@@ -72,7 +72,7 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     if not n:
         return []
     run.state("choice", "recomputed", "validation scores of networks")
-    text = "the weights of networks give the validation score of the epoch that was chosen."
+    text = "the weights of networks give the validation score of the chosen epoch."
     return findings or [AuditFinding("validation", "ok", text)]
 
 
@@ -146,15 +146,13 @@ def check_choice(run: AuditedRun, again: RecomputedRun, record: Record, folder: 
             return [AuditFinding("choices", "leak", text, where)]
     if stored["chosen"] != made["chosen"]:
         if not is_trained:
-            text = (
-                "tampered: the encoder in use is not the one that inner folds of the training trials choose."
-            )
+            text = "tampered: the encoder in use is not the one that the inner folds of the training trials choose."
             return [AuditFinding("choices", "leak", text, where)]
         run.state(
             "choice",
             "by record",
             "encoder, by inner folds",
-            "networks of another machine are a little better or worse",
+            "scores of networks differ slightly between machines",
         )
         return []
     run.state("choice", "recomputed", "encoder, by inner folds")
@@ -186,7 +184,7 @@ def check_networks(
     took = sum(float(record.content.get("seconds", np.inf)) for record in records)
     reason = "" if run.thorough else "trained again with --refit"
     if run.thorough and took > LONGEST_TRAINING:
-        reason = f"they were trained for {took / 60:.0f} minutes, which is not done again"
+        reason = f"they were trained for {took / 60:.0f} minutes, too long to repeat"
     if reason:
         run.state("fit", "by record", f"{words}weights", reason)
         if any((record.path / CHOICE).is_file() for record in records):
@@ -209,7 +207,9 @@ def check_networks(
         if text:
             findings.append(AuditFinding("refit", "leak", text, f"{words}{name_fold(number)}"))
         else:
-            reason = "other weights than here, as another machine makes them; they know the test no better"
+            reason = (
+                "the weights differ, as on another machine; they contain no more information about the test"
+            )
             run.state("fit", "by record", f"{words}weights", reason)
     return findings
 
@@ -244,7 +244,5 @@ def describe_advantage(stored: np.ndarray, made: np.ndarray) -> str:
     spread = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 2 else np.inf
     if gain.mean() > LEAST_GAIN * abs(made.mean()) and gain.mean() > LEAST_T * spread:
         share = gain.mean() / abs(made.mean())
-        return (
-            f"the fit in the run has {share:.0%} less error on the test than one of the training split has."
-        )
+        return f"the fit in the run has {share:.0%} less error on the test than a fit of the training split."
     return ""

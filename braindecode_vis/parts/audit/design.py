@@ -66,7 +66,9 @@ def check_design(run: AuditedRun) -> list[AuditFinding]:
     if len(shared) < 2:
         return [
             AuditFinding(
-                "design", "ok", "no two concepts are both trained and tested, so no block can be recognised."
+                "design",
+                "ok",
+                "no two concepts are in both training and test, so no block can be recognised.",
             )
         ]
     runs = np.unique(make_groups(trials, "run").astype(str), return_inverse=True)[1]
@@ -96,8 +98,11 @@ def _check_subjects(run: AuditedRun, rows: np.ndarray) -> list[AuditFinding]:
     if any(
         set(subjects.tolist()) & set(find_shared(make_groups(run.trials, "subject"), f)) for f in run.folds
     ):
-        return [AuditFinding("design", "warning", f"{text}, and is trained on and tested: see identity.")]
-    text += "; no subject is on both sides, but whatever else sets these subjects apart can stand in for it"
+        return [AuditFinding("design", "warning", f"{text}, and is in both training and test: see identity.")]
+    text += (
+        "; no subject is in both training and test, but another difference between these subjects can predict the "
+        "class"
+    )
     return [AuditFinding("design", "ok", f"{text}.")]
 
 
@@ -109,7 +114,7 @@ def find_order(run: AuditedRun) -> tuple[np.ndarray, str]:
             if values.dtype.kind in "iuf" and not values.isna().any():
                 return values.to_numpy(dtype=float), f"by {name}"
     rows = np.arange(run.responses.n_trials, dtype=float)
-    return rows, "in the order of the rows, which need not be that of presentation"
+    return rows, "in the order of the rows, which may differ from the order of presentation"
 
 
 def _check_runs(
@@ -126,10 +131,16 @@ def _check_runs(
     if is_within:
         return [
             AuditFinding(
-                "design", "warning", f"{text}; trials of one run are trained on and tested (block design)."
+                "design",
+                "warning",
+                f"{text}; trials of one run are in both training and test (block design).",
             )
         ]
-    return [AuditFinding("design", "ok", f"{text}; but no run is on both sides, so that this does not help.")]
+    return [
+        AuditFinding(
+            "design", "ok", f"{text}; but no run is in both training and test, so this does not help."
+        )
+    ]
 
 
 def _check_order(
@@ -149,10 +160,14 @@ def _check_order(
     if is_within:
         return [
             AuditFinding(
-                "design", "warning", f"{text}, whose trials are trained on and tested (block design)."
+                "design", "warning", f"{text}, whose trials are in both training and test (block design)."
             )
         ]
-    return [AuditFinding("design", "ok", f"{text}; but no run is on both sides, so that this does not help.")]
+    return [
+        AuditFinding(
+            "design", "ok", f"{text}; but no run is in both training and test, so this does not help."
+        )
+    ]
 
 
 def _check_places(codes: np.ndarray, runs: np.ndarray, seed: int) -> list[AuditFinding]:
@@ -170,8 +185,8 @@ def _check_places(codes: np.ndarray, runs: np.ndarray, seed: int) -> list[AuditF
         return []
     text = (
         f"concept and place in the run go together: Cramér's V {found.value:.2f}, {found.chance:.2f} by chance "
-        f"({format_p_value(found.p, in_words=True)}); drift within a run can stand in for what was seen, in other "
-        "runs too."
+        f"({format_p_value(found.p, in_words=True)}); drift within a run can predict the seen image, in "
+        "other runs too."
     )
     return [AuditFinding("design", "warning", text)]
 

@@ -1,4 +1,4 @@
-"""Compares what lies in a run with what was computed again, and says in words where they differ.
+"""Compares stored results of a run with a repeated computation, and describes the differences.
 
 Owns how much rounding is forgiven, and knows nothing of stages.
 """
@@ -54,7 +54,7 @@ def compare_vectors(made: np.ndarray, stored: np.ndarray) -> tuple[float, int]:
 
 
 def compare_images(name: str, made: Images, stored: Images, ids: np.ndarray) -> AuditFinding | None:
-    """Return a finding where stored images are not those made again; None where they are.
+    """Return a finding where stored images are not those made again; None if they are.
 
     Parameters
     ----------
@@ -75,11 +75,12 @@ def compare_images(name: str, made: Images, stored: Images, ids: np.ndarray) -> 
     worst = others[np.argmax(off[others])]
     few = len(others) <= OTHER_IMAGES * len(off)
     text = (
-        f"{len(others)} of {len(off)} images {name} are not what was computed again, most of all that of {ids[worst]} "
+        f"{len(others)} of {len(off)} images {name} differ from the repeated computation, most of all "
+        f"that of {ids[worst]} "
         f"(off by {off[worst]:.2g} grey levels)"
     )
     if few:
-        return AuditFinding("images", "warning", f"{text}; as few may be due to another device.")
+        return AuditFinding("images", "warning", f"{text}; so few differences may come from another device.")
     return AuditFinding("images", "leak", f"tampered: {text}.")
 
 
@@ -159,7 +160,7 @@ def _show(value: Any) -> str:
 
 
 def compare_files(stored: Path, made: Path, tolerance: float, *, skip: Collection[str] = ()) -> str:
-    """Return the first difference of two folders of one artifact in words; empty where their numbers are the same.
+    """Return the first difference of two folders of one artifact in words; empty if their numbers are the same.
 
     Parameters
     ----------
@@ -211,7 +212,7 @@ def _compare_file(stored: Path, made: Path, tolerance: float, skip: Collection[s
 def compare_tables(
     stored: pd.DataFrame, made: pd.DataFrame, *, tolerance: float = 1e-3, skip: Collection[str] = ()
 ) -> str:
-    """Return the first difference of two tables in words, column by column; empty where they are the same."""
+    """Return the first difference of two tables in words, column by column; empty if they are the same."""
     if len(stored) != len(made):
         return f"it has {len(stored)} rows, but {len(made)} are computed"
     for name in made:

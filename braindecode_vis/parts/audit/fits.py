@@ -200,7 +200,7 @@ def check_features(run: AuditedRun) -> list[AuditFinding]:
         findings.append(AuditFinding("features", "leak", text, where))
     chosen = any((record.path / "selection").is_dir() for record in run.trained)
     text = (
-        "the features are those that the training trials of each fold choose."
+        "the features are those chosen by the training trials of each fold."
         if chosen
         else "no feature was chosen."
     )
@@ -210,7 +210,7 @@ def check_features(run: AuditedRun) -> list[AuditFinding]:
 def _choose_again(
     run: AuditedRun, number: int, config: SelectionConfig, rows: np.ndarray
 ) -> Selection | None:
-    """Choose features again by these trials; None where they cannot be chosen by them."""
+    """Choose features again by these trials; None if they cannot be chosen by them."""
     responses = run.responses.select(rows)
     targets = None
     if config.encoding is not None:
@@ -248,7 +248,7 @@ def check_targets(run: AuditedRun) -> list[AuditFinding]:
             continue
         try:
             config = complete(ImageEncoderSettings, validate_component("target", target))
-        except BraindecodeVisError as error:  # weights that are not at hand, or untrained ones
+        except BraindecodeVisError as error:  # weights that are not available, or untrained ones
             run.state("fit", "by record", f"target space {target['kind']}", str(error).rstrip("."))
             continue
         if not config.fitted_on_training_images:
@@ -261,7 +261,7 @@ def check_targets(run: AuditedRun) -> list[AuditFinding]:
         whole = pd.unique(run.responses.stimulus_ids[np.sort(np.r_[fold.train, fold.test])])
         leaked = any(_is_same_space(run, config, some, stored) for some in (whole, run.stimuli.ids))
         how = "training and test images together give it" if leaked else "training images do not give it"
-        text = f"the target space {config.kind} is not that of the training images: {how}."
+        text = f"the target space {config.kind} was not fitted on the training images: {how}."
         findings.append(AuditFinding("targets", "leak", text, name_fold(number)))
     text = "target spaces are fitted on training images, or not at all."
     return findings or [AuditFinding("targets", "ok", text)]
@@ -402,7 +402,7 @@ def check_refit(run: AuditedRun) -> list[AuditFinding]:
             findings += _compare_fits(record, folders[0], folders[1], name_fold(number))
             for folder in folders:
                 shutil.rmtree(folder)
-    text = f"{len(linear)} fit(s) are bitwise the same with poisoned test trials, and the same as in the run."
+    text = f"{len(linear)} fit(s) are bitwise equal with poisoned test trials, and equal to those of the run."
     return findings or [AuditFinding("refit", "ok", text)]
 
 
@@ -472,7 +472,7 @@ def _compare_fits(record: Record, clean: Path, poisoned: Path, where: str) -> li
         first, second = _load_arrays(path), _load_arrays(poisoned / name)
         moved = [key for key in first if not np.array_equal(first[key], second[key])]
         if moved:
-            text = f"{moved[0]} in {name} moves when test trials are poisoned: they reach the fit."
+            text = f"{moved[0]} in {name} changes when test trials are poisoned: test trials reach the fit."
             return [AuditFinding("refit", "leak", text, where)]
         if not (record.path / name).is_file():
             return [AuditFinding("refit", "warning", f"the run has no {name} to compare with.", where)]
@@ -487,7 +487,7 @@ def _compare_fits(record: Record, clean: Path, poisoned: Path, where: str) -> li
             elif kept.size and not np.abs(made - kept).max() <= WEIGHT_TOLERANCE * np.abs(kept).max():
                 other.append(key)  # more than the rounding of another machine, or not a number
         if other:
-            text = f"{other[0]} in {name} is not what the training trials of the fold give."
+            text = f"{other[0]} in {name} differs from a fit on the training trials of the fold."
             return [AuditFinding("refit", "leak", text, where)]
     return []
 

@@ -1,4 +1,4 @@
-"""Checks what the later stages were made of: the material of priors, of generators, and of captions.
+"""Checks the training data of later stages: of priors, generators and captions.
 
 A prior, a generator's own training, and captions that are retrieved may know the training images of their fold and
 nothing else. The material is taken from the split again: fits that take seconds are made anew and compared, and the ids
@@ -98,7 +98,7 @@ def check_material(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
             None, (check(material) for check in (_check_prior, _check_training, _check_weights))
         )
         findings += [AuditFinding("material", "leak", text, where) for text in problems]
-    text = "priors and generators were made of the training images of their fold."
+    text = "priors and generators use only the training images of their fold."
     return findings or [AuditFinding("material", "ok", text)]
 
 
@@ -200,7 +200,7 @@ def _judge_advantage(
     """Compare what two trainings know of the test; their weights differ, as those of two machines do."""
     text = describe_advantage(measure(stored), measure(made))
     if not text:
-        reason = "weights differ, as those of another machine do; they know the test no better"
+        reason = "weights differ, as on another machine; they contain no more information about the test"
         run.state("material", "by record", name, reason)
     return f"{name}: {text}" if text else ""
 
@@ -268,8 +268,8 @@ def check_captions(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         same = [name for name in asked if set(bank[name]) & told]
         if len(same) >= 3 and len(same) > len(asked) / 2:
             text = (
-                f"the bank gives {len(same)} of {len(asked)} test images the caption of a training image, word for "
-                f"word, first {same[0]}: captions that are retrieved are those of the test."
+                f"in the bank, {len(same)} of {len(asked)} test images have exactly the caption of a "
+                f"training image, first {same[0]}: retrieved captions can be those of the test."
             )
             findings.append(AuditFinding("captions", "leak", text, name_fold(number)))
     # Earlier versions kept one caption a row, the captioner's where there was one.
@@ -286,5 +286,5 @@ def check_captions(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
             text = f"{n_other} of {len(made)} captions are not those of the nearest training image."
             findings.append(AuditFinding("captions", "leak", text))
     run.state("material", "recomputed", "captions")
-    text = "captions that are retrieved are those of training images."
+    text = "retrieved captions are those of training images."
     return findings or [AuditFinding("captions", "ok", text)]

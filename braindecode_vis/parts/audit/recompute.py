@@ -90,7 +90,7 @@ class RecomputedRun(Run):
         stage, version = str(record.content.get("stage")), record.content.get("version")
         if version != STAGE_VERSIONS.get(stage):
             raise DataError(
-                f"{record.name} was made by version {version} of its code, and this is {STAGE_VERSIONS.get(stage)}; "
+                f"{record.name} was made by version {version} of its code, but this is {STAGE_VERSIONS.get(stage)}; "
                 "run it again to compare."
             )
 

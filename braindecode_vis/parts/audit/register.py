@@ -1,10 +1,10 @@
-"""Names what the part provides as text, so that looking for parts imports nothing of it."""
+"""Lists what the part provides as text, so that finding parts does not import it."""
 
 from braindecode_vis.base.parts import Part, Verb
 
 PART = Part(
     name="audit",
-    says="proofs over a finished run, by recomputing",
+    says="checks of a finished run, by recomputing",
     package=__package__,
     verbs={
         "audit": Verb(

@@ -1,4 +1,4 @@
-"""Checks that targets, fits, predictions, ranks and images are what the stages before them give.
+"""Checks that targets, fits, predictions, ranks and images follow from the stages before them.
 
 Tolerances leave room for another device, and for no more. What is dear (pretrained networks, diffusion models, networks
 that are trained again) is left to ``--refit``, and said to be known by record.
@@ -164,7 +164,7 @@ def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
                     continue  # fits of two encoders
                 (folder / CHOICE).unlink()
             if folder is not None and (text := compare_files(record.path, folder, LINEAR_TOLERANCE)):
-                text = f"{text}, of what the training trials of the fold give"
+                text = f"{text}, compared with the training trials of the fold"
                 findings.append(name_tampering("fits", text, record.path.relative_to(run.folder).as_posix()))
         run.state("fit", "recomputed", f"{words}weights")
         run.state("choice", "recomputed", f"{words}choices by inner folds")
@@ -209,10 +209,10 @@ def check_out_of_fold(run: AuditedRun, again: RecomputedRun) -> list[AuditFindin
         same = stored.space == preparing.embed(again)[number].embeddings.space
         distances = [measure_distance(again, number, one) for one in (stored, computed) if same]
         if not trained or (same and describe_advantage(*distances)):
-            text = f"the prediction of {stored.ids[first]} is not one of a fit that has not seen it (off by {off:.2g})"
+            text = f"the prediction of {stored.ids[first]} differs from a fit that has not seen it (by {off:.2g})"
             findings.append(name_tampering("out-of-fold", text, where))
         else:
-            reason = "other refits than here, as another machine makes them; they know their images no better"
+            reason = "the refits differ, as on another machine; they contain no more information about their images"
             run.state("prediction", "by record", what, reason)
     return findings
 
@@ -262,7 +262,7 @@ def check_predictions(run: AuditedRun, again: RecomputedRun) -> list[AuditFindin
             findings.append(name_tampering("predictions", text, name_fold(number)))
         run.state("prediction", "recomputed", "predictions")
     ok = AuditFinding(
-        "predictions", "ok", "predictions are what the stored encoders make of the test trials."
+        "predictions", "ok", "predictions are those of the stored encoders for the test trials."
     )
     return findings or [ok]
 
@@ -305,9 +305,7 @@ def check_ranks(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         if text := compare_tables(told, pd.concat(tables, ignore_index=True), tolerance=COSINE_TOLERANCE):
             findings.append(name_tampering("ranks", f"ranks.parquet: {text}"))
     run.state("score", "recomputed", "ranks")
-    return findings or [
-        AuditFinding("ranks", "ok", "ranks are those of the stored predictions in their gallery.")
-    ]
+    return findings or [AuditFinding("ranks", "ok", "ranks match the stored predictions in their gallery.")]
 
 
 def _read_stored_ranks(folder: Path) -> Any:
@@ -357,7 +355,7 @@ def _compare_ranks(
             if not fits:
                 return f"trial {row} ranks {stored.ranks[row]:g}, but {made.ranks[row]:g} by its prediction"
             if not near:
-                return f"the images that rank first for trial {row} are others"
+                return f"the first ranks of trial {row} have other images"
     return ""
 
 
@@ -386,7 +384,7 @@ def check_images(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         if list(images.ids[rows]) != list(predicted.ids):
             findings.append(
                 name_tampering(
-                    "images", "rows.parquet lists other images than were tested", name_fold(number)
+                    "images", "rows.parquet lists images that differ from the tested ones", name_fold(number)
                 )
             )
             break

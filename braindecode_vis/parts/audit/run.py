@@ -151,7 +151,10 @@ def check_branches(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFindi
         branch = run.branches.get(name)
         if branch is None:
             if asked.get(name):
-                text = f"the reconstructions do not name the fits of their {words} branch; make them again to judge it."
+                text = (
+                    f"the reconstructions do not name the fits of their {words} branch; make them "
+                    "again to check it."
+                )
                 findings.append(AuditFinding(words, "warning", text))
             continue
         checks = (check_used, *FITS, *CHOICES, check_options, *((check_refit,) if run.thorough else ()))
@@ -162,7 +165,7 @@ def check_branches(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFindi
             for item in check(branch)
             if item.level != "ok" and (item.check, item.message) not in known
         ]
-        text = "the branch was fitted on the training trials of its folds, as the run's own encoder was."
+        text = "the branch was fitted on the training trials of its folds, like the run's own encoder."
         findings += found or [AuditFinding(words, "ok", text)]
     return findings
 

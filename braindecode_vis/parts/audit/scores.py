@@ -1,4 +1,4 @@
-"""Checks that scores are those of the stored ranks and images, in every form in which they lie in a run.
+"""Checks that scores follow from the stored ranks and images, in every file of a run.
 
 The forms: ``scores.json`` of evaluate and of the run folder, ``scores.parquet``, the values of single items, and the
 page. Networks of the metrics are left to ``--refit``, and of large test sets the nulls of permutations too.
@@ -152,7 +152,9 @@ def _compare_cheap_scores(run: AuditedRun, again: RecomputedRun, told: list[dict
         run.state("score", "by record", "p-values and chance by permutation", "many images; add --refit")
     if others:
         names = f"{', '.join(others[:4])}{', ...' if len(others) > 4 else ''}"
-        run.state("score", "by record", f"scores of {len(others)} metric(s): {names}", "dear; add --refit")
+        run.state(
+            "score", "by record", f"scores of {len(others)} metric(s): {names}", "expensive; add --refit"
+        )
     stored = pd.read_parquet(run.evaluated.path / "items.parquet")
     shared = [name for name in items if name in stored]
     return compare_tables(stored, items[shared])
@@ -168,13 +170,13 @@ def check_report(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     record = store.read_json(known) if known.is_file() else {}
     if run.evaluated is None or not path.is_file():
         if path.name in record.get("files", {}):
-            run.state("score", "not verified", "report", "it is gone")
-            text = "the page that the run wrote is gone; `braindecode-vis report` writes it again."
+            run.state("score", "not verified", "report", "it is missing")
+            text = "the page of the run is missing; `braindecode-vis report` writes it again."
             return [AuditFinding("report", "warning", text, "report.html")]
         run.state("score", "not verified", "report", "there is none")
         return []
     if path.name in store.find_changed_results(run.folder):  # a leak of the chain, which names it
-        run.state("score", "not verified", "report", "the page is not as the run wrote it")
+        run.state("score", "not verified", "report", "the page was changed after the run")
         return []
     versions = (record.get("versions"), record.get("git_revision"))
     used = {item.name: item for item in run.chain}
@@ -198,11 +200,11 @@ def check_report(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
             continue
         if not same:
             run.state("score", "by record", "report", "another version wrote it")
-            text = f"the section {name} of the page is not what this version makes of the scores."
+            text = f"the section {name} of the page differs from what this version writes for the scores."
             return [AuditFinding("report", "warning", text, "report.html")]
         return [name_tampering("report", _find_other_words(name, other, section), "report.html")]
     run.state("score", "recomputed", "report")
-    return [AuditFinding("report", "ok", "the page says what the scores, ranks and images are.")]
+    return [AuditFinding("report", "ok", "the page matches the scores, ranks and images.")]
 
 
 def _render_again(again: RecomputedRun) -> str:
@@ -236,5 +238,5 @@ def _find_other_words(name: str, told: str, made: str) -> str:
     pairs = (pair for pair in zip(first, second, strict=False) if pair[0] != pair[1])
     one, other = next(pairs, ("", ""))
     if one:
-        return f"the section {name} of the page says {one[:40]!r} where the scores say {other[:40]!r}"
+        return f"the section {name} of the page says {one[:40]!r}, but the scores say {other[:40]!r}"
     return f"the pictures in the section {name} of the page are not those of the run"

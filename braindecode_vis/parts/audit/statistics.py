@@ -100,7 +100,7 @@ def fit_standardised(data: np.ndarray, groups: np.ndarray, is_train: np.ndarray,
 
     Returns
     -------
-    Fit, or None where the sums would not fit into memory or no group has a training trial.
+    Fit, or None if the sums would not fit into memory or no group has a training trial.
     """
     names, codes = np.unique(groups.astype(str), return_inverse=True)
     n_features = data.shape[1]
@@ -142,7 +142,7 @@ def _distance(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> floa
 def fit_whitened(data: np.ndarray, groups: np.ndarray, is_train: np.ndarray, grouping: str) -> Fit | None:
     """Measure how well "identity covariance" holds over the samples of each group; as `fit_standardised`.
 
-    Returns None where there are too many features for the matrices, or fewer samples than features.
+    Returns None if there are too many features for the matrices, or fewer samples than features.
     """
     names, codes = np.unique(groups.astype(str), return_inverse=True)
     n_features = data.shape[1]
@@ -254,7 +254,7 @@ def _judge_standardised(
     if fit.verdict == "all":
         text = (
             f"{property_} hold {by} over training and test trials together (off by {fit.everything:.1g}), not over "
-            f"training trials (off by {fit.train:.1g}): test trials have a part in the statistics"
+            f"training trials (off by {fit.train:.1g}): test trials were used in the statistics"
         )
         notes = run.meta.get("provenance", {})
         if "included" in str(notes.get("standardised", "") if isinstance(notes, dict) else ""):
@@ -265,7 +265,10 @@ def _judge_standardised(
     mixed = next((number for number, shared in enumerate(both_sides) if shared), None)
     if (run.is_tested & run.is_training).any():  # every trial is tested in one fold or another
         if mixed is not None:
-            text = f"{property_} hold {by} over trials that folds train on and test: test trials have a part in them."
+            text = (
+                f"{property_} hold {by} over trials that are in training and test of folds: test "
+                "trials were used in them."
+            )
             return AuditFinding(check, "leak", text, name_fold(mixed))
         return AuditFinding(
             check, "transductive", f"{property_} hold {by}: test trials are standardised by themselves."
@@ -347,7 +350,7 @@ def _check_mvnn(run: AuditedRun) -> list[AuditFinding]:
             text = f"the noise covariance of {name} is not that of these trials (off by {off['train']:.1g})."
         findings.append(AuditFinding("whitening", level, text, name))
     if not findings and (fold := _find_calibrated(run, make_groups(trials, "session"))) is not None:
-        text = "test trials are whitened by other trials of their session, which the fold never learnt from."
+        text = "test trials are whitened by other trials of their session, which are not in training."
         return [AuditFinding("whitening", "transductive", text, name_fold(fold))]
     text = f"the noise covariance of {len(names)} session(s) is that of their training trials."
     return findings or [AuditFinding("whitening", "ok", text)]
@@ -435,7 +438,7 @@ def check_components(run: AuditedRun) -> list[AuditFinding]:
     data = run.responses.data
     if data.ndim != 2 or not 5 <= data.shape[1] <= MOST_COMPONENTS or not run.is_training.any():
         return []
-    ok = AuditFinding("components", "ok", "the features are no components of all trials.")
+    ok = AuditFinding("components", "ok", "the features are not components of all trials.")
     overall = _measure_correlations(data, np.arange(len(data)))
     if overall >= UNCORRELATED:
         return [ok]
@@ -491,12 +494,12 @@ def check_codes(run: AuditedRun) -> list[AuditFinding]:
             found.setdefault(int(feature), "counts the images or concepts")
     # Where all do, the data are simulated without noise, and tell no more than they should.
     if not found or len(found) > n_features / 2:
-        return [AuditFinding("codes", "ok", "no feature is a label or a code of what was shown.")]
+        return [AuditFinding("codes", "ok", "no feature is a label or a code of the shown image.")]
     first = min(found)
     ch_names = run.responses.coords.get("ch_names")
     name = str(ch_names[first]) if ch_names is not None and len(ch_names) == n_features else str(first)
     dim = run.responses.dims[1]
-    text = f"{len(found)} {dim}(s) are codes of what was shown, first {name}, which {found[first]}; leave them out."
+    text = f"{len(found)} {dim}(s) are codes of the shown image, first {name}, which {found[first]}; leave them out."
     return [AuditFinding("codes", "leak", text)]
 
 
@@ -566,10 +569,13 @@ def check_record(run: AuditedRun) -> list[AuditFinding]:
     findings = []
     for name in ("ica", "autoreject"):
         if cleaning.get(name):
-            text = f"{name} learns from training trials by its code; the recordings are not here to fit it again."
+            text = (
+                f"{name} learns from training trials according to its code; without the recordings it "
+                "cannot be fitted again here."
+            )
             findings.append(AuditFinding("cleaning", "ok", text))
     if (cleaning.get("autoreject") or {}).get("reject") == "all":
-        text = "autoreject leaves out test trials by their own signal, so that easier ones are tested."
+        text = "autoreject leaves out test trials by their own signal, so easier trials are tested."
         findings.append(AuditFinding("cleaning", "transductive", text))
     if own := notes.get("standardised_with_own_test_trials"):
         text = f"{len(own)} session(s) or run(s) are standardised by their own test trials, first {list_first(own)}."

@@ -1,4 +1,4 @@
-"""Checks of synthetic trials: no shown image among theirs, no test trial behind them, none of them validated on.
+"""Checks synthetic trials: they use no shown image and no test trial, and are not in validation.
 
 `check_synthetic` compares what lies in the run: ids, digests of pixels, numbers of trials, and what was held out.
 `check_synthetic_again` fits the encoding models again, on the training trials that the split gives, and draws the
@@ -52,7 +52,7 @@ def check_synthetic(run: AuditedRun) -> list[AuditFinding]:
         path = record.path / "network.json"
         held = {str(name) for name in read_json(path)["held_out"]} if path.is_file() else set[str]()
         if invalid := {name for name in held if name.startswith(PREFIX)}:
-            text = f"{len(invalid)} synthetic image(s) were validated on, first {list_first(invalid)}."
+            text = f"{len(invalid)} synthetic image(s) are in validation, first {list_first(invalid)}."
             findings.append(AuditFinding("synthetic", "leak", text, where))
         learnt = real[~real["stimulus_id"].astype(str).isin(held)]
         share = float(made.fields["synthetic"]["share"])
@@ -65,7 +65,7 @@ def check_synthetic(run: AuditedRun) -> list[AuditFinding]:
         if not np.asarray(responses.trials["synthetic"], dtype=bool).all():
             text = "tampered: synthetic trials are not marked as such."
             findings.append(AuditFinding("synthetic", "leak", text, where))
-    text = "synthetic trials show no image that was shown, and none of them is validated or tested."
+    text = "synthetic trials use no image that was shown, and none of them is in validation or test."
     return findings or [AuditFinding("synthetic", "ok", text)]
 
 

@@ -26,7 +26,8 @@ def audit(
     refit: Annotated[
         bool,
         typer.Option(
-            "--refit", help="Also fit every fold again, with poisoned test trials, and compute what is dear."
+            "--refit",
+            help="Also fit every fold again, with poisoned test trials, and make the expensive checks.",
         ),
     ] = False,
     as_json: Json = False,

@@ -1,4 +1,4 @@
-"""What runs on a node: one command as a process of its own, and a note on how it went.
+"""Runs one command on a node as a separate process, and writes a note about its result.
 
 Owns signals (a job that is preempted or runs out of time ends its command cleanly and is queued again) and the
 comparison of this node with the machine that the job was sent from. Imports nothing heavy, since each job starts here.
@@ -136,14 +136,14 @@ class CommandJob:
             if type(error).__name__ == "UncompletedJobError":
                 self._write("failed", sentence=self._describe_time())
             elif not isinstance(error, SystemExit):  # which follows a requeue, noted by `checkpoint`
-                self._write("stopped", sentence="it was cancelled; give the command again to go on.")
+                self._write("stopped", sentence="it was cancelled; run the command again to continue.")
             raise
         if code == 0:
             if self.seal and not self.rank:
                 write_note(Path(self.seal[0]), json.loads(self.seal[1]))
             self._write("done", command_seconds=round(time.monotonic() - began, 3))
         elif code in (130, 143) or code in (-signal.SIGTERM, -signal.SIGINT):
-            self._end("stopped", "it was cancelled or preempted; what is finished is kept.", code)
+            self._end("stopped", "it was cancelled or preempted; finished work is kept.", code)
         else:
             self._end("failed", self._describe_end(code), code)
 
@@ -188,7 +188,7 @@ class CommandJob:
                 looked = time.monotonic()
                 while _CODE is None:
                     time.sleep(_POLL_S)
-                    # On a GPU a process may wait for ever for one that was killed.
+                    # On a GPU a process may wait forever for one that was killed.
                     if self.n_processes > 1 and time.monotonic() - looked > _LOOK_S:
                         looked = time.monotonic()
                         if find_failure(Path(self.note), self.ticket, _JOB_STARTED):
@@ -202,18 +202,20 @@ class CommandJob:
         node = platform.node()
         if not Path(self.cwd).is_dir():
             return (
-                f"the node {node} does not see the folder {self.cwd}, which the command was given in; give it in a "
-                "folder that all nodes share, with absolute paths."
+                f"the node {node} cannot see the folder {self.cwd}, in which the command was run; run it "
+                "in a folder that all nodes share, with absolute paths."
             )
         here = identify_software() if self.software else {}
         for name, version in self.software.items():
             if here.get(name) != version:
                 return (
-                    f"the node {node} has {name} {here.get(name, 'not at all')}, and the job was sent from a machine "
-                    f"with {version}, so its results could differ; use the same environment on all nodes."
+                    f"the node {node} has {name} {here.get(name, 'not at all')}, but the job was sent "
+                    f"from a machine with {version}, so its results could differ; use the same "
+                    "environment on all nodes."
                     if name != "braindecode_vis"
-                    else f"the node {node} has other code of braindecode_vis than the machine that the job was sent "
-                    "from (or it was changed since); install the same there, or give the command again."
+                    else f"the node {node} has another version of the code of braindecode_vis than the "
+                    "machine from which the job was sent (or the code was changed later); install "
+                    "the same version, or run the command again."
                 )
         return ""
 
@@ -224,8 +226,8 @@ class CommandJob:
                 f"{self.asked['memory']:g} GB" if self.asked.get("memory") else "what Slurm gives by default"
             )
             return (
-                f"it was killed (signal 9), most likely because it needs more memory than it asked for ({had}); ask "
-                "for more with --cluster-set memory=GB."
+                "it was killed (signal 9), most likely because it needs more memory than requested "
+                f"({had}); request more with --cluster-set memory=GB."
             )
         said = lines[-1] if lines and lines[-1].startswith("error: ") else ""
         return said.removeprefix("error: ") or f"it ended with exit code {code}; its log is {self.own_log}"
@@ -233,8 +235,8 @@ class CommandJob:
     def _describe_time(self) -> str:
         minutes, times = self.asked.get("time"), self.asked.get("requeues", 0) + 1
         return (
-            f"it ran out of its {minutes} minutes {times} times; what is finished is kept: ask for more with "
-            "--cluster-set time=MINUTES, and give the command again."
+            f"it ran out of its {minutes} minutes {times} times; finished work is kept: request more "
+            "with --cluster-set time=MINUTES, and run the command again."
         )
 
     def _end(self, state: str, sentence: str, code: int) -> None:

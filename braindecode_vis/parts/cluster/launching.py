@@ -1,4 +1,4 @@
-"""How one job becomes several processes that train together: which verbs may, and what each process is told.
+"""Starts several processes of one job that train together: for which verbs, and with which variables.
 
 The executor starts as many tasks as there are processes (on Slurm ``srun``, over all nodes of the job), and each tells
 its command by the variables of torchrun which one it is and where the first one listens. Knows no training; imports
@@ -103,7 +103,7 @@ def choose_launch(
         # The settings of a file are for the training of the run, whichever verb comes first.
         if asked and {"nodes", "processes"} & set(said):
             raise ConfigError(
-                f"{verb} works in one process, and {asked} is for train, run and pretrain; leave it out."
+                f"{verb} works in one process, but {asked} is for train, run and pretrain; leave it out."
             )
         return SINGLE
     if (
@@ -113,15 +113,16 @@ def choose_launch(
     ):
         if asked:
             raise ConfigError(
-                f"cluster.{asked} is for encoders that train in several processes, and {config.encoder.kind} is fitted "
-                "by one; leave it out."
+                f"cluster.{asked} is for encoders that train in several processes, but "
+                f"{config.encoder.kind} is fitted by one; leave it out."
             )
         return SINGLE
     processes = settings.processes or settings.gpus or 1
     if executor == "debug":
         if asked:
             raise ConfigError(
-                f"--cluster debug starts one process, and cluster.{asked} asks for more; use --cluster local or slurm."
+                f"--cluster debug starts one process, but cluster.{asked} requests more; use --cluster "
+                "local or slurm."
             )
         return SINGLE
     if executor == "local" and settings.nodes > 1:
@@ -130,8 +131,8 @@ def choose_launch(
         )
     if settings.gpus and processes > settings.gpus:
         raise ConfigError(
-            f"cluster.processes is {processes} on each node, and cluster.gpus {settings.gpus}: each process needs a "
-            "card of its own; raise gpus, or leave processes out."
+            f"cluster.processes is {processes} on each node, and cluster.gpus {settings.gpus}: each "
+            "process needs its own GPU; increase gpus, or leave processes out."
         )
     return Launch(settings.nodes, processes, settings.distributed)
 
@@ -141,7 +142,7 @@ def refuse_processes(settings: ClusterConfig, what: str) -> None:
     from braindecode_vis.base.checks import ConfigError
 
     if asked := _find_asked(settings):
-        raise ConfigError(f"{what} has one process, and cluster.{asked} asks for more; leave it out.")
+        raise ConfigError(f"{what} has one process, but cluster.{asked} requests more; leave it out.")
 
 
 def _find_asked(settings: ClusterConfig) -> str:
@@ -196,8 +197,8 @@ def _check_port(port: int) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise OSError(
-                f"port {port} of {socket.gethostname()}, where the processes of the job meet, is taken by another "
-                "program; give the command again, and the job meets at another."
+                f"port {port} of {socket.gethostname()}, where the processes of the job meet, is used by "
+                "another program; run the command again to use another port."
             ) from error
 
 

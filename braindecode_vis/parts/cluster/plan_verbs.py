@@ -1,4 +1,4 @@
-"""The verb that says what a run or a sweep will take, before it is started or sent."""
+"""The verb ``plan``: estimates a run or a sweep before it is started or sent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def plan(
     overrides: Set = None,
     cluster_set: ClusterSet = None,
     budget: Annotated[
-        float, typer.Option("--budget", min=1, help="Seconds that each piece may be measured, about.")
+        float, typer.Option("--budget", min=1, help="About how many seconds to measure each piece.")
     ] = 20.0,
     as_json: Json = False,
 ) -> None:
@@ -89,19 +89,17 @@ def _list_notes(
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
     if load > cores:
         notes.append(
-            f"other work shares this machine (a load of {load:.0f} on {cores} cores), so that times are of a busy "
-            "machine; processor time is nearer to what an idle one takes"
+            f"other work shares this machine (a load of {load:.0f} on {cores} cores), so the times are "
+            "those of a busy machine; the processor time is closer to the time on an idle machine"
         )
     if unknown := first.unknown:
-        notes.append(f"without an estimate of time: {', '.join(unknown)}; it is in no sum")
+        notes.append(f"no estimate of time for {', '.join(unknown)}; the sums do not include it")
     if found.count_gpu_hours() is None:
         notes.append(
-            "GPU hours are not known: no step was measured on a GPU here; give the command on a machine that has one"
+            "GPU hours are not known: no step was measured on a GPU here; run the command on a machine with a GPU"
         )
     if len(found.plans) < len({id(c) for c in configs}) and len(found.plans) > 1:
-        notes.append(
-            f"{len(found.plans)} settings were measured, and the other runs are taken to be like these"
-        )
+        notes.append(f"{len(found.plans)} settings were measured; the other runs are assumed to be similar")
     shared = {name: n for name, n in found.counts.items() if n < found.n_runs}
     if shared:
         told = ", ".join(f"{name} {n} times" for name, n in shared.items())
@@ -109,12 +107,13 @@ def _list_notes(
     seeds = {config.seed for config in configs}
     if len(seeds) > 1 and found.counts.get("preprocess", 1) >= len(seeds):
         notes.append(
-            "every seed preprocesses anew, since a seed may draw the split: the disk holds the trials once for each"
+            "every seed repeats the preprocessing, since the split may depend on the seed: the trials "
+            "are on the disk once per seed"
         )
     for key, unit in (("memory", "GB"), ("time", "minutes")):
         if cluster.get(key) and asks[key] and cluster[key] < asks[key]:
             notes.append(
-                f"a job asks for {cluster[key]:g} {unit}, which may be too little: --cluster-set {key}={asks[key]}"
+                f"a job requests {cluster[key]:g} {unit}, which may be too little: --cluster-set {key}={asks[key]}"
             )
     return notes
 
@@ -181,7 +180,7 @@ def _print_plan(
         lines.append(f"{parallel} at once: about {describe_seconds(seconds / found.n_runs * waves)}")
     asked = " ".join(f"--cluster-set {key}={value}" for key, value in asks.items() if value)
     lines += [f"note: {text}" for text in notes]
-    lines.append(f"a job with room for that: --cluster slurm {asked}")
+    lines.append(f"a job with enough resources: --cluster slurm {asked}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 

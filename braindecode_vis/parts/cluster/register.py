@@ -1,10 +1,10 @@
-"""Names what the part provides as text, so that looking for parts imports nothing of it."""
+"""Lists what the part provides as text, so that finding parts does not import it."""
 
 from braindecode_vis.base.parts import Part, Verb
 
 PART = Part(
     name="cluster",
-    says="stages of many runs as jobs, and plans of what they cost",
+    says="stages of many runs as jobs, and estimates of their cost",
     package=__package__,
     verbs={
         "plan": Verb(

@@ -156,7 +156,7 @@ def read_cluster(
         said.add(key)
         if executor in _READ_HERE and key in ClusterConfig.model_fields and key not in _READ_HERE[executor]:
             raise ConfigError(
-                f"--cluster-set {text} is for Slurm, and nothing looks at it with --cluster {executor}; leave it out."
+                f"--cluster-set {text} applies to Slurm and has no effect with --cluster {executor}; leave it out."
             )
     for key in ("setup", "extra"):
         if content.get(key) and key not in said and executor != "debug" and not may_run_commands("cluster"):
@@ -177,12 +177,13 @@ def check_cluster(cluster: Cluster) -> None:
         return
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ConfigError(
-            "there is no Slurm on this machine (sbatch was not found); give the command on a login node, or with "
-            "--cluster local (processes of this machine) or --cluster debug (one after the other), which do the same."
+            "there is no Slurm on this machine (sbatch was not found); run the command on a login node, "
+            "or with --cluster local (processes of this machine) or --cluster debug (one after the "
+            "other), which give the same results."
         )
     done = ask_slurm("sinfo", "-h", "-o", "%R")
     if done.returncode:
-        raise ConfigError(f"Slurm does not answer ({_quote_error(done.stderr)}); ask whoever runs it.")
+        raise ConfigError(f"Slurm does not answer ({_quote_error(done.stderr)}); ask its administrator.")
     partitions, asked = sorted(set(done.stdout.split())), cluster.settings.partition
     if asked is not None and (missing := [name for name in asked.split(",") if name not in partitions]):
         raise ConfigError(
@@ -217,7 +218,7 @@ def read_jobs(folder: Path) -> list[SentJob]:
             )  # commands of Slurm would take it for an option
         return jobs
     except TypeError as error:
-        raise DataError(f"{path} is damaged ({error}); delete it, and give the command again.") from error
+        raise DataError(f"{path} is damaged ({error}); delete it, and run the command again.") from error
 
 
 @contextmanager
@@ -226,8 +227,8 @@ def send_alone(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     jobs = folder / JOBS
     if "%" in (place := str(folder.absolute())) or not place.isprintable():
         raise ConfigError(
-            f"the folder {place!r} has a % or a line break in its name, which Slurm takes for something else; choose "
-            "another with --out."
+            f"the folder {place!r} has a % or a line break in its name, which has a special meaning for "
+            "Slurm; choose another folder with --out."
         )
     try:
         jobs.mkdir(parents=True, exist_ok=True)
@@ -236,8 +237,8 @@ def send_alone(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     except OSError as error:
         full = store.is_disk_full(error, folder)
         raise ConfigError(
-            f"the jobs of {folder} cannot be written ({'the disk is full' if full else error.strerror}); nothing that "
-            "is finished is lost: make room or choose another folder with --out, then give the command again."
+            f"the jobs of {folder} cannot be written ({'the disk is full' if full else error.strerror}); "
+            "finished work is kept: make room or choose another folder with --out, then run the command again."
         ) from error
 
 
@@ -370,7 +371,7 @@ def describe_slurm(
         for word, jobs in (("afterok", after_success), ("afterany", after))
         if jobs
     ]
-    if after_success:  # else they would wait for ever
+    if after_success:  # else they would wait forever
         more["kill-on-invalid-dep"] = "yes"
     asked: dict[str, Any] = {
         "job_name": "braindecode-vis", "time": settings.time, "cpus_per_task": settings.cpus,
@@ -452,7 +453,7 @@ def _send_to_slurm(
             made = [executor.submit(call) for call in calls]
     except (RuntimeError, subprocess.SubprocessError) as error:
         raise ConfigError(
-            f"Slurm refused the jobs: {_quote_error(str(error))}; change what they ask for with --cluster-set."
+            f"Slurm refused the jobs: {_quote_error(str(error))}; change the requested resources with --cluster-set."
         ) from error
     return [job.job_id for job in made]
 

@@ -1,4 +1,4 @@
-"""A sweep as one array of jobs: which runs are missing, and what is there when they have ended.
+"""Sends a sweep as one array of jobs: finds missing runs, and collects the results when the jobs have ended.
 
 A run is missing unless it was sealed, which its job does in the end, for the same settings, inputs and stages, and what
 it wrote is still there as it was written.
@@ -67,7 +67,7 @@ class SweepJobs:
     states
         How the jobs are.
     table
-        One row per score of what is there; None where nobody waited.
+        One row per score of what is there; None if nobody waited.
     """
 
     sent: list[SentJob]
@@ -152,7 +152,7 @@ def sweep_as_jobs(
         n_there = len(combinations) - len(missing)
         sent = []
         if tasks:
-            tell(f"{n_there} of {len(combinations)} runs are there, {len(tasks)} are sent")
+            tell(f"{n_there} of {len(combinations)} runs are finished, {len(tasks)} are sent")
             sent = send(out, tasks, cluster, wait_for=make_room(out))
     jobs = [*known, *sent]
     if not wait and jobs:
@@ -215,7 +215,7 @@ def count_states(states: Sequence[JobState]) -> str:
 def _describe_known(known: Sequence[SentJob]) -> str:
     first = known[0]
     return (
-        f"{len(known)} of the runs that are missing are in the queue or at work already, sent by {first.user} from "
+        f"{len(known)} of the missing runs are already waiting or running, sent by {first.user} from "
         f"{first.host}; they are not sent again"
     )
 

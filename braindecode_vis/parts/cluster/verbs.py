@@ -1,4 +1,4 @@
-"""Verbs as jobs of a cluster: the options that send a verb there, and the verbs that look after what was sent."""
+"""Verbs as jobs of a cluster: options that send a verb there, and the verbs status, cancel and collect."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _send_verb(
     from braindecode_vis.pipeline.runs import digest_config, read_scores
 
     if name == "analyze" and given["source"] is None:
-        raise ConfigError("analyze needs a configuration, a run folder or a data set to be sent as a job.")
+        raise ConfigError("analyze needs a configuration, a run folder or a data set to run as a job.")
     settings = config = None
     if name == "predict":
         from braindecode_vis.pipeline.prediction_files import check_out
@@ -107,7 +107,7 @@ def _send_verb(
         folder = given["run"]
         if not (folder / "config.yaml").is_file():
             raise DataError(
-                f"{folder} is no run folder: it holds no config.yaml; give the folder that run printed."
+                f"{folder} is not a run folder: it holds no config.yaml; give the folder that run printed."
             )
         check_out(given["out"])
     elif name == "pretrain" and given["source"] is None:
@@ -191,7 +191,7 @@ def print_preview(folder: Path, groups: Sequence[Sequence[Task]], cluster: Clust
 
     if cluster.executor != "slurm":
         raise ConfigError(
-            f"--dry-run shows scripts of sbatch, and --cluster {cluster.executor} makes none; give --cluster slurm."
+            f"--dry-run shows scripts of sbatch, but --cluster {cluster.executor} has none; pass --cluster slurm."
         )
     text = preview(folder, groups, cluster)
     if as_json:
@@ -214,11 +214,11 @@ def _share(
     asked, folder = given["n_workers"], given["out"]
     if given.get("worker") is not None or (asked is not None and asked < 1):
         raise ConfigError(
-            "a cluster numbers the shares itself; give --workers N alone, with N of at least 1."
+            "with --cluster the shares are numbered automatically; give only --workers N, with N of at least 1."
         )
     if name == "reconstruct" and asked is not None and not (folder / "config.yaml").is_file():
         raise ConfigError(
-            f"{folder} is no run folder, so there are no images to share; train a run first, for example by "
+            f"{folder} is not a run folder, so there are no images to share; train a run first, for example by "
             "braindecode-vis retrieve, then name its folder."
         )
     alone = strip_words(words, {"--workers": True})
@@ -294,7 +294,7 @@ def _send_and_wait(
         for job in known.values():
             if job.words != names[job.name]:
                 raise ConfigError(
-                    f"the job {job.job_id} of {job.user} works in {folder} already, by another command "
+                    f"the job {job.job_id} of {job.user} already works in {folder}, for another command "
                     f"({' '.join(job.words)}); wait for it, or end it with braindecode-vis cancel {folder}."
                 )
         if known:
@@ -340,8 +340,9 @@ def refuse_leaving(cluster: Cluster, n_jobs: int, wait: bool, *, in_order: bool 
         raise ConfigError("--cluster debug runs each job while you wait; leave out --no-wait.")
     if in_order or n_jobs > cluster.n_parallel:
         raise ConfigError(
-            f"--no-wait would start {n_jobs} jobs on this machine at once, and {cluster.n_parallel} may run; leave it "
-            "out, raise parallel with --cluster-set parallel=N, or use --cluster slurm."
+            f"--no-wait would start {n_jobs} jobs on this machine at the same time, but only "
+            f"{cluster.n_parallel} may run; leave it out, increase parallel with --cluster-set "
+            "parallel=N, or use --cluster slurm."
         )
 
 
@@ -405,7 +406,7 @@ def _read_states(folder: Path) -> list[JobState]:
 
     jobs = read_jobs(folder)
     if not jobs:
-        raise ConfigError(f"no jobs were sent from {folder}; name the folder of a run or sweep with jobs.")
+        raise ConfigError(f"no jobs were sent from {folder}; give the folder of a run or sweep with jobs.")
     return find_states(folder, jobs)
 
 
@@ -438,13 +439,14 @@ def cancel(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
         print_json({"run_folder": str(folder), "scores": [], "cancelled": ids})
     else:
         make_console(stderr=False).print(
-            f"{len(ended)} jobs of {folder} are asked to end; the same command as before goes on from what is finished",
+            f"{len(ended)} jobs of {folder} will be ended; run the earlier command again to continue "
+            "from the finished work",
             markup=False,
         )
     if left:
         raise DataError(
             f"{len(left)} jobs could not be ended, such as {left[0].name} ({left[0].job_id}), sent by {left[0].user} "
-            f"from {left[0].host}; whoever sent it may, there."
+            f"from {left[0].host}; only that user can end it, on that machine."
         )
 
 

@@ -1,4 +1,4 @@
-"""How the jobs of a folder are, waiting for them, and ending them.
+"""Reports the states of the jobs of a folder, waits for them, and ends them.
 
 Owns what is made of the notes that jobs write, of Slurm's queue and of the processes of this machine. Works without
 Slurm's accounting: where ``sacct`` fails, a job that left the queue without a note is told as such.
@@ -39,25 +39,25 @@ _WAITING = (
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 #: Why Slurm lets a job wait, in words.
 _REASONS = {
-    "None": "Slurm has not looked at it yet",
-    "Resources": "no node has room for it yet",
+    "None": "Slurm has not considered it yet",
+    "Resources": "no node has enough free resources yet",
     "Priority": "other jobs are before it",
     "Dependency": "other jobs must end first",
-    "JobArrayTaskLimit": "as many run at once as cluster.parallel allows",
-    "BeginTime": "it was queued again, and Slurm lets it wait for two minutes",
-    "QOSMaxJobsPerUserLimit": "as many of your jobs run as Slurm allows",
+    "JobArrayTaskLimit": "the limit of cluster.parallel is reached",
+    "BeginTime": "it was queued again, and Slurm waits two minutes before it starts",
+    "QOSMaxJobsPerUserLimit": "the number of your running jobs is at Slurm's limit",
     "ReqNodeNotAvail": "its nodes are down or reserved",
     "PartitionDown": "it does not start while its partition is down",
     "PartitionInactive": "it does not start while its partition is inactive",
 }
 #: Why a job never starts by itself.
 _NEVER = {
-    "JobHeldUser": "it is held; let it go with: scontrol release",
-    "JobHeldAdmin": "whoever runs Slurm holds it; ask them",
-    "PartitionTimeLimit": "it asks for more time than its partition allows; cancel it, and set cluster.time",
-    "PartitionNodeLimit": "it asks for more than its partition has; cancel it, and ask for less",
-    "BadConstraints": "no node has what it asks for; cancel it, and ask for less",
-    "DependencyNeverSatisfied": "what it waits for has failed; cancel it",
+    "JobHeldUser": "it is held; release it with: scontrol release",
+    "JobHeldAdmin": "an administrator of Slurm holds it; ask them",
+    "PartitionTimeLimit": "it requests more time than its partition allows; cancel it, and set cluster.time",
+    "PartitionNodeLimit": "it requests more than its partition has; cancel it, and request less",
+    "BadConstraints": "no node has the requested resources; cancel it, and request less",
+    "DependencyNeverSatisfied": "a job that it waits for has failed; cancel it",
 }
 _POLL_S = (0.5, 10.0)
 #: Clocks that differ less are not worth a word; nodes of one job whose clocks differ by more are told the end of an
@@ -80,7 +80,7 @@ class JobState:
         Why it waits, or what went wrong; a sentence.
     elapsed, left
         Time that it has run and that it takes yet, as Slurm writes it: an estimate (``~``) where others like it have
-        ended, or else the rest of what it may take (``<``); empty where nobody knows.
+        ended, or else the rest of what it may take (``<``); empty if nobody knows.
     host
         Node that it runs or ran on.
     seconds
@@ -162,7 +162,7 @@ def _relate(
     if state.state == "stopped" and not _read_note(folder, state.job):
         named = [each.job.name for each in before if each.state in ("failed", "lost", "stopped")]
         if named:
-            return replace(state, reason=f"it was not started, since {_list_some(named)} did not end well.")
+            return replace(state, reason=f"it was not started, since {_list_some(named)} failed.")
     if state.state != "running":
         return state
     waits = next((line for line in read_tail(folder, state.job, 1) if "waiting for" in line), "")
@@ -192,9 +192,11 @@ def estimate_rest(states: Sequence[JobState]) -> str:
         for state in known
     )
     unknown = {state.job.name for state in rest if state not in known}
-    beside = f", without {_list_some(sorted(unknown))}, of whose kind none is done" if unknown else ""
+    beside = (
+        f", not counting {_list_some(sorted(unknown))} (no similar job is finished yet)" if unknown else ""
+    )
     left = _write_seconds(seconds / at_once)
-    return f"about {left} left with {at_once} at once, as others of their kind took{beside}"
+    return f"about {left} left with {at_once} at the same time, estimated from similar jobs{beside}"
 
 
 def find_clock_differences(folder: Path, jobs: Sequence[SentJob]) -> list[str]:
@@ -213,8 +215,8 @@ def find_clock_differences(folder: Path, jobs: Sequence[SentJob]) -> list[str]:
             if abs(off) > _CLOCKS_S:
                 found.setdefault(str(note["host"]), off)
     return [
-        f"the clock of {host} is {_write_seconds(abs(off))} {'ahead' if off > 0 else 'behind'}, so that times in logs "
-        "and records of that node are wrong; results do not depend on it."
+        f"the clock of {host} is {_write_seconds(abs(off))} {'ahead' if off > 0 else 'behind'}, so times "
+        "in logs and records of that node are wrong; results do not depend on this."
         for host, off in found.items()
     ]
 
@@ -230,7 +232,7 @@ def _find_state(
         if said in ("failed", "stopped"):
             return JobState(job, said, sentence, _describe_seconds(note), "", host)
         if job.host != platform.node():
-            return JobState(job, "unknown", f"it is a process of {job.host}; ask there")
+            return JobState(job, "unknown", f"it is a process of {job.host}; check its state there")
         if _is_running_here(folder, job, note):
             return JobState(job, "running", "", _describe_seconds(note, now=True), "", host)
         return JobState(job, "lost", _describe_loss(folder, job, note), "", "", host)
@@ -319,25 +321,25 @@ def _describe_reason(reason: str) -> str:
 
 def _describe_ending(state: str, folder: Path, job: SentJob, note: dict[str, Any]) -> tuple[State, str]:
     if state.startswith("CANCELLED"):
-        return "stopped", "it was cancelled; give the command again to go on."
+        return "stopped", "it was cancelled; run the command again to continue."
     if state == "PREEMPTED":
-        return "stopped", "other jobs took its place; give the command again to go on."
+        return "stopped", "other jobs took its place; run the command again to continue."
     if state in ("TIMEOUT", "DEADLINE"):
         return "failed", (
-            f"it ran out of its {job.time} minutes; what is finished is kept: ask for more with --cluster-set "
-            "time=MINUTES, and give the command again."
+            f"it ran out of its {job.time} minutes; finished work is kept: request more with "
+            "--cluster-set time=MINUTES, and run the command again."
         )
     if state == "OUT_OF_MEMORY":
         had = "what Slurm gives by default" if job.memory is None else f"{job.memory:g} GB"
-        return "failed", f"it needs more memory than {had}; ask for more with --cluster-set memory=GB."
+        return "failed", f"it needs more memory than {had}; request more with --cluster-set memory=GB."
     if state in ("NODE_FAIL", "BOOT_FAIL"):
-        return "failed", "its node failed; give the command again."
+        return "failed", "its node failed; run the command again."
     # Slurm forgets a task of an array that was cancelled while it waited; that others left logs says that nodes see the
     # folder.
     if not state and not note and not _has_log(folder, job.job_id) and _has_log(folder, "*"):
         return (
             "stopped",
-            "it left the queue before it began, most likely cancelled; give the command again to go on.",
+            "it left the queue before it began, most likely cancelled; run the command again to continue.",
         )
     return "lost", _describe_loss(folder, job, note)
 
@@ -348,14 +350,11 @@ def _has_log(folder: Path, number: str) -> bool:
 
 def _describe_loss(folder: Path, job: SentJob, note: dict[str, Any]) -> str:
     if note:
-        return (
-            "it was killed, or its machine went down, while it worked; what is finished is kept: give the command "
-            "again."
-        )
+        return "it was killed, or its machine went down, while it worked; finished work is kept: run the command again."
     if _has_log(folder, job.job_id):
         return (
-            f"it ended before the command began; {folder / JOBS / (job.job_id + '_0_log.err')} says why, and then give "
-            "the command again."
+            f"it ended before the command began; {folder / JOBS / (job.job_id + '_0_log.err')} says why; "
+            "then run the command again."
         )
     return (
         f"it ended and left nothing in {folder / JOBS}, so it was cancelled before it began, or its node does not see "

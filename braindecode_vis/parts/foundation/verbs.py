@@ -1,4 +1,4 @@
-"""The verb that makes a corpus of recordings without labels, grows it, proves it whole and describes it."""
+"""The verb ``corpus``: makes a corpus of recordings without labels, adds to it, checks and describes it."""
 
 from __future__ import annotations
 
@@ -36,19 +36,25 @@ def corpus(
     people: Annotated[
         Path | None,
         typer.Option(
-            "--people", help="Table of columns source (or site), subject, person: who is the same person."
+            "--people",
+            help="Table with the columns source (or site), subject, person: which subjects "
+            "are the same person.",
         ),
     ] = None,
     hold_out: Annotated[
         list[str] | None,
-        typer.Option("--hold-out", help="Hold this person out, beside those that are drawn. Repeatable."),
+        typer.Option(
+            "--hold-out", help="Hold this person out, in addition to those drawn at random. Repeatable."
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes that prepare runs.")] = 1,
-    check: Annotated[bool, typer.Option("--check", help="Read all of it and compare digests.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read the whole corpus and compare digests.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Say what would be added, and estimate disk and time from a few runs."
+            "--dry-run", help="Show what would be added, and estimate disk and time from a few runs."
         ),
     ] = False,
     allow_download: AllowDownload = False,
@@ -71,11 +77,11 @@ def corpus(
     folder = folder.expanduser().absolute()
     changes = add or people or hold_out
     if dry_run and not add:
-        raise ConfigError("--dry-run says what --add would do; give the sources.")
+        raise ConfigError("--dry-run shows the effect of --add; give the sources with --add.")
     if overrides and not add:
-        raise ConfigError("--set is of the recordings that are added; give --add with it.")
+        raise ConfigError("--set applies to added recordings; use it with --add.")
     if check and changes:
-        raise ConfigError("--check looks at a corpus as it is; leave out --add, --people and --hold-out.")
+        raise ConfigError("--check only checks a corpus; leave out --add, --people and --hold-out.")
     done: CorpusAddition | None = None
     if changes:
         config = _read_settings(folder / MANIFEST, overrides or [])
@@ -110,7 +116,7 @@ def corpus(
         return
     _show_corpus(corpus)
     if check:
-        console.print("every byte is as it was written", markup=False)
+        console.print("all bytes are unchanged", markup=False)
 
 
 def _read_settings(manifest: Path, overrides: list[str]) -> Any:

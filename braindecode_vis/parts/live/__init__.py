@@ -1,4 +1,4 @@
-"""A stream decoded while it runs: where samples come from, what is decided of them, and who is told.
+"""Decoding of a stream while it runs: sources of samples, decoders, and listeners.
 
 `stream_roles` holds the contract between the parts; nothing here has an own copy of a step of the pipeline.
 """

@@ -1,4 +1,4 @@
-"""A run brought to the person who sits there: a block of pictures, few-shot adaptation, and statistics that run along.
+"""Adapts a run to the present person: a block of pictures, few-shot adaptation, and running statistics.
 
 Owns the order and times of a block, the clock between the page and the stream, the flank of a photodiode, the proof of
 what it gained that encoders of a run adapt to the recorded trials (pictures that the adaptation has not seen), and
@@ -116,7 +116,7 @@ def choose_pictures(judge: Judge, pictures: str | Path, n: int, seed: int) -> tu
     Raises
     ------
     DataError
-        If they are too few, or not at hand.
+        If they are too few, or not available.
     """
     number, run = judge.folds[0], judge.run
     draw = make_generator(seed, "calibration pictures")
@@ -128,14 +128,14 @@ def choose_pictures(judge: Judge, pictures: str | Path, n: int, seed: int) -> tu
         gallery = open_given_gallery(run, number, Path(pictures))
         if gallery.stimuli is None:
             raise DataError(
-                f"{pictures} holds embeddings, and a block shows pictures; give a folder of them."
+                f"{pictures} holds embeddings, but a block shows pictures; give a folder of pictures."
             )
         ids, targets, stimuli = gallery.embeddings.ids.astype(str), gallery.embeddings, gallery.stimuli
     if len(ids) < FEWEST_IMAGES:
-        raise DataError(f"a block needs {FEWEST_IMAGES} pictures, and {pictures} has {len(ids)}; give more.")
+        raise DataError(f"a block needs {FEWEST_IMAGES} pictures, but {pictures} has {len(ids)}; give more.")
     if not stimuli.has_pixels:
         raise DataError(
-            "the training pictures of the run are not at hand; give a folder of pictures to --calibrate."
+            "the training pictures of the run are not available; give a folder of pictures to --calibrate."
         )
     chosen = [str(i) for i in draw.permutation(ids)[:n]]
     return targets.select(chosen), [stimuli.read_image(name) for name in chosen]
@@ -180,7 +180,8 @@ class CalibrationBlock(Listener):
     ) -> None:
         if out is not None and (out / DECODER).exists():
             raise DataError(
-                f"{out} holds a calibrated decoder already; give another folder, or use it as it is."
+                f"{out} already holds a calibrated decoder; give another folder, or use this decoder "
+                "without a new calibration."
             )
         self.judge, self.targets, self.inject, self.out, self.tell_session = judge, targets, inject, out, tell
         self.images = {str(name): image for name, image in zip(targets.ids, images, strict=True)}
@@ -235,8 +236,8 @@ class CalibrationBlock(Listener):
                 sentence += f" {self._diode.describe()}"
             elif self._uncertainty:
                 sentence += (
-                    f" Onsets are those that the page reports, to {1000 * self._uncertainty:.1f} ms and the lag of the "
-                    "screen; a photodiode would measure it."
+                    f" Onsets are those that the page reports, to {1000 * self._uncertainty:.1f} ms and "
+                    "the delay of the screen; a photodiode would measure this delay."
                 )
         self.tell_session(sentence)
         return sentence
@@ -270,7 +271,9 @@ class CalibrationBlock(Listener):
     def end(self, summary: Mapping[str, Any]) -> None:
         """Wait for what is being learnt: it is kept, and no thread is cut off."""
         if self._learning.locked():
-            self.tell_session("The session ends once the block is learnt from; Ctrl-C again does not wait.")
+            self.tell_session(
+                "The session ends after learning from the block; press Ctrl-C again to end it now."
+            )
         with self._learning:
             pass
 
@@ -292,10 +295,10 @@ class CalibrationBlock(Listener):
             self.judge.adopt(encoders=self.adapted.encoders, words=self.adapted.words)
         if self.out is not None and self.adapted.is_used:
             write_adaptation(self.adapted, self.judge, self.out, list(self.images))
-            return f"{self.adapted.describe()} It is kept in {self.out}."
+            return f"{self.adapted.describe()} It is stored in {self.out}."
         if self.out is not None:
             (self.out / DECODER).unlink(missing_ok=True)  # of an earlier stop of this block
-            return f"{self.adapted.describe()} Nothing is kept in {self.out}."
+            return f"{self.adapted.describe()} Nothing is stored in {self.out}."
         return self.adapted.describe()
 
 
@@ -437,11 +440,12 @@ class Photodiode:
     def describe(self) -> str:
         """Return mean and spread of the lag in a sentence."""
         if not self.lags:
-            return f"The photodiode {self.channel} showed no flank; onsets are those that the page reports."
+            return f"The photodiode {self.channel} showed no light change; onsets are those that the page reports."
         lags = 1000 * np.array(self.lags)
-        lost = f"; {self.n_lost} pictures had no flank" if self.n_lost else ""
+        lost = f"; {self.n_lost} pictures had no light change" if self.n_lost else ""
         return (
-            f"By the photodiode pictures appeared {lags.mean():.1f} ms (standard deviation {lags.std():.1f} ms, "
+            f"According to the photodiode, pictures appeared {lags.mean():.1f} ms (standard deviation "
+            f"{lags.std():.1f} ms, "
             f"{len(lags)} pictures) after the page's time, which was corrected{lost}."
         )
 
@@ -526,7 +530,7 @@ class Adaptation:
         used = (
             "It is used from now on."
             if self.is_used
-            else "The gain is within chance: the run stays as it is."
+            else "The gain is within chance: the run is not changed."
         )
         return (
             f"{self.n_trials} trials of {self.n_images} pictures; two-way identification, {self.left_out} left out: "
@@ -559,7 +563,7 @@ def adapt_to_person(judge: Judge, block: np.ndarray, ids: Sequence[str], targets
     images = pd.unique(names)
     if len(names) < FEWEST_TRIALS or len(images) < FEWEST_IMAGES:
         raise DataError(
-            f"{len(names)} trials of {len(images)} pictures are too few to learn from; show at least {FEWEST_IMAGES} "
+            f"{len(names)} trials of {len(images)} pictures are too few for learning; show at least {FEWEST_IMAGES} "
             f"pictures and {FEWEST_TRIALS} trials (lost ones do not count)."
         )
     trials = judge.as_trial(np.asarray(block, np.float32))
@@ -658,7 +662,7 @@ def read_adaptation(judge: Judge, folder: Path) -> None:
     record = read_json(folder / DECODER)
     if record["fits"] != [fold.artifact.fingerprint for fold in judge.fitted]:
         raise DataError(
-            f"{folder} was calibrated for other fits than those of {judge.run.folder.path}; calibrate again."
+            f"{folder} was calibrated for another state of {judge.run.folder.path}; calibrate again."
         )
     if record.get("running", False) != isinstance(judge.statistics, RunningStatistics):
         how = "with" if record["running"] else "without"

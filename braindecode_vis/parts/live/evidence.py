@@ -1,4 +1,4 @@
-"""How sure a prediction is of each candidate, and how evidence of several decisions adds up.
+"""Probability of each candidate, and the accumulated evidence of several decisions.
 
 The probability of a candidate is the softmax over the gallery of its cosine times a number, the inverse temperature,
 that is fitted once on training trials by maximum likelihood. Log-likelihoods of several decisions add. As they are
@@ -83,7 +83,7 @@ def calibrate(
 ) -> tuple[float | None, str]:
     """Return the inverse temperature of the predictions of one fold, and what it was fitted on, in words.
 
-    It is None where the encoder has learnt from all training trials.
+    It is None if the encoder has learnt from all training trials.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def calibrate(
 def _predict_training(
     run: FinishedRun, number: int, encoder: Any, responses: Responses, targets: Embeddings
 ) -> tuple[Embeddings, str] | None:
-    """Return predictions of training trials by what has not learnt from them; None where that cannot be had."""
+    """Return predictions of training trials by what has not learnt from them; None if that cannot be had."""
     words, config = "predicted by fits that had not seen their images", run.config.encoder
     space = encoder.predict(responses.select([0])).space
     try:
@@ -180,7 +180,7 @@ class NamedDecisions:
         if size > MOST_FITTED:
             drawn = np.union1d(rows, np.random.default_rng(0).choice(size, MOST_FITTED, replace=False))
         similarity = np.stack(self._units) @ self.search.read_units(drawn).T
-        # One wrong decision in so many at least: a gallery that was always right so far is no proof for ever.
+        # One wrong decision in so many at least: a gallery that was always right so far is no proof forever.
         return min(fit_temperature(similarity, np.searchsorted(drawn, rows)), self._bound(similarity))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""From one trial, in the form in which a run learnt, to ranked pictures: what decoders of every kind of stream share.
+"""From one trial, in the form of the run, to ranked pictures: shared by the decoders of every kind of stream.
 
 Owns the encoders, the statistics and the gallery that a session decides with, the evidence of its decisions, and what
 stands in for the run's own after an adaptation; and what becomes of markers and verdicts in any stream. It knows no
@@ -102,7 +102,7 @@ class Judge:
         self.run = source if isinstance(source, FinishedRun) else open_finished(Path(source))
         if self.run.config.decodes_categories:
             raise ConfigError(
-                f"{self.run.folder.path} decodes categories, and live decoding ranks pictures; choose another run."
+                f"{self.run.folder.path} decodes categories, but live decoding ranks pictures; choose another run."
             )
         if self.n_top < 1:
             raise ConfigError(f"n_top is {self.n_top!r}, but at least one candidate is listed.")
@@ -169,9 +169,9 @@ class Judge:
         come = (
             f"They come after {FEWEST_NAMED} decisions whose picture is known."
             if named
-            else "Windows name no picture, from which they could be fitted: none will come."
+            else "Windows have no known picture for fitting them, so there will be no probabilities."
         )
-        return f"There are similarities and no probabilities yet, since {self._unscaled}. {come}"
+        return f"There are only similarities, no probabilities yet, since {self._unscaled}. {come}"
 
     def learn_from(self, unit: np.ndarray, shown: str | None) -> str:
         """Count in a decision that was told, where probabilities are fitted on those; returns what changed, in words.
@@ -192,7 +192,7 @@ class Judge:
         first = self.temperature is None
         self.temperature = scale
         self.calibrated_on = "earlier decisions of this session whose picture is known"
-        return f"From here on there are probabilities, fitted on {self.calibrated_on}." if first else ""
+        return f"From now on there are probabilities, fitted on {self.calibrated_on}." if first else ""
 
     def _open_gallery(self) -> None:
         # Fails here, and not at the first epoch, where an encoder cannot take the subject.
@@ -202,8 +202,8 @@ class Judge:
         aligned = sorted({name for encoder in self.encoders for name in encoder.label_free_subjects})
         if aligned:
             raise DataError(
-                f"the encoder aligns subjects by their own trials and does not know {aligned[0]}, of whom one trial is "
-                "no basis; name a subject of the run, or calibrate first."
+                f"the encoder aligns subjects by their own trials and has no alignment for {aligned[0]}, and one trial "
+                "is not enough to compute it; give a subject of the run, or calibrate first."
             )
         subject = self.subject if self.encoders[0].has_subject_galleries else None
         self.centre, self.search = open_search(self.run, self.folds, self.candidates, subject)
@@ -211,7 +211,8 @@ class Judge:
         # Named so that spaces are compared once, and not with every trial.
         if predicted.space != self.search.space:
             raise DataError(
-                f"predictions of the space {predicted.space!r} cannot meet the gallery of {self.search.space!r}."
+                f"predictions of the space {predicted.space!r} cannot be compared with the gallery of "
+                f"{self.search.space!r}."
             )
 
     def as_trial(self, block: np.ndarray) -> Responses:
@@ -297,7 +298,7 @@ class Judge:
         return found
 
     def find_rank(self, unit: np.ndarray, shown: str | None) -> int | None:
-        """Return the rank of what was shown, from 1; None where that is not known or the gallery too large."""
+        """Return the rank of what was shown, from 1; None if that is not known or the gallery too large."""
         if shown is None or not self.search.is_exhaustive:
             return None
         above, tied = self.search.count_above(unit, self.row_of[shown])
@@ -337,7 +338,7 @@ class Judge:
         }  # fmt: skip
 
     def find_images(self, ids: Sequence[str]) -> list[Path | np.ndarray | None]:
-        """Return the pictures of candidates, uint8 of shape (height, width, 3); None where one is not at hand."""
+        """Return the pictures of candidates, uint8 of shape (height, width, 3); None if one is not available."""
         stimuli = self.candidates.stimuli
         if stimuli is None or not stimuli.has_pixels:
             return [None] * len(ids)
@@ -406,7 +407,7 @@ class MarkerDecoder:
         used = getattr(self.judge.statistics, "used", {})
         notes = [f"{where}: {words}." for where, words in used.items()]
         if averages and self.run.config.repeats.test == "averaged":
-            notes.append("Each decision is of a single trial, where the run's own test averages repetitions.")
+            notes.append("Each decision uses a single trial, but the test of the run averages repetitions.")
         return [*notes, self.judge.describe_probabilities(named=averages)]
 
     def _take_finished(self) -> Iterator[Decision | str]:
@@ -521,7 +522,8 @@ class Reconstructor:
             find_fits(run)
         except DataError as error:
             raise DataError(
-                f"{run.folder.path} has no fitted prior and generator, of which images are made; run braindecode-vis "
+                f"{run.folder.path} has no fitted prior and generator, which are needed to make images; "
+                "run braindecode-vis "
                 f"reconstruct {run.folder.path} first, or leave out --reconstruct."
             ) from error
         self._run, self._folds = run, folds
@@ -562,7 +564,7 @@ class Reconstructor:
                 self._made.put(replace(decision, image=image))
             except Exception as error:
                 self._made.put(
-                    f"No image could be made of decision {decision.number} ({type(error).__name__}: {error})."
+                    f"No image could be made for decision {decision.number} ({type(error).__name__}: {error})."
                 )
 
     def _make(self, trial: Responses, predicted: Embeddings) -> np.ndarray:

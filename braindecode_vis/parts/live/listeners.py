@@ -1,4 +1,4 @@
-"""Who hears of decisions without a browser: a terminal, a file of JSON lines, and an outgoing LSL stream."""
+"""Listeners without a browser: a terminal, a file of JSON lines, and an outgoing LSL stream."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def describe_summary(summary: Mapping[str, Any]) -> list[str]:
         f"{summary.get('seconds', 0.0):.1f} s; ended: {summary.get('ended', '')}"
     ]
     if n_bridged := summary.get("n_bridged"):
-        lines.append(f"{n_bridged} of them hold a gap that was bridged")
+        lines.append(f"{n_bridged} of them contain a bridged gap")
     if wait := summary.get("latency_ms", {}).get("wait"):
         lines.append(
             f"latency: half within {wait['p50']:.1f} ms, 99 of 100 within {wait['p99']:.1f} ms, longest "
@@ -176,9 +176,9 @@ class JsonLinesListener(Listener):
         self._path = Path(path).expanduser()
         self._file: TextIO | None = sys.stdout if str(path) == "-" else None
         if self._file is None and self._path.exists():
-            raise ConfigError(f"{self._path} is there already; give --jsonl a new file.")
+            raise ConfigError(f"{self._path} already exists; give --jsonl a new file.")
         if self._file is None and not os.access(self._path.parent, os.W_OK):
-            raise ConfigError(f"{self._path} cannot be written; give --jsonl a file in a folder that can.")
+            raise ConfigError(f"{self._path} cannot be written; give --jsonl a file in a writable folder.")
 
     def begin(self, info: StreamInfo, facts: Mapping[str, Any]) -> None:
         """Write what is decoded."""
@@ -234,7 +234,7 @@ class OutletListener(Listener):
         for each in (name, f"{name}-embedding"):
             if there := self._lsl.resolve_streams(timeout=0.5, name=each):
                 raise ConfigError(
-                    f"there is a stream of that name already ({describe_stream(there[0])}), and those who listen could "
+                    f"a stream of that name already exists ({describe_stream(there[0])}), and those who listen could "
                     "not distinguish them; give --outlet another name."
                 )
         self._markers: Any = None

@@ -1,4 +1,4 @@
-"""A run, the name of a stream and a few words to a session that is ready: what the command and Python share.
+"""Opens a session from a run, the name of a stream and options; shared by the command and Python.
 
 Owns `open_source`: a stream of the network, a folder of volumes, a replay, a phantom, or a class from outside.
 """
@@ -107,7 +107,7 @@ def _open_outside(kind: str, name: str, options: Mapping[str, Any]) -> StreamSou
     ]
     if missing:
         raise ConfigError(
-            f"{kind} is no source: it is missing the method {missing[0]}; it needs connect, read and close."
+            f"{kind} is not a source: it is missing the method {missing[0]}; it needs connect, read and close."
         )
     source: StreamSource = _call(found, f"the source {kind}", name, options)
     return source
@@ -139,13 +139,13 @@ def open_decoder(run: FinishedRun, **options: Any) -> StreamDecoder:
             key for key, value in beside.items() if value or (key == "bridge" and value is not None)
         ]:
             raise ConfigError(
-                f"{unused[0]} is for streams of channels, and {run.folder.path} learnt from {dims[1]}s."
+                f"{unused[0]} applies to streams of channels, but {run.folder.path} uses {dims[1]}s."
             )
         return VolumeDecoder(run, **options)
     if dims != ("trial", "channel", "time"):
         raise ConfigError(
-            f"{run.folder.path} learnt from trials of {' x '.join(dims[1:])}, and a stream gives channels x times, or "
-            "voxels; choose a run of EEG, MEG or fMRI."
+            f"{run.folder.path} learnt from trials of {' x '.join(dims[1:])}, but a stream gives "
+            "channels x times, or voxels; choose a run of EEG, MEG or fMRI."
         )
     from braindecode_vis.parts.live.stream_decoder import RunStreamDecoder
 
@@ -192,7 +192,7 @@ def open_session(
         decoder = open_decoder(run, **options)
         if not isinstance(decoder, VolumeDecoder):
             raise ConfigError(
-                f"{run.folder.path} learnt from no voxels, and a folder of volumes gives nothing else."
+                f"{run.folder.path} does not use voxels, but a folder of volumes gives only voxels."
             )
         own = {"geometry": decoder.geometry, "t_r": decoder.t_r}
         dataset = run.config.dataset
@@ -204,7 +204,7 @@ def open_session(
         stream = open_source(source, stream, **(source_options or {}))
     elif source_options:
         raise ConfigError(
-            "the options of a source are for one that is named; a source of one's own has them already."
+            "source options apply to a source given by name; set the options of your own source object directly."
         )
     opened = run if isinstance(run, FinishedRun) else open_finished(Path(run))
     decoder = decoder or open_decoder(opened, **options)

@@ -1,4 +1,4 @@
-"""Every session on disk while it runs, as BIDS: samples, markers, decisions, and what was said of the stream.
+"""Records a session while it runs, as BIDS: samples, markers, decisions, and messages about the stream.
 
 Owns the files of one recording, which are readable whenever the process ends. EEG is BrainVision [1]_, whose samples
 and markers are appended; fMRI a NIfTI file whose header counts the volumes that are there. BIDS has no format of MEG
@@ -56,7 +56,7 @@ class BidsRecorder(Listener):
     order
         Names that come first, as brain channels; by default every channel is one that is no trigger.
     find_stimulus
-        Returns the id of the image of a marker, or None where it shows none; by default what the marker says.
+        Returns the id of the image of a marker, or None if it shows none; by default what the marker says.
     columns
         Further columns of the events table and their one value, as the recipe of a run may ask for them.
     stimulus_column
@@ -214,7 +214,7 @@ class BidsRecorder(Listener):
             self.close()
             self._say(
                 f"The recording has ended after {self._timeline.n} samples, since {self.root} cannot be written "
-                f"({error.strerror or error}); what is there can be read, and decoding goes on.",
+                f"({error.strerror or error}); the written part can be read, and decoding continues.",
                 "error",
             )
 
@@ -230,7 +230,7 @@ class BidsRecorder(Listener):
         if (self.root / "dataset_description.json").exists():
             if not is_live_recording(self.root):
                 raise DataError(
-                    f"{self.root} is a data set that was not recorded live; give a folder of its own to --record."
+                    f"{self.root} is a data set that was not recorded live; give --record another folder."
                 )
         elif self.root.is_dir() and any(self.root.iterdir()):
             raise DataError(
@@ -328,7 +328,7 @@ class BidsRecorder(Listener):
 
     def _find_geometry(self) -> Geometry:
         if self.geometry is None or self.geometry.mask is None:
-            raise DataError("volumes are recorded through the mask of a run, and none was given.")
+            raise DataError("volumes are recorded through the mask of a run, but no run was given.")
         return self.geometry
 
     def _order_channels(self, info: StreamInfo) -> tuple[np.ndarray, list[str], list[str]]:
@@ -362,7 +362,10 @@ class BidsRecorder(Listener):
         assert self._stream is not None
         self._stream.mark_segment(sample)
         if sample and isinstance(self._stream, _Volumes):
-            words = "volumes are missing before this one; in the file, copies of the one before stand in for them."
+            words = (
+                "volumes are missing before this one; in the file they are replaced by copies of the "
+                "previous volume."
+            )
             self._append_line("log", {"time": time, "level": "warning", "text": words})
         elif sample:
             # Readers of BIDS take the table for all there is to know, so that it names the joins, too.
@@ -395,7 +398,7 @@ class BidsRecorder(Listener):
     def _write_event(self, marker: Marker, sample: int | None) -> None:
         assert self._stream is not None
         if sample is None:
-            words = f"the marker {marker.value!r} at {marker.time:.3f} s has no sample: it fell into a gap."
+            words = f"the marker {marker.value!r} at {marker.time:.3f} s has no sample: it was in a gap."
             self._append_line("log", {"time": marker.time, "level": "warning", "text": words})
             return
         shown = self.find_stimulus(marker.value)
@@ -662,7 +665,7 @@ def write_fif(plain: Path) -> Path:
 
     about, marks = plain.with_suffix(".f32.json"), plain.with_suffix(".f32.marks")
     if not about.is_file():
-        raise DataError(f"{about} is missing, which says the channels of {plain.name}.")
+        raise DataError(f"{about} is missing; it holds the channels of {plain.name}.")
     described = json.loads(about.read_text())
     names = described["ch_names"]
     info = mne.create_info(names, described["sfreq"], described["ch_types"])

@@ -1,4 +1,4 @@
-"""Recordings and phantoms played as a stream, with the faults that real streams have.
+"""Sends recordings and phantoms as a stream, with the faults of real streams.
 
 Owns what can be played (`Playback`: a recording of any format that the package reads, the recordings of a data set, or
 a simulated subject who never stops looking at pictures), how a stream goes wrong (`Faults`, the same for the same
@@ -99,8 +99,9 @@ class Faults:
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1 or self.jitter_ms < 0 or abs(self.drift_ppm) > 100_000:
             raise ConfigError(
-                f"the share of lost chunks must lie between 0 and 1, jitter must not be negative and drift stay below "
-                f"100000 ppm, not {self.drop:g}, {self.jitter_ms:g} ms and {self.drift_ppm:g} ppm."
+                "the share of lost chunks must be between 0 and 1, jitter must not be negative and "
+                f"drift must be below 100000 ppm, not {self.drop:g}, {self.jitter_ms:g} ms and "
+                f"{self.drift_ppm:g} ppm."
             )
 
 
@@ -173,7 +174,7 @@ def deliver(
     chunk
         Samples of a chunk.
     repeat
-        Whether to begin anew at the end, for ever.
+        Whether to begin anew at the end, forever.
     """
     faults = faults or Faults()
     info = playback.info
@@ -233,7 +234,7 @@ def describe_loss(n_lost: int, sfreq: float, away: float = 0.0) -> str:
     """Return the sentence on samples that never came; empty if all did."""
     if not n_lost:
         return ""
-    back = f"the stream was away for {away:.1f} s: " if away else ""
+    back = f"the stream was interrupted for {away:.1f} s: " if away else ""
     return f"{back}{n_lost} samples ({n_lost / sfreq * 1000:.0f} ms) were lost."
 
 
@@ -403,16 +404,18 @@ def open_playback(
             )
         return _open_file(path, column)
     if path.suffix.lower() in RECORDED and not path.exists():
-        raise DataError(f"{path} does not exist; name a recording, a run folder or a configuration.")
+        raise DataError(f"{path} does not exist; give a recording, a run folder or a configuration.")
     if column is not None:
-        raise ConfigError("the column of markers is for a single file; a configuration knows its images.")
+        raise ConfigError(
+            "the column of markers applies to a single file; a configuration already defines its images."
+        )
     from braindecode_vis.config import read_config
 
     chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
     config = read_config(source, [*chosen, *(overrides or [])], root=root)
     if not hasattr(config.dataset, "open_epochs"):
         raise ConfigError(
-            f"{source} is of {config.dataset.kind}, which has no continuous recordings of EEG or MEG to play."
+            f"{source} is of {config.dataset.kind}, which has no continuous recordings of EEG or MEG to send."
         )
     return _open_dataset(config, str(source), split, recording)
 
@@ -471,8 +474,8 @@ def _find_markers(raw: Any, path: Path, column: str | None) -> tuple[list[tuple[
         chosen = column or next((name for name in MARKER_COLUMNS if name in table.columns), None)
         if "onset" not in table.columns or chosen not in table.columns:
             raise DataError(
-                f"{table_path} has the columns {', '.join(table.columns)}; markers need onset and one that says "
-                "what was shown: name it with --column."
+                f"{table_path} has the columns {', '.join(table.columns)}; markers need the column onset "
+                "and one with the shown image: give it with --column."
             )
         shown = table.dropna(subset=["onset", chosen])
         values = shown[chosen].str.replace("\\", "/")
@@ -530,8 +533,8 @@ def _open_dataset(config: Any, source: str, split: str, recording: int | None) -
     parts = [part for part in opened.parts if isinstance(part, ContinuousPart)]
     if not parts:
         raise DataError(
-            f"{opened.parts[0].where} holds published epochs, which no stream can be made of; name a data set of "
-            "continuous recordings."
+            f"{opened.parts[0].where} holds published epochs, which cannot be sent as a stream; give a "
+            "data set of continuous recordings."
         )
     shown = [part for part in parts if split == "all" or (part.trials["split"] == split).any()]
     if not shown:
@@ -546,7 +549,7 @@ def _open_dataset(config: Any, source: str, split: str, recording: int | None) -
     subjects = sorted({part.recording.subject for part in shown})
     if len(subjects) > 1:
         raise ConfigError(
-            f"{source} has the subjects {', '.join(subjects)}; a stream is of one: choose it with --subject."
+            f"{source} has the subjects {', '.join(subjects)}; a stream has one subject: choose it with --subject."
         )
     first = shown[0]
     sensors = first.sensors or first.own_sensors
@@ -624,8 +627,8 @@ def open_phantom(
     form = get_format(truth.format)
     if form.modality == "fmri":
         raise DataError(
-            f"{truth.root} is a phantom of fMRI, which comes volume by volume; a stream of samples needs one of "
-            "EEG or MEG."
+            f"{truth.root} is a phantom of fMRI, which has volumes; a stream of samples needs a phantom "
+            "of EEG or MEG."
         )
     if not 1 <= subject <= truth.size.n_subjects:
         raise ConfigError(f"{truth.root} has {truth.size.n_subjects} subject(s), not a number {subject}.")
@@ -687,21 +690,25 @@ def open_phantom(
 
 def _find_phantom(root: Path | None, run: Path | None) -> Path:
     if (root is None) == (run is None):
-        raise ConfigError("name either the folder of a phantom (--root) or a run on one (--run).")
+        raise ConfigError("give either the folder of a phantom (--root) or a run on a phantom (--run).")
     if root is not None:
         return root.expanduser()
     assert run is not None
     from braindecode_vis.config import read_config
 
     if not (run.expanduser() / "config.yaml").is_file():
-        raise DataError(f"{run} is no run folder: it has no config.yaml.")
+        raise DataError(f"{run} is not a run folder: it has no config.yaml.")
     config = read_config(run.expanduser())
     folder = getattr(config.dataset, "root", None)
     if folder is None or not (folder / "phantom_truth").is_dir():
         played = f"; play its recordings with: braindecode-vis stream {run}"
         raise DataError(
             f"the run {run} is not on a phantom: {folder or config.dataset.kind} has no phantom_truth"
-            + (played if hasattr(config.dataset, "open_epochs") else ", and cuts no trials from recordings.")
+            + (
+                played
+                if hasattr(config.dataset, "open_epochs")
+                else ", and does not cut trials from recordings."
+            )
         )
     return Path(folder)
 
@@ -750,7 +757,7 @@ def play(
     there = [each for each in lsl.resolve_streams(timeout=1.0) if each.name in (name, name + MARKERS_SUFFIX)]
     if there:
         raise DataError(
-            f"there is a stream of that name already ({describe_stream(there[0])}); stop it, or choose another --name."
+            f"a stream of that name already exists ({describe_stream(there[0])}); stop it, or choose another --name."
         )
     faults, stop = faults or Faults(), stop or threading.Event()
     samples_out = _open_outlet(lsl, playback, name, chunk, speed)
@@ -774,12 +781,12 @@ def play(
                 break
             summary["late_ms"] = max(summary["late_ms"], -left * 1000)
             if each.away and samples_out is not None:
-                tell("the stream is away")
+                tell("the stream is interrupted")
                 samples_out._del()  # its listeners see the connection end
                 samples_out = None
             elif samples_out is None and not each.away:
                 samples_out = _open_outlet(lsl, playback, name, chunk, speed)
-                tell("the stream is back")
+                tell("the stream continues")
             if n := len(each.times):
                 last = each.due if faults.jitter_ms else each.times[-1]
                 stamps = started + last + each.times - each.times[-1]

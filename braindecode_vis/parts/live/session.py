@@ -1,4 +1,4 @@
-"""A live session: chunks from a source through a decoder to those who listen, until somebody ends it.
+"""A live session: passes chunks from a source through a decoder to listeners, until it ends.
 
 Owns the loop and its ends: a signal, the end of the stream, a duration, a number of decisions, an error. Whatever ends
 it, every listener hears the end. A listener that fails is told to the others and dropped; the rest goes on.
@@ -257,7 +257,7 @@ class LiveSession:
             if self.duration is not None:
                 left = min(left, began + self.duration - time.perf_counter())
                 if left <= 0:
-                    self.stop(f"{self.duration:g} s were over")
+                    self.stop(f"the duration of {self.duration:g} s was over")
                     return
             chunk = self._ask_source("read", left)
             if not isinstance(chunk, Chunk):
@@ -272,7 +272,7 @@ class LiveSession:
                 self.tell(note, "warning")
             if len(chunk.times):
                 if stalled:
-                    self.tell(f"The stream is back after {now - last:.1f} s without samples.")
+                    self.tell(f"The stream continues after {now - last:.1f} s without samples.")
                 last, stalled = now, False
             elif not stalled and not chunk.ended and now - last > longest:
                 stalled = True
@@ -323,7 +323,9 @@ class LiveSession:
                     with suppress(Exception):
                         listener.end({})
                 self._tell_all(
-                    "tell", f"{name} failed and hears no more ({type(error).__name__}: {error}).", "error"
+                    "tell",
+                    f"{name} failed and gets no further messages ({type(error).__name__}: {error}).",
+                    "error",
                 )
 
     @contextmanager

@@ -1,6 +1,6 @@
-"""What the samples of a stream say of themselves: another unit, another gain, two channels that were swapped.
+"""Detects problems in the samples of a stream: another unit, another gain, two swapped channels.
 
-Compares the first epochs with the training trials of the run. Nothing is changed but the unit, and that is said.
+Compares the first epochs with the training trials of the run. Only the unit is changed, and this is reported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def estimate_covariance(
 
     Returns
     -------
-    array of shape (n_channels, n_channels), or None where a channel is constant
+    array of shape (n_channels, n_channels), or None if a channel is constant
     """
     if learnt.whitening:
         matrices = [np.asarray(m, dtype=np.float64) for m in learnt.whitening.values()]
@@ -64,7 +64,7 @@ class SignalWatch:
     stream
         Name of the stream, for messages.
     unit
-        What was said of its unit; empty where nothing was, so that the unit may be found by amplitude.
+        What was said of its unit; empty if nothing was, so that the unit may be found by amplitude.
     looks_for_swaps
         Whether channels are compared one by one.
 
@@ -105,8 +105,8 @@ class SignalWatch:
         if self._n == EPOCHS_LOOKED_AT and self._swaps:
             for a, b in find_swapped(self._sum, self._own):
                 yield (
-                    f"The channels {self._names[a]} and {self._names[b]} look swapped: each varies with the others as "
-                    "the other one did in the run."
+                    f"The channels {self._names[a]} and {self._names[b]} look swapped: each correlates "
+                    "with the other channels as the other one did in the run."
                 )
 
     def _compare_amplitude(self) -> Iterator[str]:
@@ -115,20 +115,20 @@ class SignalWatch:
         decades = float(np.log10(max(found, 1e-300) / own))
         steps = 3 * round(decades / 3)
         if not found:
-            yield "All channels are flat: look at the amplifier."
+            yield "All channels are flat: check the amplifier."
         elif steps and abs(decades - steps) < UNIT_DECADES:
             if self._unit:
                 raise DataError(
-                    f"the stream {self._stream} is said to be in {self._unit}, but its samples are about 10^{steps} "
-                    "times those that the run learnt from; say the true unit with --unit (V, mV or uV)."
+                    f"the stream {self._stream} states the unit {self._unit}, but its samples are about "
+                    f"10^{steps} times those of the run; give the true unit with --unit (V, mV or uV)."
                 )
             self.gain = 10.0**-steps
             yield (
-                f"The samples are about 10^{steps} times those that the run learnt from: taken for another unit and "
-                f"multiplied by {self.gain:g}; say the true one with --unit."
+                f"The samples are about 10^{steps} times those of the run: they were treated as another unit and "
+                f"multiplied by {self.gain:g}; give the true unit with --unit."
             )
         elif abs(decades) > UNIT_DECADES:
             yield (
-                f"The samples vary {10**decades:.3g} times as much as those that the run learnt from: look at the gain "
+                f"The samples vary {10**decades:.3g} times as much as those of the run: check the gain "
                 "of the amplifier and the electrodes."
             )

@@ -1,4 +1,4 @@
-"""Where a stream comes from over a network: the Lab Streaming Layer, a FieldTrip buffer.
+"""Sources of a stream over a network: the Lab Streaming Layer, a FieldTrip buffer.
 
 Owns the two clients of a network, and the times of samples: stamps that jitter are smoothed, and gaps
 stay gaps. Knows nothing of what is decoded.
@@ -101,8 +101,8 @@ class SampleClock:
             if self._next is not None and (error < -1.0 or error > possible):
                 self.offset -= error
                 notes.append(
-                    f"the clock of the sender was set {'ahead' if error > 0 else 'back'} by {abs(error):.3f} s; times "
-                    "go on without the jump."
+                    f"the clock of the sender was set {'ahead' if error > 0 else 'back'} by "
+                    f"{abs(error):.3f} s; times continue without the jump."
                 )
             elif error > max(0.5 * self.period, 8 * self._jitter):
                 shift = self._skip(error, span)
@@ -116,8 +116,8 @@ class SampleClock:
                     shift = self._skip(float(np.median(self._recent)), span)
                     start += shift
                     notes.append(
-                        f"{round(shift / self.period)} samples ({shift * 1000:.0f} ms) were lost a few chunks ago, "
-                        "which showed only now; times since then are so much too early."
+                        f"{round(shift / self.period)} samples ({shift * 1000:.0f} ms) were lost a few "
+                        "chunks ago and detected only now; times since then are too early by this amount."
                     )
                 else:
                     step = self._approach(error, span, n)
@@ -140,9 +140,9 @@ class SampleClock:
         self._moved.clear()
         self._moved.append((at + span, total + step))
         return [
-            f"{round(hidden * self.sfreq)} samples ({hidden * 1000:.0f} ms) fewer came in the last "
-            f"{self.looks_back_s:g} s than the rate says, lost where jitter hides it; times meanwhile are up to so "
-            "much too early."
+            f"{round(hidden * self.sfreq)} samples ({hidden * 1000:.0f} ms) fewer than expected came in the "
+            f"last {self.looks_back_s:g} s; jitter hides where they were lost, and times since then are too early by "
+            "up to this amount."
         ]
 
     def _skip(self, error: float, span: float) -> float:
@@ -357,11 +357,11 @@ class LslSource:
         found = self._find(samples, "stream")
         if found.sfreq == 0:
             raise DataError(
-                f"the stream {found.name} has no fixed rate, so that its samples make no signal; a stream of markers "
-                "is named with --markers."
+                f"the stream {found.name} has no fixed rate, so its samples are not a signal; give a "
+                "stream of markers with --markers."
             )
         if found.dtype == "string":
-            raise DataError(f"the stream {found.name} holds text, not samples; name a stream of EEG or MEG.")
+            raise DataError(f"the stream {found.name} holds text, not samples; give a stream of EEG or MEG.")
         events = _Inlet(lsl, self.markers or samples.name + MARKERS_SUFFIX, self.buffer_s, self._patience)
         # The name may be that of a channel, so that it is not looked for long.
         first = events.name.rpartition("@")[0] or events.name
@@ -378,8 +378,8 @@ class LslSource:
         elif self.markers:
             channels = ", ".join(full.get_channel_names() or []) or "without names"
             raise DataError(
-                f"there is no stream of markers and no trigger channel {self.markers!r}; streams that are there: "
-                f"{self._list_streams()}; channels of {found.name}: {channels}."
+                f"there is no stream of markers and no trigger channel {self.markers!r}; available "
+                f"streams: {self._list_streams()}; channels of {found.name}: {channels}."
             )
         else:
             markers = ""
@@ -410,7 +410,7 @@ class LslSource:
             info = self._samples.info
             raise DataError(
                 f"the stream {info.name} on {info.hostname} is announced, but does not answer within "
-                f"{answer:g} s; look at the firewall, or start it again."
+                f"{answer:g} s; check the firewall, or start it again."
             ) from error
 
     def _announce(self) -> list[str]:
@@ -425,8 +425,8 @@ class LslSource:
         if not there:
             return []
         return [
-            f"another session on {there[0].hostname} decodes the stream {info.name}, too: both hear all of it, and "
-            "only one should act on what it decides."
+            f"another session on {there[0].hostname} also decodes the stream {info.name}: both get all "
+            "its samples, and only one should act on its decisions."
         ]
 
     def _list_streams(self) -> str:
@@ -437,14 +437,12 @@ class LslSource:
         found = inlet.find(self.timeout)
         if not found:
             listed = self._list_streams()
-            raise DataError(
-                f"there is no {what} {inlet.name!r} on the network; streams that are there: {listed}."
-            )
+            raise DataError(f"there is no {what} {inlet.name!r} on the network; available streams: {listed}.")
         if len(found) > 1:
             ids = ", ".join(sorted(f"{each.name}@{each.source_id} on {each.hostname}" for each in found))
             raise DataError(
-                f"{len(found)} streams have the name {inlet.name!r} ({ids}); stop one of them, or write its id "
-                f"behind it: {inlet.name}@ID."
+                f"{len(found)} streams have the name {inlet.name!r} ({ids}); stop one of them, or add "
+                f"its id: {inlet.name}@ID."
             )
         return found[0]
 
@@ -456,8 +454,8 @@ class LslSource:
         if len(names) != full.n_channels or not all(names):
             names = [str(number) for number in range(1, full.n_channels + 1)]
             self._notes.append(
-                f"the stream names no channels; they are called 1 to {full.n_channels} (say which is which "
-                "with --channels)."
+                f"the stream has no channel names; channels are called 1 to {full.n_channels} (give "
+                "their names with --channels)."
             )
         if self.markers in names:
             self._trigger = names.index(self.markers)
@@ -518,7 +516,7 @@ class LslSource:
         times, found = self.clock.follow(stamps, self._lsl.local_clock())
         if found and busy > self.buffer_s:
             notes.append(
-                f"nothing was read for {busy:.0f} s, and the buffer holds {self.buffer_s:g} s: it ran over."
+                f"nothing was read for {busy:.0f} s, but the buffer holds {self.buffer_s:g} s: samples were lost."
             )
         notes += found
         self._check_rate(stamps, notes)
@@ -564,10 +562,10 @@ class LslSource:
         if now - self._silent_since < 1.0 and self._samples.inlet is not None:
             return
         if not self._told_silence:
-            notes.append("no samples come; the stream is looked for.")
+            notes.append("no samples arrive; looking for the stream.")
             self._told_silence = True
         if self._samples.look_again(left):
-            notes.append("the stream is there again and connected anew.")
+            notes.append("the stream is available and connected again.")
             if self._events is not None:
                 self._events.look_again(0.1)
 
@@ -580,7 +578,7 @@ class LslSource:
             values, stamps = self._events.pull(0.0, 64)
         except ConnectionError:
             self._events.close()
-            notes.append("the stream of markers is gone; it is connected again when it comes back.")
+            notes.append("the stream of markers has ended; it is connected again when it comes back.")
             return ()
         texts = [_write_marker(row[0]) for row in values]
         return tuple(
@@ -602,7 +600,7 @@ class LslSource:
             self._told_rate = True
             if abs(rate / self._sfreq - 1) > 0.03:
                 notes.append(
-                    f"{rate:.1f} samples a second came in the first {span:.0f} s, where the stream says "
+                    f"{rate:.1f} samples per second arrived in the first {span:.0f} s, but the stream states "
                     f"{self._sfreq:g} Hz."
                 )
 
@@ -657,7 +655,7 @@ class FieldTripSource:
         host, _, port = name.rpartition(":") if ":" in name else (name, ":", "1972")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise ConfigError(
-                f"a FieldTrip buffer is named host:port, for example localhost:1972, not {name!r}."
+                f"the address of a FieldTrip buffer is host:port, for example localhost:1972, not {name!r}."
             )
         self.name, self.host, self.port = name, host, int(port)
         self.markers, self.modality, self.timeout = markers, modality, timeout
@@ -708,18 +706,18 @@ class FieldTripSource:
                 return self._come_back(timeout)
             n_samples, n_events = self._wait(timeout)
             if n_samples < self._read or n_events < self._heard:
-                notes.append("the buffer was emptied; times go on.")
+                notes.append("the buffer was emptied; times continue.")
                 self._base, self._read, self._heard = self._base + self._read, 0, 0
             markers = self._get_markers(n_events)
             if n_samples == self._read:
                 return Chunk(empty.samples, empty.times, markers, tuple(notes))
             values, first = self._get_samples(n_samples, notes)
         except _RefusedError:
-            return Chunk(empty.samples, empty.times, (), (*notes, "the buffer has no header any more."))
+            return Chunk(empty.samples, empty.times, (), (*notes, "the buffer no longer has a header."))
         except OSError as error:
             self.close()
             self._gone_since = time.perf_counter()
-            note = f"the connection to the buffer ended ({error.strerror or error}); it is tried again."
+            note = f"the connection to the buffer ended ({error.strerror or error}); trying again."
             return Chunk(empty.samples, empty.times, (), (*notes, note))
         times = (self._base + first + np.arange(len(values))) / self._sfreq
         self._read = first + len(values)
@@ -746,8 +744,8 @@ class FieldTripSource:
             self._dial()
         except OSError as error:
             raise DataError(
-                f"no FieldTrip buffer answers on {where} ({error.strerror or error}); start it, or name another "
-                "host:port with --stream."
+                f"no FieldTrip buffer answers on {where} ({error.strerror or error}); start it, or give "
+                "another host:port with --stream."
             ) from error
         while True:
             try:
@@ -761,14 +759,14 @@ class FieldTripSource:
                 time.sleep(0.05)
             except OSError as error:
                 raise DataError(
-                    f"what answers on {where} is no FieldTrip buffer ({error}); name another host:port."
+                    f"the server on {where} is not a FieldTrip buffer ({error}); give another host:port."
                 ) from error
             else:
                 n_channels, _, _, sfreq, kind = header
                 if not n_channels or not sfreq > 0 or not 0 < kind < len(_TYPES):
                     raise DataError(
-                        f"the FieldTrip buffer on {where} says {n_channels} channels at {sfreq:g} Hz of type {kind}, "
-                        "which makes no signal."
+                        f"the FieldTrip buffer on {where} says {n_channels} channels at {sfreq:g} Hz of "
+                        f"type {kind}, which is not a signal."
                     )
                 return header, chunks
 
@@ -791,13 +789,14 @@ class FieldTripSource:
             self.close()
             raise DataError(
                 f"the FieldTrip buffer on {self.host}:{self.port} came back with {header[0]} channels at "
-                f"{header[3]:g} Hz, where it had {self._n_channels} at {self._sfreq:g} Hz; start live decoding again."
+                f"{header[3]:g} Hz, but before it had {self._n_channels} at {self._sfreq:g} Hz; start "
+                "live decoding again."
             )
         if header[1] < self._read:
             # Another buffer counts from 0: its samples come as much later as it was away.
             self._base += self._read + round(gone * self._sfreq)
             self._read, self._heard = 0, 0
-        return Chunk(empty, np.empty(0), (), (f"the buffer is there again after {gone:.1f} s.",))
+        return Chunk(empty, np.empty(0), (), (f"the buffer is available again after {gone:.1f} s.",))
 
     def _ask(self, command: int, content: bytes, expected: int, *, wait: float = 0.0) -> bytes:
         """Send a request and return the rest of the answer."""
@@ -856,12 +855,12 @@ class FieldTripSource:
                 start += max(1, (stop - start) // 2)
         if start > self._read:
             notes.append(
-                f"the buffer ran over: {start - self._read} samples "
+                f"the buffer overflowed: {start - self._read} samples "
                 f"({(start - self._read) / self._sfreq * 1000:.0f} ms) were lost before they were read."
             )
         n_channels, n_samples, kind, _ = struct.unpack_from(f"{self._order}IIII", content)
         if n_channels != self._n_channels or not 0 < kind < len(_TYPES):
-            raise OSError(f"samples of {n_channels} channels, where the header says {self._n_channels}")
+            raise OSError(f"samples of {n_channels} channels, but the header states {self._n_channels}")
         values = np.frombuffer(content, f"{self._order}{_TYPES[kind]}", n_channels * n_samples, offset=16)
         return values.reshape(n_samples, n_channels).astype(np.float64), start
 

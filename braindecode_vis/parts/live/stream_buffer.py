@@ -1,4 +1,4 @@
-"""The last seconds of a stream in bounded memory: samples, their times, and where the stream was interrupted.
+"""Keeps the last seconds of a stream in bounded memory: samples, their times, and interruptions.
 
 Samples count from the start of the session. A step in time of more than one and a half samples, or backwards, begins a
 new stretch: no epoch and no filter reaches across. Samples that were made up where few were missing are counted.
@@ -124,7 +124,7 @@ class SampleBuffer:
         return self._times[start - self._base : stop - self._base]
 
     def find_bounds(self, sample: int) -> tuple[int, int | None]:
-        """Return where the stretch of a sample begins, and where the next one does, None where none has begun."""
+        """Return where the stretch of a sample begins, and where the next one does, None if none has begun."""
         marks = [one.sample for one in self.breaks]
         at = bisect_right(marks, sample)
         low = max(self.start, marks[at - 1]) if at else self.start

@@ -1,4 +1,4 @@
-"""Which channels of a stream are those of a run: by name, a table or interpolation; and in which unit they come.
+"""Maps the channels of a stream to those of a run: by name, a table or interpolation; and finds their unit.
 
 Owns the matrix from the channels of a stream to those that the run learnt from, repaired and referenced as the run did.
 """
@@ -175,17 +175,17 @@ def map_channels(
     for name in want:
         if (twice := [h for h, n in zip(have, named, strict=True) if n == name])[1:]:
             raise DataError(
-                f"the channels {' and '.join(twice)} of the stream {stream} are both {name} of the run; say which with "
-                "a table of channels (--channels)."
+                f"the channels {' and '.join(twice)} of the stream {stream} are both {name} of the run; "
+                "choose one with a table of channels (--channels)."
             )
     renamed = [f"{h} as {n}" for h, n in zip(have, named, strict=True) if h != n]
     if renamed:
-        notes.append(f"Channels of the stream were taken by another name: {_list(renamed)}.")
+        notes.append(f"Channels of the stream were renamed: {_list(renamed)}.")
     missing = [name for name in want if name not in named]
     if missing and not interpolate:
         raise DataError(
-            f"the stream {stream} is missing the channel(s) {_list(missing)} that the run learnt from; it has "
-            f"{_list(have)}: map their names with --channels, or add --interpolate."
+            f"the stream {stream} is missing the channel(s) {_list(missing)} of the run; it has "
+            f"{_list(have)}: map their names with --channels, or pass --interpolate."
         )
     scalp = {name.lower(): name for name in list_scalp_positions()} if modality == "eeg" else {}
     # Electrodes only: a trigger or an eye channel has no place in a reference or a repair.
@@ -213,15 +213,13 @@ def map_channels(
                 for row, name in enumerate(names)
                 if name not in missing and (name not in bads or repaired)
             ]
-            notes.append(
-                f"Referenced to the average of {len(good)} electrodes of the stream, as the run did of its own."
-            )
+            notes.append(f"Referenced to the average of {len(good)} electrodes of the stream, as in the run.")
         else:
             lost = [name for name in cleaning.reference if name not in names]
             if lost:
                 raise DataError(
-                    f"the run is referenced to {_list(cleaning.reference)}, and the stream {stream} has no {lost[0]}; "
-                    "it cannot be referenced alike."
+                    f"the run is referenced to {_list(cleaning.reference)}, but the stream {stream} has "
+                    f"no {lost[0]}, so it cannot be referenced in the same way."
                 )
             good = [names.index(name) for name in cleaning.reference]
         mixing = mixing - mixing[good].mean(axis=0)
@@ -237,13 +235,13 @@ def _interpolate(
 
     if modality != "eeg":
         raise DataError(
-            f"the stream {stream} gives no positions of its coils, so that {_list(bads)} cannot be interpolated; only "
-            "electrodes can."
+            f"the stream {stream} has no positions of its coils, so {_list(bads)} cannot be "
+            "interpolated; this is possible only for electrodes."
         )
     if unknown := [name for name in names if simplify(name) not in scalp]:
         raise DataError(
-            f"{_list(unknown)} of the stream {stream} are not in the 10-05 system, so that nothing can be interpolated "
-            "from them; map their names with --channels."
+            f"{_list(unknown)} of the stream {stream} are not in the 10-05 system, so they cannot be "
+            "used for interpolation; map their names with --channels."
         )
     positions = list_scalp_positions()
     places = np.stack([positions[scalp[simplify(name)]] for name in names])

@@ -148,15 +148,15 @@ class RunStreamDecoder(MarkerDecoder):
         modality = str(self._own.coords.get("modality", info.modality))
         if info.modality == "fmri" or (info.modality != modality and modality in ("eeg", "meg")):
             raise DataError(
-                f"the stream {info.name} is {info.modality.upper()}, and the run learnt from {modality.upper()}; "
-                "choose another stream or run."
+                f"the stream {info.name} is {info.modality.upper()}, but the run uses "
+                f"{modality.upper()}; choose another stream or run."
             )
         notes = list(given.notes)
         ratio = info.sfreq / plan.sfreq
         if not ratio >= 1 - 1e-3:
             raise DataError(
-                f"the stream {info.name} has {info.sfreq:g} Hz, and the run learnt from {plan.sfreq:g} Hz, which "
-                "cannot be made of less; set the amplifier to that rate or a multiple of it."
+                f"the stream {info.name} has {info.sfreq:g} Hz, but the run needs {plan.sfreq:g} Hz, and "
+                "upsampling is not possible; set the amplifier to that rate or a multiple of it."
             )
         self._decim = round(ratio) if abs(ratio / round(ratio) - 1) < 1e-3 else None
         self._sfreq = plan.sfreq * self._decim if self._decim else info.sfreq
@@ -167,7 +167,8 @@ class RunStreamDecoder(MarkerDecoder):
             )
         if self._decim is None:
             notes.append(
-                f"{info.sfreq:g} Hz is no multiple of {plan.sfreq:g} Hz: epochs are interpolated between samples by a "
+                f"{info.sfreq:g} Hz is not a multiple of {plan.sfreq:g} Hz: epochs are interpolated "
+                "between samples by a "
                 "filter like that of the run."
             )
         # Windows that end before the epoch does are decided as soon as they are over.
@@ -193,7 +194,7 @@ class RunStreamDecoder(MarkerDecoder):
             factor, stated = theirs / ours, said
             if theirs != ours:
                 notes.append(
-                    f"The stream is in {said}, the run learnt from {given.unit}: multiplied by {factor:g}."
+                    f"The stream is in {said}, the run uses {given.unit}: samples are multiplied by {factor:g}."
                 )
         self._used = np.flatnonzero(np.any(self.channel_map.matrix != 0, axis=0))
         self._mixing = self.channel_map.matrix[:, self._used] * factor
@@ -271,7 +272,7 @@ class RunStreamDecoder(MarkerDecoder):
             )
         used = samples[self._used].astype(np.float64)
         if not (timed := np.isfinite(times)).all():
-            yield from self._tell_once("Samples came without a time; they are left out.")
+            yield from self._tell_once("Some samples have no time; they are left out.")
             used, times = used[:, timed], times[timed]
             if not len(times):
                 return
@@ -281,7 +282,7 @@ class RunStreamDecoder(MarkerDecoder):
             row = int(np.flatnonzero(~np.isfinite(used).all(axis=1))[0])
             name = self._info.ch_names[self._used[row]]
             yield from self._tell_once(
-                f"The channel {name} has samples that are no numbers, first at {times[~finite][0]:.3f} s; they are "
+                f"The channel {name} has samples that are not numbers, first at {times[~finite][0]:.3f} s; they are "
                 "left out.",
                 f"nan {name}",
             )
@@ -301,8 +302,8 @@ class RunStreamDecoder(MarkerDecoder):
                 if 0 < after - before - 1 / self._sfreq < longest:
                     self._draw_bridge(before, after, mixed[:, start])
                     yield from self._tell_once(
-                        f"Gaps of up to {self._bridge_ms:g} ms are drawn straight between their neighbours, the first "
-                        f"one at {before:.3f} s; each decision that holds one says so.",
+                        f"Gaps of up to {self._bridge_ms:g} ms are interpolated linearly, the first one "
+                        f"at {before:.3f} s; each decision with such a gap says so.",
                         "bridge",
                     )
                 else:
@@ -377,7 +378,7 @@ class RunStreamDecoder(MarkerDecoder):
             value = str(marker.value).strip()
             if self._events is not None and value not in self._events:
                 yield from self._tell_once(
-                    f"The marker {value!r} is not among the events, and is not decided."
+                    f"The marker {value!r} is not among the events, so it is not decoded."
                 )
                 continue
             if not np.isfinite(marker.time):
@@ -386,7 +387,7 @@ class RunStreamDecoder(MarkerDecoder):
             key = value, round(marker.time * self._sfreq)
             if any((value, key[1] + step) in self._known for step in (-1, 0, 1)):
                 yield from self._tell_once(
-                    f"The marker {value!r} at {marker.time:.3f} s came twice; it is decided once, as are all that do."
+                    f"The marker {value!r} at {marker.time:.3f} s came twice; repeated markers are decoded once."
                     , "twice")  # fmt: skip
                 continue
             self._known[key] = None
@@ -394,8 +395,8 @@ class RunStreamDecoder(MarkerDecoder):
                 self._known.popitem(last=False)
             if self._find_shown(value) is None:
                 yield from self._tell_once(
-                    f"The marker {value!r} names no picture of the gallery, or one of a calibration block: it is "
-                    "decided, as are all such, and counts in no score.",
+                    f"The marker {value!r} has no picture in the gallery, or one of a calibration block: "
+                    "such markers are decoded, but not scored.",
                     "no picture",
                 )
             newest = self._heard
@@ -446,7 +447,7 @@ class RunStreamDecoder(MarkerDecoder):
         for one in kept:
             # A channel that has no numbers any more would let markers wait without end.
             if self._heard > one.time + self._last / self._sfreq + KEPT_S:
-                yield self._lose(one.marker, "gap: the samples of the epoch are no numbers")
+                yield self._lose(one.marker, "gap: the samples of the epoch are not numbers")
             else:
                 self._waiting.append(one)
         if self._every is not None:
@@ -530,14 +531,14 @@ class RunStreamDecoder(MarkerDecoder):
         if n_bridged := self.buffer.count_bridged(
             sample + self._first - reach, sample + self._last + reach + 1
         ):
-            notes.append(f"bridged: {1000 * n_bridged / self._sfreq:.0f} ms of this epoch never came")
+            notes.append(f"bridged: {1000 * n_bridged / self._sfreq:.0f} ms of this epoch are missing")
         low = self.buffer.find_bounds(sample)[0]
         if (
             self.filter.settles
             and (sample + self._first - low) / self._sfreq < self.filter.settles
             and low > 0
         ):
-            notes.append("the high-pass had begun anew shortly before")
+            notes.append("the high-pass was restarted shortly before")
         onset = float(self.buffer.read_times(sample, sample + 1)[0]) if marker is None else marker.time
         yield from self._decide_trial(
             raw, marker, onset=onset, notes=notes, began=began, arrived=arrived, delay_ms=self.delay_ms

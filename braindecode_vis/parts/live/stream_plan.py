@@ -1,4 +1,4 @@
-"""How epochs are cut from a stream as those of a finished run were, and what is assumed where the run does not say."""
+"""Plans how epochs are cut from a stream like those of a finished run, with assumptions for missing information."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StreamPlan:
     ch_names
         Channels that whitening takes, or else those of the trials.
     unit
-        Of the samples; empty where it is not known.
+        Of the samples; empty if it is not known.
     notes
         What is assumed, and what is not applied, one sentence each.
     """
@@ -50,14 +50,14 @@ def find_stream_plan(run: FinishedRun) -> StreamPlan:
     own, coords = prepared.responses, prepared.responses.coords
     if own.dims != ("trial", "channel", "time"):
         raise ConfigError(
-            f"{run.folder.path} learnt from trials of {' x '.join(own.dims[1:])}, and a stream gives channels x times; "
-            "choose a run of EEG or MEG."
+            f"{run.folder.path} learnt from trials of {' x '.join(own.dims[1:])}, but a stream gives "
+            "channels x times; choose a run of EEG or MEG."
         )
     missing = [name for name in ("ch_names", "times") if name not in coords]
     if missing:
         raise DataError(
-            f"the trials of {run.folder.path} do not say their {missing[0]}, so that no stream can be cut like them; "
-            "make the run again from data with ch_names and times (see from_arrays)."
+            f"the trials of {run.folder.path} have no {missing[0]}, so a stream cannot be cut in the "
+            "same way; make the run again from data with ch_names and times (see from_arrays)."
         )
     names = tuple(map(str, learnt.noise_channels or coords["ch_names"]))
     unit = learnt.recorded_unit or ("" if own.unit in ("arbitrary", "z", "IQR", "whitened") else own.unit)
@@ -86,7 +86,9 @@ def find_stream_plan(run: FinishedRun) -> StreamPlan:
     ends = float(times[0]), float(times[-1] + step)
     plan = EpochPlan(sfreq, *ends, window=ends, baseline=None, mvnn="none")
     words = (
-        f"The epochs of the run were cut elsewhere; those of the stream are cut at {sfreq:g} Hz from {ends[0]:g} to "
-        f"{ends[1]:g} s, without baseline, reference or filter: what was done to the run's trials before is not known."
+        f"The epochs of the run were not cut by this package; those of the stream are cut at {sfreq:g} "
+        f"Hz from {ends[0]:g} to "
+        f"{ends[1]:g} s, without baseline, reference or filter, since the earlier processing of the "
+        "run's trials is not known."
     )
     return StreamPlan(plan, names, unit, (words,))

@@ -1,8 +1,8 @@
-"""What the parts of live decoding hand to each other: chunks of samples in, decisions out, listeners that are told.
+"""The interfaces of live decoding: chunks of samples, decisions, and listeners.
 
 A source gives chunks (`StreamSource`), a decoder turns them into decisions (`StreamDecoder`), and listeners hear of
-both (`Listener`). All times are in seconds on the clock of the source, so that only differences mean anything. A source
-of one's own is a class with `connect`, `read` and `close`; it is named as ``package.module:Class`` on the command line.
+both (`Listener`). All times are in seconds on the clock of the source, so only differences have a meaning. Your own
+source is a class with `connect`, `read` and `close`; it is named as ``package.module:Class`` on the command line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class StreamInfo:
     unit
         Of the samples: ``V``, ``uV``, ``T``, ``T/m`` or, where the stream does not say, empty.
     markers
-        Where markers come from, in words; empty where there are none.
+        Where markers come from, in words; empty if there are none.
     """
 
     name: str
@@ -144,13 +144,13 @@ class Decision:
     n_evidence
         How many decisions the posterior has seen.
     rank
-        Of the shown image in the gallery, from 1; None where it is not known or not there, and in galleries of more
+        Of the shown image in the gallery, from 1; None if it is not known or not there, and in galleries of more
         than 65 536, where `top` alone says whether it is among the best.
     latency : mapping of str to float
         In ms: ``wait`` (from the last sample that was needed, when it arrived, to the decision), and its parts
         ``preprocess``, ``predict``, ``rank``; ``delay`` is how far causal filters stand behind its end.
     image
-        What was reconstructed: uint8 of shape (height, width, 3); None where nothing was.
+        What was reconstructed: uint8 of shape (height, width, 3); None if nothing was.
     epoch : array of shape (n_channels, n_times), optional
         What the encoder saw.
     notes

@@ -1,4 +1,4 @@
-"""The verb that plays a recording or a simulated subject as a stream."""
+"""The verb ``stream``: sends a recording or a simulated subject as a live stream."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ class PlayedOptions:
 
     root: Root = None
     run: Annotated[
-        Path | None, typer.Option("--run", help="With phantom: a run on one, whose subject is simulated.")
+        Path | None,
+        typer.Option("--run", help="With phantom: a run on a phantom, whose subject is simulated."),
     ] = None
     subject: Subject = None
     overrides: Set = None
     split: Annotated[
-        str, typer.Option("--split", help="Recordings or pictures of this split: test, train or all.")
+        str, typer.Option("--split", help="Use recordings or pictures of this split: test, train or all.")
     ] = "test"
     recording: Annotated[
         int | None,
-        typer.Option("--recording", min=1, help="Which recording of a data set, from 1; all by default."),
+        typer.Option(
+            "--recording", min=1, help="Number of the recording of a data set, from 1; by default all."
+        ),
     ] = None
     column: Annotated[
-        str | None, typer.Option("--column", help="Column of the events table that markers are made of.")
+        str | None, typer.Option("--column", help="Column of the events table for the markers.")
     ] = None
     soa: Annotated[
-        float | None, typer.Option("--soa", help="With phantom: from one picture to the next, in s.")
+        float | None, typer.Option("--soa", help="With phantom: time from one picture to the next, in s.")
     ] = None
 
     def open(self, source: str, seed: int) -> Playback:
@@ -48,7 +51,7 @@ class PlayedOptions:
             if unused := [
                 option for option, value in {"--run": self.run, "--soa": self.soa}.items() if value
             ]:
-                raise ConfigError(f"{unused[0]} is for stream phantom; leave it out.")
+                raise ConfigError(f"{unused[0]} applies only to stream phantom; leave it out.")
             return replay.open_playback(
                 source, root=self.root, subjects=self.subject, overrides=self.overrides, split=split,
                 recording=self.recording, column=self.column,
@@ -69,19 +72,21 @@ class FaultOptions:
     """What goes wrong on the way, and the seed of it."""
 
     drop: Annotated[float, typer.Option("--drop", help="Share of the chunks that are lost.")] = 0.0
-    jitter: Annotated[float, typer.Option("--jitter", help="How late chunks come, in ms.")] = 0.0
+    jitter: Annotated[float, typer.Option("--jitter", help="Random delay of chunks, in ms.")] = 0.0
     drift: Annotated[
-        float, typer.Option("--drift", help="By how many ppm samples come faster than the stream says.")
+        float, typer.Option("--drift", help="How many ppm faster samples come than the stream states.")
     ] = 0.0
     lose: Annotated[
         list[str] | None,
-        typer.Option("--lose", help="CHANNEL@S: its electrode comes off after S seconds. Repeatable."),
+        typer.Option("--lose", help="CHANNEL@S: this electrode is lost after S seconds. Repeatable."),
     ] = None
     pause: Annotated[
         list[str] | None,
-        typer.Option("--pause", help="SECONDS@S: the stream is away so long after S seconds. Repeatable."),
+        typer.Option(
+            "--pause", help="SECONDS@S: the stream is interrupted for SECONDS after S seconds. Repeatable."
+        ),
     ] = None
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of faults, and of the phantom.")] = 0
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the faults and of the phantom.")] = 0
 
     def read(self) -> Faults:
         """Return the faults."""
@@ -98,27 +103,27 @@ def stream(
     source: Annotated[
         str,
         typer.Argument(
-            help="phantom, or a recording (FIF, EDF, BDF, BrainVision, EEGLAB, CSV of a Muse), a run folder, or a "
-            "configuration whose data set is played."
+            help="phantom, a recording (FIF, EDF, BDF, BrainVision, EEGLAB, CSV of a Muse), a run "
+            "folder, or a configuration whose data set is sent."
         ),
     ],
     played: PlayedOptions,
     wrong: FaultOptions,
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the stream; that of SOURCE by default.")
+        str | None, typer.Option("--name", help="Name of the stream; by default the name of SOURCE.")
     ] = None,
-    speed: Annotated[float, typer.Option("--speed", help="Times the real speed.")] = 1.0,
-    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Samples that are sent together.")] = 20,
-    repeat: Annotated[bool, typer.Option("--repeat", help="Begin anew at the end.")] = False,
+    speed: Annotated[float, typer.Option("--speed", help="Speed; 1 is real time.")] = 1.0,
+    chunk: Annotated[
+        int, typer.Option("--chunk", min=1, help="Number of samples that are sent together.")
+    ] = 20,
+    repeat: Annotated[bool, typer.Option("--repeat", help="Start again at the end.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Begin when a client listens.")] = False,
     duration: Annotated[
-        float | None, typer.Option("--duration", help="End after so many seconds of the recording.")
+        float | None, typer.Option("--duration", help="End after this many seconds of the recording.")
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option(
-            "--to", help="Write a scan of --run volume by volume into this folder, as a scanner does."
-        ),
+        typer.Option("--to", help="Write a scan of --run volume by volume into this folder, like a scanner."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -131,7 +136,7 @@ def stream(
     if to is not None:
         place = played.run if played.run is not None else None if source == "phantom" else Path(source)
         if place is None:
-            raise ConfigError("--to writes the volumes of a run of fMRI; name it with --run.")
+            raise ConfigError("--to writes the volumes of a run of fMRI; give the run with --run.")
         beside = {
             "--name": name, "--chunk": chunk != 20, "--repeat": repeat, "--wait": wait, "--root": played.root,
             "--soa": played.soa, "--subject": played.subject, "--set": played.overrides,

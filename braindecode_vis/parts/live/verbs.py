@@ -1,4 +1,4 @@
-"""The verb that decodes a stream while it runs."""
+"""The verb ``live``: decodes a stream while it runs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ class StreamOptions:
     markers: Annotated[
         str | None,
         typer.Option(
-            "--markers", help="Stream of markers, trigger channel, or table of events; found by default."
+            "--markers",
+            help="Stream of markers, trigger channel, or table of events; by default it is searched for.",
         ),
     ] = None
     events: Annotated[
         Path | None,
-        typer.Option("--events", help="Table of two columns: marker, and the id of the picture it shows."),
+        typer.Option("--events", help="Table of two columns: marker, and the id of its picture."),
     ] = None
     channels: Annotated[
         Path | None,
@@ -54,11 +55,11 @@ class StreamOptions:
         bool, typer.Option("--interpolate", help="Interpolate electrodes that are missing in the stream.")
     ] = False
     unit: Annotated[
-        str, typer.Option("--unit", help="Of the samples, if the stream does not say it: V, mV, uV.")
+        str, typer.Option("--unit", help="Unit of the samples, if the stream does not give it: V, mV, uV.")
     ] = ""
     t_r: Annotated[
         float | None,
-        typer.Option("--tr", help="With --source folder: repetition time in s, if nothing says it."),
+        typer.Option("--tr", help="With --source folder: repetition time in s, if the files do not give it."),
     ] = None
     reader: Annotated[
         str | None,
@@ -69,7 +70,7 @@ class StreamOptions:
         typer.Option(
             "--speed",
             min=0,
-            help="With --source replay or phantom: times the real speed, 1 by default; 0 for no wait.",
+            help="With --source replay or phantom: speed; 1 (default) is real time, 0 sends without waiting.",
         ),
     ] = None
 
@@ -101,7 +102,7 @@ class DecisionOptions:
 
     every: Annotated[
         float | None,
-        typer.Option("--every", help="Decide on a window every so many seconds, without markers."),
+        typer.Option("--every", help="Decode a window every so many seconds, without markers."),
     ] = None
     gallery: Annotated[
         str | None,
@@ -111,12 +112,13 @@ class DecisionOptions:
         ),
     ] = None
     fold: Annotated[
-        int | None, typer.Option("--fold", help="Fold that predicts; the mean of all by default.")
+        int | None,
+        typer.Option("--fold", help="Fold whose encoder predicts; by default the mean of all folds."),
     ] = None
     subject: Annotated[
         str | None, typer.Option("--subject", help="Subject of the run whose statistics are applied.")
     ] = None
-    top: Annotated[int, typer.Option("--top", min=1, help="Pictures to list.")] = 5
+    top: Annotated[int, typer.Option("--top", min=1, help="Number of pictures to list.")] = 5
     repetitions: Annotated[
         bool, typer.Option("--repetitions", help="Add up the evidence of markers of the same value.")
     ] = False
@@ -126,14 +128,16 @@ class DecisionOptions:
             "--bridge",
             metavar="MS",
             min=0,
-            help="Longest gap that is drawn straight between its neighbours, and said; 40 by default, 0 for none.",
+            help="Longest gap in ms that is interpolated and reported; 40 by default, 0 for none.",
         ),
     ] = None
     reconstruct: Annotated[
         bool, typer.Option("--reconstruct", help="Make an image of each prediction, as time allows.")
     ] = False
-    duration: Annotated[float | None, typer.Option("--duration", help="End after so many seconds.")] = None
-    decisions: Annotated[int | None, typer.Option("--decisions", help="End after so many decisions.")] = None
+    duration: Annotated[float | None, typer.Option("--duration", help="End after this many seconds.")] = None
+    decisions: Annotated[int | None, typer.Option("--decisions", help="End after this many decisions.")] = (
+        None
+    )
 
     def as_arguments(self) -> dict[str, Any]:
         """Return arguments of `braindecode_vis.parts.live.opening.open_session`."""
@@ -149,27 +153,30 @@ class BlockOptions:
         str | None,
         typer.Option(
             "--calibrate",
-            help="Show a block of pictures in the page and adapt to it: run, or a folder of pictures.",
+            help="Show a block of pictures in the page and adapt to the responses: run (the pictures of "
+            "the run), or a folder of pictures.",
         ),
     ] = None
     calibrated: Annotated[
         Path | None,
         typer.Option(
-            "--calibrated", help="Folder that keeps what --calibrate learns; used as it is without."
+            "--calibrated",
+            help="Folder for the result of --calibrate; without --calibrate, an earlier "
+            "result in it is used.",
         ),
     ] = None
-    pictures: Annotated[int, typer.Option("--pictures", min=5, help="Pictures of the block.")] = 20
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each of them is shown.")] = 3
-    soa: Annotated[float, typer.Option("--soa", help="From one picture of the block to the next, in s.")] = (
-        1.0
-    )
+    pictures: Annotated[int, typer.Option("--pictures", min=5, help="Number of pictures in the block.")] = 20
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each picture is shown.")] = 3
+    soa: Annotated[
+        float, typer.Option("--soa", help="Time from one picture of the block to the next, in s.")
+    ] = 1.0
     photodiode: Annotated[
         str | None,
         typer.Option("--photodiode", help="Channel of a photodiode on the square of the page."),
     ] = None
     adapt: Annotated[
         str | None,
-        typer.Option("--adapt", help="running: whitening and z-score of the trials so far."),
+        typer.Option("--adapt", help="running: update whitening and z-score with the trials so far."),
     ] = None
 
     def check(self) -> None:
@@ -177,10 +184,12 @@ class BlockOptions:
         from braindecode_vis.base.checks import ConfigError
 
         if self.calibrate is None and self.photodiode is not None:
-            raise ConfigError("--photodiode corrects the onsets of --calibrate; add that, or leave it out.")
+            raise ConfigError(
+                "--photodiode corrects the onsets of --calibrate; add --calibrate, or leave --photodiode out."
+            )
         if self.calibrate is None and (self.pictures, self.rounds, self.soa) != (20, 3, 1.0):
             raise ConfigError(
-                "--pictures, --rounds and --soa are of the block that --calibrate shows; add that."
+                "--pictures, --rounds and --soa are for the block of --calibrate; add --calibrate."
             )
         if self.adapt not in (None, "running"):
             raise ConfigError(f"--adapt is {self.adapt!r}, but must be running.")
@@ -203,12 +212,12 @@ class PageOptions:
 
     page: Annotated[bool, typer.Option("--page/--no-page", help="Show the session in the browser.")] = True
     host: Annotated[
-        str, typer.Option("--host", help="Address of the page; others than this machine need it.")
+        str, typer.Option("--host", help="Address of the page; set it to open the page to other machines.")
     ] = "127.0.0.1"
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0 takes a free one.")
+        int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0 takes a free port.")
     ] = 0
-    token: Annotated[str | None, typer.Option("--token", help="Token of the page; drawn by default.")] = None
+    token: Annotated[str | None, typer.Option("--token", help="Token of the page; random by default.")] = None
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the page in the browser of this machine.")
     ] = False
@@ -219,7 +228,7 @@ class PageOptions:
 
         if not self.page and (self.token or self.port or self.host != "127.0.0.1" or self.open_page):
             raise ConfigError(
-                "--host, --port, --token and --open are of the page, which --no-page leaves out."
+                "--host, --port, --token and --open are for the page, but --no-page leaves it out."
             )
 
     def start(self, find_images: Callable[..., Any]) -> PageListener:
@@ -230,8 +239,8 @@ class PageOptions:
         make_console().print(f"page: {page.start()}", markup=False, soft_wrap=True)
         if self.host not in ("127.0.0.1", "::1", "localhost"):
             make_console().print(
-                "warning: the page is open to the network without encryption: whoever listens on the wire reads the "
-                "token and the signal; a tunnel keeps both (ssh -L).",
+                "warning: the page is open to the network without encryption: others on the network can "
+                "read the token and the signal; use a tunnel to protect both (ssh -L).",
                 markup=False,
             )
         if self.open_page:
@@ -247,14 +256,14 @@ def live(
     block: BlockOptions,
     shows: PageOptions,
     record: Annotated[
-        Path | None, typer.Option("--record", help="BIDS folder that the session is recorded in.")
+        Path | None, typer.Option("--record", help="BIDS folder for a recording of the session.")
     ] = None,
     jsonl: Annotated[
         str | None, typer.Option("--jsonl", help="New file of JSON lines; - for standard output.")
     ] = None,
     outlet: Annotated[
         str | None,
-        typer.Option("--outlet", help="Send decisions on as the LSL streams NAME and NAME-embedding."),
+        typer.Option("--outlet", help="Send decisions as the LSL streams NAME and NAME-embedding."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -268,7 +277,7 @@ def live(
     from braindecode_vis.pipeline.finished_run import open_finished
 
     if as_json and jsonl == "-":
-        raise ConfigError("--json and --jsonl - both take the standard output; leave one out.")
+        raise ConfigError("--json and --jsonl - both write to standard output; leave one out.")
     for group in (shows, block, reads):
         group.check()
     if block.calibrate is not None and (not shows.page or decides.every is not None):

@@ -277,8 +277,8 @@ class VolumeDecoder(MarkerDecoder):
         self.geometry = read_geometry(own, self.judge.subject if several else None)
         if self.geometry.mask is None:
             raise DataError(
-                f"{self.run.folder.path} does not say where its voxels lie in a volume (a surface, or betas without a "
-                "mask), so that no scan can be decoded; make a run of volumes with a mask."
+                f"{self.run.folder.path} has no voxel positions (a surface, or betas without a mask), so "
+                "no scan can be decoded; make a run of volumes with a mask."
             )
         dataset = self.run.config.dataset
         self.model: GlmConfig | WindowConfig = getattr(dataset, "model", None) or GlmConfig()
@@ -301,7 +301,7 @@ class VolumeDecoder(MarkerDecoder):
         """
         if info.modality != "fmri":
             raise DataError(
-                f"the stream {info.name} is {info.modality.upper()}, and the run learnt from fMRI; choose another."
+                f"the stream {info.name} is {info.modality.upper()}, but the run uses fMRI; choose another."
             )
         t_r = 1 / info.sfreq
         if self.t_r is not None and abs(t_r / self.t_r - 1) > 1e-3:
@@ -319,10 +319,10 @@ class VolumeDecoder(MarkerDecoder):
         self._seen: set[tuple[str, int]] = set()
         notes = [*self.notes]
         if self.t_r is None:
-            notes.append(f"The run does not say its repetition time; that of the scan is {t_r:g} s.")
+            notes.append(f"The run has no repetition time; that of the scan is {t_r:g} s.")
         if not info.markers:
             notes.append(
-                "No events were given: nothing is decided until markers come; give a table of events with --markers."
+                "No events were given: nothing is decoded until markers come; give a table of events with --markers."
             )
         return [*notes, *self._begin(Evidence(), averages=True)]
 
@@ -340,7 +340,7 @@ class VolumeDecoder(MarkerDecoder):
                 )
             number = round(float(when) / self.scan.t_r)
             if not np.isfinite(volume).all():
-                yield f"Volume {number + 1} has values that are no numbers; it is left out."
+                yield f"Volume {number + 1} has values that are not numbers; it is left out."
                 continue
             if self.scan.numbers and number <= self.scan.numbers[-1]:
                 yield f"A volume of {when:g} s came after one of {self.scan.t_r * self.scan.numbers[-1]:g} s; left out."
@@ -363,20 +363,20 @@ class VolumeDecoder(MarkerDecoder):
             value = str(marker.value).strip()
             if self._events is not None and value not in self._events:
                 yield from self._tell_once(
-                    f"The marker {value!r} is not among the events, and is not decided."
+                    f"The marker {value!r} is not among the events, so it is not decoded."
                 )
                 continue
             key = value, round(marker.time * 1000)
             if key in self._seen:
                 yield from self._tell_once(
-                    f"The marker {value!r} at {marker.time:g} s came twice; decided once."
+                    f"The marker {value!r} at {marker.time:g} s came twice; it is decoded once."
                 )
                 continue
             self._seen.add(key)
             if self._find_shown(value) is None:
                 yield from self._tell_once(
-                    f"The marker {value!r} names no picture of the gallery, or one of a calibration block: it is "
-                    "decided, as are all such, and counts in no score.",
+                    f"The marker {value!r} has no picture in the gallery, or one of a calibration block: "
+                    "such markers are decoded, but not scored.",
                     "no picture",
                 )
             last = self.scan.find_last(marker.time, self.duration)
@@ -434,23 +434,25 @@ def _describe_differences(dataset: Any, model: GlmConfig | WindowConfig) -> list
     notes = []
     if not isinstance(dataset, BoldSettings):
         notes.append(
-            "The responses of the run were estimated elsewhere; here each trial is estimated against the sum of the "
-            "others, in percent of the mean, by the volumes so far."
+            "The responses of the run were not estimated by this package; here each trial is estimated "
+            "against the sum of the others, in percent of the mean, from the volumes so far."
         )
     elif isinstance(model, GlmConfig):
         if model.trials == "lsa":
             notes.append(
-                "The run put all trials of a scan into one model; here each is put against the others' sum."
+                "The run fitted all trials of a scan in one model; here each trial is fitted against the "
+                "sum of the others."
             )
         if model.noise_model == "ar1":
-            notes.append("The run modelled autoregressive noise; here noise is taken to be white.")
+            notes.append("The run modelled autoregressive noise; here noise is assumed to be white.")
     confounds = getattr(dataset, "confounds", None)
     if confounds is not None and (confounds.strategy or confounds.columns):
         notes.append(
-            "The run regressed out confounds, which a scan that is running has none of; drifts alone are."
+            "The run regressed out confounds, but a running scan has none; only drifts are regressed out here."
         )
     if isinstance(dataset, BoldSettings):
         notes.append(
-            "Drifts and the scale of a voxel are those of the volumes so far, the run's of whole scans."
+            "Drifts and the scale of a voxel are computed from the volumes so far; in the run they come "
+            "from whole scans."
         )
     return notes

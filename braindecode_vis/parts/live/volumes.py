@@ -1,4 +1,4 @@
-"""fMRI while it is scanned: a folder in which volumes appear, and a recorded run that is written as a scanner would.
+"""fMRI during the scan: watches a folder in which volumes appear, and writes a recorded run like a scanner.
 
 Owns the folder that is watched (NIfTI, one file a volume or a series that grows, or DICOM: Siemens mosaics and enhanced
 files), the order and the completeness of volumes, their way into the voxels of a run, and the table of events that
@@ -143,7 +143,7 @@ class FolderSource:
             beside = self.folder.parent
             there = sorted(p.name for p in beside.iterdir() if p.is_dir())[:8] if beside.is_dir() else []
             raise DataError(
-                f"the folder {self.folder} does not exist; --stream names the folder in which volumes appear"
+                f"the folder {self.folder} does not exist; give with --stream the folder in which volumes appear"
                 + (f" (beside it: {', '.join(there)})." if there else ".")
             )
         until = time.monotonic() + self.wait
@@ -151,7 +151,7 @@ class FolderSource:
             time.sleep(_SETTLE_S)
         if self.t_r is None:
             raise DataError(
-                f"{self.folder} holds no volume whose header says the repetition time; give it with --tr SECONDS."
+                f"{self.folder} holds no volume with the repetition time in its header; give it with --tr SECONDS."
             )
         if not self._ready:
             self._notes.append(f"{self.folder} holds no volume yet; waiting for the scanner.")
@@ -208,8 +208,8 @@ class FolderSource:
                 found = min(self._ready)
                 lost = f"volume {self._next} is" if found == self._next + 1 else None
                 self._notes.append(
-                    f"{lost or f'volumes {self._next} to {found - 1} are'} missing in {self.folder.name}; the scan "
-                    f"goes on with volume {found}."
+                    f"{lost or f'volumes {self._next} to {found - 1} are'} missing in "
+                    f"{self.folder.name}; the scan continues with volume {found}."
                 )
                 self._next = found
             volume = self._ready.pop(self._next)
@@ -225,7 +225,7 @@ class FolderSource:
             return False
         waiting = sorted(set(self._sizes) - self._done)
         if waiting:
-            self._notes.append(f"{waiting[0]} was never complete and is left out.")
+            self._notes.append(f"{waiting[0]} is incomplete and is left out.")
         self._notes.append(f"no volume has come for {idle:g} s: the scan is over.")
         return True
 
@@ -267,9 +267,7 @@ class FolderSource:
                 self._done.add(name)
                 if self._n_refused <= MOST_REFUSED:
                     more = (
-                        ""
-                        if self._n_refused < MOST_REFUSED
-                        else ", as are further such files, without a word"
+                        "" if self._n_refused < MOST_REFUSED else ", and further such files without a message"
                     )
                     self._notes.append(f"{name} is left out{more}: {error}")
             for volume in volumes:
@@ -325,8 +323,9 @@ class FolderSource:
                 number = _find_number(name)
             if number is None:
                 raise DataError(
-                    f"{path} has no number in its name, so that volumes cannot be put in order; let names end with the "
-                    "number of the volume (vol_0001.nii), or write one series that grows."
+                    f"{path} has no number in its name, so the order of volumes is not known; names must "
+                    "end with the "
+                    "number of the volume (vol_0001.nii), or write one growing series."
                 )
             yield _Volume(number, read(0, 1)[0], name, seen)
             return
@@ -374,8 +373,9 @@ class FolderSource:
             values = values[..., 0]
         if values.ndim != 3:
             raise DataError(
-                f"{path} holds one slice or several volumes (shape {values.shape}), not one volume: mosaics of "
-                "Siemens and enhanced DICOM of one volume are read; else convert by dcm2niix (--reader dcm2niix)."
+                f"{path} holds one slice or several volumes (shape {values.shape}), not one volume: "
+                "mosaics of Siemens and enhanced DICOM of one volume can be read; convert others with "
+                "dcm2niix (--reader dcm2niix)."
             )
         self._uid = uid
         # DICOM counts x and y to the left and to the back, NIfTI to the right and to the front.
@@ -388,7 +388,7 @@ class FolderSource:
         number = data.get("InstanceNumber") or data.get("AcquisitionNumber") or _find_number(path.name)
         if number is None:
             raise DataError(
-                f"{path} has neither an instance nor an acquisition number; it cannot be put in order."
+                f"{path} has neither an instance nor an acquisition number; its place in the order is not known."
             )
         self._done.add(path.name)
         yield _Volume(int(number), flat, path.name, seen)
@@ -415,8 +415,8 @@ class FolderSource:
             self.t_r = found
         elif abs(found / self.t_r - 1) > 1e-3:
             raise DataError(
-                f"{name} says a repetition time of {found:g} s, but the run learnt from {self.t_r:g} s; scan with that "
-                "of the run, or decode with a run of this sequence."
+                f"{name} says a repetition time of {found:g} s, but the run learnt from {self.t_r:g} s; "
+                "scan with the repetition time of the run, or use a run of this sequence."
             )
 
     def _find_rows(self, shape: tuple[int, int, int], affine: np.ndarray, name: str) -> np.ndarray | None:
@@ -433,7 +433,7 @@ class FolderSource:
                 affine, np.asarray(self.geometry.affine), atol=_GRID_MM
             ):
                 self._notes.append(
-                    "the axes of the volumes run another way than those of the run; they are turned."
+                    "the axes of the volumes have another orientation than those of the run; they are reoriented."
                 )
         return self._grids[key]
 
@@ -442,8 +442,8 @@ def _match_grid(geometry: Geometry, shape: tuple[int, int, int], affine: np.ndar
     mask, own = geometry.mask, geometry.affine
     if mask is None or own is None:
         raise DataError(
-            "the run does not say where its voxels lie in a volume (a surface, or betas without a mask), so that it "
-            "cannot decode volumes; make a run of volumes with a mask."
+            "the run has no voxel positions (a surface, or betas without a mask), so it cannot decode "
+            "volumes; make a run of volumes with a mask."
         )
     if sorted(shape) != sorted(mask.shape):
         raise DataError(
@@ -465,8 +465,8 @@ def _match_grid(geometry: Geometry, shape: tuple[int, int, int], affine: np.ndar
             np.linalg.norm((affine @ centre - np.asarray(own) @ [*(np.array(mask.shape) / 2), 1.0])[:3])
         )
         raise DataError(
-            f"{name} lies on another grid than the mask of the run (centres {apart:.2f} mm apart, or other angles): "
-            "align the field of view to that of the run, or give volumes that are registered to it."
+            f"{name} is on another grid than the mask of the run (centres {apart:.2f} mm apart, or other angles): "
+            "align the field of view to that of the run, or give registered volumes."
         )
     return rows
 
@@ -588,7 +588,9 @@ class EventsTable:
             try:
                 onset = float(row["onset"])
             except ValueError as error:
-                raise DataError(f"{self.path} has the onset {row['onset']!r}, which is no number.") from error
+                raise DataError(
+                    f"{self.path} has the onset {row['onset']!r}, which is not a number."
+                ) from error
             markers.append(Marker(onset, make_stimulus_id(shown)))
         return markers
 

@@ -22,7 +22,7 @@ PHANTOM_DRIVES = ("embedded", "colours", "gabor", "random_network", "mixture")
 
 @dataclass(frozen=True)
 class SizeOptions:
-    """How much is simulated, where it differs from a named size, by the names of the fields of `PhantomSize`."""
+    """Values that replace those of a named size, by the names of the fields of `PhantomSize`."""
 
     n_subjects: Annotated[int | None, typer.Option("--subjects", min=1, help="Simulated subjects.")] = None
     n_train_concepts: Annotated[int | None, typer.Option("--concepts", min=1, help="Training concepts.")] = (
@@ -137,7 +137,7 @@ def phantom(
 ) -> None:
     """Simulate recordings in the files of a public data set.
 
-    Simulated subjects look at computer-drawn images; the truth stands beside the files.
+    Simulated subjects look at computer-drawn images; the true signal is written beside the files.
     """
     from braindecode_vis.base.checks import check_option
     from braindecode_vis.parts import phantom as simulated

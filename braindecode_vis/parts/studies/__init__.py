@@ -1,1 +1,1 @@
-"""Questions to many runs: sweeps, comparisons, a board, scores of the outputs of others, and the demo."""
+"""Many runs: sweeps, comparisons, a board, scores of outputs of other systems, and the demo."""

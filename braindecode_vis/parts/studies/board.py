@@ -1,4 +1,4 @@
-"""One page of many runs: what each decoded and how well, which settings differ, and pairs with a run of reference.
+"""One page for many runs: their data, scores and different settings, and paired comparisons with a reference run.
 
 Owns what is read of a run for that: its settings, its scores and differences, the values per item and two pictures of
 one item. Nothing is computed again and no recording is opened, so that 200 runs take seconds. The files at the top of a
@@ -134,7 +134,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for top in folders:
         if not top.expanduser().is_dir():
-            raise DataError(f"{top} is no folder; give a folder that holds runs.")
+            raise DataError(f"{top} is not a folder; give a folder with runs.")
         for here, below, files in os.walk(top.expanduser().absolute()):
             if "config.yaml" in files or "stages" in below:
                 if "config.yaml" in files:
@@ -151,7 +151,7 @@ def _read_run(folder: Path) -> RunSummary:
     try:
         path = folder / "config.yaml"
         if path.stat().st_size > _LARGEST_CONFIG:
-            raise DataError("its config.yaml is larger than any configuration")
+            raise DataError("its config.yaml is too large for a configuration")
         # By libyaml where it is there: in plain Python 200 configurations take longer than all the rest.
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
@@ -168,7 +168,7 @@ def _read_run(folder: Path) -> RunSummary:
         rows = read_scores(folder)
         run.scores = [row for row in rows if _is_score(row)]
         if len(run.scores) < len(rows):
-            run.trouble = "damaged: its scores.json holds rows that are no scores"
+            run.trouble = "damaged: its scores.json holds rows that are not scores"
         path = folder / "differences.json"
         known = store.read_json(path) if path.is_file() else []  # none of earlier versions
         run.differences = [row for row in known if _holds(row, ("metric", "control"), ("ci_low", "ci_high"))]
@@ -228,9 +228,11 @@ def _find_reference(runs: Sequence[RunSummary], wanted: Path | None) -> RunSumma
     for run in runs:
         if run.folder.resolve() == real:
             if not run.scores:
-                raise DataError(f"the reference {wanted} is {run.trouble}; finish it, or name another run.")
+                raise DataError(f"the reference {wanted} is {run.trouble}; finish it, or choose another run.")
             return run
-    raise DataError(f"the reference {wanted} is none of the runs that were found; name one of their folders.")
+    raise DataError(
+        f"the reference {wanted} is not among the runs that were found; give one of their folders."
+    )
 
 
 def _name_runs(paths: Sequence[Path]) -> list[str]:
@@ -264,7 +266,7 @@ def _pick_scores(run: RunSummary, metrics: Sequence[str]) -> dict[str, dict[str,
 
 
 def _read_items(run: RunSummary) -> pd.DataFrame | None:
-    """Return the values of test items as they are compared, in the order of `evaluate`; None where none are there."""
+    """Return the values of test items as they are compared, in the order of `evaluate`; None if none are there."""
     fingerprint = next((str(row.get("fingerprint") or "") for row in run.scores), "")
     path = run.folder / "stages" / "evaluate" / fingerprint / "items.parquet"
     if not fingerprint.isalnum() or not path.is_file():

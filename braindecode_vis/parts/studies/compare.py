@@ -62,10 +62,10 @@ def compare_runs(
     for place, folder in enumerate(folders):
         if not (folder.expanduser() / "config.yaml").is_file():
             raise DataError(
-                f"{folder} is no run folder: it holds no config.yaml; give the folder that run printed."
+                f"{folder} is not a run folder: it holds no config.yaml; give the folder that run printed."
             )
         if real[place] in real[:place]:
-            raise DataError(f"the run {folder} is named twice; a run differs from itself by nothing.")
+            raise DataError(f"the run {folder} is named twice; a run cannot be compared with itself.")
     tables = [read_items(folder) for folder in folders]
     reference, rows = tables[0], list[dict[str, Any]]()
     for folder, table in zip(folders[1:], tables[1:], strict=True):
@@ -92,7 +92,8 @@ def describe_comparison(table: pd.DataFrame) -> list[str]:
     sentences = []
     if n_subjects == 2 and "of these 2" in words:
         sentences.append(
-            f"Differences speak of these 2 subjects; from {FEWEST} subjects on they can speak of others like them."
+            f"Differences apply to these 2 subjects only; with {FEWEST} or more subjects they can "
+            "generalise to other subjects."
         )
     smallest = smallest_subject_p(n_subjects) * len(table)
     if "signs of whole subjects" in words and smallest > 0.05:
@@ -149,8 +150,8 @@ def compare_tables(
     if "gallery_size_a" in both and (both["gallery_size_a"] != both["gallery_size_b"]).any():
         sizes = " and ".join(f"{both[f'gallery_size_{side}'].max():.0f}" for side in "ba")
         raise DataError(
-            f"{other} and {first} rank the same items among {sizes} images, so their hits say nothing about "
-            "each other; give both the same retrieval.gallery."
+            f"{other} and {first} rank the same items among {sizes} images, so their hits cannot be "
+            "compared; give both the same retrieval.gallery."
         )
     subjects, several = both["subject"], both["subject"].nunique() > 1
     unit, clusters = _find_clusters(both)

@@ -1,4 +1,4 @@
-"""Outputs of anyone's system as they were saved: embeddings, matrices, labels, folders of images, and tables of ids.
+"""Reads saved outputs of any system: embeddings, matrices, labels, folders of images, and tables of ids.
 
 Owns which files are read and how, and how a value becomes an id. It does not know what is scored. Nothing in a file can
 run: pickles are refused, and tensors are read with weights only. Large arrays stay on disk as memory maps.
@@ -144,8 +144,8 @@ def name_values(values: Any) -> np.ndarray:
         check_finite(array, what="the labels or ids", row_names=range(len(array)))
         if (array != np.round(array)).any():
             raise DataError(
-                f"{float(array[array != np.round(array)][0]):g} is no id and no label; those are whole numbers or "
-                "names."
+                f"{float(array[array != np.round(array)][0]):g} is neither an id nor a label; these must "
+                "be whole numbers or names."
             )
         array = array.astype(np.int64)
     names = [v.decode() if isinstance(v, bytes) else str(v).strip() for v in array.tolist()]
@@ -187,12 +187,12 @@ def _choose(arrays: Mapping[str, Any], path: Path, name: str | None) -> Any:
     """Return the array of a file that is asked for, or its only one."""
     if not arrays:
         raise DataError(
-            f"{path} holds no array or tensor of its own; save plain arrays, without lists or folders in them."
+            f"{path} holds no array or tensor; save plain arrays, without lists or folders in them."
         )
     if name is None and len(arrays) > 1:
         shapes = ", ".join(f"{key} {tuple(item.shape)}" for key, item in list(arrays.items())[:8])
         raise DataError(
-            f"{path} holds {len(arrays)} arrays ({shapes}); name one, as in {path.name}::{next(iter(arrays))}."
+            f"{path} holds {len(arrays)} arrays ({shapes}); choose one, as in {path.name}::{next(iter(arrays))}."
         )
     if name is not None and name not in arrays:
         raise DataError(
@@ -231,7 +231,7 @@ def _read_text(path: Path) -> np.ndarray:
     while lines and not lines[-1]:
         lines.pop()
     if "" in lines:
-        raise DataError(f"line {lines.index('') + 1} of {path} is empty; one name a line is expected.")
+        raise DataError(f"line {lines.index('') + 1} of {path} is empty; one name per line is expected.")
     if not lines:
         raise DataError(f"{path} is empty.")
     return np.array(lines, dtype=object)
@@ -274,8 +274,8 @@ def _part_table(table: pd.DataFrame, name: str, column: str | None) -> Given:
     if len(numbers) < len(rest):
         odd = [c for c in rest if c not in numbers]
         raise DataError(
-            f"{name} has the column {odd[0]!r}, which is no number; known beside numbers are {', '.join(ABOUT)}, or "
-            f"name one column, as in {Path(name).name}::{rest[0]}."
+            f"{name} has the column {odd[0]!r}, which is not a number; other known columns are "
+            f"{', '.join(ABOUT)}; or choose one column, as in {Path(name).name}::{rest[0]}."
         )
     return Given(name, table[rest].to_numpy(), about)
 

@@ -1,4 +1,4 @@
-"""Which row of predictions belongs to which row of targets, by id; never by a guess.
+"""Matches the rows of predictions with the rows of targets by id, never by a guess.
 
 Owns the ways in which ids are given (for both sides, for one of them, by position, by file name), repetitions, targets
 that were saved once per trial, labels and one-hot rows, and reconstructions beside stimuli.
@@ -164,10 +164,10 @@ def _find_ids(rows: OutputRows, gallery: OutputRows) -> tuple[OutputRows, Output
     if n == size and len(set(rows.ids.tolist())) == n:
         if counts_rows and rows.ids.tolist() != places:
             raise ConfigError(
-                "the ids are the numbers of the targets' rows in another order: they may name both sides, or say which "
-                "target each prediction belongs to; give target_ids too."
+                "the ids are the row numbers of the targets in another order: they could be ids of both "
+                "sides, or the target of each prediction; give target_ids too."
             )
-        return rows, gallery.with_ids(rows.ids), ["The ids name the rows of both sides."]
+        return rows, gallery.with_ids(rows.ids), ["The ids apply to the rows of both sides."]
     if counts_rows:
         return rows, gallery.with_ids(places), ["The ids are numbers of the targets' rows, from 0."]
     if rows.ids[0].isdigit() and {str(k + 1) for k in range(size)} >= set(rows.ids.tolist()):
@@ -175,7 +175,7 @@ def _find_ids(rows: OutputRows, gallery: OutputRows) -> tuple[OutputRows, Output
             f"the ids run from 1 to {size}, but rows of the targets are counted from 0; give target_ids."
         )
     raise DataError(
-        f"the {size} targets have no ids, so that those of the predictions find none; give target_ids."
+        f"the {size} targets have no ids, so the ids of the predictions cannot be matched; give target_ids."
     )
 
 
@@ -191,7 +191,7 @@ def check_known(ids: np.ndarray, known: np.ndarray) -> None:
     hint = f" (is it {near!r}?)" if near else suggest(missing[0], list(known[:2000]))
     raise DataError(
         f"{len(set(missing))} of {len(set(ids.tolist()))} ids of the predictions are not among the {len(there)} of the "
-        f"targets, first {missing[0]!r}{hint}; name both alike."
+        f"targets, first {missing[0]!r}{hint}; use the same names for both."
     )
 
 
@@ -293,7 +293,7 @@ def merge_equal_targets(
     else:
         return values, gallery, rows, []
     if len(first) < 2:
-        raise DataError("all targets are equal, so that nothing can be distinguished.")
+        raise DataError("all targets are equal, so they cannot be distinguished.")
     note = f"The targets repeat: {n} rows are {len(first)} different ones, each taken once."
     return np.asarray(values[first]), gallery.select(first), rows, [note]
 
@@ -366,12 +366,13 @@ def find_classes(
         rows = rows.with_ids(true.ids if true.ids is not None else [str(k) for k in range(n)])
     if given.is_labels:
         if truth.ndim != 1:
-            raise DataError("decided labels are scored beside one true label each, not beside one-hot rows.")
+            raise DataError("decoded labels need one true label each, not one-hot rows.")
         decided, labels = name_values(values), name_values(truth)
         classes = sorted(set(decided.tolist()) | set(labels.tolist()), key=_sort_key)
         if not set(decided.tolist()) & set(labels.tolist()):
             raise DataError(
-                f"no decided label is a true one (first {decided[0]!r} and {labels[0]!r}); name classes alike."
+                f"no decoded label is among the true labels (first {decided[0]!r} and {labels[0]!r}); "
+                "use the same class names."
             )
         place = {name: k for k, name in enumerate(classes)}
         # A decided label is a score of 1 for its class and 0 for all others: (n_trials, n_classes).
@@ -406,7 +407,7 @@ def find_classes(
             if not set(unknown) <= {str(k) for k in range(n_classes)} or len(unknown) < len(
                 set(labels.tolist())
             ):
-                raise DataError(f"the true label {unknown[0]!r} is none of the {n_classes} classes.")
+                raise DataError(f"the true label {unknown[0]!r} is not among the {n_classes} classes.")
             labels = np.array(classes, dtype=object)[labels.astype(int)]
     return values, classes, labels, rows, notes
 
@@ -477,18 +478,19 @@ def find_images(
     missing = [name for name in wanted if name not in draws]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(wanted)} stimuli have no reconstruction, first {missing[0]!r}: a part of a test "
-            "set is another test set; add them, or name the tested ones as ids."
+            f"{len(missing)} of {len(wanted)} stimuli have no reconstruction, first {missing[0]!r}: a "
+            "part of a test set is a different test set; add them, or give the tested ones as ids."
         )
     counts = {name: len(draws[name]) for name in wanted}
     # Scores are averaged over rounds of draws, and each round needs every image.
     if len(set(counts.values())) > 1:
         few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         raise DataError(
-            f"{few!r} has {counts[few]} reconstruction(s) and {many!r} has {counts[many]}; as many for each are needed."
+            f"{few!r} has {counts[few]} reconstruction(s) and {many!r} has {counts[many]}; all stimuli "
+            "need the same number."
         )
     if len(wanted) < 2:
-        raise DataError("one image alone cannot be distinguished from others; give at least two.")
+        raise DataError("identification needs at least two images; give more.")
     files = [path for name in wanted for path in draws[name]]
     index = np.arange(len(files)).reshape(len(wanted), -1)
     made = ImageRows(files, index[:, 0] if index.shape[1] == 1 else index)
@@ -538,8 +540,8 @@ def _find_draws(
         near = {_simplify(i): i for i in stimuli}.get(_simplify(lost[0]))
         hint = f" (is it {near!r}?)" if near else suggest(lost[0], list(stimuli)[:2000])
         raise DataError(
-            f"{len(lost)} of {len(pictures)} reconstructions belong to no stimulus, first {lost[0]!r}{hint}; name them "
-            "like the stimuli."
+            f"{len(lost)} of {len(pictures)} reconstructions have no stimulus of the same name, first "
+            f"{lost[0]!r}{hint}; name them like the stimuli."
         )
     return {name: [path for _, path in sorted(found)] for name, found in numbered.items() if name in wanted}
 
@@ -551,7 +553,7 @@ def _choose_size(
     of_made, of_seen = ({read_image_size(path) for path in files} for files in (made, seen))
     if size is not None:
         if not 4 <= size <= 1024:
-            raise ConfigError(f"size is {size}, but must lie between 4 and 1024 pixels.")
+            raise ConfigError(f"size is {size}, but must be between 4 and 1024 pixels.")
         shape = (size, size)
     elif (
         len(of_made) == 1

@@ -1,4 +1,4 @@
-"""What outputs alone tell of how they were made: decisions taken together, statistics of the test rows, hubs.
+"""Detects from outputs alone how they were made: joint decisions, statistics of the test rows, hubs.
 
 Owns signs, not proofs: one sentence for each, with the figure behind it. A retrieval is made query by query; whoever
 solves all queries at once as an assignment, or standardises by the test rows, uses that every image was shown as often
@@ -54,8 +54,8 @@ def find_bijection(chosen: np.ndarray, hits: np.ndarray, n_candidates: int) -> s
         return ""
     return (
         f"{n} queries chose {n} different images, {wrong} of them wrongly: of independent decisions about "
-        f"{expected:.0f} would collide, so these were taken together, as an assignment of all queries at once "
-        "(Hungarian matching) takes them"
+        f"{expected:.0f} would coincide, so these decisions were made together, as in an assignment of "
+        "all queries (Hungarian matching)"
     )
 
 
@@ -74,7 +74,7 @@ def find_matrix_signs(matrix: np.ndarray) -> list[str]:
         # One decision per row; once per column too is the permutation matrix of a solved assignment.
         if n_rows == n_columns and (values.sum(axis=0) == 1).all():
             return [
-                "the matrix holds a single 1 in every row and column, as an assignment of all queries at once gives"
+                "the matrix holds a single 1 in every row and column, as in an assignment of all queries together"
             ]
         return []
     spread = values.std(axis=0)
@@ -154,7 +154,7 @@ def describe_hubs(ranked: Retrieval) -> pd.DataFrame:
     rows: list[tuple[str, float | str, str]] = [
         (f"hubness_skewness@{k}", hubs.skewness, f"of the times an image is among the {k} nearest; above 1 is strong"),
         (f"largest_share@{k}", hubs.largest_share,
-         f"share of the queries that the most frequent image is near to ({k / size:.3g} if even)"),
+         f"share of the queries near the most frequent image ({k / size:.3g} if all are equally frequent)"),
         (f"never_share@{k}", hubs.never_share, f"share of the gallery that is never among the {k} nearest"),
         ("distinct_first", int((first > 0).sum()),
          f"different images that come first, for {shown} images shown in a gallery of {size}"),

@@ -1,4 +1,4 @@
-"""What a run or a sweep will take: time, memory, disk and GPU hours, from small pieces that are measured here and now.
+"""Estimates time, memory, disk and GPU hours of a run or a sweep, from small pieces that are measured on this machine.
 
 Sizes come from the data where they are there (trial tables and headers; samples of one piece alone are read), and
 otherwise from what the manifest says was published. Then three pieces run on this machine: the start of the data
@@ -65,7 +65,7 @@ class RunSizes:
     subjects
         Whose trials they are.
     input_bytes
-        Of the files that are read; None where nobody knows.
+        Of the files that are read; None if nobody knows.
     """
 
     origin: str
@@ -96,7 +96,7 @@ class Step:
     name
         Stage.
     seconds, low, high
-        Estimate and its range; None where it could not be measured.
+        Estimate and its range; None if it could not be measured.
     cpu_seconds
         Processor time of all threads.
     memory, disk
@@ -126,7 +126,7 @@ class RunPlan:
     steps: Sequence[Step]
 
     def total(self, name: str) -> float | None:
-        """Return the sum over steps of a number, None where no step has it; of `memory` the largest."""
+        """Return the sum over steps of a number, None if no step has it; of `memory` the largest."""
         known = [value for step in self.steps if (value := getattr(step, name)) is not None]
         return None if not known else float(max(known) if name == "memory" else sum(known))
 
@@ -153,8 +153,8 @@ def find_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
         published = _read_published(config)
         if published is None:
             raise ConfigError(
-                f"the data set {config.dataset.kind} cannot be opened ({error}), and its manifest does not say how "
-                "many trials of which shape it has; give --root with the data, or a phantom of its format."
+                f"the data set {config.dataset.kind} cannot be opened ({error}), and its manifest does "
+                "not give number and shape of its trials; give --root with the data, or a phantom of its format."
             ) from error
         return published, None
 
@@ -188,7 +188,7 @@ def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
 
     first = split.folds[0].train
     return RunSizes(
-        "the data at their place", len(trials), tuple(shape), itemsize, n_images, px, len(split.folds),
+        "the data on disk", len(trials), tuple(shape), itemsize, n_images, px, len(split.folds),
         count(first, config.repeats.train), len(set(trials["stimulus_id"].iloc[first])),
         sum(count(fold.test, config.repeats.test) for fold in split.folds),
         tuple(dict.fromkeys(trials["subject"].astype(str))), read,
@@ -436,7 +436,11 @@ def plan_run(
     place = next(n for n, step in enumerate(ordered) if step.name == "train")
     if config.run_analyses:
         ordered.append(
-            Step("analyze", None, how="analyses are not measured: each fits anew, as `analyze` reports")
+            Step(
+                "analyze",
+                None,
+                how="analyses are not measured: each makes new fits; `analyze` reports their time",
+            )
         )
     return RunPlan(sizes, [*ordered[:place], *fits[:-1], *ordered[place:]])
 
@@ -887,7 +891,7 @@ class SweepPlan:
         return total if found else None
 
     def count_gpu_hours(self) -> float | None:
-        """Return hours on a GPU, None where nothing was measured on one."""
+        """Return hours on a GPU, None if nothing was measured on one."""
         hours = [
             step.seconds * n * self._share(step, "seconds") / 3600
             for plan, n in self.plans for step in plan.steps if step.on_gpu and step.seconds is not None

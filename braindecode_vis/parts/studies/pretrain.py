@@ -100,7 +100,7 @@ def pretrain_on_corpora(
         names = {path.name for path in out.iterdir()} if out.is_dir() else set()
         # Besides hidden files and the logs of a job.
         if names - {"jobs"} and not {DESCRIPTION, WORK} & names:
-            raise ConfigError(f"{out} holds other things than an encoder; choose another folder with --out.")
+            raise ConfigError(f"{out} holds other files than an encoder; choose another folder with --out.")
         out.mkdir(parents=True, exist_ok=True)
 
     def work() -> dict[str, Any]:

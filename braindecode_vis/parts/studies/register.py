@@ -1,10 +1,10 @@
-"""Names what the part provides as text, so that looking for parts imports nothing of it."""
+"""Lists what the part provides as text, so that finding parts does not import it."""
 
 from braindecode_vis.base.parts import Part, Verb
 
 PART = Part(
     name="studies",
-    says="questions to many runs: sweep, compare, board, score others' outputs; and the demo",
+    says="many runs: sweep, compare, board, score outputs of other systems; and the demo",
     package=__package__,
     verbs={
         "demo": Verb("verbs:demo", group="Run", examples=("demo", "demo --size tiny --out quick")),

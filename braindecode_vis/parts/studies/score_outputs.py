@@ -1,4 +1,4 @@
-"""`score`: the full table for outputs that anyone's system made, from files or arrays.
+"""`score`: the full table of scores for outputs of any system, from files or arrays.
 
 Owns what predictions and targets are together: embeddings, a matrix of similarities, classes, or images. Values,
 intervals, chance and nulls are those of `braindecode_vis.scoring`, the same as of a run of our own; files are read by
@@ -97,7 +97,7 @@ def score(
     device: str = "auto",
     out: str | Path | None = None,
 ) -> ScoredOutputs:
-    """Score outputs that any system made: embeddings, similarities, classes or images.
+    """Score outputs of any system: embeddings, similarities, classes or images.
 
     Parameters
     ----------
@@ -108,10 +108,10 @@ def score(
         a folder of reconstructions. Files: ``.npy .npz .pt .safetensors .h5 .parquet .csv .txt .json``, with ``::NAME``
         behind the path for one array of several.
     targets
-        The same for what is true: embeddings of the gallery, names of the columns of a matrix (none needed if row k
+        The truth in the same form: embeddings of the gallery, names of the columns of a matrix (none needed if row k
         belongs to column k), true labels (or one-hot rows), a folder of stimuli.
     kind
-        ``embeddings``, ``similarity``, ``classes`` or ``images``; by default what the shapes say.
+        ``embeddings``, ``similarity``, ``classes`` or ``images``; by default guessed from the shapes.
     ids
         Id of the true item of each row of the predictions, or a table with the column ``stimulus_id`` and perhaps
         ``subject``, ``session``, ``run``, ``group`` and ``concept``. Ids may repeat (repetitions). Without ids, row k
@@ -122,7 +122,7 @@ def score(
         Embeddings of the concept names in the space of the predictions, one per row of the targets: adds the table of
         a gallery of names (``@text``).
     descriptions
-        What is said of each item of the gallery: embeddings in the space of the predictions, one per row of the
+        Description of each item of the gallery: embeddings in the space of the predictions, one per row of the
         targets, or a CSV file of captions (columns ``id`` and ``caption``) where predictions are sentence vectors of
         all-MiniLM-L6-v2. Adds retrieval by description and by both (``@images``, ``@descriptions``,
         ``@fused-ranks``); without targets, they are the gallery, which then needs no image.
@@ -131,18 +131,18 @@ def score(
         ``mean_average_precision``, ``within_concept``, ``nsd_300``, ``transductive``, and ``instances``, which is added
         where embeddings have several rows per item.
     selection
-        What is known of how the model was chosen: ``fixed``, ``validation`` or ``test``.
+        How the model was chosen, if known: ``fixed``, ``validation`` or ``test``.
     distances
-        Whether a matrix holds distances, so that small is near.
+        Whether a matrix holds distances, so that small values are near.
     size
-        Pixels to which images are brought; by default that of the reconstructions, and 256 where they differ or are
-        larger.
+        Size in pixels to which images are resized; by default the size of the reconstructions, and 256 if they differ
+        or are larger.
     features
         Image encoder for two-way identification of images in its features; None leaves it out.
     n_bootstrap, n_permutations, seed
-        Resamples behind intervals, shuffles behind p-values, and their seed.
+        Number of resamples for intervals, of permutations for p-values, and their seed.
     device
-        Where ranks are computed.
+        Device that computes the ranks.
     out
         Folder to write scores, items and page into; it must be new, or hold the same scores.
 
@@ -181,13 +181,13 @@ def score(
         true, said = said, None
     chosen = find_kind(given, true, kind, has_ids=ids is not None)
     if chosen != "similarity" and distances:
-        raise ConfigError(f"distances belongs to a matrix of similarities, but these are {chosen}.")
+        raise ConfigError(f"distances applies to a matrix of similarities, but these are {chosen}.")
     if chosen != "embeddings" and text is not None:
-        raise ConfigError(f"text belongs to embeddings, but these are {chosen}.")
+        raise ConfigError(f"text applies to embeddings, but these are {chosen}.")
     if chosen != "embeddings" and descriptions is not None:
-        raise ConfigError(f"descriptions belong to embeddings, but these are {chosen}.")
+        raise ConfigError(f"descriptions apply to embeddings, but these are {chosen}.")
     if chosen != "images" and (size is not None or features != FEATURES):
-        raise ConfigError(f"size and features belong to folders of images, but these are {chosen}.")
+        raise ConfigError(f"size and features apply to folders of images, but these are {chosen}.")
     asked = Asked(
         tuple(protocols), selection, distances, size, features, n_bootstrap, n_permutations, seed, device
     )
@@ -227,12 +227,14 @@ def find_kind(given: Given, true: Given | None, kind: str, *, has_ids: bool) -> 
     if any(pictures) or kind == "images":
         if len(pictures) < 2 or not all(pictures) or kind not in ("auto", "images"):
             raise DataError(
-                "a folder of reconstructions is scored beside a folder of stimuli; give both as folders of images."
+                "a folder of reconstructions needs a folder of stimuli; give both as folders of images."
             )
         return "images"
     if given.values is None or (true is not None and true.values is None):
         bare = given if given.values is None else true
-        raise DataError(f"ids and no values in {bare.name if bare else ''}; give values, and the ids as ids.")
+        raise DataError(
+            f"{bare.name if bare else ''} has ids but no values; give values, and the ids as ids."
+        )
     if given.is_labels:
         if kind in ("auto", "classes"):
             return "classes"
@@ -255,12 +257,12 @@ def find_kind(given: Given, true: Given | None, kind: str, *, has_ids: bool) -> 
     check_transposed(given, true)
     if len(shape) == 2 and shape[1] == len(true.values):
         raise ConfigError(
-            f"the predictions have {shape[1]} columns, as many as the targets have rows; if they are similarities to "
-            "these, say so with kind similarity."
+            f"the predictions have {shape[1]} columns, as many as the targets have rows; if they are "
+            "similarities to the targets, pass kind similarity."
         )
     raise DataError(
-        f"predictions of shape {shape} and targets of shape {theirs} do not belong together: embeddings need rows of "
-        "one shape."
+        f"predictions of shape {shape} and targets of shape {theirs} do not match: embeddings need rows "
+        "of the same shape."
     )
 
 
@@ -278,8 +280,8 @@ def _tell_labels(given: Given, true: Given, has_ids: bool) -> str:
     unique = len(pd.unique(true.values)) == n
     if n == n_rows == n_columns and unique and not has_ids:
         raise ConfigError(
-            f"{n} names beside a square matrix may be the classes of its rows or the ids of its columns; say which "
-            "with kind classes or similarity."
+            f"{n} names beside a square matrix may be the classes of its rows or the ids of its columns; "
+            "choose with kind classes or similarity."
         )
     if n == n_columns and unique and (has_ids or n != n_rows):
         return "similarity"
@@ -368,7 +370,7 @@ def _score_embeddings(
 ) -> ScoredOutputs:
     if true is None:
         raise DataError(
-            "predicted embeddings are scored beside the embeddings of the images; give them as targets."
+            "predicted embeddings are compared with the embeddings of the images; give these as targets."
         )
     vectors, values, rows, notes = expand_repetitions(given, true, ids)
     for what, array in (("predictions", vectors), ("targets", values)):
@@ -378,7 +380,8 @@ def _score_embeddings(
     if vectors.shape[1:] != values.shape[1:]:
         check_transposed(given, true)
         raise DataError(
-            f"predictions of shape {vectors.shape} and targets of shape {values.shape} have other features."
+            f"predictions of shape {vectors.shape} and targets of shape {values.shape} have different "
+            "numbers of features."
         )
     gallery = name_rows(replace(true, values=values), target_ids, "the targets")
     values, gallery, rows, merged = merge_equal_targets(values, gallery, rows)
@@ -414,7 +417,7 @@ def _read_texts(text: Any, gallery: OutputRows, shape: tuple[int, ...]) -> Embed
     if len(given.values) != len(concepts) or len(set(concepts.tolist())) < len(concepts):
         raise DataError(
             f"{len(given.values)} text embeddings for {len(concepts)} images of {len(set(concepts.tolist()))} "
-            "concepts: without ids, each image needs a concept and a text of its own; give a table with stimulus_id."
+            "concepts: without ids, each image needs its own concept and text; give a table with stimulus_id."
         )
     return Embeddings(given.values, concepts, "given")
 
@@ -455,14 +458,14 @@ def _score_similarity(
         notes.append(f"{constant} of {n_rows} rows are constant: all their candidates tie.")
     if rows.are_repeated:
         notes.append(
-            "Several rows per item are scored one by one; to score averaged predictions, average the embeddings and "
+            "Several rows per item are scored separately; to score averaged predictions, average the embeddings and "
             "give their similarities."
         )
     warnings = []
     if not asked.distances and n_columns > 4 and ranked.ranks.mean() > 0.75 * (n_columns + 1):
         warnings.append(
-            "The true item is among the least similar ones far more often than by chance: if the matrix holds "
-            "distances, say so (distances)."
+            "The true item is among the least similar ones far more often than by chance: if the matrix "
+            "holds distances, pass distances."
         )
     # The values are the matrix; no vectors are behind them here.
     queries, candidates = (
@@ -486,7 +489,7 @@ def _score_ranking(ranking: _Ranking, asked: Asked, given: Given, true: Given | 
     """Score ranks, the gallery of texts and further protocols, and put together what is said of them."""
     ranked, rows, gallery = ranking.ranked, ranking.rows, ranking.gallery
     if ranked.gallery_size < 2:
-        raise DataError("one candidate alone is always found; give a gallery of at least two.")
+        raise DataError("a single candidate is always found; give a gallery of at least two.")
     chosen = ranked.gallery_ids[ranked.top_indices[:, 0]]
     subjects = rows.table["subject"].to_numpy(dtype=object)
     # One sign is enough, and the one that tells how the matrix was made says most.
@@ -573,17 +576,17 @@ def _score_classes(
     from braindecode_vis.scoring.label_exchange import exchange_subjects
 
     if true is None:
-        raise DataError("decided classes are scored beside the true ones; give those as targets.")
+        raise DataError("decoded classes are compared with the true classes; give these as targets.")
     decisions, classes, labels, rows, notes = find_classes(given, true, ids, target_ids)
     if len(classes) < 2:
-        raise DataError(f"every true and decided label is {classes[0]!r}; there is nothing to distinguish.")
+        raise DataError(f"every true and decided label is {classes[0]!r}; classes cannot be distinguished.")
     if decisions.dtype == bool:  # one true column a trial, whose differences are counted
         decisions = decisions.astype(np.float32)
     decided = np.array(classes, dtype=object)[decisions.argmax(axis=1)]
     tied = int(((decisions == decisions.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
     if tied:
         notes.append(
-            f"{tied} of {len(labels)} trials have several highest scores: the first class of them counts as decided."
+            f"{tied} of {len(labels)} trials have several highest scores: the first of these classes is used."
         )
     found = signs.find_balance(decided, labels)
     protocol = "; ".join(
@@ -632,7 +635,7 @@ def _score_classes(
 def _score_images(given: Given, true: Given | None, ids: Any, target_ids: Any, asked: Asked) -> ScoredOutputs:
     assert true is not None
     if target_ids is not None:
-        raise ConfigError("the stimuli of a folder are named by their files; leave target_ids out.")
+        raise ConfigError("the stimuli of a folder have the names of their files; leave target_ids out.")
     seen, made, size, rows, notes = find_images(given, true, ids, asked.size)
     encoder = None
     if asked.features is not None:

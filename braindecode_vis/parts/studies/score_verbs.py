@@ -1,4 +1,4 @@
-"""The verb that scores outputs of any system."""
+"""The verb ``score``: scores outputs of any system."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def score(
         str | None,
         typer.Option(
             "--targets",
-            help="True embeddings, names of the columns, true labels, a folder of stimuli; none for a square matrix.",
+            help="True embeddings, names of the columns, true labels, or a folder of stimuli; not needed "
+            "for a square matrix.",
         ),
     ] = None,
     ids: Annotated[
         Path | None,
         typer.Option(
             "--ids",
-            help="Id of the true item of each prediction: one a line, or a table with stimulus_id and perhaps subject, "
-            "group, concept. Without, row k belongs to row k.",
+            help="Id of the true item of each prediction: one per line, or a table with stimulus_id and "
+            "optionally subject, group, concept. Without it, row k belongs to row k.",
         ),
     ] = None,
     target_ids: Annotated[
@@ -39,19 +40,19 @@ def score(
     kind: Annotated[
         str,
         typer.Option(
-            "--kind", help="embeddings, similarity, classes or images; by default what the shapes say."
+            "--kind", help="embeddings, similarity, classes or images; by default guessed from the shapes."
         ),
     ] = "auto",
     text: Annotated[
         str | None,
-        typer.Option("--text", help="Embeddings of the concept names, a gallery of its own (@text)."),
+        typer.Option("--text", help="Embeddings of the concept names, as a separate gallery (@text)."),
     ] = None,
     descriptions: Annotated[
         str | None,
         typer.Option(
             "--descriptions",
-            help="Embeddings of what is said of each item of the gallery, or a CSV of captions for predicted sentence "
-            "vectors; without --targets they are the gallery.",
+            help="Embeddings of a description of each gallery item, or a CSV of captions for predicted "
+            "sentence vectors; without --targets they are the gallery.",
         ),
     ] = None,
     protocol: Annotated[
@@ -65,13 +66,16 @@ def score(
     selection: Annotated[
         str,
         typer.Option(
-            "--selection", help="How the model was chosen: fixed, validation or test; outputs do not show it."
+            "--selection",
+            help="How the model was chosen: fixed, validation or test; the outputs do not show this.",
         ),
     ] = "not stated",
     distances: Annotated[
-        bool, typer.Option("--distances", help="The matrix holds distances: small is near.")
+        bool, typer.Option("--distances", help="The matrix holds distances: small values are near.")
     ] = False,
-    size: Annotated[int | None, typer.Option("--size", help="Pixels at which images are compared.")] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", help="Size in pixels at which images are compared.")
+    ] = None,
     features: Annotated[
         str,
         typer.Option(
@@ -79,7 +83,8 @@ def score(
         ),
     ] = "efficientnet-lite0",
     n_permutations: Annotated[
-        int, typer.Option("--permutations", min=1, help="Shuffles behind p-values; as many resamples.")
+        int,
+        typer.Option("--permutations", min=1, help="Number of permutations for p-values, and of resamples."),
     ] = 10_000,
     seed: Annotated[int, typer.Option("--seed", help="Seed of resamples and shuffles.")] = 0,
     out: Annotated[

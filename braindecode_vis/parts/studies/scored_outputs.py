@@ -1,4 +1,4 @@
-"""The result of `score`: a table, what was read, what must be said of it, its page and its folder.
+"""The result of `score`: a table, its inputs, warnings, its page and its folder.
 
 ::
 
@@ -34,13 +34,13 @@ from braindecode_vis.scoring.score_row import POOLED, describe_resampled, format
 Selection = Literal["not stated", "fixed", "validation", "test"]
 SELECTIONS = {
     "not stated": "not stated: outputs do not show whether model, epoch or settings were chosen on these test items",
-    "fixed": "nothing was chosen (stated by whoever made the outputs)",
-    "validation": "chosen on validation items (stated by whoever made the outputs)",
-    "test": "chosen on these very test items (stated): the numbers are those of the best of several, too high",
+    "fixed": "nothing was chosen (stated by the authors of the outputs)",
+    "validation": "chosen on validation items (stated by the authors of the outputs)",
+    "test": "chosen on these same test items (stated): the numbers are too high, since they are the best of several",
 }
 KIND = "score"
 _NAMES = ("scores.json", "scores.csv", "items.csv", "score.html", "score_images", store.PROVENANCE)
-_TIES = "equal candidates share their mean rank (k-way, ranks) and are lost in top-k"
+_TIES = "equal candidates share their mean rank (k-way, ranks) and count as not found in top-k"
 
 
 @for_python
@@ -65,7 +65,7 @@ class ScoredOutputs:
     transductive
         Whether the outputs bear a sign of decisions or statistics over all test items.
     hubs
-        How unevenly the gallery is chosen; empty where nothing was ranked.
+        How unevenly the gallery is chosen; empty if nothing was ranked.
     about
         What was read: names, numbers of rows, the rule for ties, the selection.
     ranked, images
@@ -165,9 +165,9 @@ def tabulate_scores(scores: Sequence[Score]) -> pd.DataFrame:
 
 def list_warnings(found: Sequence[str], selection: Selection, further: Sequence[str] = ()) -> tuple[str, ...]:
     """Return what no reader of the scores may miss: signs of joint decisions, the selection, and further ones."""
-    told = [f"Transductive: {sign}. These numbers belong in a column of their own." for sign in found]
+    told = [f"Transductive: {sign}. Do not compare these numbers with others." for sign in found]
     if selection == "test":
-        told.append("The model was chosen on these very test items, so that its numbers are too high.")
+        told.append("The model was chosen on these same test items, so its numbers are too high.")
     return (*told, *further)
 
 
@@ -219,8 +219,8 @@ def write_page(found: ScoredOutputs, path: Path, record: dict[str, Any] | None =
         hubs = found.hubs.assign(value=[v if isinstance(v, str) else f"{v:.4g}" for v in found.hubs["value"]])
         sections.append(
             ExtraSection(
-                "Hubs", "How evenly the gallery is chosen; hubs and few first choices explain scores that say nothing "
-                "of the brain.", table=hubs,
+                "Hubs", "How evenly gallery items are chosen; hubs and few first choices can explain "
+                    "scores without information from the brain.", table=hubs,
             )
         )  # fmt: skip
     shown = [c for c in found.items if found.items[c].nunique() > 1]
@@ -231,7 +231,7 @@ def write_page(found: ScoredOutputs, path: Path, record: dict[str, Any] | None =
         title="Scores of given outputs",
         dataset=str(found.about["Predictions"]),
         description=" ".join(
-            ["Outputs made elsewhere were scored as they are; nothing was fitted.", *found.notes]
+            ["Outputs of another system were scored without changes; nothing was fitted.", *found.notes]
         ),
         protocol={"Protocol": found.protocol, **{k: str(v) for k, v in found.about.items()}},
         facts=[

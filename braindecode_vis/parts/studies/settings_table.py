@@ -1,4 +1,4 @@
-"""The settings of many runs beside their scores: pooled over subjects and seeds, and the one that validation chooses.
+"""The settings of many runs with their scores: pooled over subjects and seeds, and the setting chosen by validation.
 
 Owns which runs repeat one setting, what an interval over them resamples, and where a run's validation score comes
 from: held-out training concepts of a network, or the inner folds of a linear fit. Test scores choose nothing here.
@@ -162,7 +162,7 @@ def tabulate_settings(
     runs, names
         Runs and what they are called; those that are unfinished or damaged are left out.
     items
-        Of each run folder what `compare.tabulate_items` gives; None where nothing is stored.
+        Of each run folder what `compare.tabulate_items` gives; None if nothing is stored.
     metrics
         Those of the columns.
     """
@@ -404,7 +404,7 @@ def _list_lacking(n_subjects: int, n_seeds: int, by_item: bool) -> str:
 
 
 def read_validation(folder: Path, config: Mapping[str, Any]) -> Validation | None:
-    """Return the validation score of a run, the mean over its folds; None where it has none.
+    """Return the validation score of a run, the mean over its folds; None if it has none.
 
     Parameters
     ----------
@@ -484,28 +484,30 @@ def _choose(rows: Sequence[PooledSetting], subjects: Sequence[set[str]]) -> tupl
     if len(known) < len(rows):
         n = len(rows) - len(known)
         return None, (
-            f"No setting is called best: {n} of {len(rows)} have no validation score, and test scores must not choose. "
-            "A network has one where encoder.selection.hold_out is above 0; a linear encoder, where it is offered two "
-            "or more candidates (encoder.alphas), which inner folds of the training trials compare."
+            f"No setting is called best: {n} of {len(rows)} have no validation score, and test scores "
+            "must not be used to choose. A network has one if encoder.selection.hold_out is above 0; a "
+            "linear encoder has one if it compares two or more candidates (encoder.alphas) in inner "
+            "folds of the training trials."
         )
     if len({one.basis for one in known}) > 1:
         return None, (
             "No setting is called best: their validation scores measure different things "
-            f"({', '.join(sorted({one.name for one in known}))}, or the same of different data or targets), and test "
-            "scores must not choose. Sweep settings of one encoder, data set and target to compare them."
+            f"({', '.join(sorted({one.name for one in known}))}, or the same for different data or "
+            "targets), and test scores must not be used to choose. Sweep settings of one encoder, data "
+            "set and target to compare them."
         )
     # An easy subject would lift the settings that have it, for example while a sweep is not finished.
     if lacking := [row for row, own in zip(rows, subjects, strict=True) if own != set.union(*subjects)]:
         return None, (
-            f"No setting is called best: {len(lacking)} of {len(rows)} have runs of some subjects only, and subjects "
-            "differ in how well they can be decoded. Finish the runs of the others to compare all settings."
+            f"No setting is called best: {len(lacking)} of {len(rows)} have runs of only some subjects, "
+            "and subjects differ in how well they can be decoded. Finish the missing runs to compare all settings."
         )
     sizes = [one.n_images for one in known if one.n_images is not None]
     if sizes and max(sizes) > _SAME_GALLERY * min(sizes):
         return None, (
             f"No setting is called best: their validation scores come from galleries of {min(sizes)} to {max(sizes)} "
-            "images, whose chance levels differ, and test scores must not choose. Give all the same "
-            "encoder.selection.hold_out."
+            "images, whose chance levels differ, and test scores must not be used to choose. Give all of "
+            "them the same encoder.selection.hold_out."
         )
     scores = [one.direction * one.value for one in known]
     best = int(np.argmax(scores))

@@ -46,7 +46,7 @@ _LONGEST_NAME = 80
 #: In the folder of a sweep: the swept keys, and the settings of each run.
 LIST = "sweep.json"
 #: Why a run of the list has no scores.
-NOT_YET = "it was not run yet"
+NOT_YET = "it has not been run yet"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
         twice = next((value for value, times in Counter(values).items() if times > 1), None)
         if twice is not None:
             raise ConfigError(
-                f"the axis {text!r} names {twice} twice, which would count one run as two; name it once."
+                f"the axis {text!r} has {twice} twice, so one run would count as two; write it once."
             )
         axes[key.strip()] = values
     return axes
@@ -228,10 +228,10 @@ def plan_sweep(
     """Return the runs of a sweep and their configurations; parameters and errors are those of `sweep`."""
     refuse_address_to_write(out)
     if (out / "config.yaml").is_file():
-        raise ConfigError(f"{out} is a run folder; give the sweep a folder of its own with --out.")
+        raise ConfigError(f"{out} is a run folder; give the sweep a separate folder with --out.")
     if (n_runs := math.prod(map(len, axes.values()))) > MAX_RUNS:
         raise ConfigError(
-            f"the sweep has {n_runs} combinations, and at most {MAX_RUNS} are run; sweep fewer."
+            f"the sweep has {n_runs} combinations, but at most {MAX_RUNS} are allowed; sweep fewer."
         )
     combinations = list_combinations(axes, out)
     configs = []
@@ -298,8 +298,8 @@ def find_others(
         swept, listed = read_list(out)
         if swept != list(keys):
             raise ConfigError(
-                f"{out} holds a sweep over {', '.join(swept)}, and this one is over {', '.join(keys)}; give each a "
-                "folder of its own with --out."
+                f"{out} holds a sweep over {', '.join(swept)}, but this one is over {', '.join(keys)}; "
+                "give each a separate folder with --out."
             )
     others = [c for c in listed if c.folder.name not in asked]
     known = {*asked, *(c.folder.name for c in others)}
@@ -308,8 +308,8 @@ def find_others(
     ]
     if strange:
         raise ConfigError(
-            f"{out} holds the run {strange[0]}, which is not of this sweep; give the sweep a folder of its own with "
-            "--out."
+            f"{out} holds the run {strange[0]}, which is not of this sweep; give the sweep a separate "
+            "folder with --out."
         )
     there = next((c for c in others if (c.folder / "config.yaml").is_file()), None)
     if there is not None:  # one speaks for all that are listed, since each was compared when it was added
@@ -323,8 +323,8 @@ def find_others(
         if changes:
             more = f" and {len(changes) - 2} more" if len(changes) > 2 else ""
             raise ConfigError(
-                f"{out} holds a sweep with other settings, such as {name}: {', '.join(changes[:2])}{more}; give this "
-                "one a folder of its own with --out."
+                f"{out} holds a sweep with other settings, such as {name}: "
+                f"{', '.join(changes[:2])}{more}; give this sweep a separate folder with --out."
             )
     return others
 
@@ -369,7 +369,7 @@ def make_folders(
 def read_list(out: Path) -> tuple[list[str], list[Combination]]:
     """Return the swept keys and the runs of a sweep that was begun in a folder."""
     if not (out / LIST).is_file():
-        raise DataError(f"{out} is no folder of a sweep: it holds no {LIST}.")
+        raise DataError(f"{out} is not the folder of a sweep: it holds no {LIST}.")
     content = store.read_json(out / LIST)
     try:
         runs = [
@@ -378,7 +378,7 @@ def read_list(out: Path) -> tuple[list[str], list[Combination]]:
         ]
         return [str(key) for key in content["keys"]], runs
     except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{out / LIST} is damaged; give the command of the sweep again.") from error
+        raise DataError(f"{out / LIST} is damaged; run the command of the sweep again.") from error
 
 
 def write_tables(
@@ -390,7 +390,9 @@ def write_tables(
     """
     table = _collect(combinations, failures)
     if len(failures) == len(combinations):
-        raise DataError(f"every run of the sweep failed; the first said: {next(iter(failures.values()))}")
+        raise DataError(
+            f"every run of the sweep failed; the first message is: {next(iter(failures.values()))}"
+        )
     for name, frame in (("sweep", table), ("summary", summarise(table, keys))):
         with store.replace_atomically(out / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)

@@ -55,8 +55,9 @@ def train_on_run(
         bank.encoder.encode([np.zeros((size, size, 3), np.uint8)])
     except DataError as error:
         raise ConfigError(
-            f"the target {bank.embeddings.space} does not take images of {size} x {size} pixels, which the generator "
-            "would make; set image_size to the target's, or choose a target.kind that takes any image."
+            f"the target {bank.embeddings.space} does not take images of {size} x {size} pixels, the "
+            "size of the generated images; set image_size to the target's, or choose a target.kind that "
+            "takes any image."
         ) from error
     # A generator that had seen test images would paint them from memory.
     ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.split.folds[0].train]))
@@ -74,6 +75,6 @@ def make_settings(changes: Mapping[str, Any]) -> GeneratorTrainingConfig:
         if first["type"] == "unknown_key":
             context = first["ctx"]
             raise ConfigError(
-                f"train-generator knows no setting {context['key']}; known are {', '.join(context['known'])}."
+                f"train-generator has no setting {context['key']}; known are {', '.join(context['known'])}."
             ) from error
         raise ConfigError(f"train-generator: {describe_validation_error(error)}.") from error

@@ -40,7 +40,7 @@ def pretrain(
     corpus: Annotated[
         list[Path] | None,
         typer.Option(
-            "--corpus", help="Folder of a corpus to learn from, made by the verb corpus. Repeatable."
+            "--corpus", help="Folder of a corpus for the pretraining, made by the verb corpus. Repeatable."
         ),
     ] = None,
     as_json: Json = False,
@@ -87,7 +87,7 @@ def _pretrain_alone(corpus: list[Path] | None, where: MaybeRunOptions, as_json: 
             "pretrain needs a configuration, a run folder or a data set, or --corpus DIR and --out FOLDER."
         )
     if where.root is not None or where.subjects:
-        raise ConfigError("--root and --subject are for a data set; a corpus says itself what it holds.")
+        raise ConfigError("--root and --subject apply to a data set, not to a corpus; leave them out.")
     changes: dict[str, object] = {}
     for text in where.overrides or []:
         parts, value = read_override(text)
@@ -135,7 +135,9 @@ def train_generator(
     out: Annotated[Path, typer.Option("--out", help="Folder of the training.")],
     source: Annotated[
         str | None,
-        typer.Argument(help="Train on the training images of this run; phantom images are drawn without it."),
+        typer.Argument(
+            help="Train on the training images of this run; without it, phantom images are drawn."
+        ),
     ] = None,
     root: Root = None,
     settings: Annotated[
@@ -190,7 +192,7 @@ def sweep(
     ],
     root: Root = None,
     overrides: Set = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at the same time.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many runs at the same time.")] = 1,
     cluster: ClusterName = None,
     cluster_set: ClusterSet = None,
     wait: Wait = None,
@@ -212,7 +214,7 @@ def sweep(
     if cluster is not None:
         if jobs != 1:
             raise ConfigError(
-                "--jobs is for runs of this process; use --cluster-set parallel=N with --cluster."
+                "--jobs applies to runs of this process; use --cluster-set parallel=N with --cluster."
             )
         table = ask_part("send_sweep")(
             source, axes, out, overrides or [], root, cluster, cluster_set or [], wait, as_json, dry_run
@@ -245,19 +247,20 @@ def print_sweep(table: pd.DataFrame, keys: list[str], out: Path) -> None:
         console.print(f"{run} failed: {message}", markup=False)
     names = ", ".join(str(out / f"{name}.csv") for name in ("sweep", "summary", "settings"))
     console.print(f"{table.attrs.get('selection', '')}\ntables: {names}".strip(), markup=False)
-    console.print(f"a page of them: braindecode-vis board {out}", markup=False)
+    console.print(f"to make a page of them: braindecode-vis board {out}", markup=False)
 
 
 @takes()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the others are compared with the first.")],
-    out: Annotated[Path | None, typer.Option("--out", help="CSV file to write as well.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="CSV file for the table.")] = None,
     population: Annotated[
         str | None,
         typer.Option(
             "--population",
-            help="Of whom differences speak where there are several subjects: both (subjects and images like these; "
-            "the default from three subjects on), images (these subjects) or subjects (these images).",
+            help="What differences generalise to if there are several subjects: both (other subjects and "
+            "images; the default from three subjects on), images (other images, these subjects) or "
+            "subjects (other subjects, these images).",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of resamples and sign flips.")] = 0,
@@ -276,7 +279,7 @@ def compare(
         check_option("--population", population, ("both", "images", "subjects"))
 
     if out is not None and out.is_dir():
-        raise ConfigError(f"{out} is a folder; name a CSV file with --out.")
+        raise ConfigError(f"{out} is a folder; give a CSV file with --out.")
     try:  # before the comparison, which may take minutes
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -310,17 +313,18 @@ def compare(
     console = make_console(stderr=False)
     for words in dict.fromkeys(table["resampled"]):
         of = name_population(words)
-        console.print(f"{words}: differences speak of {of}." if of else f"{words}.", markup=False)
+        console.print(f"{words}: differences apply to {of}." if of else f"{words}.", markup=False)
     for sentence in describe_comparison(table):
         console.print(sentence, markup=False)
 
 
 def board(
     folders: Annotated[
-        list[Path], typer.Argument(help="Folders that hold runs, at any depth, or run folders.")
+        list[Path], typer.Argument(help="Run folders, or folders that contain runs at any depth.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="The page; board.html in the first folder by default.")
+        Path | None,
+        typer.Option("--out", help="File of the page; by default board.html in the first folder."),
     ] = None,
     reference: Annotated[
         Path | None,
@@ -332,7 +336,7 @@ def board(
     log: Annotated[
         list[str] | None,
         typer.Option(
-            "--log", help="Give settings and scores to tensorboard (HParams) or wandb as well. Repeatable."
+            "--log", help="Also send settings and scores to tensorboard (HParams) or wandb. Repeatable."
         ),
     ] = None,
     as_json: Json = False,
@@ -354,7 +358,7 @@ def board(
 
     page = folders[0] / "board.html" if out is None else out
     if page.is_dir():
-        raise ConfigError(f"{page} is a folder; name an HTML file with --out.")
+        raise ConfigError(f"{page} is a folder; give an HTML file with --out.")
     try:
         rows = make_board(folders, page, reference=reference, seed=seed)
     except OSError as error:
@@ -406,7 +410,8 @@ def demo(
         str | None,
         typer.Option(
             "--drive",
-            help="What higher regions respond to; mixture by default, of which the decoder's target holds nothing.",
+            help="What higher regions of the simulated brain respond to; mixture by default, which the "
+            "decoder's target does not contain.",
         ),
     ] = None,
     as_json: Json = False,

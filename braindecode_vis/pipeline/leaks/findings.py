@@ -1,4 +1,4 @@
-"""What an audit says: findings, and how each part of a run was verified.
+"""The results of an audit: findings, and how each part of a run was verified.
 
 A check adds to both. It returns findings (`AuditFinding`), and it tells `AuditedRun.state` how it verified the part of
 the run that it looks at, whatever it found there::
@@ -109,7 +109,7 @@ class PartStatus:
                 if item.how == how
             ]
             words += [f"{how}: {', '.join(told)}"] if told else []
-        return "; ".join(words) or "no check looked at it"
+        return "; ".join(words) or "not checked"
 
 
 @dataclass(frozen=True)

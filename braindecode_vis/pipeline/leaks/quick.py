@@ -76,7 +76,7 @@ def make_checks(
             findings += check(run)
         except Exception as error:  # any library may trip over a damaged file
             if isinstance(error, SafetensorError):
-                text = f"tampered: a file of weights cannot be read ({error}), so that fits cannot be judged."
+                text = f"tampered: a file of weights cannot be read ({error}), so the fits cannot be checked."
                 findings.append(AuditFinding("training", "leak", text))
                 continue
             broken = any(item.check == "chain" and item.level == "leak" for item in [*before, *findings])

@@ -77,7 +77,7 @@ def check_chain(run: AuditedRun) -> list[AuditFinding]:
             text = f"tampered: fold {number} was trained as fold {record.fields.get('fold')}."
             findings.append(AuditFinding("chain", "leak", text, name_fold(number)))
         if record.upstream.get("preprocess") != run.prepared.fingerprint:
-            text = "tampered: it was trained on other trials than those that are here."
+            text = "tampered: it was trained on other trials than those in the run folder."
             findings.append(AuditFinding("chain", "leak", text, name_fold(number)))
     for number, record in enumerate(run.embedded):
         if record.fields.get("fold") not in (None, number):
@@ -106,14 +106,14 @@ def check_chain(run: AuditedRun) -> list[AuditFinding]:
             findings.append(AuditFinding("chain", "leak", text, "scores.json"))
     told_files = {finding.where for finding in findings}
     findings += [
-        AuditFinding("chain", "leak", f"tampered: {name} is not as the run wrote it.", name)
+        AuditFinding("chain", "leak", f"tampered: {name} was changed after the run.", name)
         for name in store.find_changed_results(run.folder)
         if name not in told_files
     ]
     findings += _check_config(run)
     if all(finding.level != "leak" for finding in findings):
         rest = f"; {unhashed} file(s) above 1 MiB are known by size only" if unhashed else ""
-        names = f"{len(run.chain)} artifact(s) have the names of what they recorded"
+        names = f"{len(run.chain)} artifact(s) have names that match their records"
         findings.insert(0, AuditFinding("chain", "ok", f"{names}, and unchanged files{rest}."))
     return findings
 
@@ -135,19 +135,14 @@ def check_recordings(run: AuditedRun) -> list[AuditFinding]:
     }
     changed = [name for name in {**told, **now} if told.get(name) != now.get(name)]
     if not comparable:
-        text = "not checkable: the run was made by a version that looked at samples of its recordings only."
+        text = "not checkable: the run was made by a version that checked only samples of its recordings."
         return [AuditFinding("recordings", "warning", text)]
     if changed:
-        text = (
-            f"{len(changed)} file(s) are not those that the run was made from, first {list_first(changed)}."
-        )
+        text = f"{len(changed)} file(s) differ from those of the run, first {list_first(changed)}."
         if is_remote and any(name.endswith((".hdf5", ".h5")) for name in changed):
-            text += (
-                " Earlier versions misread HDF5 of 64 MiB or more on servers, so that their runs of such a file must "
-                "be run again."
-            )
+            text += " Earlier versions misread HDF5 files of 64 MiB or more on servers; repeat runs of such files."
         return [AuditFinding("recordings", "warning", text, changed[0])]
-    return [AuditFinding("recordings", "ok", f"{len(told)} input(s) are as the run read them.")]
+    return [AuditFinding("recordings", "ok", f"{len(told)} input(s) are unchanged since the run.")]
 
 
 def _find_tampering(record: Record, reads: bool) -> str:
@@ -163,12 +158,12 @@ def _find_tampering(record: Record, reads: bool) -> str:
     expected = "-".join(filter(None, [str(content.get("unit", "")), name]))
     if record.path.name != expected or record.path.parent.name != content["stage"]:
         return (
-            f"it belongs into {content['stage']}/{expected}, not {record.path.parent.name}/{record.path.name}"
+            f"it belongs in {content['stage']}/{expected}, not {record.path.parent.name}/{record.path.name}"
         )
     if damage := store.find_damage(record.path, read=reads):
         return damage
     added = store.list_added(record.path)
-    return f"{added[0]} is no file that the run wrote" if added else ""
+    return f"{added[0]} is not a file of the run" if added else ""
 
 
 def _check_config(run: AuditedRun) -> list[AuditFinding]:
@@ -176,7 +171,9 @@ def _check_config(run: AuditedRun) -> list[AuditFinding]:
     path = run.folder / "config.yaml"
     if not path.is_file():
         return [
-            AuditFinding("chain", "warning", "there is no config.yaml; settings are those of the artifacts.")
+            AuditFinding(
+                "chain", "warning", "there is no config.yaml; the settings are taken from the artifacts."
+            )
         ]
     try:
         config = read_config(path)
@@ -224,13 +221,13 @@ def check_penalties(run: AuditedRun) -> list[AuditFinding]:
         size = best.get("n_features")
         # Whatever else chose it, the training trials did not.
         if best["alpha"] != content["alpha"]:
-            text = f"the penalty {content['alpha']:g} is in use, but the inner folds chose {best['alpha']:g}."
+            text = f"the penalty {content['alpha']:g} is used, but the inner folds chose {best['alpha']:g}."
             findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
         elif size is not None and size != content["n_kept"]:
-            text = f"{content['n_kept']} features are in use, but the inner folds chose {size}."
+            text = f"{content['n_kept']} features are used, but the inner folds chose {size}."
             findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
     text = (
-        f"{choice}penalties are the best of inner folds of training trials."
+        f"{choice}penalties are the best ones in inner folds of training trials."
         if n or choice
         else "no penalty was chosen by ridge."
     )
@@ -245,12 +242,13 @@ def check_logs(run: AuditedRun) -> list[AuditFinding]:
     for folder in [*folders, *extra]:
         for path, key in _iterate_keys(folder):
             where = path.relative_to(run.folder).as_posix()
-            text = (
-                f"the training log knows {key!r}: with test scores at hand, an epoch can be chosen by them."
-            )
+            text = f"the training log contains {key!r}: with test scores available, an epoch can be chosen by them."
             findings.append(AuditFinding("model-selection", "leak", text, where))
     if (run.folder.parent / "sweep.csv").is_file():
-        text = "this run is one of a sweep; to report the best of them by its test score is to select on the test."
+        text = (
+            "this run is part of a sweep; do not report only the run with the best test score, since "
+            "this selects on the test set."
+        )
         findings.append(AuditFinding("model-selection", "warning", text, "../sweep.csv"))
     text = "no training log holds a test score."
     return findings or [AuditFinding("model-selection", "ok", text)]
@@ -298,19 +296,19 @@ def check_held_out(run: AuditedRun) -> list[AuditFinding]:
         held = np.isin(ids, content["held_out"])
         foreign = set(content["held_out"]) - set(ids[fold.train].tolist())
         if foreign:
-            text = f"{len(foreign)} validation image(s) are no training images, first {list_first(foreign)}."
+            text = f"{len(foreign)} validation image(s) are not training images, first {list_first(foreign)}."
             findings.append(AuditFinding("validation", "leak", text, where))
         both = set(concepts[held].tolist()) & set(concepts[fold.test].tolist())
         if both and "concept" in run.declared:
-            text = f"{len(both)} concept(s) are validated and tested, first {list_first(both)}."
+            text = f"{len(both)} concept(s) are in both validation and test, first {list_first(both)}."
             findings.append(AuditFinding("validation", "leak", text, where))
         learns = np.isin(np.arange(len(ids)), fold.train) & ~held
         split = set(concepts[held].tolist()) & set(concepts[learns].tolist())
         if split and content["held_out_by"] == "concept":
-            text = f"{len(split)} validation concept(s) are learnt from as well, first {list_first(split)}."
+            text = f"{len(split)} validation concept(s) are also in training, first {list_first(split)}."
             findings.append(AuditFinding("validation", "leak", text, where))
         findings += _check_epochs(content["history"], record.encoder, settings, where)
-    text = "validation images are training images that were held out." if n else "no network was trained."
+    text = "validation images are held-out training images." if n else "no network was trained."
     return findings or [AuditFinding("validation", "ok", text)]
 
 
@@ -331,7 +329,8 @@ def _check_epochs(
                 best, lowest = epoch, float(entry["loss"])
         if n < planned and n - 1 - best != int(settings["patience"]):
             text = (
-                f"the training stopped after epoch {n - 1}, but its loss, lowest in {best}, does not say so."
+                f"the training stopped after epoch {n - 1}, but its loss is lowest in {best}, which does "
+                "not explain the stop."
             )
             return [AuditFinding("model-selection", "warning", text, where)]
         return []
@@ -343,7 +342,10 @@ def _check_epochs(
         return [AuditFinding("model-selection", "warning", "early stopping left no validation curve.", where)]
     best = int(np.argmax(np.array(curve, dtype=float))) if curve else 0
     if n < planned and n - 1 - best != int(settings["patience"]):
-        text = f"the training stopped after epoch {n - 1}, but the validation curve, best in {best}, does not say so."
+        text = (
+            f"the training stopped after epoch {n - 1}, but the validation curve is best in {best}, "
+            "which does not explain the stop."
+        )
         return [AuditFinding("model-selection", "warning", text, where)]
     return []
 
@@ -367,7 +369,7 @@ def check_options(run: AuditedRun) -> list[AuditFinding]:
     for path, value in _walk(run.prepared.fields.get("dataset", {})):
         # Volumes scaled over their run: the test trials of the run have a part in it.
         if path.endswith("clean.scaling") and value not in _OFF:
-            text = f"dataset.{path} {value} scales each run by all of its volumes, those of test trials included."
+            text = f"dataset.{path} {value} scales each run by all of its volumes, including those of test trials."
             findings.append(AuditFinding("transductive", "transductive", text))
             break
     for record in run.chain:
@@ -392,8 +394,8 @@ def check_options(run: AuditedRun) -> list[AuditFinding]:
         digests = [str(value) for path, value in settings if path.endswith("pretrained_digest")]
         if digests:
             text = (
-                f"the network starts from pretrained weights (sha256 {digests[0][:12]}); whether test trials were "
-                "among the recordings that they were trained on cannot be seen here."
+                f"the network starts from pretrained weights (sha256 {digests[0][:12]}); it cannot be "
+                "checked here whether they were trained on test trials."
             )
             findings.append(AuditFinding("transductive", "warning", text, name_fold(number)))
             break
@@ -421,8 +423,8 @@ def check_pretraining(run: AuditedRun) -> list[AuditFinding]:
             findings.append(AuditFinding("pretraining", "leak", text, record.name))
     if started := [r for r in run.pretrained if "start_digest" in r.fields.get("pretrain", {})]:
         text = (
-            "the pretraining went on from earlier weights (pretrain.start_from); whether tested trials were among what "
-            "those learnt from cannot be seen here."
+            "the pretraining continued from earlier weights (pretrain.start_from); it cannot be checked "
+            "here whether these were trained on test trials."
         )
         findings.append(AuditFinding("pretraining", "warning", text, started[0].name))
     if trials and not findings:
@@ -495,7 +497,7 @@ def _check_centre(run: AuditedRun) -> list[AuditFinding]:
             continue
         level: Level = "transductive" if off[other] < 1e-3 else "warning"
         whose = f"by those of the {other}" if level == "transductive" else "otherwise"
-        text = f"the stored similarities are not centred by the training images (off by {first:.2g}), but {whose}."
+        text = f"the stored similarities are not centred by the training images (difference {first:.2g}), but {whose}."
         findings.append(AuditFinding("centre", level, text, name_fold(number)))
     return findings
 

@@ -93,9 +93,9 @@ class AuditedRun:
     branch_fits
         `trained` and `embedded` of each branch of the reconstructions, by its name; see `branches`.
     out_of_fold
-        Predictions of the training trials of each fold; empty where none were made.
+        Predictions of the training trials of each fold; empty if none were made.
     pretrained
-        What the run itself pretrained for its encoders; empty where they start anew, or from files.
+        What the run itself pretrained for its encoders; empty if they start anew, or from files.
     synthetic
         Synthetic trials that the training of a fold was given, by the fingerprint that its record names.
     thorough
@@ -266,7 +266,7 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     records = {stage: _read_records(folder, stage) for stage in stages}
     if not records["preprocess"]:
         raise DataError(
-            f"{folder} is no run folder with results: expected {folder / 'stages' / 'preprocess'}; give the folder "
+            f"{folder} is not a run folder with results: expected {folder / 'stages' / 'preprocess'}; give the folder "
             "that run printed, or run it first."
         )
     missing: list[str] = []

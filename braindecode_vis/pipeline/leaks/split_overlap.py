@@ -1,4 +1,4 @@
-"""Checks what is trained on and tested: trials, images, pixels, concepts, repetitions, runs, sessions and subjects.
+"""Checks the overlap of training and test: trials, images, pixels, concepts, repetitions, runs, sessions, subjects.
 
 Everything is worked out from the trial table, the pixels and ``split.json``; the proofs that the split made of itself
 are not believed.
@@ -62,7 +62,7 @@ def check_rows(run: AuditedRun) -> list[AuditFinding]:
             text = f"row {outside[0]} is not among the {n} trials."
             findings.append(AuditFinding("trials", "leak", text, where))
         if both:
-            text = f"{len(both)} trial(s) are trained on and tested, first row {min(both)}."
+            text = f"{len(both)} trial(s) are in both training and test, first row {min(both)}."
             findings.append(AuditFinding("trials", "leak", text, where))
         if twice:
             findings.append(
@@ -88,10 +88,12 @@ def check_sides(run: AuditedRun) -> list[AuditFinding]:
         declared = side in run.declared or (side == "image" and not run.decodes_categories)
         if not shared:
             claim = "" if side in run.declared else ", although the split does not declare it"
-            findings.append(AuditFinding(side, "ok", f"no {side} is on both sides of a fold{claim}."))
+            findings.append(
+                AuditFinding(side, "ok", f"no {side} is in both training and test of a fold{claim}.")
+            )
             continue
         number, names = shared[0]
-        seen = f"{len(names)} {side}(s) are on both sides, first {list_first(names)}"
+        seen = f"{len(names)} {side}(s) are in both training and test, first {list_first(names)}"
         level, rest = _judge_shared(run, str(side), declared)
         more = f" (and in {len(shared) - 1} more fold(s))" if len(shared) > 1 else ""
         findings.append(AuditFinding(side, level, f"{seen}{more}; {rest}.", name_fold(number)))
@@ -115,12 +117,12 @@ def _judge_shared(run: AuditedRun, side: str, declared: bool) -> tuple[Level, st
         return "leak", "but the protocol is called zero-shot"
     meaning = {
         "image": "a category is decoded, not the image",
-        "concept": "this is no zero-shot protocol",
-        "repetition": "repetitions are not what is tested",
+        "concept": "this is not a zero-shot protocol",
+        "repetition": "generalisation to new repetitions is not tested",
         "session": "decoding is within session",
-        "run": "decoding is within run, where time can stand in for what was seen: see design",
+        "run": "decoding is within run, where time can predict the seen image: see design",
         "subject": "decoding is within subject",
-        "group": "decoding is within group, whose drift or state can stand in for what was seen",
+        "group": "decoding is within group, where drift or state can predict the seen image",
     }
     if side == "group":
         return "warning", meaning[side]
@@ -131,11 +133,14 @@ def _judge_shared(run: AuditedRun, side: str, declared: bool) -> tuple[Level, st
         and _is_told(run, side)
     ):
         return "warning", (
-            f"groups cut it, so that the drift of one {side} is trained on and tested although no group is; make "
-            f"groups of whole {side}s"
+            f"groups divide it, so the drift of one {side} is in both training and test although no "
+            f"group is; make groups of whole {side}s"
         )
     if side == "image" and set(run.responses.stimulus_ids) != set(run.concepts):
-        return "warning", "a category can be known by its very pictures, and need not carry over to others"
+        return (
+            "warning",
+            "a category can be recognised by its individual pictures, and may not generalise to others",
+        )
     return "ok", meaning[side]
 
 
@@ -167,13 +172,14 @@ def check_identity(run: AuditedRun) -> list[AuditFinding]:
         split = {"subject": "leave_one_subject_out", "group": "leave_one_group_out"}[side]
         advice = f"leave whole {side}s out (split.kind={split})"
         if run.decodes_categories and not everybody:
-            advice += ", or take those out that show one class"
+            advice += ", or remove those with only one class"
         text = (
-            f"{len(names)} {side}(s) on both sides show one {'class' if run.decodes_categories else 'concept'} each, "
-            f"first {first} ({labels[groups == first][0]}), so that whoever recognises the {side} knows it; {advice}."
+            f"{len(names)} {side}(s) in both training and test show one "
+            f"{'class' if run.decodes_categories else 'concept'} each, first {first} "
+            f"({labels[groups == first][0]}), so a decoder that recognises the {side} knows the answer; {advice}."
         )
         findings.append(AuditFinding("identity", level, text, name_fold(number)))
-    text = "no subject or group on both sides gives the class away."
+    text = "no subject or group in both training and test reveals the class."
     return findings or [AuditFinding("identity", "ok", text)]
 
 
@@ -263,14 +269,12 @@ def check_pixels(run: AuditedRun) -> list[AuditFinding]:
     if not known.any():
         return [
             AuditFinding(
-                "pixels", "warning", "no image has a digest, so one picture under two ids goes unseen."
+                "pixels", "warning", "no image has a digest, so the same picture under two ids is not found."
             )
         ]
     findings = []
     if n_wrong:
-        text = (
-            f"{n_wrong} image(s) have other pixels than the stimulus table says; their own digests are used."
-        )
+        text = f"{n_wrong} image(s) have other pixels than in the stimulus table; the digests of the files are used."
         findings.append(AuditFinding("pixels", "warning", text))
     ids = run.stimuli.ids
     groups = np.where(known, digests, ids)[run.stimuli.find_rows(run.responses.stimulus_ids)]
@@ -281,12 +285,17 @@ def check_pixels(run: AuditedRun) -> list[AuditFinding]:
         first = min(shared)
         names = list_first(set(ids[digests == first].tolist()))
         level: Level = "warning" if run.decodes_categories else "leak"
-        text = f"{len(shared)} picture(s) are on both sides by their pixels, first {names} (sha256 {first[:12]})."
+        text = (
+            f"{len(shared)} picture(s) have the same pixels in training and test, first {names} "
+            f"(sha256 {first[:12]})."
+        )
         findings.append(AuditFinding("pixels", level, text, name_fold(number)))
     if all(finding.level != "leak" for finding in findings):
         unknown = f"; {int((~known).sum())} image(s) have no digest" if not known.all() else ""
         findings.append(
-            AuditFinding("pixels", "ok", f"no picture is on both sides under another id{unknown}.")
+            AuditFinding(
+                "pixels", "ok", f"no picture is in both training and test under another id{unknown}."
+            )
         )
     return findings
 
@@ -301,9 +310,9 @@ def check_likeness(run: AuditedRun) -> list[AuditFinding]:
     stimuli = run.stimuli.select_pictured()
     shown = [i for i in dict.fromkeys(run.responses.stimulus_ids.tolist()) if i in set(stimuli.ids.tolist())]
     if not stimuli.has_pixels or len(shown) < 2:
-        return [AuditFinding("likeness", "warning", "no picture is at hand to be compared with others.")]
+        return [AuditFinding("likeness", "warning", "no picture is available for the comparison.")]
     if stimuli.pixels is None and len(shown) > MOST_FILES and not run.thorough:
-        text = f"{len(shown)} files of pictures were not compared with each other; add --refit."
+        text = f"{len(shown)} picture files were not compared with each other; pass --refit to compare them."
         return [AuditFinding("likeness", "warning", text)]
     try:
         pairs = find_like_pictures(stimuli, shown, set(run.responses.stimulus_ids[run.is_tested].tolist()))
@@ -325,11 +334,12 @@ def check_likeness(run: AuditedRun) -> list[AuditFinding]:
         first, second, how = shared[0]
         level: Level = "warning" if run.decodes_categories else "leak"
         text = (
-            f"{len(shared)} picture(s) are on both sides with other pixels, first {first} and {second}{how}; leave one "
+            f"{len(shared)} picture(s) are in both training and test with slightly different pixels, "
+            f"first {first} and {second}{how}; leave one "
             "of each pair out."
         )
         findings.append(AuditFinding("likeness", level, text, name_fold(number)))
-    text = "no picture is on both sides with slightly other pixels, or mirrored."
+    text = "no picture is in both training and test with slightly different pixels, or mirrored."
     return findings or [AuditFinding("likeness", "ok", text)]
 
 
@@ -430,11 +440,14 @@ def _judge_copies(run: AuditedRun, pairs: Sequence[tuple[int, int]]) -> list[Aud
         pair = [int(rows[codes[rows] == shared[0]][0]) for rows in (fold.train, fold.test)]
         ids = [str(run.responses.stimulus_ids[row]) for row in pair]
         text = (
-            f"{len(shared)} trial(s) are on both sides a second time (the very same numbers, or correlated above "
+            f"{len(shared)} trial(s) have a copy on the other side of the split (the same numbers, or "
+            "correlated above "
             f"{COPY_CORRELATION}), first rows {pair[0]} ({ids[0]}) and {pair[1]} ({ids[1]}); drop the copies."
         )
         findings.append(AuditFinding("copies", "leak", text, name_fold(number)))
-    return findings or [AuditFinding("copies", "ok", "no recorded trial is on both sides a second time.")]
+    return findings or [
+        AuditFinding("copies", "ok", "no recorded trial has a copy on the other side of the split.")
+    ]
 
 
 def find_copies(data: np.ndarray) -> np.ndarray:
@@ -486,7 +499,7 @@ def check_split_settings(run: AuditedRun) -> list[AuditFinding]:
     except DataError as error:
         return [
             AuditFinding(
-                "split", "leak", f"the split of the configuration cannot be made of these trials: {error}"
+                "split", "leak", f"the split of the configuration cannot be made from these trials: {error}"
             )
         ]
     except (BraindecodeVisError, KeyError) as error:
@@ -494,7 +507,7 @@ def check_split_settings(run: AuditedRun) -> list[AuditFinding]:
     if len(made) != len(run.folds):
         return [
             AuditFinding(
-                "split", "leak", f"split.json has {len(run.folds)} folds, its settings make {len(made)}."
+                "split", "leak", f"split.json has {len(run.folds)} folds, but its settings make {len(made)}."
             )
         ]
     findings = []
@@ -502,17 +515,20 @@ def check_split_settings(run: AuditedRun) -> list[AuditFinding]:
         # The one difference that is a leak; others are edits.
         moved = set(fold.train.tolist()) & set(expected.test.tolist())
         if moved:
-            text = f"{len(moved)} trial(s) are trained on that the settings of the split test, first row {min(moved)}."
+            text = (
+                f"{len(moved)} trial(s) are in training, but the settings of the split have them in "
+                f"test, first row {min(moved)}."
+            )
             findings.append(AuditFinding("split", "leak", text, name_fold(number)))
         elif any(
             set(a.tolist()) != set(b.tolist())
             for a, b in ((fold.train, expected.train), (fold.test, expected.test))
         ):
             text = (
-                "split.json has other rows than its settings make; it was edited, or made by another version."
+                "split.json has other rows than its settings give; it was edited, or made by another version."
             )
             findings.append(AuditFinding("split", "warning", text, name_fold(number)))
-    return findings or [AuditFinding("split", "ok", "split.json is what its settings and seed make.")]
+    return findings or [AuditFinding("split", "ok", "split.json matches its settings and seed.")]
 
 
 def check_used(run: AuditedRun) -> list[AuditFinding]:
@@ -527,7 +543,7 @@ def check_used(run: AuditedRun) -> list[AuditFinding]:
         # Where it is missing, nothing can be compared.
         found = record.content.get("n_trials")
         if found is not None and int(found) != expected:
-            text = f"the encoder learnt from {found} trials, but the fold has {expected} to learn from."
+            text = f"the encoder learnt from {found} trials, but the fold has {expected} training trials."
             findings.append(AuditFinding("used-trials", "leak", text, where))
         made = [part.path for part in run.out_of_fold if part.upstream.get("train") == record.fingerprint]
         # Earlier versions kept them with the fit.
@@ -535,13 +551,15 @@ def check_used(run: AuditedRun) -> list[AuditFinding]:
         predicted = {str(name) for path in paths if path.is_file() for name in read_json(path)["ids"]}
         foreign = predicted - set(ids[fold.train].tolist())
         if foreign:
-            text = f"{len(foreign)} image(s) outside the training set were predicted for training, first "
+            text = (
+                f"{len(foreign)} image(s) outside the training set were used in training predictions, first "
+            )
             findings.append(AuditFinding("used-trials", "leak", f"{text}{list_first(foreign)}.", where))
     if run.retrieved is not None:
         pictured, _ = split_imagined_trials(run.trials, run.stimuli, run.folds)
         findings += _check_queries(run.retrieved.path, ids, pictured)
     text = (
-        "training used the trials of its fold, retrieval its test images."
+        "training used the training trials of its fold, retrieval the test images."
         if run.trained
         else "nothing was trained."
     )
@@ -566,7 +584,10 @@ def _check_queries(folder: Path, ids: np.ndarray, folds: Sequence[Fold]) -> list
         content = read_json(path)
         asked, test = set(map(str, content["query_ids"])), set(ids[fold.test].tolist())
         if asked != test:
-            text = f"{len(asked ^ test)} image(s) are queried or tested, not both, first {list_first(asked ^ test)}."
+            text = (
+                f"{len(asked ^ test)} image(s) are either only queries or only in the test set, first "
+                f"{list_first(asked ^ test)}."
+            )
             findings.append(
                 AuditFinding("used-trials", "leak" if asked - test else "warning", text, name_fold(number))
             )

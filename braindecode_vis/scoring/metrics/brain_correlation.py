@@ -1,4 +1,4 @@
-"""Brain correlation: whether the reconstruction would have caused the response that was measured.
+"""Brain correlation: whether a reconstruction explains the measured response.
 
 A linear encoding model, fitted on training trials only, predicts responses from image embeddings. Applied to the
 embedding of a reconstruction, its prediction is correlated with the measured test response, voxel by voxel over the
@@ -138,7 +138,7 @@ def correlate_responses(
     for name, mask in masks.items():
         if mask.shape != measured.shape[1:] or mask.dtype != bool or not mask.any():
             raise DataError(
-                f"region {name!r} must be a boolean array of {measured.shape[1]} voxels with some in it."
+                f"region {name!r} must be a boolean array of {measured.shape[1]} voxels that selects at least one."
             )
     n = len(measured)
     n_units = n if clusters is None else len(np.unique(clusters.astype(str)))

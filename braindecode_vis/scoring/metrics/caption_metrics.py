@@ -1,4 +1,4 @@
-"""Whether captions say what was seen.
+"""Metrics that compare captions with reference captions.
 
 Owns ROUGE-1 and ROUGE-L, the exact-match part of METEOR, and similarity by `embeddings.sentence_encoder`. Words are
 runs of letters and digits, lower case, without stemming. METEOR as published also matches stems and synonyms of

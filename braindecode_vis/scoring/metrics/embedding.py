@@ -80,9 +80,7 @@ def compute_mmd(left: Embeddings, right: Embeddings, *, bandwidth: float | None 
     check_same_space(left, right)
     for rows in (left, right):
         if len(rows) < 2:
-            raise DataError(
-                f"a distribution in {rows.space!r} cannot be distinguished from {len(rows)} row(s)."
-            )
+            raise DataError(f"a distribution in {rows.space!r} cannot be compared by {len(rows)} row(s).")
     x, y = left.flat().astype(np.float64), right.flat().astype(np.float64)
     width = find_bandwidth(np.concatenate([x, y])) if bandwidth is None else float(bandwidth)
     if width <= 0:

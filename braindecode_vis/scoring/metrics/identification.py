@@ -1,4 +1,4 @@
-"""Identification: whether a prediction matches its own ground truth better than others.
+"""Identification: whether a prediction matches its own ground truth better than that of other items.
 
 Everything starts from one similarity matrix, predictions in rows and candidates in columns. A table made of it says
 what a metric would be if each candidate were the true one: `braindecode_vis.scoring.uncertainty.permutation_test`
@@ -249,7 +249,7 @@ def make_identification_table(
     """
     if isinstance(scores, Order) and groups is not None:
         raise DataError(
-            "identification within groups needs the similarities, not their order in the whole row."
+            "identification within groups needs the similarities, not only the ranks in the whole row."
         )
     shape = (scores.n_below if isinstance(scores, Order) else scores).shape
     names = np.zeros(shape[1], int) if groups is None else [str(label) for label in groups]

@@ -308,7 +308,7 @@ def prepare_images(
     if bad.size:
         raise DataError(
             f"{bad.size} of the {what} hold values outside 0 to 1 or NaN, first in row {bad[0]}: "
-            "clip them where they are made, or pass uint8."
+            "clip them, or pass uint8."
         )
     return values
 
@@ -339,8 +339,8 @@ def _pairs(
         raise DataError(f"{len(truth)} seen images cannot be paired with {len(decoded)} decoded ones.")
     if protocol == "native" and truth.shape[1:3] != decoded.shape[1:3]:
         raise DataError(
-            f"seen images of {truth.shape[1:3]} pixels cannot meet decoded ones of {decoded.shape[1:3]} "
-            "at their native size; resize them or use the protocol '425'."
+            f"seen images of {truth.shape[1:3]} pixels cannot be compared with decoded ones of "
+            f"{decoded.shape[1:3]} at their native size; resize them or use the protocol '425'."
         )
     # At least the prepared size, so that enlarged thumbnails do not fill the memory.
     size = 0 if protocol == "native" else LARGE

@@ -1,4 +1,4 @@
-"""Settings of the metrics that are scored where `evaluation.metrics` names them."""
+"""Settings of the metrics that are computed if `evaluation.metrics` names them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from braindecode_vis.scoring.metrics.metric_registry import Metric, find_metric
 
 
 class CorrelationDistanceConfig(MetricSettings):
-    """1 - Pearson correlation of each prediction and the embedding of the image that was seen."""
+    """1 - Pearson correlation of each prediction and the embedding of the seen image."""
 
     kind: Literal["correlation_distance"] = "correlation_distance"
 

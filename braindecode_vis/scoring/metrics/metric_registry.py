@@ -48,7 +48,7 @@ class Metric:
         1 if higher is better, -1 if lower is better, 0 if unknown.
     chance
         The level without information: a number, a function of n and of the size of the gallery (which returns None
-        where it needs a size and has none), or None where it depends on the data and is the mean of a permutation null.
+        where it needs a size and has none), or None if it depends on the data and is the mean of a permutation null.
     order
         Place in tables and among the key scores of a report; smaller numbers first, equal ones as they were computed.
     counts_hits
@@ -134,7 +134,9 @@ class NamedMetric(NamedTuple):
         meaning = self.metric.meaning.replace("#", str(self.n))
         if not self.n_draws:
             return meaning
-        return f"{meaning} Of each image the best of {self.n_draws} draws counts, chosen with the seen image.".strip()
+        return (
+            f"{meaning} For each image the best of {self.n_draws} draws is used, chosen with the seen image."
+        ).strip()
 
 
 def find_metric(name: str) -> NamedMetric:
@@ -178,9 +180,11 @@ def register_metric(metric: Metric) -> str:
     if metric is _BY_NAME.get(metric.name):  # one of ours that a configuration asks for
         return metric.name
     if key not in _OUTSIDE and find_metric(metric.name).metric.direction:
-        raise ConfigError(f"a metric named {metric.name!r} is there already; give yours another name.")
+        raise ConfigError(f"a metric named {metric.name!r} already exists; choose another name.")
     if not re.fullmatch(r"[A-Za-z]\w*(@[\w.-]+)?", metric.name):
-        raise ConfigError(f"{metric.name!r} is no name for a metric; use letters, digits and underscores.")
+        raise ConfigError(
+            f"{metric.name!r} is not a valid name for a metric; use letters, digits and underscores."
+        )
     if metric.direction not in (1, -1):
         raise ConfigError(f"the metric {metric.name!r} must say which direction is better, 1 or -1.")
     if metric.on not in ("images", "embeddings") or not callable(metric.compare):
@@ -227,7 +231,7 @@ def compute_chance(metric: str, *, gallery_size: int | None = None) -> float:
     if chance is None:
         raise ConfigError(
             f"the chance level of {metric!r} depends on the data: pass `chance` as the mean of its permutation "
-            "null, or None where no level is meaningful."
+            "null, or None if no level is meaningful."
         )
     level = chance(found.n, gallery_size) if callable(chance) else chance
     if level is None:
@@ -300,8 +304,8 @@ def _check(metric: Metric, compute: Callable[[], Any], shape: tuple[int, ...]) -
         raise
     except Exception as error:
         raise DataError(
-            f"the metric {metric.name!r} failed with {type(error).__name__}: {error}; correct it or take it out of "
-            "evaluation.metrics."
+            f"the metric {metric.name!r} failed with {type(error).__name__}: {error}; correct it or "
+            "remove it from evaluation.metrics."
         ) from error
     if values.shape != shape or not np.isfinite(values).all():
         raise DataError(
@@ -357,9 +361,9 @@ _WAY: dict[str, Any] = {
 _RANK: dict[str, Any] = {
     "on": "retrieval", "compare": _get_ranks, "tabulate": _without_n(identification.make_rank_table),
 }  # fmt: skip
-_TWO_WAY = "The result is compared with its own image and one other; how often its own wins."
-_WITHIN = "The result is compared with its own image and one other of the same class; how often its own wins."
-_AMONG = "How often its own image wins among # candidates."
+_TWO_WAY = "How often the result is more similar to its own image than to one other image."
+_WITHIN = "How often the result is more similar to its own image than to one other image of the same class."
+_AMONG = "How often the result is most similar to its own image among # candidates."
 _PIXELS = (
     Metric("pixcorr", "Pixel correlation",
            "Correlation between the pixels of the seen and the reconstructed image, averaged over images.", order=3),
@@ -368,8 +372,8 @@ _PIXELS = (
     Metric("ssim", "Structural similarity",
            "Agreement of local brightness, contrast and structure; 1 means identical.", order=4),
     Metric("ssim_legacy", "Structural similarity",
-           "Agreement of local brightness, contrast and structure as software before 2021 computed it; 1 means "
-           "identical.", order=4),
+           "Agreement of local brightness, contrast and structure, computed like software before 2021; 1 "
+           "means identical.", order=4),
 )  # fmt: skip
 #: What follows the name of a pixel metric, how it brings images to one size, and what is said of that.
 _SIZES: tuple[tuple[str, image.Protocol, str], ...] = (
@@ -401,7 +405,8 @@ _METRICS = (
            order=1, counts_hits=True, n=2),
     Metric("{n}_way_identification", "#-way identification in pixels", _AMONG, chance=_one_in_n, counts_hits=True),
     Metric("{n}_way_identification_within_class", "Within-class #-way identification in pixels",
-           "How often its own image wins among # candidates of the same class.", chance=_one_in_n, counts_hits=True),
+           "How often the result is most similar to its own image among # candidates of the same "
+           "class.", chance=_one_in_n, counts_hits=True),
     Metric("{n}_way_top1_semantic_accuracy", "#-way semantic accuracy",
            "How often a classifier names the reconstruction as it names the seen image, among # classes.",
            counts_hits=True),
@@ -421,17 +426,18 @@ _METRICS = (
            compare=_without_n(compute_reciprocal_ranks),
            tabulate=_without_n(identification.make_reciprocal_rank_table)),
     Metric("mean_average_precision", "Mean average precision",
-           "How early the images of the right concept come in the sorted gallery; 1 means all of them first."),
+           "How early the images of the correct concept come in the sorted gallery; 1 means that all of "
+           "them are first."),
     Metric("binding", "Binding",
-           "How often what was seen is preferred to what has the same parts, bound otherwise.", chance=0.5,
+           "How often the seen item is preferred to one with the same parts in another combination.", chance=0.5,
            counts_hits=True),
-    Metric("parts", "Parts", "How often what was seen is preferred to what has other parts.", chance=0.5),
+    Metric("parts", "Parts", "How often the seen item is preferred to one with other parts.", chance=0.5),
     Metric("recall{n}", "Recall of the approximate search",
-           "How many of the # nearest candidates a search finds that does not look at all.", chance=_share_of_gallery),
+           "Share of the # nearest candidates that the approximate search finds.", chance=_share_of_gallery),
     Metric("image_retrieval", "Image retrieval",
            "How often the seen image is found for a response, among a random subset of images."),
     Metric("brain_retrieval", "Brain retrieval",
-           "How often the response is found for a seen image, among those to a random subset of images."),
+           "How often the response is found for a seen image, among the responses to a random subset of images."),
     *_PIXEL_METRICS,
     Metric("lpips", "Perceptual distance", "Distance between network features; 0 means identical.", -1),
     Metric("correlation_distance", "Feature distance",
@@ -440,16 +446,16 @@ _METRICS = (
     Metric("brain_correlation", "Brain correlation",
            "Correlation between the response predicted from the reconstruction and the measured response."),
     Metric("encoding_correlation", "Encoding correlation",
-           "Correlation between the response predicted from the image that was seen and the measured response."),
-    Metric("accuracy", "Accuracy", "How often the decoded class is the one that was seen.", counts_hits=True),
-    Metric("balanced_accuracy", "Balanced accuracy", "How often a class is decoded rightly, averaged over classes."),
+           "Correlation between the response predicted from the seen image and the measured response."),
+    Metric("accuracy", "Accuracy", "How often the decoded class is the seen class.", counts_hits=True),
+    Metric("balanced_accuracy", "Balanced accuracy", "How often a class is decoded correctly, averaged over classes."),
     Metric("auc", "AUC",
            "Area under the ROC curve: how often a trial of a class gets a higher score for it than another."),
     Metric("rouge1", "ROUGE-1", "Words that the decoded caption shares with a reference caption."),
     Metric("rougeL", "ROUGE-L", "Longest sequence of words that the decoded caption shares with a reference caption."),
     Metric("meteor_exact", "METEOR, exact words",
-           "Words that both captions share, more where they stand in the same order."),
-    Metric("sentence_similarity", "Sentence similarity", "Cosine of the meanings of two captions by a network."),
+           "Words that both captions share; words in the same order count more."),
+    Metric("sentence_similarity", "Sentence similarity", "Cosine between sentence vectors of two captions."),
 )  # fmt: skip
 
 #: What other packages brought, for this process.

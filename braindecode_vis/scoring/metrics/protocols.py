@@ -230,7 +230,7 @@ def identify_within_label(
         rows, items = np.flatnonzero(own == label), np.flatnonzero(labels == label)
         if len(items) < 2:
             raise DataError(
-                f"{str(label)!r} has one image in the gallery, so nothing can be distinguished inside it."
+                f"{str(label)!r} has only one image in the gallery, so images within it cannot be distinguished."
             )
         found = compute_ranks(
             Embeddings(queries.vectors[rows], queries.ids[rows], queries.space),

@@ -247,8 +247,8 @@ def calibrate(queries: Embeddings, gallery: Embeddings) -> Calibrated:
     check_same_space(queries, gallery)
     if len(queries) < FEWEST_QUERIES:
         raise DataError(
-            f"transductive calibration takes statistics of the test queries, and {len(queries)} of one subject are too "
-            f"few; leave the protocol out below {FEWEST_QUERIES}."
+            f"transductive calibration needs at least {FEWEST_QUERIES} test queries of a subject, but "
+            f"there are {len(queries)}; leave the protocol out."
         )
     left, right = (np.asarray(x.flat(), dtype=np.float64) for x in (queries, gallery))
     moved = match_moments(left, right)

@@ -49,7 +49,7 @@ CPU_BATCH, GPU_BATCH = 8, 64
 
 
 class MetricSuiteConfig(DeviceSettings):
-    """Which rows are wanted, and where their weights lie.
+    """Which rows are computed, and the files of their weights.
 
     Parameters
     ----------
@@ -62,14 +62,14 @@ class MetricSuiteConfig(DeviceSettings):
     pixels
         Add PixCorr and SSIM at 425 pixels, whatever the size of the stimuli.
     legacy_ssim
-        Add SSIM as scikit-image up to 0.18 computed it; only for comparison with numbers of that time.
+        Add SSIM as scikit-image up to 0.18 computed it; only for comparison with older numbers.
     legacy_resize
         Add PixCorr and SSIM at 425 pixels without antialiasing (``pixcorr@425-legacy``, ``ssim@425-legacy``), as
         torchvision up to 0.16 resized tensors; MindEye2's numbers are of that kind.
     semantic_ways
         Values of n for n-way top-1 semantic accuracy, by the classifier of the embedded EfficientNet-lite0.
     batch_size
-        How it runs, not what it computes; without a batch size, 8 images on a CPU and 64 on a GPU.
+        Settings that do not change the result; without a batch size, 8 images on a CPU and 64 on a GPU.
     """
 
     networks: tuple[Network, ...] = (*PUBLISHED, "lpips_alexnet")
@@ -133,7 +133,7 @@ class MetricSuiteConfig(DeviceSettings):
         path = path.expanduser()
         if not path.exists():
             raise ConfigError(
-                f"evaluation.suite.weights.{name} names {path}, which does not exist; correct it or take it out."
+                f"evaluation.suite.weights.{name} names {path}, which does not exist; correct it or remove it."
             )
         return path
 
@@ -412,7 +412,9 @@ def compute_semantic_table(
     """
     n_classes = seen_logits.shape[1]
     if made_logits.shape[1] != n_classes:
-        raise DataError(f"logits of {n_classes} classes cannot meet those of {made_logits.shape[1]}.")
+        raise DataError(
+            f"logits of {n_classes} classes cannot be compared with logits of {made_logits.shape[1]} classes."
+        )
     if not 2 <= n <= n_classes or not 1 <= top_k < n:
         raise ConfigError(
             f"{n}-way semantic accuracy with the best {top_k} needs 2 <= n <= {n_classes} and 1 <= k < n."

@@ -84,9 +84,10 @@ class CaptioningTerm(nn.Module):
         if own.masked > 0:
             if len(sizes.target_shape) != 2 or sizes.target_shape[0] < FEWEST_PATCHES:
                 raise ConfigError(
-                    "the objective captioning rebuilds hidden patches (masked), and the target has "
-                    f"{sizes.target_shape[0] if len(sizes.target_shape) == 2 else 1} vector(s) an image; take a target "
-                    "with patches (target.pooling patches, or target.grid of efficientnet-lite0), or leave masked out."
+                    "the objective captioning predicts masked patches (masked), but the target has "
+                    f"{sizes.target_shape[0] if len(sizes.target_shape) == 2 else 1} vector(s) per "
+                    "image; use a target with patches (target.pooling patches, or target.grid of "
+                    "efficientnet-lite0), or leave masked out."
                 )
             self.rebuilder = PatchRebuilder(sizes.target_shape, own.width, _HEADS, own.dropout)
 

@@ -154,8 +154,8 @@ class CompositionTerm(nn.Module):
             brain, text = self.predict(brain), outputs.sentences
         if outputs.swapped.shape[-1] != text.shape[-1]:
             raise DataError(
-                f"swapped captions have {outputs.swapped.shape[-1]} values, the texts that they are compared with "
-                f"{text.shape[-1]}; set space of the objective composition to sentences."
+                f"swapped captions have {outputs.swapped.shape[-1]} values, but the texts to compare "
+                f"with have {text.shape[-1]}; set space of the objective composition to sentences."
             )
         return compute_composition_loss(
             brain, text, outputs.swapped, outputs.swapped_known, outputs.stimuli,

@@ -121,7 +121,7 @@ class HydraTerm(nn.Module):
         counts = [sizes.n_concepts] if self.kind == "concepts" else list(sizes.attribute_values)
         if sum(counts) < 2:
             raise ConfigError(
-                f"the objective hydra needs two {self.kind} or more, and the training has {sum(counts)}."
+                f"the objective hydra needs two or more {self.kind}, but the training data have {sum(counts)}."
             )
         ends = torch.tensor([0, *counts]).cumsum(0)
         self.register_buffer("starts", ends[:-1])  # number of the first class of each attribute
@@ -150,8 +150,8 @@ class HydraTerm(nn.Module):
             known = known & others.any(dim=1, keepdim=True)
         positive, negative = known & (seen == partner), known & (seen != own) & (seen != partner)
         if place.type == "cpu" and not bool(positive.any()):
-            told = f"a batch without two trials of known {self.kind} teaches the objective hydra nothing"
-            warnings.warn(f"{told}; raise the batch size or fill in the table.", Notice, stacklevel=2)
+            told = f"a batch without two trials of known {self.kind} gives no signal to the objective hydra"
+            warnings.warn(f"{told}; increase the batch size or fill in the table.", Notice, stacklevel=2)
         gates = self.gate(own[:, 0].clamp_min(0), partner[:, 0].clamp_min(0))
 
         def compare(anchors: Tensor, keys: Tensor) -> Tensor:

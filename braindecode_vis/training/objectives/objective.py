@@ -145,7 +145,7 @@ class StepSizes:
     n_tokens
         Local outputs of a trial; None if the network gives none.
     token_step
-        Milliseconds from one local output to the next; None where they are not windows of time, or the sampling rate is
+        Milliseconds from one local output to the next; None if they are not windows of time, or the sampling rate is
         not known.
     attribute_names
         Names of the attributes, in the order of their columns.

@@ -1,7 +1,7 @@
 """Settings of every objective, one class per kind. Imports no torch; `make_term` does.
 
-First the contrasts with a trial's own image, then regressions, then what shapes the space beyond the pair: gap, views,
-teacher, hard negatives, background.
+First the contrasts with a trial's own image, then regressions, then objectives beyond the pair: gap, views, teacher,
+hard negatives, background.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class ObjectiveConfig(Settings):
     weight
         Factor of this objective in the sum; the module that `build` returns does not apply it.
     weight_end
-        The factor at the end of the phase, which it moves to in a straight line; None keeps `weight`.
+        The factor at the end of the phase; it changes linearly to this value. None keeps `weight`.
     phase
-        Start and end as shares of the training. The objective counts while ``start <= progress < end``; an end of 1
+        Start and end as shares of the training. The objective is used while ``start <= progress < end``; an end of 1
         includes the last step.
     """
 
@@ -56,7 +56,7 @@ class ObjectiveConfig(Settings):
     def _check_phase(cls, phase: tuple[float, float]) -> tuple[float, float]:
         if phase[0] >= phase[1]:
             raise ValueError(
-                f"phase must start before it ends, but is {list(phase)}; [0, 1] is the whole training"
+                f"phase must start before it ends, but is {list(phase)}; [0, 1] means the whole training"
             )
         return phase
 
@@ -90,8 +90,8 @@ class DuplicateSettings(ObjectiveConfig):
     Parameters
     ----------
     duplicates
-        What other trials of the same image in a batch are: ``positive`` (share the target, a choice of ours), ``mask``
-        (left out) or ``negative`` (as published).
+        How other trials of the same image in a batch are treated: ``positive`` (share the target, a choice of ours),
+        ``mask`` (left out) or ``negative`` (as published).
     """
 
     duplicates: Duplicates = "positive"
@@ -106,15 +106,15 @@ class ScaleSettings(DuplicateSettings):
         How the parameter becomes the factor of the similarities: ``exp``, at most `max_scale` (CLIP, NICE, ATM), or
         ``softplus`` (UBP, NeuroBridge). The parameter starts at ``ln(1 / temperature)`` for both.
     temperature
-        0.07 as in CLIP; 1 with ``exp`` and not learned is no temperature.
+        0.07 as in CLIP; 1 with ``exp``, not learned, means no temperature.
     learn_temperature
         Whether the parameter is trained.
     max_scale
-        Bound of ``exp``; 100 as in CLIP.
+        Limit of ``exp``; 100 as in CLIP.
     symmetric
-        Both directions; otherwise brain to image alone.
+        Use both directions; otherwise only brain to image.
     normalise_brain
-        Whether the brain side is brought to unit length; the image side always is.
+        Whether the brain side is normalised to unit length; the image side always is.
     """
 
     scale: Literal["exp", "softplus"] = "exp"
@@ -182,8 +182,8 @@ class SiglipObjectiveConfig(DuplicateSettings):
     Parameters
     ----------
     weight
-        Small beside another contrast (ours): a sum over all images of a batch, it starts some three times as large. 1
-        where it is the only one.
+        Small if used with another contrast (our choice): it is a sum over all images of a batch and starts about three
+        times as large. Use 1 if it is the only one.
     """
 
     kind: Literal["siglip"] = "siglip"
@@ -254,8 +254,9 @@ class SoftClipObjectiveConfig(ObjectiveConfig):
     Parameters
     ----------
     weight
-        Small beside another contrast (ours); 1 in MindEye, where it is the only one of its phase. Its temperatures suit
-        the flattened tokens of an image; for one vector of an image they make gradients some thirty times CLIP's.
+        Small if used with another contrast (our choice); 1 in MindEye, where it is the only one of its phase. Its
+        temperatures are for the flattened tokens of an image; with one vector per image the gradients are about thirty
+        times CLIP's.
     """
 
     kind: Literal["soft_clip"] = "soft_clip"
@@ -279,7 +280,8 @@ class BimixcoObjectiveConfig(DuplicateSettings):
     Parameters
     ----------
     weight
-        Small beside another contrast (ours); 1 in MindEye, where it is the only one of its phase. See `soft_clip`.
+        Small if used with another contrast (our choice); 1 in MindEye, where it is the only one of its phase. See
+        `soft_clip`.
     """
 
     kind: Literal["bimixco"] = "bimixco"
@@ -313,15 +315,16 @@ class AlignmentObjectiveConfig(ObjectiveConfig):
 class MmdObjectiveConfig(ObjectiveConfig):
     """Maximum mean discrepancy between all trials and all images of a batch, the coarse stage of SAMGA.
 
-    Which image belongs to which trial plays no part.
+    It does not use which image belongs to which trial.
 
     Parameters
     ----------
     weight
-        Large beside a contrast (ours): between unit vectors the discrepancy is some thousandths. SAMGA has 0.9 to 0.5.
+        Large if used with a contrast (our choice): between unit vectors the discrepancy is some thousandths. SAMGA has
+        0.9 to 0.5.
     normalise
-        Bring both sides to unit length first (ours). SAMGA's code does not: where outputs lie further apart than a few
-        of the bandwidths, as those of the length of an image embedding do, every kernel and gradient is then 0.
+        Normalise both sides to unit length first (our choice). SAMGA's code does not: if the distances are larger than
+        a few bandwidths, as for vectors with the length of image embeddings, every kernel and gradient is 0.
     """
 
     kind: Literal["mmd"] = "mmd"
@@ -338,7 +341,7 @@ class MmdObjectiveConfig(ObjectiveConfig):
 
 
 class UniformityObjectiveConfig(ObjectiveConfig):
-    """Spread over the sphere.
+    """Uniform distribution over the sphere.
 
     Parameters
     ----------
@@ -385,19 +388,19 @@ class CuaObjectiveConfig(ScaleSettings):
 
 
 class MultiviewObjectiveConfig(ObjectiveConfig):
-    """Contrast among all views at once, at a temperature of 0.1 (ours).
+    """Contrast among all views together, at a temperature of 0.1 (our choice).
 
     Parameters
     ----------
     weight
-        Small beside the contrast with images (ours): the views of one trial resemble each other more than its image,
-        and a term that looks at the best pair alone then draws trials together that images tell apart.
+        Small compared with the contrast with images (our choice): the views of one trial are more similar to each other
+        than to its image, and a term of the best pair alone moves trials of different images together.
     form
         ``dhel`` (MV-DHEL, negatives within each view) or ``infonce`` (MV-InfoNCE, negatives as in the released code).
     views
-        Outputs that serve as views; `needs` follows from them. None takes ``brain``, ``brain_views`` and ``image``, and
-        ``brain`` and ``image`` for ``infonce``, where trials of one image are the best pair of every sum: alone it then
-        never compares them with the image.
+        Outputs that are used as views; `needs` follows from them. None takes ``brain``, ``brain_views`` and ``image``,
+        and ``brain`` and ``image`` for ``infonce``, where trials of one image are the best pair of every sum: alone it
+        then never compares them with the image.
     duplicates
         Other trials of the same image are left out of the negatives (``mask``) or are ``negative``.
     """
@@ -514,9 +517,9 @@ class HydraObjectiveConfig(ObjectiveConfig):
     Parameters
     ----------
     weight
-        Small beside the contrast with images (ours).
+        Small compared with the contrast with images (our choice).
     classes
-        ``concepts``, or the values of one of the ``attributes``, drawn for each trial among those known of it.
+        ``concepts``, or the values of one of the ``attributes``, drawn for each trial among its known attributes.
     partner
         The trial's own class (``identical``, ours): what shares the class is right in the gate of that class alone.
         Or the class of any other trial of the batch (``arbitrary``, as published), or of one of another class
@@ -634,13 +637,15 @@ class CompositionObjectiveConfig(ScaleSettings):
     Parameters
     ----------
     weight
-        Small beside the contrast with images (ours); 1 in NegCLIP, where it is the only one.
+        Small compared with the contrast with images (our choice); 1 in NegCLIP, where it is the only one.
     space
-        Where responses and texts meet: ``target``, if the target of the run is the sentence vector of the same captions
-        (``minilm``), or ``sentences``: a linear head of this objective predicts sentence vectors beside any target.
+        Space in which responses and texts are compared: ``target``, if the target of the run is the sentence vector of
+        the same captions (``minilm``), or ``sentences``: a linear head of this objective predicts sentence vectors,
+        with any target.
     words
-        What may change places: words of short ``english`` lists (colours, sizes, people and the like), or the values of
-        the encoder's ``attributes``. What stands on both sides of a relation (``to the left of``) always may.
+        Words that may be exchanged: words of short ``english`` lists (colours, sizes, people and similar), or the
+        values of the encoder's ``attributes``. The two sides of a relation (``to the left of``) may always be
+        exchanged.
     hard_images
         Put images of the same parts next to each other in a batch: after each image comes the one whose caption is most
         similar to its swapped captions. NegCLIP takes a neighbour by CLIP's image vectors.
@@ -684,24 +689,24 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
     Parameters
     ----------
     weight
-        Small beside the contrast with images (ours): the decoder learns to write as fast with any, since only the brain
-        encoder is shared, and with 1 top-1 falls by a fifth.
+        Small compared with the contrast with images (our choice): the decoder learns to write equally fast with any
+        weight, since only the brain encoder is shared, and with 1 top-1 falls by a fifth.
     reads
-        The network's local outputs (``tokens``) or its whole ``output``, which is what is compared with images.
+        The network's local outputs (``tokens``) or its whole ``output``, which is also compared with images.
     contrast
-        Weight of the contrast with the caption; that of writing is 2, as in CoCa.
+        Weight of the contrast with the caption; the weight of writing is 2, as in CoCa.
     masked
         Weight of the third term, for targets with patches; 1 in SyCoCa. The half of the patches that is most similar to
         the caption is hidden, and rebuilt from the others, the words and the brain. 0 leaves it out.
     shown
-        Share of the local outputs that words are written from in training, those most similar to the caption (SyCoCa's
-        attentive mask, there half); 1 is all of them.
+        Share of the local outputs from which words are written in training, those most similar to the caption (SyCoCa's
+        attentive mask, there half); 1 uses all.
     width
-        Of the decoder, which has two layers of four heads: one reads words alone, the other looks at the brain too.
+        Width of the decoder, which has two layers of four heads: one uses only words, the other also the brain.
     n_queries
-        Vectors that local outputs are pooled into (CoCa: 256, of the patches of an image).
+        Number of vectors into which local outputs are pooled (CoCa: 256, of the patches of an image).
     dropout
-        In the decoder.
+        Dropout in the decoder.
     """
 
     kind: Literal["captioning"] = "captioning"
@@ -721,10 +726,13 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
         if self.width % 4:
             raise ValueError(f"width {self.width} cannot be divided into four heads; make it a multiple of 4")
         if self.reads == "output":
-            self.refuse_unused("shown", because="reads output is one vector, of which nothing can be hidden")
+            self.refuse_unused(
+                "shown", because="with reads output there is one vector, which cannot be masked"
+            )
         if self.shown < 1 and not self.contrast:
             raise ValueError(
-                "shown below 1 hides what is least like the caption, which contrast learns; give it a weight"
+                "shown below 1 masks the parts that are least similar to the caption, and contrast "
+                "learns this similarity; give contrast a weight"
             )
         return self
 
@@ -757,7 +765,7 @@ class PropagationObjectiveConfig(ObjectiveConfig):
     Parameters
     ----------
     targets
-        What the smoothed outputs of a view are compared with: those of the moving-average network (``teacher``, whose
+        Comparison for the smoothed outputs of a view: outputs of the moving-average network (``teacher``, whose
         decay is `encoder.teacher.decay`), as in PixPro, or the network's own without gradient (``self``).
     """
 

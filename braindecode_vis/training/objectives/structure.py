@@ -345,7 +345,8 @@ def compute_salient_loss(
         )
     if not 0 < n_common < views.shape[-1]:
         raise ConfigError(
-            f"the salient objective keeps {n_common} of {views.shape[-1]} features as common: leave some for each part."
+            f"the salient objective uses {n_common} of {views.shape[-1]} features as common features: "
+            "leave some for each part."
         )
     views, background = upcast(views), upcast(background)
     common, salient = normalise(views[..., :n_common]), views[..., n_common:]

@@ -317,7 +317,7 @@ def test_misuse_is_refused(fitted):
         DiffusionPriorConfig(**SMALL).build().fit(predicted, target.select(predicted.ids[::-1]))
     with pytest.raises(DataError, match="fitted in the space 'toy'"):
         fitted.sample(Embeddings(predicted.vectors, predicted.ids, "clip"), n_draws=1, seed=0)
-    with pytest.raises(ConfigError, match="leaves none on one side"):
+    with pytest.raises(ConfigError, match="leaves one side empty"):
         DiffusionPriorConfig(**(SMALL | {"held_out": 0.01})).build().fit(predicted, target)
     with pytest.raises(ConfigError, match="cannot have 3 heads"):
         DiffusionPriorConfig(**(SMALL | {"network": "transformer", "heads": 3})).build().fit(

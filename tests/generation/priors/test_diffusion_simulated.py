@@ -151,5 +151,5 @@ def test_tokens_and_few_images_are_refused():
     with pytest.raises(DataError, match="cannot learn from 2 image"):
         DiffusionPriorConfig(**SMALL).build().fit(None, images.select(images.ids[:2]))
     pairs = DiffusionPriorConfig(**(SMALL | {"condition": "predicted"}))
-    with pytest.raises(DataError, match="learns from predictions, and there are none"):
+    with pytest.raises(DataError, match="learns from predictions, but there are none"):
         pairs.build().fit(None, images)

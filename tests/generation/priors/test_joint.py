@@ -320,10 +320,10 @@ def test_a_prior_without_its_training_is_refused(trained):
     encoder, _, targets = trained
     plain = make_config(objectives=[{"kind": "clip"}], epochs=1).build(seed=0).fit(*make_task())
     for other in (None, plain):
-        with pytest.raises(ConfigError, match="this one trains none; add"):
+        with pytest.raises(ConfigError, match="this encoder trains none; add"):
             bind(other).fit(None, targets)
     with pytest.raises(
-        ConfigError, match=r"prior.steps is 100, and the prior was trained on a schedule of 100"
+        ConfigError, match=r"prior.steps is 100, but the prior was trained on a schedule of 100"
     ):
         bind(encoder, steps=100).fit(None, targets)
     wider = Embeddings(np.zeros((2, 7), np.float32), ["a", "b"], "toy")
@@ -344,7 +344,7 @@ def test_files_of_another_prior_are_refused(trained, tmp_path):
     prior.write(tmp_path / "prior")
     other = read_config("synthetic_digits", ["prior.kind=diffusion"])
     with pytest.raises(
-        DataError, match=r"holds a prior of kind joint_diffusion, and prior.kind of this run is diffusion"
+        DataError, match=r"holds a prior of kind joint_diffusion, but prior.kind of this run is diffusion"
     ):
         read_fits(tmp_path, other.model_copy(update={"generator": FakeGenerator()}), None)
     about = {
@@ -377,7 +377,7 @@ class FakeGenerator:
     [
         (
             ["prior.kind=joint_diffusion"],
-            "samples with a network that the brain encoder has trained, and this one",
+            "samples with a network that the brain encoder trains, but this encoder",
         ),
         (
             ["prior.kind=joint_diffusion", "prior.guidance=3"],
@@ -385,7 +385,7 @@ class FakeGenerator:
         ),
         (
             ["prior.kind=diffusion", "prior.network=mindeye2", "prior.time_features=8"],
-            "time_features is 8, which nothing",
+            "time_features is 8, but it has no effect",
         ),
         (
             ["prior.kind=diffusion", "prior.sampler=stochastic-ddim", "prior.spacing=leading"],
@@ -409,5 +409,5 @@ def test_settings_of_the_other_prior_end_in_one_sentence(changes, sentence, tmp_
 def test_settings_name_what_they_need():
     assert DiffusionPriorObjectiveConfig().needs == {"regression"}
     assert not DiffusionPriorObjectiveConfig().contrastive
-    with pytest.raises(ValueError, match=r"needs two prior.steps or more"):
+    with pytest.raises(ValueError, match=r"needs prior.steps of 2 or more"):
         DiffusionPriorConfig(sampler="stochastic-ddim", steps=1)

@@ -92,7 +92,7 @@ def test_what_cannot_be_is_refused():
         NeighboursPriorConfig().build().sample(training, n_draws=1, seed=0)
     with pytest.raises(ConfigError, match="n_neighbours is 16, more than the 10 images"):
         NeighboursPriorConfig().build().fit(None, training)
-    with pytest.raises(DataError, match="'toy' cannot meet those of space 'other'"):
+    with pytest.raises(DataError, match="'toy' cannot be compared with those of space 'other'"):
         NeighboursPriorConfig(n_neighbours=2).build().fit(
             None, training, images=make_rows(10, seed=1, space="other")
         )
@@ -123,10 +123,10 @@ def test_a_folder_is_named_by_what_is_in_it(tmp_path):
     assert NeighboursPriorConfig().find_folder() is None
     assert NeighboursPriorConfig(images="generator").hashed_fields()["images"] == "generator"
     np.testing.assert_array_equal(read_images(tmp_path / "a", images).vectors, images.vectors)
-    with pytest.raises(ConfigError, match=r"embeddings are of the space 'toy', and the run predicts 'other'"):
+    with pytest.raises(ConfigError, match=r"embeddings are of the space 'toy', but the run predicts 'other'"):
         read_images(tmp_path / "a", make_rows(5, seed=1, space="other"))
     (tmp_path / "a" / "ids.json").unlink()
-    with pytest.raises(ConfigError, match=r"which has no ids.json; name a folder of embeddings"):
+    with pytest.raises(ConfigError, match=r"which has no ids.json; give a folder of embeddings"):
         NeighboursPriorConfig(images=tmp_path / "a").find_folder()
 
 

@@ -60,7 +60,7 @@ def test_the_mean_of_many_images_far_from_zero_is_exact():
 def test_what_it_cannot_spread_is_refused():
     predicted, images = make_rows()
     flat = Embeddings(np.repeat(images.vectors.mean(axis=0)[None], len(images), axis=0), images.ids, "toy")
-    with pytest.raises(DataError, match="no gain can spread"):
+    with pytest.raises(DataError, match="no gain can scale"):
         SpreadPriorConfig().build().fit(flat, images)
     with pytest.raises(DataError, match="has not been fitted"):
         SpreadPriorConfig().build().sample(predicted, n_draws=1, seed=0)

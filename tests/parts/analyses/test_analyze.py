@@ -94,7 +94,7 @@ def test_columns_that_were_not_chosen_cost_nothing_when_they_are_hidden(chosen):
 
 def test_an_analysis_without_the_encoder_refuses_ranked_columns_with_a_reason(chosen):
     _, refusals = analyze(chosen, ["rsa"])
-    assert "uses all features and not the encoder" in refusals["rsa"]
+    assert "uses all features, so a choice" in refusals["rsa"]
 
 
 def test_an_analysis_of_chosen_columns_belongs_to_their_run_alone(chosen):

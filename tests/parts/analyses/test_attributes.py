@@ -127,14 +127,14 @@ def test_sensors_tell_where_and_parcels_only_as_a_whole(tmp_path):
 
 def test_what_cannot_be_decoded_is_said(tmp_path):
     study, path = make_staged_study(tmp_path)
-    with pytest.raises(DataError, match=r"'constant' has the value 'same' alone among 80 training images"):
+    with pytest.raises(DataError, match=r"'constant' has only the value 'same' among 80 training images"):
         AttributesConfig(attributes=path, names=("constant",)).compute(study)
     with pytest.raises(DataError, match="no attribute 'colours'"):
         AttributesConfig(attributes=path, names=("colours",)).check_files()
     table = pd.read_csv(path)
     table["id"] = "x" + table["id"]
     table.to_csv(path, index=False)
-    with pytest.raises(DataError, match=r"know none of the 80 images .* another data set"):
+    with pytest.raises(DataError, match=r"have none of the 80 images .* another data set"):
         AttributesConfig(attributes=path).compute(study)
     table["id"] = study.stimuli.ids
     table.loc[0, "edges"] = "odd"

@@ -71,7 +71,7 @@ def test_a_few_trials_beside_those_of_others_beat_a_few_alone(tmp_path):
         "few-shot: hyperalignment of all by training images, 12 training"
         in table.loc[("hyperalignment", 12), "protocol"]
     )
-    assert "anatomical with 0 trials: every subject has voxels of its own" in found.summary
+    assert "anatomical with 0 trials: every subject has different voxels" in found.summary
     assert {score.protocol for score in found.scores} == set(table["protocol"])
     assert render_plot(found.plots[0].draw)
     # What was measured is kept, and gives the same table.
@@ -127,7 +127,7 @@ def test_what_few_shot_cannot_do_is_said():
     with pytest.raises(ConfigError, match=r"selection\.reliability"):
         FewShotConfig().compute(replace(both, choose=lambda number, change: object()))
     with pytest.raises(
-        DataError, match="no way of decoding a new subject fits this run: every subject has voxels"
+        DataError, match="no method for a new subject works with this run: every subject has different voxels"
     ):
         FewShotConfig(methods=("anatomical",), numbers=(0,)).compute(make_brains())
     with pytest.raises(ValueError, match="one is -1"):
@@ -146,7 +146,7 @@ def test_numbers_that_nobody_has_are_refused_or_named_and_not_replaced():
     study = make_brains()
     with pytest.raises(ConfigError, match="one subject has 60 training trials"):
         FewShotConfig(methods=("scratch",), numbers=(100, 5000)).compute(study)
-    with pytest.raises(ConfigError, match="0 alone, which is for the method anatomical"):
+    with pytest.raises(ConfigError, match="only 0, which needs the method anatomical"):
         FewShotConfig(methods=("scratch",), numbers=(0,)).compute(study)
     found = replace_constants(FewShotConfig, n_draws=1)(methods=("scratch",), numbers=(12, 5000)).compute(
         study
@@ -173,7 +173,7 @@ def test_voxels_of_one_brain_are_not_those_of_another():
     train, test = responses.select(folds[0].train), responses.select(folds[0].test)
     ridge = RidgeConfig(alphas=(10.0,)).build(seed=0)
     ridge.fit(train, study.banks[0].select(list(train.stimulus_ids)))
-    with pytest.raises(DataError, match="those of a are others"):
+    with pytest.raises(DataError, match="but a have different voxels"):
         ridge.predict(test)
 
 

@@ -168,13 +168,13 @@ def test_imagined_stimuli_are_identified_among_texts(tmp_path):
     np.testing.assert_allclose(
         mean, (vectors / np.linalg.norm(vectors, axis=1)[:, None]).mean(axis=0), atol=1e-6
     )
-    with pytest.raises(DataError, match="the target has no text side"):
+    with pytest.raises(DataError, match="the target has no text encoder"):
         config.compute(replace(study, embed_texts=None))
     same = study.stimuli.table.assign(concept=study.stimuli.table["stimulus_id"])
     unnamed = replace(study, stimuli=StimulusSet(same, pixels=study.stimuli.pixels))
     wordless = config.model_copy(update={"bank": write_bank(study, tmp_path, False)}).compute(unnamed)
     assert "after their own mean, since no training image has words" in wordless.summary
-    with pytest.raises(DataError, match=r"has no words: .* name captions of the stimuli with imagery\.bank"):
+    with pytest.raises(DataError, match=r"has no words: .* give captions of the stimuli with imagery\.bank"):
         ImageryConfig(candidates="text").compute(unnamed)
 
 
@@ -229,7 +229,7 @@ def test_imagined_stimuli_are_identified_by_decoded_captions(tmp_path, monkeypat
         sentence_encoder=tmp_path,
         metrics=("two_way",),
     )
-    with pytest.raises(ConfigError, match=r"imagery\.sentence_encoder names .* holds no config\.json"):
+    with pytest.raises(ConfigError, match=r"imagery\.sentence_encoder names .* has no config\.json"):
         config.compute(study)
     (tmp_path / "config.json").write_text("{}")
     table = config.compute(study).table.set_index(["task", "stimulus_set"])

@@ -100,7 +100,7 @@ def test_folds_over_images_pass(tmp_path):
 
 
 def test_whoever_gives_no_run_is_told(tmp_path):
-    with pytest.raises(DataError, match="is no run folder"):
+    with pytest.raises(DataError, match="is not a run folder"):
         audit_run(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_an_exchanged_artifact_breaks_the_chain(copied):
 
 def test_a_part_is_as_well_verified_as_the_worst_of_what_was_said_of_it():
     said = (
-        Verified("fit", "recomputed", "means"), Verified("fit", "by record", "weights", "add --refit"),
+        Verified("fit", "recomputed", "means"), Verified("fit", "by record", "weights", "pass --refit"),
         Verified("chain", "recomputed", "names"),
     )  # fmt: skip
     status = {item.part: item for item in Audit(Path(), (), said).list_status()}
@@ -186,7 +186,7 @@ def test_real_runs_of_faces_and_houses_pass(shared, tmp_path):
     assert not audit.leaks
     assert not audit.list_level("transductive")
     assert "not known" in find(audit, "pixels", "ok")[0].message
-    assert "no run is on both sides" in find(audit, "run", "ok")[0].message
+    assert "no run is in both training and test" in find(audit, "run", "ok")[0].message
     artifact = open_audited(tmp_path).trained[1].path
     record = store.read_json(artifact / store.PROVENANCE)
     store.write_provenance(artifact / store.PROVENANCE, {**record, "n_trials": record["n_trials"] + 1})

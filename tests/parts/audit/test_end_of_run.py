@@ -54,7 +54,11 @@ def test_a_leak_ends_the_command_with_2_after_everything_was_written(folders, tm
     page = (tmp_path / "run" / "report.html").read_text()
     assert (tmp_path / "run" / "scores.json").is_file()
     body = page[page.index("<body>") :]
-    assert body.index('class="leaks"') < body.index("10 trial(s) are on both sides") < body.index("<h1>")
+    assert (
+        body.index('class="leaks"')
+        < body.index("10 trial(s) have a copy on the other side")
+        < body.index("<h1>")
+    )
 
 
 def test_a_sound_run_ends_with_0_and_says_what_was_checked(folders, tmp_path, command_line):
@@ -72,7 +76,7 @@ def test_a_notebook_is_warned():
     X, pictures = make_experiment(copied=True)
     data = bdv.from_arrays(X, images=pictures, split=["train"] * 10 + ["test"] * 10)
     assert any("copies" in note for note in data.notes)
-    with pytest.warns(bdv.LeakWarning, match=r"both sides a second time.*see run\.leaks"):
+    with pytest.warns(bdv.LeakWarning, match=r"a copy on the other side.*see run\.leaks"):
         run = bdv.decode(data, settings=QUICK)
     assert len(run.leaks) == 1
     assert str(run).startswith("LEAK: ")
@@ -103,7 +107,9 @@ def test_recognising_a_person_is_a_leak_and_new_people_are_none(column):
     X, labels, who = make_people(n_people=6, effect=0.0)
     few = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100}
     data = bdv.from_arrays(X, labels=labels, **{column: [f"p{n:02d}" for n in who]})
-    with pytest.warns(bdv.LeakWarning, match=rf"6 {column}\(s\) on both sides show one class each"):
+    with pytest.warns(
+        bdv.LeakWarning, match=rf"6 {column}\(s\) in both training and test show one class each"
+    ):
         run = bdv.decode(data, split=5, settings=few)
     assert "LEAK: 6" in str(run)
     found = run.audit().set_index("check")["level"]

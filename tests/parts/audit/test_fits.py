@@ -290,9 +290,9 @@ def test_the_second_fit_alone_is_given_poison_and_in_every_trial_that_is_not_lea
     [
         (1.0, 1.0, None, ""),
         (1.0, 1.0 + 1e-5, None, ""),  # another machine
-        (1.0, 1.01, "leak", "weights in ridge.safetensors is not what the training trials"),
-        (1.0 + 1e-6, 1.0, "leak", "weights in ridge.safetensors moves when test trials are poisoned"),
-        (1.0, np.nan, "leak", "is not what the training trials"),
+        (1.0, 1.01, "leak", "weights in ridge.safetensors differs from a fit on the training trials"),
+        (1.0 + 1e-6, 1.0, "leak", "weights in ridge.safetensors changes when test trials are poisoned"),
+        (1.0, np.nan, "leak", "differs from a fit on the training trials"),
         (1.0, None, "warning", "the run has no ridge.safetensors"),
     ],
 )

@@ -415,7 +415,7 @@ IN_RUNS = [
     Plant(declare_that_concepts_are_apart, "concept", "ranked", words="must not share any concept", is_alone=True),
     Plant(copy_a_trial_with_noise, "copies"),
     Plant(fit_on_all_trials, "encoder-inputs", "ranked", refit=True, words="but those of training and test trials",
-          also=("refit", "ridge.safetensors is not what the training trials")),
+          also=("refit", "ridge.safetensors differs from a fit on the training trials")),
     Plant(fit_weights_alone_on_all_trials, "fits"),
     Plant(choose_features_by_all_trials, "features", "ranked", words="training and test trials together choose"),
     Plant(choose_the_number_of_features_by_the_test, "fits"),

@@ -73,9 +73,9 @@ def test_what_jobs_ask_for_changes_no_fingerprint():
     [
         (r'setup=["a\nb"]', "as one line of its own"),
         (r'extra={qos: "a\nrm"}', "a value of one line"),
-        ("extra={output: x}", "every job sets itself"),
+        ("extra={output: x}", "is set for every job"),
         ("extra={mem: 4G}", "the setting memory"),
-        ("partition='a b'", "no partition of Slurm"),
+        ("partition='a b'", "not a valid partition name of Slurm"),
         ("memori=4", "did you mean 'memory'"),
     ],
 )
@@ -85,7 +85,7 @@ def test_settings_that_would_not_do_what_they_say_are_refused(text, sentence):
 
 
 def test_nothing_is_accepted_and_ignored():
-    with pytest.raises(ConfigError, match="nothing looks at it with --cluster local"):
+    with pytest.raises(ConfigError, match="has no effect with --cluster local"):
         read_cluster("local", None, ["memory=4"])
     with pytest.raises(ConfigError, match=r"--cluster is 'slrum'.*did you mean 'slurm'"):
         read_cluster("slrum", None)
@@ -158,13 +158,13 @@ SENT = SentJob("run", "7", "slurm", "t", ["run"], "log", 0.0, "anna", "login", 6
 @pytest.mark.parametrize(
     "queue, note, state, words",
     [
-        ("7|PENDING|Resources|0:00|1:00:00|", "", "waiting", "no node has room for it yet"),
-        ("7|PENDING|PartitionTimeLimit|0:00|1:00:00|", "", "waiting", "it never starts: it asks for more time"),
+        ("7|PENDING|Resources|0:00|1:00:00|", "", "waiting", "no node has enough free resources yet"),
+        ("7|PENDING|PartitionTimeLimit|0:00|1:00:00|", "", "waiting", "it never starts: it requests more time"),
         ("7|PENDING|Licenses|0:00|1:00:00|", "", "waiting", "Slurm says: Licenses"),
         ("7|RUNNING|None|0:07|0:53|n1", "running", "running", ""),
         ("7|COMPLETING|None|0:07|0:53|n1", "done", "done", ""),
         ("7|PENDING|BeginTime|0:00|1:00:00|", "requeued", "waiting", "queued again"),
-        ("7|OUT_OF_MEMORY|None|0:07|0:53|n1", "running", "failed", "more memory than 4 GB; ask for more with"),
+        ("7|OUT_OF_MEMORY|None|0:07|0:53|n1", "running", "failed", "more memory than 4 GB; request more with"),
         ("7|TIMEOUT|None|0:07|0:53|n1", "running", "failed", "ran out of its 60 minutes"),
         ("7|CANCELLED|None|0:07|0:53|n1", "running", "stopped", "cancelled"),
         ("7|NODE_FAIL|None|0:07|0:53|n1", "running", "failed", "its node failed"),
@@ -198,20 +198,20 @@ def test_jobs_say_by_name_what_they_wait_for_and_how_long_it_takes(monkeypatch, 
     told = {"ticket": "t", "state": "done", "started": 100.0, "written": 400.0, "host": "n1"}
     (tmp_path / "jobs" / "train-2.json").write_text(json.dumps(told))
     (tmp_path / "1.log").write_text(
-        "a\ntrain fold01: waiting for process 7 on n1 (job train-0), which makes it\n"
+        "a\ntrain fold01: waiting for process 7 on n1 (job train-0), which is making it\n"
     )
     states = find_states(tmp_path, jobs)
     assert [state.left for state in states] == ["~0:04:00", "~0:04:50", "", ""]
-    assert states[1].reason.endswith("(job train-0), which makes it")
+    assert states[1].reason.endswith("(job train-0), which is making it")
     assert states[3].reason == "waits for train-0 (running), train-1 (running)"
     said = watching.estimate_rest(states)
-    assert said.startswith("about 0:04:25 left with 2 at once")
-    assert said.endswith("without all, of whose kind none is done")
+    assert said.startswith("about 0:04:25 left with 2 at the same time, estimated from similar jobs")
+    assert said.endswith("not counting all (no similar job is finished yet)")
     told |= {"state": "failed", "sentence": "no data."}
     (tmp_path / "jobs" / "train-0.json").write_text(json.dumps(told))
     answer(monkeypatch, squeue="9|CANCELLED|None|0:00|1:00:00|")
     assert find_states(tmp_path, [jobs[0], jobs[3]])[1].reason == (
-        "it was not started, since train-0 did not end well."
+        "it was not started, since train-0 failed."
     )
 
 
@@ -291,7 +291,7 @@ def test_jobs_that_never_start_are_not_waited_for(monkeypatch, tmp_path, capsys)
     (state,) = wait_for_jobs(tmp_path, [SENT], lambda states: print(sweeps.count_states(states)))
     assert state.is_stuck
     assert capsys.readouterr().out == (
-        "1 waiting (run: it never starts: it asks for more than its partition has; cancel it, and ask for less "
+        "1 waiting (run: it never starts: it requests more than its partition has; cancel it, and request less "
         "(PartitionNodeLimit))\n"
     )
 
@@ -348,8 +348,8 @@ def make_job(tmp_path, **changes):
     [
         ({}, "done", ""),
         ({"software": {**identify_software(), "numpy": "0.1"}}, "failed", "the job was sent from a machine with 0.1"),
-        ({"software": {"braindecode_vis": "0"}}, "failed", "other code of braindecode_vis"),
-        ({"cwd": "/nowhere"}, "failed", "does not see the folder /nowhere"),
+        ({"software": {"braindecode_vis": "0"}}, "failed", "another version of the code of braindecode_vis"),
+        ({"cwd": "/nowhere"}, "failed", "cannot see the folder /nowhere"),
         ({"command": [sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"]}, "failed", "(4 GB)"),
         ({"command": [sys.executable, "-S", "-c", "raise SystemExit('error: no data.')"]}, "failed", "no data."),
         ({"command": [sys.executable, "-S", "-c", "raise SystemExit(143)"]}, "stopped", "cancelled or preempted"),
@@ -377,9 +377,7 @@ def test_a_full_disk_on_the_node_is_told_in_its_log(tmp_path, monkeypatch, capsy
 
 def test_the_second_person_is_told_who_works_on_a_sweep():
     said = sweeps._describe_known([SENT, SENT])
-    assert (
-        "2 of the runs that are missing are in the queue or at work already, sent by anna from login" in said
-    )
+    assert "2 of the missing runs are already waiting or running, sent by anna from login" in said
 
 
 def test_threads_are_those_that_were_asked_for(tmp_path):
@@ -422,7 +420,7 @@ def test_work_is_sent_once_and_cancelled_by_name(tmp_path, scripts, monkeypatch,
     before = jobs_file.read_text()
     other = command_line(*words)
     assert other.returncode == 2
-    assert "by another command" in other.stderr
+    assert "for another command" in other.stderr
     listed = json.loads(before)
     listed[0]["words"] = [str(word) for word in words[:4]]
     jobs_file.write_text(json.dumps(listed))
@@ -460,9 +458,9 @@ def test_more_local_jobs_than_run_at_once_are_not_left_alone(tmp_path, command_l
     done = command_line(*words, "--cluster", "local", "--cluster-set", "parallel=2")
     assert done.returncode == 2
     assert "would start 5 jobs" in done.stderr
-    assert "for jobs; name where" in command_line(*words).stderr
+    assert "applies to jobs only; add --cluster" in command_line(*words).stderr
     assert (
-        "--jobs is for runs of this process"
+        "--jobs applies to runs of this process"
         in command_line(*words[:-1], "--jobs", 2, "--cluster", "debug").stderr
     )
 
@@ -530,7 +528,7 @@ def test_folds_become_jobs_and_one_finishes(tmp_path, command_line, monkeypatch)
     command_line(*drawn)
     names = [job.name for job in read_jobs(tmp_path / "out")]
     assert names[-6:] == ["embed", "train-0", "train-1", "images-0", "images-1", "run"]
-    assert "--workers is for jobs" in command_line("run", "synthetic_digits", "--workers", 2).stderr
+    assert "--workers applies to jobs only" in command_line("run", "synthetic_digits", "--workers", 2).stderr
 
 
 def test_a_sweep_of_local_jobs_is_sent_once_and_collected(tmp_path, command_line):
@@ -586,7 +584,7 @@ def send_two_sweeps(out, cluster, release):
             r"such as seed-0: encoder\.alphas \(\[10\.0\], now \[0\.1\]\)",
         ),
         ({"seed": ["2"]}, [*QUICK, "encoder.alphas=[0.1]"], r"such as seed-0: encoder\.alphas"),
-        ({"encoder.alphas": ["[10.0]"]}, QUICK, "a sweep over seed, and this one is over encoder.alphas"),
+        ({"encoder.alphas": ["[10.0]"]}, QUICK, "a sweep over seed, but this one is over encoder.alphas"),
         (axes, [*base, "name=theirs"], "was sent for .*seed-0 with other settings"),
     ):
         with pytest.raises(ConfigError, match=sentence):
@@ -609,7 +607,7 @@ def send_two_sweeps(out, cluster, release):
     assert {name: state.state for name, state in states.items()} == {
         "seed-0": "done", "seed-1": "failed", "seed-2": "done",
     }  # fmt: skip
-    assert "has other settings than when this job was sent" in states["seed-1"].reason
+    assert "has other settings than when this job was submitted" in states["seed-1"].reason
     assert not (out / "seed-1" / "scores.json").exists()
     for seed in (0, 2):
         made = json.loads((out / f"seed-{seed}" / "provenance.json").read_text())["config"]

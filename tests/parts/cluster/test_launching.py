@@ -35,15 +35,15 @@ def test_a_process_for_each_card_where_the_verb_trains_and_the_encoder_can():
     [
         (
             {"verb": "embed", "nodes": 2, "said": {"nodes"}},
-            "embed works in one process, and nodes is for train",
+            "embed works in one process, but nodes is for train",
         ),
         (
             {"kind": "ridge", "processes": 2},
-            "cluster.processes is for encoders that train in several processes, and ",
+            "cluster.processes is for encoders that train in several processes, but ",
         ),
         ({"executor": "debug", "processes": 2}, "--cluster debug starts one process"),
         ({"executor": "local", "nodes": 2}, "--cluster local has one node"),
-        ({"gpus": 2, "processes": 4}, "each process needs a card of its own"),
+        ({"gpus": 2, "processes": 4}, "each process needs its own GPU"),
     ],
 )
 def test_processes_that_cannot_be_are_refused(given, sentence):
@@ -56,7 +56,7 @@ def test_nothing_is_sent_where_one_process_works(tmp_path, monkeypatch):
         sweep_as_jobs(
             "synthetic_digits", {"seed": ["0"]}, tmp_path, Cluster("local", ClusterConfig(processes=2))
         )
-    with pytest.raises(ConfigError, match="for Slurm, and nothing looks at it with --cluster local"):
+    with pytest.raises(ConfigError, match="to Slurm and has no effect with --cluster local"):
         read_cluster("local", None, ["nodes=2"])
 
 
@@ -93,7 +93,7 @@ def test_processes_on_two_nodes_meet_on_the_first(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("", port))
         taken.listen()
-        with pytest.raises(OSError, match=f"port {port} of .* is taken by another program"):
+        with pytest.raises(OSError, match=f"port {port} of .* is used by another program"):
             launching.describe_place("ddp")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert launching.describe_place("ddp")["MASTER_PORT"] != str(port)

@@ -211,7 +211,7 @@ def test_folds_are_jobs_that_wait_for_each_other(slurm, tmp_path, command_line):
     subprocess.run(["scancel", jobs[0].job_id], check=True)
     states = wait_for_jobs(stopped, jobs)
     assert [state.state for state in states] == ["stopped"] * 4
-    assert states[1].reason == "it was not started, since embed did not end well."
+    assert states[1].reason == "it was not started, since embed failed."
 
 
 @pytest.mark.shared

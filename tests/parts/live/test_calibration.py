@@ -153,7 +153,7 @@ def test_noise_teaches_nothing_and_is_not_used(judge):
     block = np.random.default_rng(5).normal(size=(24, C, T)).astype(np.float32)
     found = adapt_to_person(judge, block, [str(n) for n in shown], targets)
     assert not found.is_used
-    assert "the run stays as it is" in found.describe()
+    assert "the run is not changed" in found.describe()
     with pytest.raises(DataError, match="too few"):
         adapt_to_person(judge, block[:6], [str(n) for n in shown[:6]], targets)
 
@@ -228,7 +228,7 @@ def test_a_run_of_arrays_says_that_it_cuts_no_trials_from_what_was_recorded(fold
     open_session(
         folder, source, listeners=[BidsRecorder.for_run(open_finished(folder), tmp_path / "rec")]
     ).run()
-    with pytest.raises(ConfigError, match="cuts no trials from recordings"):
+    with pytest.raises(ConfigError, match="does not cut trials from recordings"):
         read_new(open_finished(folder), tmp_path / "rec", tmp_path / "work")
 
 
@@ -316,7 +316,7 @@ def test_the_verb_hands_on_every_option_of_a_block(folder, command_line, monkeyp
     assert len(pages[-1].calibration.showings) == 14
     for more, said in (
         (["--no-page", "--calibrated", tmp_path], "holds no calibrated decoder"),
-        (["--no-page", "--rounds", "2"], "are of the block that --calibrate shows"),
+        (["--no-page", "--rounds", "2"], "are for the block of --calibrate"),
         (["--no-page", "--tr", "2"], "are for --source folder"),
     ):
         ran = command_line(*words, *more)

@@ -12,13 +12,13 @@ from braindecode_vis.parts.live.verbs import live
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"as_json": True, "jsonl": "-"}, "both take the standard output"),
-        *(({"page": False, **one}, "which --no-page leaves out")
+        ({"as_json": True, "jsonl": "-"}, "both write to standard output"),
+        *(({"page": False, **one}, "but --no-page leaves it out")
           for one in ({"token": "x"}, {"port": 80}, {"host": "0.0.0.0"}, {"open_page": True})),
         ({"calibrate": "test", "page": False}, "--calibrate shows pictures in the page"),
         ({"calibrate": "test", "every": 1.0}, "--calibrate shows pictures in the page"),
         ({"photodiode": "light"}, "--photodiode corrects the onsets of --calibrate"),
-        *((one, "of the block that --calibrate shows") for one in ({"pictures": 5}, {"rounds": 1}, {"soa": 2.0})),
+        *((one, "for the block of --calibrate") for one in ({"pictures": 5}, {"rounds": 1}, {"soa": 2.0})),
         ({"t_r": 2.0}, "--tr and --reader are for --source folder"),
         ({"reader": "dicom"}, "--tr and --reader are for --source folder"),
         ({"adapt": "always"}, "--adapt is 'always', but must be running"),

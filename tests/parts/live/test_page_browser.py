@@ -82,7 +82,7 @@ def test_a_session_is_seen_as_it_goes(browser, page, width, height):
     wait_for(browser, read.format("#status") + " === 'live'")
     assert browser.ask(read.format("#n-decided")) == "13"
     assert browser.ask(read.format("#n-lost")) == "1"
-    assert "guessing finds 5.0 % (1 of 20)" in browser.ask(read.format("#score-words"))
+    assert "chance is 5.0 % (1 of 20)" in browser.ask(read.format("#score-words"))
     assert "12 of 250 samples" in browser.ask(read.format("#losses"))
     assert browser.ask(read.format("#verdict")).startswith("✓" if last.posterior_top[0] == IDS[4] else "✗")
     wait_for(browser, "document.querySelector('#bad').textContent.includes('flat: FT10')")

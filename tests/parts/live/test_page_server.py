@@ -175,7 +175,7 @@ def test_bad_settings_are_one_sentence():
         PageListener(token="short")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is taken by another program"):
+        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is used by another program"):
             PageListener(port=port).start()
     with pytest.raises(ConfigError, match=r"cannot listen at 192\.0\.2\.1"):
         PageListener(host="192.0.2.1").start()
@@ -194,7 +194,7 @@ def test_calibration_measures_the_clock_and_goes_on_where_a_browser_left():
         plan = json.loads(ws.recv())
         assert [one["stimulus_id"] for one in plan["showings"]] == IDS[:3]
         with listen(page, "calibration") as other:
-            assert "by another window" in json.loads(other.recv())["sentence"]
+            assert "another window shows this block" in json.loads(other.recv())["sentence"]
         before = time.perf_counter()
         pong = say(ws, type="ping", sent=12.5)
         assert pong["sent"] == 12.5

@@ -98,7 +98,7 @@ def test_a_session_is_a_bids_recording_at_every_moment(tmp_path):
     assert "is recorded in" in told[0][1]
     recorder.end({})
     log = [json.loads(line) for line in next(tmp_path.rglob("*_log.jsonl")).read_text().splitlines()]
-    assert "fell into a gap" in log[0]["text"]
+    assert "was in a gap" in log[0]["text"]
 
 
 @pytest.mark.filterwarnings("ignore:.*electrodes.tsv:RuntimeWarning")

@@ -87,7 +87,7 @@ def test_lost_chunks_are_told_and_seen_in_the_times():
     n_lost = N_SAMPLES - samples.shape[1]
     told = [int(note.split(": ")[-1].split()[0]) for note in notes]
     assert sum(told) == n_lost > 130
-    assert any(note.startswith("the stream was away for 0.5 s") for note in notes)
+    assert any(note.startswith("the stream was interrupted for 0.5 s") for note in notes)
     assert len(markers) == 11  # those of the pause, too
     again = read_all(ReplaySource(make_playback(), faults=faults))
     assert np.array_equal(again[0], samples)
@@ -286,8 +286,8 @@ def test_a_phantom_is_played_from_its_files_and_lives_on_without_end(tmp_path, c
 
     for words, said in (
         (["--root", tmp_path], "holds no finished phantom"),
-        (["--run", tmp_path], "is no run folder"),
-        ([], "name either the folder of a phantom (--root) or a run on one (--run)"),
+        (["--run", tmp_path], "is not a run folder"),
+        ([], "give either the folder of a phantom (--root) or a run on a phantom (--run)"),
         (["--root", root, "--subject", "3"], "has 1 subject(s), not a number 3"),
         (["--root", root, "--repeat"], "--repeat has no effect on a phantom"),
         (["--root", root, "--lose", "Oz"], "--lose is 'Oz', but must be CHANNEL@S"),

@@ -232,7 +232,7 @@ def test_a_buffer_that_ran_over_was_emptied_or_came_back(make_buffer):
     for link in buffer.links:
         link.shutdown(socket.SHUT_RDWR)
     assert "connection to the buffer ended" in source.read(0.2).notes[0]
-    assert "there again" in source.read(0.2).notes[0]
+    assert "available again" in source.read(0.2).notes[0]
     buffer.n_samples = 60
     assert np.allclose(source.read(1.0).times, np.arange(430, 460) / 250)
     source.close()
@@ -251,7 +251,7 @@ def test_what_is_no_buffer_is_said(make_buffer):
         FieldTripSource(f"127.0.0.1:{silent.port}", timeout=0.1).connect()
     other = make_buffer(COUNTING)
     other.answer = lambda command, asked, order: (0x204, b"HTTP")
-    with pytest.raises(DataError, match="is no FieldTrip buffer"):
+    with pytest.raises(DataError, match="is not a FieldTrip buffer"):
         FieldTripSource(f"127.0.0.1:{other.port}").connect()
     with pytest.raises(ConfigError, match=r"host:port, for example localhost:1972, not 'host:x'"):
         FieldTripSource("host:x")
@@ -311,7 +311,7 @@ def test_another_rate_than_the_stream_says_is_told_once_after_ten_seconds(sfreq,
         stamps = first + (20 * number + np.arange(20)) / sfreq
         source._check_rate(stamps, notes)
         assert stamps[-1] - first > 10 or not notes
-    expected = f"{sfreq:.1f} samples a second came in the first 10 s, where the stream says 250 Hz."
+    expected = f"{sfreq:.1f} samples per second arrived in the first 10 s, but the stream states 250 Hz."
     assert notes == [expected] * told
 
 
@@ -368,7 +368,7 @@ def test_a_stream_over_loopback_that_pauses_and_comes_back(lsl):
         "eeg",
     )
     assert info.markers == f"stream {name}-markers"
-    with pytest.raises(DataError, match=rf"a stream of that name already \({name}"):
+    with pytest.raises(DataError, match=rf"a stream of that name already exists \({name}"):
         replay.play(make_playback(10), name)
     chunks = read_until(source, 10_000, 5.0)
     stop.set()
@@ -394,8 +394,8 @@ def test_a_stream_over_loopback_that_pauses_and_comes_back(lsl):
     for marker in markers:
         assert abs(marker.time - origin - int(marker.value.split()[1]) / 250) < 0.002
     notes = " ".join(note for chunk in chunks for note in chunk.notes)
-    assert "no samples come; the stream is looked for" in notes
-    assert "the stream is there again and connected anew" in notes
+    assert "no samples arrive; looking for the stream" in notes
+    assert "the stream is available and connected again" in notes
     assert 1330 <= told["n_samples"] <= 1370  # the pause is one of whole chunks
 
 
@@ -416,11 +416,11 @@ def test_two_of_one_name_a_trigger_channel_and_what_is_missing(lsl):
     with pytest.raises(DataError, match=rf"2 streams have the name '{name}'.*{name}@ID"):
         LslSource(name, timeout=0.3).connect()
     with pytest.raises(
-        DataError, match=rf"no trigger channel 'STI'; streams that are there: .*{name}: EEG.*Fz, Oz, TRIG"
+        DataError, match=rf"no trigger channel 'STI'; available streams: .*{name}: EEG.*Fz, Oz, TRIG"
     ):
         LslSource(f"{name}@{name}-a", markers="STI", timeout=0.3).connect()
     with pytest.raises(
-        DataError, match=rf"there is no stream '{name}x' on the network; streams that are there: .*{name}"
+        DataError, match=rf"there is no stream '{name}x' on the network; available streams: .*{name}"
     ):
         LslSource(f"{name}x", timeout=0.3).connect()
     source = LslSource(f"{name}@{name}-a", markers="TRIG", timeout=0.3)
@@ -451,7 +451,7 @@ def test_two_sessions_on_one_stream_are_told_and_two_outlets_of_one_name_refused
         assert any("decodes the stream" in note for note in notes) == expected
         source.close()
     with pytest.raises(
-        ConfigError, match=r"there is a stream of that name already.*give --outlet another name"
+        ConfigError, match=r"a stream of that name already exists.*give --outlet another name"
     ):
         OutletListener(name)
     outlet._del()
@@ -474,7 +474,7 @@ def test_a_header_without_channels_or_rate_or_type_makes_no_signal(monkeypatch, 
     source = FieldTripSource("127.0.0.1:1972")
     monkeypatch.setattr(source, "_dial", lambda: None)
     monkeypatch.setattr(source, "_get_header", lambda: (header, {}))
-    with pytest.raises(DataError, match="makes no signal"):
+    with pytest.raises(DataError, match="is not a signal"):
         source._introduce()
     monkeypatch.setattr(source, "_get_header", lambda: ((4, 0, 0, 250.0, 9), {}))
     assert source._introduce() == ((4, 0, 0, 250.0, 9), {})

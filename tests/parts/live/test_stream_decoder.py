@@ -116,7 +116,7 @@ def test_a_run_that_was_trained_with_causal_filters_loses_nothing_live(tmp_path)
     run = make_run(tmp_path / "run", mvnn="none", **cleaning)
     data, vectors = find_own(run, 8)
     found = decode(run, cut_chunks(*make_stream(n=8), size=20))
-    assert any("that looks back only, as the run's does" in one for one in found.told)
+    assert any("by a causal filter, as in the run" in one for one in found.told)
     np.testing.assert_allclose([one.epoch for one in found.decisions], data, atol=1e-5 * np.abs(data).max())
     np.testing.assert_allclose(
         [one.embedding for one in found.decisions], vectors, atol=1e-5 * np.abs(vectors).max()
@@ -144,7 +144,7 @@ def test_causal_filters_are_the_same_chunk_by_chunk_and_near_those_of_the_run(fi
     # The run's own filter has no phase shift; what the high-pass turns is small in what is left.
     zero_phase = find_own(filtered)[0]
     assert np.corrcoef(live.ravel(), zero_phase.ravel())[0, 1] > 0.9
-    assert any("high-pass of 1 Hz that looks back only" in note for note in found.told)
+    assert any("high-pass of 1 Hz by a causal filter" in note for note in found.told)
 
 
 def test_other_rates_are_resampled_like_whole_multiples():
@@ -163,8 +163,8 @@ def test_a_stream_of_another_rate(run):
     times, markers = times * SFREQ / 640, [replace(m, time=m.time * SFREQ / 640) for m in markers]
     found = decode(run, cut_chunks(signal, times, markers), sfreq=640.0)
     assert not any(one.lost for one in found.decisions)
-    assert any("640 Hz is no multiple of 250 Hz" in note for note in found.told)
-    with pytest.raises(DataError, match="has 200 Hz, and the run learnt from 250 Hz"):
+    assert any("640 Hz is not a multiple of 250 Hz" in note for note in found.told)
+    with pytest.raises(DataError, match="has 200 Hz, but the run needs 250 Hz"):
         decode(run, [], sfreq=200.0)
 
 
@@ -248,8 +248,8 @@ def test_an_encoder_that_knows_all_training_trials_has_no_probabilities_before_p
     assert all(not len(one.probability) and len(one.similarity) == 5 for one in found.decisions[:first])
     assert all(0 < one.probability[0] < 1 for one in found.decisions[first:])
     assert all(one.posterior_top for one in found.decisions)
-    assert any(one.startswith("There are similarities and no probabilities yet") for one in found.told)
-    assert sum(one.startswith("From here on there are probabilities") for one in found.told) == 1
+    assert any(one.startswith("There are only similarities, no probabilities yet") for one in found.told)
+    assert sum(one.startswith("From now on there are probabilities") for one in found.told) == 1
     assert "probabilities fitted on its earlier decisions" in found.summary["protocol"]
     line = next(one for one in text.getvalue().splitlines() if one.startswith("0: "))
     assert "%" not in line
@@ -257,7 +257,7 @@ def test_an_encoder_that_knows_all_training_trials_has_no_probabilities_before_p
     sliding = RunStreamDecoder(run, session="02", every=0.2)
     notes = sliding.open(StreamInfo("lab", "eeg", NAMES, SFREQ, "V"))
     assert sliding.describe()["probabilities"] in notes
-    assert "none will come" in sliding.describe()["probabilities"]
+    assert "there will be no probabilities" in sliding.describe()["probabilities"]
     # Always right so far is no proof for ever: four of four are not beyond five of six.
     search = GallerySearch(Embeddings(np.eye(3, dtype=np.float32), np.array(["a", "b", "c"]), "toy"))
     count = NamedDecisions(search)
@@ -307,7 +307,7 @@ def test_a_short_gap_is_bridged_by_a_straight_line_and_said(run, filtered):
         bridged = [one for one in found.decisions if any("bridged: 40 ms" in note for note in one.notes)]
         assert [one.marker for one in bridged] == [markers[3].value]
         assert found.summary["n_bridged"] == 1
-        assert sum("are drawn straight between their neighbours" in one for one in found.told) == 1
+        assert sum("are interpolated linearly" in one for one in found.told) == 1
 
 
 def test_a_gap_is_said_once_by_whoever_noticed_it(run):
@@ -378,12 +378,12 @@ def test_markers_without_an_image_are_said_once_and_others_are_named_by_a_table(
     signal, times, markers = make_stream()
     coded = [replace(m, value=str(n)) for n, m in enumerate(markers)]
     found = decode(run, cut_chunks(signal, times, coded))
-    assert sum("names no picture of the gallery" in one for one in found.told) == 1
+    assert sum("has no picture in the gallery" in one for one in found.told) == 1
     table = tmp_path / "codes.tsv"
     table.write_text("code\timage\n0\tpicture20\n2\tpicture23\n")
     found = decode(run, cut_chunks(signal, times, coded), events=table)
     assert [(one.marker, one.shown) for one in found.decisions] == [("0", "picture20"), ("2", "picture23")]
-    assert "The marker '1' is not among the events, and is not decided." in found.told
+    assert "The marker '1' is not among the events, so it is not decoded." in found.told
     table.write_text("0 picture20\n")
     with pytest.raises(DataError, match="line 1 of the table of events"):
         read_pairs(table, "events")
@@ -404,7 +404,7 @@ def test_samples_that_are_no_numbers_and_an_electrode_that_came_off(run):
     signal[4, at - 100 : at + 400] = 0
     found = decode(run, cut_chunks(signal, times, markers), bridge=0)
     assert [one.marker for one in found.decisions if one.lost] == [markers[1].value]
-    assert any("The channel Pz has samples that are no numbers" in one for one in found.told)
+    assert any("The channel Pz has samples that are not numbers" in one for one in found.told)
     assert found.decisions[6].notes == ("flat in this epoch: P8",)
 
 
@@ -417,14 +417,14 @@ def test_markers_do_not_wait_for_a_channel_that_has_no_numbers_any_more(run):
     found = [one for chunk in cut_chunks(signal, times, markers, size=100) for one in decoder.feed(chunk)]
     lost = [one for one in found if isinstance(one, Decision) and one.lost]
     assert lost[0].marker == markers[1].value
-    assert {one.lost for one in lost} == {"gap: the samples of the epoch are no numbers"}
+    assert {one.lost for one in lost} == {"gap: the samples of the epoch are not numbers"}
     assert len(lost) + len(decoder._waiting) == 39
     assert len(lost) > 10
     (chunk,) = cut_chunks(signal[:, :5], np.full(5, np.nan), size=5)
-    assert list(decoder.feed(chunk)) == ["Samples came without a time; they are left out."]
+    assert list(decoder.feed(chunk)) == ["Some samples have no time; they are left out."]
 
 
-@pytest.mark.parametrize(("said", "told"), [("uV", "The stream is in uV"), ("", "taken for another unit")])
+@pytest.mark.parametrize(("said", "told"), [("uV", "The stream is in uV"), ("", "treated as another unit")])
 def test_microvolts_are_converted_and_that_is_said(run, said, told):
     signal, times, markers = make_stream()
     found = decode(run, cut_chunks(1e6 * signal, times, markers), unit=said)
@@ -442,7 +442,7 @@ def test_a_unit_that_cannot_be_true_is_refused_after_everyone_heard_the_end(run)
         StreamInfo("lab", "eeg", NAMES, SFREQ, "V"), cut_chunks(1e6 * signal, times, markers)
     )
     session = LiveSession(source, RunStreamDecoder(run, session="02"), [notebook])
-    with pytest.raises(DataError, match="is said to be in V, but its samples are about"):
+    with pytest.raises(DataError, match="states the unit V, but its samples are about"):
         session.run()
     assert notebook.summary["ended"].startswith("error: ")
 
@@ -456,7 +456,7 @@ def test_channels_by_other_names_in_another_order_missing_or_swapped(run):
     np.testing.assert_allclose(
         [one.embedding for one in found.decisions], vectors, atol=1e-5 * np.abs(vectors).max()
     )
-    with pytest.raises(DataError, match=re.escape("is missing the channel(s) O1 that the run learnt from")):
+    with pytest.raises(DataError, match=re.escape("is missing the channel(s) O1 of the run")):
         decode(run, [], names=[*NAMES[:5], "x1", *NAMES[6:]])
     with pytest.raises(DataError, match="are both O1 of the run"):
         decode(run, [], names=[*NAMES[:8], "o1"])
@@ -472,14 +472,14 @@ def test_channels_by_other_names_in_another_order_missing_or_swapped(run):
     signal, times, markers = make_stream(n=20)
     swapped = decode(run, cut_chunks(signal[[0, 1, 6, 3, 4, 5, 2, 7, 8]], times, markers))
     assert [one for one in swapped.told if "look swapped" in one] == [
-        "The channels Pz and Oz look swapped: each varies with the others as the other one did in the run."
+        "The channels Pz and Oz look swapped: each correlates with the other channels as the other one did in the run."
     ]
 
 
 def test_meg_is_not_interpolated_and_options_must_make_sense(run):
     from braindecode_vis.datasets.sources.cleaning_options import Cleaning
 
-    with pytest.raises(DataError, match="gives no positions of its coils"):
+    with pytest.raises(DataError, match="has no positions of its coils"):
         map_channels(["MEG1"], ["MEG1", "MEG2"], Cleaning(), stream="lab", modality="meg", interpolate=True)
     for options, words in (
         ({"every": 0.0}, "every is 0.0"), ({"forgetting": 2.0}, "forgetting is 2.0"), ({"unit": "mm"}, "the unit 'mm'"),
@@ -507,14 +507,14 @@ def test_a_listener_that_fails_is_dropped_and_the_others_hear_everything(run, tm
     found = decode(
         run, cut_chunks(*make_stream()), listeners=[Broken(), TerminalListener(out), JsonLinesListener(lines)]
     )
-    assert "Broken failed and hears no more (RuntimeError: no paper)." in found.told
+    assert "Broken failed and gets no further messages (RuntimeError: no paper)." in found.told
     assert len(found.decisions) == 8
     events = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [e["event"] for e in events if e["event"] != "tell"] == ["begin", *["decision"] * 8, "end"]
     assert events[0]["facts"]["gallery_size"] == 6
     assert "8 decisions, 0 lost" in out.getvalue()
     assert "\x1b" not in out.getvalue()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         JsonLinesListener(lines)
     # A command that finds no stream leaves no file that the next one would refuse.
     unheard = JsonLinesListener(tmp_path / "unheard.jsonl")
@@ -616,7 +616,7 @@ def test_a_session_counts_stalls_is_injected_into_and_ends_as_asked(monkeypatch)
     session = LiveSession(Paced([full, empty, full]), Scripted(), [notebook])
     assert session.run()["ended"] == "the stream ended"
     assert any("has sent no samples" in one for one in notebook.told)
-    assert any("is back after" in one for one in notebook.told)
+    assert any("continues after" in one for one in notebook.told)
 
 
 class Failing(Paced):

@@ -189,13 +189,13 @@ def test_what_does_not_fit_is_said_in_a_sentence(run, tmp_path):
     assert any("No events were given" in note for note in notes)
     with pytest.raises(DataError, match="sent 3 voxels"):
         list(decoder.feed(Chunk(np.ones((3, 1)), np.zeros(1))))
-    with pytest.raises(ConfigError, match="every is for streams of channels"):
+    with pytest.raises(ConfigError, match="every applies to streams of channels"):
         open_session(run, str(tmp_path), source="folder", every=1.0)
     values = np.ones((int(MASK.sum()), 1), np.float32)
     marker = Marker(2.0, "p24")
     found = list(decoder.feed(Chunk(values, np.zeros(1), (marker, marker, Marker(3.0, "who")))))
     assert any("came twice" in text for text in found)
-    assert any("names no picture" in text for text in found)
+    assert any("has no picture" in text for text in found)
     assert any("after one of" in text for text in decoder.feed(Chunk(values, np.zeros(1))))
     lost = list(decoder.flush())
     assert [d.lost.split(":")[0] for d in lost] == ["end", "end"]

@@ -126,7 +126,7 @@ def test_the_reference_can_be_chosen(runs):
         "other test items",
         "reference",
     ]
-    with pytest.raises(DataError, match="none of the runs"):
+    with pytest.raises(DataError, match="not among the runs"):
         make_board([runs], runs / "board.html", reference=runs)
 
 
@@ -153,7 +153,7 @@ def cut_items(folder):
     [
         (damage_config, "damaged: its config.yaml cannot be read"),
         (damage_scores, "damaged: "),
-        (make_other_json, "damaged: its scores.json holds rows that are no scores"),
+        (make_other_json, "damaged: its scores.json holds rows that are not scores"),
         (cut_items, ""),
     ],
 )
@@ -186,7 +186,7 @@ def main_ok(arguments):
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(DataError, match="no run below"):
         make_board([tmp_path], tmp_path / "board.html")
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         make_board([tmp_path / "missing"], tmp_path / "board.html")
 
 

@@ -74,7 +74,8 @@ def test_groups_that_do_not_hold_whole_images_give_way_to_images():
         (
             2,
             None,
-            "Differences speak of these 2 subjects; from 3 subjects on they can speak of others like them.",
+            "Differences apply to these 2 subjects only; with 3 or more subjects they can generalise to other "
+            "subjects.",
         ),
         (8, "subjects", ""),
         (

@@ -41,7 +41,7 @@ def test_a_target_that_takes_no_generated_image_is_refused_before_the_training(t
 
 
 def test_settings_that_are_wrong_are_named():
-    with pytest.raises(ConfigError, match=r"knows no setting widht; known are n_images"):
+    with pytest.raises(ConfigError, match=r"has no setting widht; known are n_images"):
         make_settings({"widht": 8})
     with pytest.raises(ConfigError, match=r"denoiser_batch is 0"):
         make_settings({"denoiser_batch": 0})

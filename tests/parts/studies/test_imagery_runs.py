@@ -54,7 +54,7 @@ def test_scores_and_images_are_of_what_was_seen_alone(both):
     assert len(made.ids) == len(made.seen) == 10
     assert all("_" in name for name in made.ids)
     assert pipeline.retrieve(both).gallery_protocol == "10 exact test images"
-    assert "60 test trials imagine 10 stimuli without a picture" in pipeline.report(both).read_text()
+    assert "60 test trials are imagery of 10 stimuli without a picture" in pipeline.report(both).read_text()
     assert not [item for item in audit_run(both.folder.path).findings if item.level == "leak"]
 
 
@@ -113,4 +113,4 @@ def test_a_run_that_tests_imagery_alone_says_what_to_do(root, tmp_path):
     with pytest.raises(DataError, match="all 60 test trials of fold 0 imagine something without a picture"):
         pipeline.run_all(run)
     _, refusals = analyze(run, ["hubness"])
-    assert "fold 0 only tests what was imagined" in refusals["hubness"]
+    assert "fold 0 tests only imagery" in refusals["hubness"]

@@ -67,7 +67,7 @@ def test_sizes_come_from_what_was_published_without_data(tmp_path):
     assert (single.shape, single.n_train, single.n_test) == ((63, 250), 66160, 200)
     nsd, _ = find_sizes(read_config("nsd_ridge"))
     assert (nsd.shape, nsd.n_stored, nsd.n_images, nsd.image_px) == ((15724,), 30000, 10000, 425)
-    with pytest.raises(ConfigError, match=r"cannot be opened.*does not say how many"):
+    with pytest.raises(ConfigError, match=r"cannot be opened.*does not give number and shape"):
         find_sizes(read_config("nsd_ridge", ["dataset.mask=cortex"]))
 
 
@@ -160,9 +160,9 @@ def test_what_would_be_sent_is_shown_and_nothing_is_written(tmp_path, monkeypatc
     assert not any("--dry-run" in job["words"] for job in content["jobs"])
     assert not out.exists()
     code, said = call(capsys, *words, "--cluster", "debug", "--dry-run", monkeypatch=monkeypatch)
-    assert (code, "makes none" in said.err) == (2, True)
+    assert (code, "has none" in said.err) == (2, True)
     code, said = call(capsys, *words, "--dry-run", monkeypatch=monkeypatch)
-    assert (code, "--dry-run is for jobs" in said.err) == (2, True)
+    assert (code, "--dry-run applies to jobs only" in said.err) == (2, True)
 
 
 @pytest.mark.slow

@@ -31,8 +31,8 @@ def asked(monkeypatch):
     [
         ({"corpus": None}, "or --corpus DIR and --out FOLDER"),
         ({"out": None}, "or --corpus DIR and --out FOLDER"),
-        ({"root": "."}, "--root and --subject are for a data set"),
-        ({"subjects": ["01"]}, "--root and --subject are for a data set"),
+        ({"root": "."}, "--root and --subject apply to a data set"),
+        ({"subjects": ["01"]}, "--root and --subject apply to a data set"),
         ({"overrides": ["seed=-1"]}, "seed is -1, but should be a whole number from 0"),
         ({"overrides": ["seed=1.5"]}, "seed is 1.5, but should be a whole number from 0"),
     ],
@@ -81,6 +81,6 @@ def test_a_training_keeps_its_work_beside_it_and_is_not_made_twice(tmp_path, mon
         pretraining.pretrain_on_corpora({}, [tmp_path], out, seed=4)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.pdf").touch()
-    with pytest.raises(ConfigError, match="holds other things than an encoder"):
+    with pytest.raises(ConfigError, match="holds other files than an encoder"):
         pretraining.pretrain_on_corpora({}, [tmp_path], tmp_path / "mine", seed=3)
     assert (len(made), seed) == (1, derive_seed(3, "pretrain"))

@@ -174,7 +174,7 @@ def test_descriptions_are_a_gallery_beside_that_of_images_and_without_it(vectors
         score(predicted, targets, descriptions=texts[:3])
     with pytest.raises(DataError, match="compared in the space of the predictions"):
         score(predicted, targets, descriptions=texts[:, :2])
-    with pytest.raises(ConfigError, match="descriptions belong to embeddings, but these are similarity"):
+    with pytest.raises(ConfigError, match="descriptions apply to embeddings, but these are similarity"):
         score(np.eye(N), names, ids=names, descriptions=texts)
 
 
@@ -265,13 +265,13 @@ def test_classes_that_do_not_fit_are_one_sentence():
             {"target_ids": list("abcd"), "ids": [1, 2]},
             "the predictions have 30 rows, but 2 are in",
         ),
-        (np.array(list("xy") * 15), labels, {}, "no decided label is a true one"),
-        (labels * 0, labels * 0, {}, "nothing to distinguish"),
+        (np.array(list("xy") * 15), labels, {}, "no decoded label is among the true labels"),
+        (labels * 0, labels * 0, {}, "classes cannot be distinguished"),
         (logits * np.nan, labels, {}, "non-finite value"),
-        (logits[:, :3], np.array([0.5] * 30), {}, "no id and no label"),
+        (logits[:, :3], np.array([0.5] * 30), {}, "neither an id nor a label"),
         (logits[..., None], labels, {"kind": "classes"}, "a column per class, not the shape"),
         (logits, np.eye(5)[labels], {"kind": "classes"}, "or one of 4 columns, not of shape"),
-        (np.eye(4), list("abcd"), {}, "say which with kind"),
+        (np.eye(4), list("abcd"), {}, "choose with kind"),
     ):
         with pytest.raises((DataError, ConfigError), match=words):
             score(predictions, truth, **options)
@@ -411,7 +411,7 @@ def test_folders_that_do_not_match_are_one_sentence(pictures, tmp_path):
     tested.write_text("\n".join(f"s{k:02d}.png" for k in range(11)))
     assert len(score(made, stimuli, ids=tested, features=None).items) == 11
     (made / "s01.jpg").rename(made / "1.jpg")
-    with pytest.raises(DataError, match="belong to no stimulus, first '1'"):
+    with pytest.raises(DataError, match="have no stimulus of the same name, first '1'"):
         score(made, stimuli)
     (made / "1.jpg").write_bytes(b"no image")
     (made / "1.jpg").rename(made / "s01.jpg")
@@ -435,7 +435,7 @@ def test_rows_that_do_not_belong_together_are_one_sentence(vectors):
     broken[3, 2] = np.nan
     for arguments, options, words in (
         ((predicted.T, targets), {}, "look transposed"),
-        ((predicted, other), {}, "do not belong together"),
+        ((predicted, other), {}, "do not match"),
         ((predicted[:20], targets), {}, "20 predictions and 24 targets: without ids"),
         (
             (predicted, targets),
@@ -453,19 +453,19 @@ def test_rows_that_do_not_belong_together_are_one_sentence(vectors):
         ((predicted, targets), {"ids": ids, "target_ids": ids[:-1]}, "have 24 rows, but 23 are in"),
         ((broken, targets), {}, "non-finite"),
         ((predicted, targets * (np.arange(N) > 0)[:, None]), {}, "norm 0"),
-        ((predicted, targets[:, :, None]), {}, "do not belong together"),
+        ((predicted, targets[:, :, None]), {}, "do not match"),
         ((np.ones((30, 20)),), {"ids": np.arange(20)}, "look transposed"),
         ((np.ones((30, 20)),), {"target_ids": range(20)}, "without ids"),
         ((np.ones((N, N)) * np.inf,), {}, "non-finite"),
         ((np.ones((3, N, N)),), {}, "two dimensions"),
-        ((predicted[:1], targets[:1]), {}, "one candidate alone"),
+        ((predicted[:1], targets[:1]), {}, "a single candidate"),
         ((predicted,), {}, "without targets, 24 rows and 16 columns are read as similarities"),
-        ((predicted, targets), {"size": 64}, "belong to folders of images"),
-        ((predicted, targets), {"features": "engineered"}, "belong to folders of images"),
+        ((predicted, targets), {"size": 64}, "apply to folders of images"),
+        ((predicted, targets), {"features": "engineered"}, "apply to folders of images"),
         ((predicted, targets), {"kind": "pictures"}, "kind is 'pictures'"),
         ((predicted, targets), {"selection": "best"}, "selection is 'best'"),
-        ((predicted, targets), {"distances": True}, "belongs to a matrix"),
-        ((predicted,), {"kind": "embeddings"}, "give them as targets"),
+        ((predicted, targets), {"distances": True}, "applies to a matrix"),
+        ((predicted,), {"kind": "embeddings"}, "give these as targets"),
         ((np.array(3.0), targets), {}, "nothing in the predictions"),
         (([[1, 2], [3]], targets), {}, "different lengths"),
         ((object(), targets), {}, "give a path"),
@@ -498,7 +498,7 @@ def test_files_that_cannot_be_read_safely_are_one_sentence(tmp_path, vectors):
             score(path, vectors[1])
         assert path.name in str(error.value)
         assert "\n" not in str(error.value)
-    with pytest.raises(DataError, match=r"name one, as in p\.pt::img_features"):
+    with pytest.raises(DataError, match=r"choose one, as in p\.pt::img_features"):
         score(tmp_path / "p.pt")
     with pytest.raises(DataError, match=r"no array 'img_feature' \(did you mean 'img_features'\?\)"):
         score(f"{tmp_path / 'p.pt'}::img_feature")
@@ -531,7 +531,7 @@ def test_json_csv_and_table_hold_the_same_numbers(tmp_path, vectors):
         assert row["value"] == own["value"]
         assert (own["p_value"] is None) == pd.isna(row["p_value"])
     page = (tmp_path / "out" / "score.html").read_text()
-    assert all(word in page for word in ("Hubs", "outputs do not show", "lost in top-k", "Items"))
+    assert all(word in page for word in ("Hubs", "outputs do not show", "not found in top-k", "Items"))
     score(*vectors, out=tmp_path / "out")  # the same scores may lie there
     with pytest.raises(DataError, match="holds scores of other outputs"):
         score(vectors[0] + 1, vectors[1], out=tmp_path / "out")

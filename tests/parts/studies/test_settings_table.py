@@ -215,10 +215,10 @@ def test_settings_of_other_subjects_or_data_are_not_compared(tmp_path):
     assert tabulate(*made).best == 1
     half = tabulate(*made[:3])
     assert half.best is None
-    assert "1 of 2 have runs of some subjects only" in half.reason
+    assert "1 of 2 have runs of only some subjects" in half.reason
     for run, _ in made[2:]:
         run.config["dataset"]["kind"] = "god"
-    assert "of different data or targets" in tabulate(*made).reason
+    assert "for different data or targets" in tabulate(*made).reason
 
 
 def test_trackers_get_settings_and_scores(swept, monkeypatch, capsys):

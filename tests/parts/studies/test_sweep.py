@@ -236,7 +236,7 @@ def test_places_that_cannot_be_swept_or_compared_are_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written"):
         sweep("synthetic_digits", {"seed": ["0"]}, tmp_path / "file")
-    with pytest.raises(DataError, match="is no run folder"):
+    with pytest.raises(DataError, match="is not a run folder"):
         compare_runs([tmp_path, Path("synthetic_digits")])
     with pytest.raises(DataError, match="named twice"):
         compare_runs([tmp_path, tmp_path / ".." / tmp_path.name])

@@ -54,13 +54,13 @@ def test_the_name_and_the_place_of_an_artifact_are_those_that_its_record_gives(t
     )
     assert look(artifact) == ""
     renamed = artifact.rename(artifact.with_name("fold01" + artifact.name[6:]))
-    assert f"belongs into train/{artifact.name}, not train/{renamed.name}" in look(renamed)
+    assert f"belongs in train/{artifact.name}, not train/{renamed.name}" in look(renamed)
     (tmp_path / "stages" / "retrieve").mkdir()
     moved = renamed.rename(tmp_path / "stages" / "retrieve" / artifact.name)
-    assert f"belongs into train/{artifact.name}, not retrieve/" in look(moved)
+    assert f"belongs in train/{artifact.name}, not retrieve/" in look(moved)
     back = moved.rename(artifact)
     (back / "b").write_text("2")
-    assert look(back) == "b is no file that the run wrote"
+    assert look(back) == "b is not a file of the run"
     (back / "b").unlink()
     (back / "a").write_text("2")
     assert "file a was missing or changed" in look(back)
@@ -77,7 +77,7 @@ def test_every_fold_is_trained_once_on_the_trials_that_are_here(tmp_path):
         "warning",
     }  # there are no scores and no settings
     assert "4 artifact(s)" not in check_chain(run)[0].message
-    assert "5 artifact(s) have the names of what they recorded" in check_chain(run)[0].message
+    assert "5 artifact(s) have names that match their records" in check_chain(run)[0].message
 
 
 def test_a_fold_that_was_trained_as_another_is_a_leak(tmp_path):
@@ -93,8 +93,8 @@ def test_a_fold_that_was_trained_as_another_is_a_leak(tmp_path):
     ("alpha", "n_kept", "words"),
     [
         (10.0, 4, ""),
-        (1.0, 4, "penalty 1 is in use, but the inner folds chose 10"),
-        (10.0, 5, "5 features are in use"),
+        (1.0, 4, "penalty 1 is used, but the inner folds chose 10"),
+        (10.0, 5, "5 features are used"),
     ],
 )
 def test_penalty_and_number_of_features_are_the_best_of_inner_folds(tmp_path, alpha, n_kept, words):
@@ -155,7 +155,7 @@ def test_logs_with_test_scores_are_found(tmp_path, name, line, found):
     assert [item.level for item in check_logs(open_audited(tmp_path / "run"))] == ["leak" if found else "ok"]
     (tmp_path / "sweep.csv").write_text("run\n")
     told = check_logs(open_audited(tmp_path / "run"))[-1]
-    assert (told.level, "one of a sweep" in told.message) == ("warning", True)
+    assert (told.level, "part of a sweep" in told.message) == ("warning", True)
 
 
 def test_a_history_with_test_scores_is_found(tmp_path):
@@ -169,10 +169,10 @@ def test_a_history_with_test_scores_is_found(tmp_path):
     ("held", "by", "declared", "words"),
     [
         (["i000", "i001"], "image", ["trial"], []),
-        (["i000", "i020"], "image", ["trial"], ["1 validation image(s) are no training images, first i020"]),
+        (["i000", "i020"], "image", ["trial"], ["1 validation image(s) are not training images, first i020"]),
         (["i020"], "image", ["trial", "concept"],
-         ["1 validation image(s)", "1 concept(s) are validated and tested, first c5"]),
-        (["i000"], "concept", ["trial"], ["1 validation concept(s) are learnt from as well, first c0"]),
+         ["1 validation image(s)", "1 concept(s) are in both validation and test, first c5"]),
+        (["i000"], "concept", ["trial"], ["1 validation concept(s) are also in training, first c0"]),
     ],
 )  # fmt: skip
 def test_validation_images_are_training_images_that_were_held_out(tmp_path, held, by, declared, words):

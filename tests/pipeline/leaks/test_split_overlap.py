@@ -56,7 +56,7 @@ def by_check(findings):
     ("folds", "words"),
     [
         (FOLDS, ""),
-        ([(ROWS[:17], ROWS[16:])], "1 trial(s) are trained on and tested, first row 16"),
+        ([(ROWS[:17], ROWS[16:])], "1 trial(s) are in both training and test, first row 16"),
         ([(ROWS[:16], np.r_[ROWS[16:], 20, 21])], "2 trial(s) are tested more than once"),
         ([(ROWS[:12], ROWS[16:]), (ROWS[:12], ROWS[14:19])], "3 trial(s) are tested more than once"),
         ([(ROWS[:0], ROWS[16:])], "one side of the fold is empty"),
@@ -73,7 +73,10 @@ def test_an_image_on_both_sides_is_a_leak_though_no_split_declares_it(open_small
     ids = [f"i{row % 16:02d}" for row in ROWS]
     found = by_check(check_sides(open_small(ids=ids, concepts=[f"c{row % 4}" for row in range(N)])))
     assert found["image"].level == "leak"
-    assert "8 image(s) are on both sides, first i00, i01, i02, ...; the split" in found["image"].message
+    assert (
+        "8 image(s) are in both training and test, first i00, i01, i02, ...; the split"
+        in found["image"].message
+    )
     assert {found[side].level for side in ("concept", "session", "subject", "run")} == {"ok"}
 
 
@@ -122,7 +125,7 @@ def test_one_picture_under_two_ids_is_a_leak_for_images_and_a_warning_for_classe
     }
     found = check_pixels(open_small(**options))[0]
     assert (found.level, found.where) == (level, "fold 0")
-    assert "1 picture(s) are on both sides by their pixels, first i003, i020" in found.message
+    assert "1 picture(s) have the same pixels in training and test, first i003, i020" in found.message
 
 
 def test_two_pictures_are_enough_to_be_one(open_small, pictures):
@@ -162,7 +165,7 @@ def test_three_pictures_do_not_tell_how_near_pictures_usually_are(pictures):
         ([(3, 20)], "first rows 3 (i003) and 20 (i020)"),
         ([(3, 7)], ""),  # both are trained on
         ([(18, 20)], ""),
-        ([(3, 20), (3, 21), (4, 22)], "3 trial(s) are on both sides"),
+        ([(3, 20), (3, 21), (4, 22)], "3 trial(s) have a copy on the other side"),
     ],
 )
 def test_a_trial_in_two_rows_is_a_leak_where_the_rows_are_on_both_sides(open_small, pairs, words):
@@ -191,7 +194,7 @@ def test_a_copy_with_noise_of_a_copy_is_one_trial(open_small):
     data[9] = 1.5 * data[4] + 1e-5
     data[19] = data[9] + 1e-6 * np.random.default_rng(1).normal(size=300)
     (found,) = check_copies(open_small(data=data))
-    assert "1 trial(s) are on both sides" in found.message
+    assert "1 trial(s) have a copy on the other side" in found.message
 
 
 # --- as used ----------------------------------------------------------------------------------------------
@@ -210,8 +213,18 @@ def test_averages_are_counted_once_for_each_image_of_a_subject(open_small):
         (16, range(16), range(16, 24), ""),
         (None, range(16), range(16, 24), ""),
         (17, range(16), range(16, 24), "learnt from 17 trials, but the fold has 16"),
-        (16, range(18), range(16, 24), "2 image(s) outside the training set were predicted"),
-        (16, range(16), range(15, 24), "1 image(s) are queried or tested, not both, first i015"),
+        (
+            16,
+            range(18),
+            range(16, 24),
+            "2 image(s) outside the training set were used in training predictions",
+        ),
+        (
+            16,
+            range(16),
+            range(15, 24),
+            "1 image(s) are either only queries or only in the test set, first i015",
+        ),
     ],
 )
 def test_trials_that_later_stages_used_are_those_of_the_fold(tmp_path, n_trials, predicted, asked, words):
@@ -253,7 +266,7 @@ WHO = np.repeat(np.arange(6), 4)
             {"subject": WHO},
             WITHIN,
             "leak",
-            "6 subject(s) on both sides show one class each, first 0 (c0)",
+            "6 subject(s) in both training and test show one class each, first 0 (c0)",
         ),
         (WHO % 2, {"subject": WHO}, [(ROWS[:16], ROWS[16:])], "ok", "no subject or group"),
         (WHO % 2, {"group": WHO}, WITHIN, "leak", "leave whole groups out (split.kind=leave_one_group_out)"),
@@ -319,8 +332,8 @@ def test_one_person_of_one_class_among_others_is_a_share(tmp_path):
     write_prepared(tmp_path, data, folds, ids=named, concepts=named, columns=columns, fields=fields)
     (found,) = check_identity(open_audited(tmp_path))
     assert found.level == "warning"
-    assert "1 subject(s) on both sides" in found.message
-    assert "or take those out that show one class" in found.message
+    assert "1 subject(s) in both training and test" in found.message
+    assert "or remove those with only one class" in found.message
 
 
 @pytest.mark.parametrize(
@@ -338,4 +351,6 @@ def test_groups_that_cut_a_run_are_a_warning(open_small, runs, by, level):
     found = by_check(check_sides(open_small(folds, by=by, columns=columns)))
     assert found["run"].level == found["session"].level == level
     if level == "warning":
-        assert "groups cut it, so that the drift of one run is trained on and tested" in found["run"].message
+        assert (
+            "groups divide it, so the drift of one run is in both training and test" in found["run"].message
+        )

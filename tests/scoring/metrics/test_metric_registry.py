@@ -138,9 +138,9 @@ def test_rounds_beside_partners_equal_each_pair_whatever_the_metric(monkeypatch)
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"name": "ssim"}, "is there already"),
-        ({"name": "top7"}, "is there already"),
-        ({"name": "a b"}, "no name for a metric"),
+        ({"name": "ssim"}, "already exists"),
+        ({"name": "top7"}, "already exists"),
+        ({"name": "a b"}, "not a valid name for a metric"),
         ({"direction": 0}, "which direction is better"),
         ({"on": ""}, "needs a function"),
         ({"compare": None}, "needs a function"),

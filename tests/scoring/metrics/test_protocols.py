@@ -112,7 +112,7 @@ def test_identification_within_a_concept_ignores_the_others():
     concept_only = embed(np.repeat(np.eye(2), 5, axis=0) + 1e-9)
     blind = protocols.identify_within_label(concept_only, concept_only, list("aaaaabbbbb"), device="cpu")
     np.testing.assert_allclose(blind, 0.5)  # knowing the concept alone is chance
-    with pytest.raises(DataError, match="'b' has one image"):
+    with pytest.raises(DataError, match="'b' has only one image"):
         protocols.identify_within_label(queries, gallery, list("aaaaaaaaab"), device="cpu")
 
 

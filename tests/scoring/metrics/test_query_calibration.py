@@ -156,5 +156,5 @@ def test_calibration_sees_no_labels_and_helps_a_subject_who_is_elsewhere():
 
 
 def test_too_few_queries_are_refused():
-    with pytest.raises(DataError, match="9 of one subject are too few"):
+    with pytest.raises(DataError, match="but there are 9"):
         calibrate(embed(np.eye(9, 4)), embed(np.eye(12, 4)))

@@ -183,15 +183,15 @@ def test_word_loss_of_rows_of_other_lengths():
 
 
 def test_what_cannot_be_is_one_sentence():
-    with pytest.raises(ConfigError, match=r"rebuilds hidden patches \(masked\), and the target has 1 vector"):
+    with pytest.raises(ConfigError, match=r"predicts masked patches \(masked\), but the target has 1 vector"):
         CaptioningObjectiveConfig(masked=1.0).build().prepare(dataclasses.replace(SIZES, target_shape=(20,)))
     with pytest.raises(ValueError, match="width 30 cannot be divided into four heads"):
         CaptioningObjectiveConfig(width=30)
     with pytest.raises(
-        ValueError, match=r"shown is 0\.5, which nothing looks at: reads output is one vector"
+        ValueError, match=r"shown is 0\.5, but it has no effect: with reads output there is one vector"
     ):
         CaptioningObjectiveConfig(reads="output", shown=0.5)
-    with pytest.raises(ValueError, match="which contrast learns; give it a weight"):
+    with pytest.raises(ValueError, match="and contrast learns this similarity; give contrast a weight"):
         CaptioningObjectiveConfig(shown=0.5, contrast=0)
     assert PatchRebuilder((4, 5), 8, 2, 0.0).shape == (4, 5)
 
@@ -251,7 +251,7 @@ def test_a_fitted_encoder_writes_captions_of_trials(tmp_path, monkeypatch):
 def test_captions_that_are_missing_or_nobody_learns_are_one_sentence(tmp_path):
     write_bank(tmp_path / "captions.csv", n=22)
     responses, targets = make_task()
-    with pytest.raises(DataError, match="has no caption of 2 of 24 training images, first image022"):
+    with pytest.raises(DataError, match="has no caption for 2 of 24 training images, first image022"):
         configure(tmp_path / "captions.csv").build(seed=0).fit(responses, targets)
     with pytest.raises(ValueError, match=r"captioning needs captions; set encoder\.captions"):
         make_config(objectives=[{"kind": "captioning"}])

@@ -1,4 +1,4 @@
-"""The parcels of a corpus of fMRI: one list of names, and the places that bear them in each kind of data.
+"""The parcels of a corpus of fMRI: one list of names, and their places in each kind of data.
 
 Owns the reading of an atlas in several forms (label volumes on several grids, surfaces, CIFTI dlabel files), whose
 names have to agree, and the way from an image to the parcel of each of its voxels or vertices. Reads no time series.
@@ -127,8 +127,8 @@ class CorpusAtlas:
             if fitting is None:
                 there = " or ".join(str(a.n_vertices) for a in self.surfaces) or "none"
                 raise DataError(
-                    f"the surfaces have {n_vertices} vertices, but {self._describe()} has {there}; it is made for "
-                    "another surface, or its labels on this one are to be added to channels.files"
+                    f"the surfaces have {n_vertices} vertices, but {self._describe()} has {there}; it is "
+                    "made for another surface; otherwise add its labels on this surface to channels.files"
                 )
             self._placed[key] = self._place(fitting.labels, fitting.labels)
         return self._placed[key]
@@ -216,7 +216,7 @@ class CorpusAtlas:
             found = np.array([places.get(key(name), -1) for name in own])
             if (found >= 0).any():
                 if twice and key(twice) in set(map(key, own)):
-                    raise DataError(f"its parcel {twice!r} stands there twice")
+                    raise DataError(f"its parcel {twice!r} occurs twice")
                 return found
         raise DataError(
             f"none of its {len(names)} parcels (first {names[0]!r}) is one of the {len(own)} of {self._describe()} "
@@ -321,7 +321,8 @@ def _fetch(config: FmriChannels) -> Atlas:
     name = config.atlas
     if name != "aal" and not name.startswith("schaefer"):
         raise ConfigError(
-            f"the atlas {name} is not fetched by nilearn: name its files with --set channels.files=[FILE], and a table "
+            f"the atlas {name} cannot be fetched by nilearn: give its files with --set "
+            "channels.files=[FILE], and a table "
             "of names with --set channels.labels=FILE."
         )
     return fetch_atlas(name + ("_17" if config.networks == 17 else ""), may_download(), key="channels")
@@ -409,7 +410,7 @@ def _check_present(forms: Sequence[Atlas], names: tuple[str, ...], where: str) -
     # A region may be lost where an atlas was brought to a coarser grid.
     if n_absent > 0.05 * len(names):
         raise DataError(
-            f"{n_absent} of the {len(names)} regions that are named label no place of {where}; the table is of another "
+            f"{n_absent} of the {len(names)} named regions have no label in {where}; the table is of another "
             "atlas, or a file is missing in channels.files."
         )
 

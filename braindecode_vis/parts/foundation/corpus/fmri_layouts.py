@@ -116,7 +116,9 @@ def find_fmri_images(root: Path) -> tuple[list[list[SeriesImage]], list[Excluded
         else:
             # BIDS tables of averages, stimuli or physiology have no subject, so these alone are told.
             if kind in ("ptseries", "dtseries"):
-                strange.append(Excluded(path, "neither its name nor its folders say whose it is (sub-LABEL)"))
+                strange.append(
+                    Excluded(path, "neither its name nor its folders give the subject (sub-LABEL)")
+                )
             continue
         key = tuple(image.run.entities.get(name, "") for name in _RUN_KEYS)
         groups.setdefault(key, []).append(image)
@@ -130,7 +132,10 @@ def find_fmri_images(root: Path) -> tuple[list[list[SeriesImage]], list[Excluded
         parts = [run for run in named.get(key[0], []) if run != joined and run.startswith(joined)]
         if joined and parts:
             strange.append(
-                Excluded(images[0].files[0], f"it joins runs that are there, such as {min(parts)}")
+                Excluded(
+                    images[0].files[0],
+                    f"it is a concatenation of other runs that exist, such as {min(parts)}",
+                )
             )
             del groups[key]
     order = sorted(groups, key=lambda key: [_order_naturally(part) for part in key])

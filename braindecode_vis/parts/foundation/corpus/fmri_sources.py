@@ -113,7 +113,8 @@ def _open_run(
     t_r = find_t_r(run, header, None, hint=_HINT)
     if not _T_R_S[0] <= t_r <= _T_R_S[1]:
         raise DataError(
-            f"{run.where} has a repetition time of {t_r:g} s, which no scanner has; BIDS counts in s, so {_HINT}."
+            f"{run.where} has a repetition time of {t_r:g} s, which is impossible for a scanner; BIDS "
+            f"uses seconds, so {_HINT}."
         )
     censored = _find_censored(image, opened.n_volumes)
     plan = _plan_cleaning(image, censored, t_r, config.cleaning)
@@ -167,7 +168,7 @@ class _Reader:
             volume, column = np.argwhere(~np.isfinite(block))[0]
             raise DataError(
                 f"{where} is not finite in the parcel {np.array(self.names)[there][column]}, volume {volume + 1}; "
-                "fetch it again, or mend its mask."
+                "fetch it again, or correct its mask."
             )
         confounds = _find_confounds(self.image, len(series), self.t_r, self.config.confounds)
         cleaned = clean_series(block, confounds, self.plan, self.t_r, self.config, where=where)
@@ -235,7 +236,7 @@ def _choose_form(
     wanted = [i for i in images if config.space in (None, i.space) or i.kind in ("ptseries", "table")]
     if not wanted:
         there = ", ".join(sorted({image.space for image in images}))
-        raise DataError(f"it is there in the space {there}, not in {config.space}; set channels.space")
+        raise DataError(f"it exists in the space {there}, not in {config.space}; set channels.space")
     reasons = []
     best: tuple[SeriesImage, _Opened] | None = None
     for image in wanted:
@@ -597,8 +598,8 @@ def _plan_cleaning(image: SeriesImage, censored: np.ndarray, t_r: float, config:
     run, n_volumes = image.run, len(censored)
     if censored.any() and config.scrubbing == "none":
         raise DataError(
-            f"{int(censored.sum())} volumes that moved were cut from it before, so that its volumes are not evenly "
-            "spaced; set channels.cleaning.scrubbing to interpolate or cut"
+            f"{int(censored.sum())} volumes with motion were cut out before, so its volumes are not "
+            "evenly spaced; set channels.cleaning.scrubbing to interpolate or cut"
         )
     displacement, dvars, start = _read_motion(image, n_volumes)
     mean = None if displacement is None else float(displacement[start:].mean())
@@ -617,14 +618,15 @@ def _plan_cleaning(image: SeriesImage, censored: np.ndarray, t_r: float, config:
         share = float(moved[start:].mean())
         if share > config.max_scrubbed:
             raise DataError(
-                f"{share:.0%} of its volumes moved, above channels.cleaning.max_scrubbed ({config.max_scrubbed:.0%})"
+                f"{share:.0%} of its volumes have motion, above channels.cleaning.max_scrubbed "
+                f"({config.max_scrubbed:.0%})"
             )
     confounds = _find_confounds(image, n_volumes, t_r, config.confounds)
     kept = ~moved[start:]
     n_free = int(kept.sum()) - confounds.shape[1] - config.detrend
     if n_free < 0.2 * kept.sum():
         raise DataError(
-            f"{confounds.shape[1]} confounds leave little of its {int(kept.sum())} volumes; use fewer with "
+            f"{confounds.shape[1]} confounds are too many for its {int(kept.sum())} volumes; use fewer with "
             "channels.cleaning.confounds"
         )
     if config.h_freq is not None and config.h_freq >= 0.5 / t_r:

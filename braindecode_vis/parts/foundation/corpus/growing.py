@@ -1,4 +1,4 @@
-"""Making a corpus of sources, and growing it.
+"""Makes a corpus from sources, and adds to it.
 
 Owns which of the runs that were found are new, how their samples are brought to the form of the corpus, and the order
 of the work. Runs are mixed and packed into shards, each of which appears by one rename: a kill loses the shard that was
@@ -202,8 +202,8 @@ def add_sources(
         write_manifest(folder, manifest)
         if sorted_out.n_changed:
             tell(
-                f"{sorted_out.n_changed} recordings have changed since they were added; they are read again and take "
-                "the place of what was stored"
+                f"{sorted_out.n_changed} recordings have changed since they were added; they are read "
+                "again and replace the stored data"
             )
         n_stored = len(before.rows)
         advance = count_steps(progress, len(sorted_out.new))
@@ -217,8 +217,8 @@ def add_sources(
             if len(failed) > max(1, _MAX_UNREADABLE * len(sorted_out.new)):
                 raise DataError(
                     f"{len(failed)} of {len(sorted_out.new)} new runs cannot be read; of {failed[0].path}: "
-                    f"{failed[0].reason}; what was written is kept, so mend or remove them and give the same command "
-                    "again."
+                    f"{failed[0].reason}; finished parts are kept, so repair or remove these files and "
+                    "run the same command again."
                 )
         rows = read_rows(folder, manifest.shards)
         manifest = link_copies(manifest, rows, sorted_out.copies)
@@ -413,7 +413,7 @@ def read_people(path: Path) -> dict[str, str]:
         name = name_subject(source.strip(), subject.strip().removeprefix("sub-"))
         if not person.strip():
             raise DataError(
-                f"the table of people {path} gives {name} no person; fill it in, or leave the row out."
+                f"the table of people {path} has no person for {name}; fill it in, or leave the row out."
             )
         if people.setdefault(name, person.strip()) != person.strip():
             raise DataError(
@@ -464,14 +464,14 @@ def _begin(folder: Path, roots: Sequence[Path], config: CorpusConfig, sources: S
         if known != asked:
             key, old, new = next(list_differences(known, asked))
             raise ConfigError(
-                f"the corpus {folder} was made with {key} {old!r}, not {new!r}, which holds for all of it; leave that "
-                "setting out, or make another corpus."
+                f"the corpus {folder} was made with {key} {old!r}, not {new!r}, and a corpus has one "
+                "value for all of it; leave that setting out, or make another corpus."
             )
         return take_up_shards(folder, replace(manifest, config=config))
     config = config.replace_paths(lambda path: path.expanduser().absolute())
     channels = sources.read_channels(config, roots)
     if len(set(channels.names)) != len(channels.names) or not channels.names:
-        raise DataError("the channels of a corpus must be some, and none of them there twice.")
+        raise DataError("a corpus needs at least one channel, and each channel only once.")
     modality: Any = "fmri"
     if not isinstance(config.channels, FmriChannels):
         modality = config.channels.modality
@@ -484,14 +484,14 @@ def _compare_atlas(manifest: CorpusManifest, now: Channels, tell: Callable[[str]
     """Raise `ConfigError` if the files that define the channels are of others by now; tell of other files of them."""
     if now.names != manifest.channels.names:
         raise ConfigError(
-            f"the corpus has {len(manifest.channels.names)} channels, first {manifest.channels.names[0]}, but its "
-            f"settings now give {len(now.names)}, first {now.names[0]}: give the atlas that it was made with, or make "
-            "another corpus."
+            f"the corpus has {len(manifest.channels.names)} channels, first "
+            f"{manifest.channels.names[0]}, but its settings now give {len(now.names)}, first "
+            f"{now.names[0]}: use the original atlas, or make another corpus."
         )
     if now.digest != manifest.channels.digest:
         tell(
-            "the files of the atlas are others than those that the corpus was begun with, by the same names; they must "
-            "be the same regions in another form"
+            "the files of the atlas differ from those at the start of the corpus, but have the same "
+            "names; they must contain the same regions"
         )
 
 
@@ -530,12 +530,12 @@ def check_run(run: SeriesRun, manifest: CorpusManifest) -> str:
     if run.channels != manifest.channels.names:
         raise DataError(
             f"{where} is mapped to {len(run.channels)} channels, but the corpus has "
-            f"{len(manifest.channels.names)} by other names; give the atlas or the names that it was made with."
+            f"{len(manifest.channels.names)} with other names; use the original atlas or names."
         )
     if run.missing and config.missing == "refuse":
         raise DataError(
-            f"{where} is missing {len(run.missing)} of {len(run.channels)} channels, first {run.missing[0]}; set "
-            "missing=mask to take it with these marked as missing."
+            f"{where} is missing {len(run.missing)} of {len(run.channels)} channels, first "
+            f"{run.missing[0]}; set missing=mask to add it with these channels marked as missing."
         )
     if len(run.missing) > config.max_missing * len(run.channels):
         return (
@@ -581,8 +581,9 @@ def _sort_out(found: _Found, manifest: CorpusManifest, before: _Before) -> _Sort
             copies.append((files, subject))
         elif run_id in new:
             raise DataError(
-                f"{run.files[0]} and {new[run_id].run.files[0]} are different recordings by one name ({run_id}); "
-                "give their data sets different names in dataset_description.json, or add one of them."
+                f"{run.files[0]} and {new[run_id].run.files[0]} are different recordings with the same "
+                f"name ({run_id}); give their data sets different names in dataset_description.json, or "
+                "add one of them."
             )
         else:
             n_changed += row is not None
@@ -686,7 +687,7 @@ def _tell_merged(manifest: CorpusManifest, before: _Before, tell: Callable[[str]
         tell(
             f"{', '.join(seen[:3])}{f' and {len(seen) - 3} more' if len(seen) > 3 else ''} "
             f"{'was' if len(seen) == 1 else 'were'} trained on and held out from now on, by name or as the same person "
-            "as one held out: a network that was pretrained on the corpus as it was has seen them"
+            "as one held out: a network that was pretrained on the earlier corpus has seen them"
         )
     return replace(manifest, held_out=frozenset(s for s in manifest.subjects if names[s] in held))
 
@@ -749,7 +750,7 @@ def prepare_run(run: SeriesRun, config: CorpusConfig) -> tuple[np.ndarray, tuple
     bad = ~np.isfinite(data).all(axis=0)
     if bad.any():
         raise DataError(
-            f"it has values that are no numbers in {bad.sum()} channels, first "
+            f"it has values that are not numbers in {bad.sum()} channels, first "
             f"{np.array(run.channels)[present][bad][0]}"
         )
     # A share of its size, so that rounding is no change.
@@ -868,8 +869,8 @@ def _write_shards(
                 yield task.result()
         except BrokenExecutor as error:
             raise DataError(
-                "a process that prepares runs was killed, perhaps as memory ran out; finished shards are kept, so give "
-                "the same command again, with fewer --jobs."
+                "a process that prepares runs was killed, perhaps because memory ran out; finished "
+                "shards are kept, so run the same command again, with fewer --jobs."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -97,8 +97,8 @@ def read_meeg_channels(config: MeegChannels, roots: Sequence[Path]) -> Channels:
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ConfigError(
-                f"channels.names has {', '.join(unknown)}, which the 10-05 system does not know, so that no recording "
-                "can be mapped to them by name; take the nearest of its electrodes."
+                f"channels.names has {', '.join(unknown)}, which are not in the 10-05 system, so no "
+                "recording can be mapped to them by name; use its nearest electrodes."
             )
         return Channels(names, tuple(map(_find_region, names)), np.stack([known[name] for name in names]))
     for root in roots:
@@ -137,7 +137,8 @@ def find_meeg_runs(root: Path, config: CorpusConfig) -> tuple[list[SeriesRun], l
     assert isinstance(channels, MeegChannels)
     if channels.modality == "meg" and channels.absent == "interpolate":
         raise ConfigError(
-            "channels.absent=interpolate is possible for EEG alone, whose electrodes have places by name; set mask."
+            "channels.absent=interpolate is possible only for EEG, whose electrode positions follow from "
+            "their names; set mask."
         )
     root = root.expanduser()
     card, runs, excluded = read_source_card(root), [], []
@@ -198,8 +199,8 @@ def _describe(held: HeldRecording, root: Path, card: SourceCard, config: MeegCha
     sfreq, n = float(raw.info["sfreq"]), int(raw.n_times)
     if sfreq < config.sfreq / 2:
         raise DataError(
-            f"it was sampled at {sfreq:g} Hz, less than half of the {config.sfreq:g} Hz of the corpus, so that most of "
-            "its samples would be invented"
+            f"it was sampled at {sfreq:g} Hz, less than half of the {config.sfreq:g} Hz of the corpus, "
+            "so most samples would have to be interpolated"
         )
     sensors = list_sensors(raw, _KINDS[config.modality])
     own = _match_names(sensors.ch_names, config)
@@ -211,7 +212,7 @@ def _describe(held: HeldRecording, root: Path, card: SourceCard, config: MeegCha
     if not good & set(config.names):
         some = ", ".join(sensors.ch_names[:5])
         raise DataError(
-            f"none of its sensors ({some}, ...) is a good channel of the corpus; name what is what with "
+            f"none of its sensors ({some}, ...) is a good channel of the corpus; give the names with "
             "channels.aliases, [[name in the file, name in the corpus], ...]"
         )
     absent = [name for name in config.names if name not in there]
@@ -307,7 +308,7 @@ def _match_names(sensors: Sequence[str], config: MeegChannels) -> dict[str, str]
     twice = next((name for name in found.values() if list(found.values()).count(name) > 1), None)
     if twice is not None:
         both = " and ".join(name for name, place in found.items() if place == twice)
-        raise DataError(f"its sensors {both} are both {twice}; say which is with channels.aliases")
+        raise DataError(f"its sensors {both} are both {twice}; choose one with channels.aliases")
     return found
 
 

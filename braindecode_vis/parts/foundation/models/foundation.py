@@ -131,8 +131,8 @@ class FoundationNetwork(nn.Module):
         """
         if self.missing:
             raise ConfigError(
-                f"the pretrained weights were not found at {self.missing}, and a training starts from them; correct "
-                "encoder.network.pretrained."
+                f"the pretrained weights were not found at {self.missing}, but the training starts from "
+                "them; correct encoder.network.pretrained."
             )
         return self.projector(self._pool(self.encode(data)))
 
@@ -469,7 +469,7 @@ def load_backbone(
     if missing or unexpected:
         raise DataError(
             f"{source} is no file of {layout.title} of these sizes: it {_count(missing, 'is missing')} and "
-            f"{_count(unexpected, 'has')} that the network does not know; correct encoder.network.pretrained, or the "
+            f"{_count(unexpected, 'has')} that are not in the network; correct encoder.network.pretrained, or the "
             "sizes in encoder.network where this model has such settings."
         )
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Settings of published brain foundation models: what is read from their file, what learns, how trials reach them.
+"""Settings of published brain foundation models: their file, which weights are trained, and the form of their input.
 
 `FoundationConfig` is common to all kinds, `EegModelConfig` to those that read channels x times; each model adds a class
 with the facts of its input. Imports no torch: the networks are in a file each, what surrounds them in `foundation`.
@@ -39,7 +39,7 @@ _SYNONYMS |= {new: old for old, new in _SYNONYMS.items()}
 
 
 class FoundationConfig(NetworkSettings):
-    """What published foundation models share.
+    """Settings that published foundation models share.
 
     Parameters
     ----------
@@ -47,19 +47,19 @@ class FoundationConfig(NetworkSettings):
         File of the published weights, as it was released: safetensors, or a torch file, which is read without running
         code. None starts from random weights.
     pretrained_digest
-        Digest of that file. It is filled in by itself and kept with a run, so that a fitted run is read without the
-        file; a file that changed since is refused.
+        Digest of this file. It is filled in automatically and kept with a run, so that a fitted run can be read without
+        the file; a changed file is refused.
     tuning
-        What learns. ``full``: everything. ``freeze``: the projector behind the network. ``linear_probe``: one linear
-        map behind it. ``attentive_probe``: a query that attends to the tokens, and a linear map. ``probe_then_full``:
-        the projector for the first 0.3 of the training, then everything. ``lora``: the projector and
-        low-rank changes of the attention's weights.
+        Which weights are trained. ``full``: all. ``freeze``: the projector behind the network. ``linear_probe``: one
+        linear map behind it. ``attentive_probe``: a query that attends to the tokens, and a linear map.
+        ``probe_then_full``: the projector for the first 0.3 of the training, then all. ``lora``: the projector
+        and low-rank changes of the attention's weights.
     backbone_lr_scale
-        Learning rate of the pretrained weights as a part of the projector's; 0.1 in CBraMod.
+        Learning rate of the pretrained weights as a share of the projector's; 0.1 in CBraMod.
     layer_decay
         Factor of the learning rate from each layer to the one below it; 0.65 in LaBraM, 1 is the same rate for all.
     pooling
-        What the projector gets of the tokens: their ``mean``, or all of them side by side (``flatten``).
+        Input of the projector: the ``mean`` of the tokens, or all of them concatenated (``flatten``).
     """
 
     pretrained: Path | None = None
@@ -90,8 +90,8 @@ class FoundationConfig(NetworkSettings):
     def _check_tuning(self) -> FoundationConfig:
         if self.pretrained is None and self.tuning != "full":
             raise ValueError(
-                f"tuning is {self.tuning}, but there is no file in pretrained, so that random weights would stay as "
-                "they are; name the file, or take full"
+                f"tuning is {self.tuning}, but there is no file in pretrained, so random weights would "
+                "stay unchanged; give the file, or set tuning to full"
             )
         if self.tuning in (*FROZEN, "lora"):
             because = f"with tuning {self.tuning} the pretrained weights do not learn"
@@ -184,19 +184,19 @@ class FoundationConfig(NetworkSettings):
 
 
 class EegModelConfig(FoundationConfig):
-    """What models of EEG share: channels by name, a rate and a unit of their own.
+    """Settings that models of EEG share: channels by name, and the model's own rate and unit.
 
     Trials are resampled, cut into patches from their start (samples that fill no patch are left out), and divided so
-    that a value means to the model what it meant in its pretraining. That needs a unit: set
-    ``encoder.input_scaling.kind`` to ``none``, so that the network sees volts, or say `scale`.
+    that values have the same unit as in its pretraining. This needs a known unit: set ``encoder.input_scaling.kind`` to
+    ``none``, so that the network gets volts, or set `scale`.
 
     Parameters
     ----------
     channels
-        Own name of a channel to the model's name, where they differ; null leaves the channel out. Case does not
+        Name of a channel in the data to the model's name, where they differ; null leaves the channel out. Case does not
         matter, and T3, T4, T5, T6 stand for T7, T8, P7, P8 where a model knows one of the two.
     scale
-        What the values are divided by; None derives it from the unit of the responses.
+        Divisor of the values; None derives it from the unit of the responses.
     """
 
     channels: dict[str, str | None] = Field(default={})
@@ -208,7 +208,7 @@ class EegModelConfig(FoundationConfig):
     #: Samples of a patch, and how many patches the model can take; None for any number.
     patch: ClassVar[int]
     max_patches: ClassVar[int | None] = None
-    #: Volts that are 1 to the model; None where the model scales each trial by itself.
+    #: Volts that are 1 to the model; None if the model scales each trial by itself.
     volts: ClassVar[float | None]
 
     def find_rows(self, signal: Signal, table: tuple[str, ...], *, others: bool = False) -> dict[str, int]:
@@ -232,7 +232,9 @@ class EegModelConfig(FoundationConfig):
         read_axes(signal, self.layout.title)
         own = signal.ch_names
         if len(own) != signal.size_of("channel"):
-            raise DataError(f"{self.layout.title} reads channels by name, but the responses name none.")
+            raise DataError(
+                f"{self.layout.title} reads channels by name, but the responses have no channel names."
+            )
         for name in self.channels:
             if name not in own:
                 raise ConfigError(
@@ -250,7 +252,7 @@ class EegModelConfig(FoundationConfig):
                 continue
             if row is None:
                 raise DataError(
-                    f"{self.layout.title} has no row for the channel {wanted}; name the row that it shall take in "
+                    f"{self.layout.title} has no row for the channel {wanted}; choose its row in "
                     f"encoder.network.channels, as {{{name}: {table[0]}}}, or leave it out there with "
                     f"{{{name}: null}}."
                 )
@@ -262,8 +264,8 @@ class EegModelConfig(FoundationConfig):
             rows[row] = index
         if not rows:
             raise DataError(
-                f"{self.layout.title} finds none of its channels ({', '.join(table[:5])}, ...) in the responses; name "
-                "the row of each in encoder.network.channels."
+                f"{self.layout.title} finds none of its channels ({', '.join(table[:5])}, ...) in the "
+                "responses; give the row of each channel in encoder.network.channels."
             )
         return rows
 
@@ -290,8 +292,8 @@ class EegModelConfig(FoundationConfig):
         for name, wanted in self.channels.items():
             if wanted is not None:
                 raise ConfigError(
-                    f"encoder.network.channels names {name} {wanted}, but {title} takes the place of {name} from the "
-                    f"responses, where another name changes nothing; leave it out, or {hint}."
+                    f"encoder.network.channels names {name} {wanted}, but {title} takes the position of "
+                    f"{name} from the responses, so another name has no effect; leave it out, or {hint}."
                 )
         rows = self.find_rows(signal, signal.ch_names)
         return rows, signal.ch_pos[list(rows.values())]
@@ -331,7 +333,7 @@ class EegModelConfig(FoundationConfig):
 
         title, rate = self.layout.title, self.model_rate
         if signal.sfreq is None:
-            raise DataError(f"{title} reads {rate:g} Hz, but the responses name no sampling rate.")
+            raise DataError(f"{title} reads {rate:g} Hz, but the responses have no sampling rate.")
         front = Front(signal, mixing, rate=rate, divisor=self.find_divisor(signal))
         n_patches, seconds = front.n_times // self.patch, self.patch / rate
         if n_patches < 1:
@@ -402,7 +404,7 @@ class CBraModConfig(EegModelConfig):
         ``tueg`` takes the 19 channels of the pretraining in their order, ``own`` all channels of the data in theirs,
         as published fine-tunings do.
     missing
-        What becomes of channels that ``tueg`` wants and the data do not have: they are refused, or interpolated from
+        What happens with channels that ``tueg`` needs and the data do not have: they are refused, or interpolated from
         the others by spherical splines (``interpolate``).
     """
 
@@ -422,7 +424,7 @@ class CBraModConfig(EegModelConfig):
     @model_validator(mode="after")
     def _check_montage(self) -> CBraModConfig:
         if self.montage == "own":
-            self.refuse_unused("missing", "channels", because="montage own takes the channels as they are")
+            self.refuse_unused("missing", "channels", because="montage own uses the channels unchanged")
         return self
 
     def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
@@ -444,8 +446,8 @@ class CBraModConfig(EegModelConfig):
 class EegptConfig(EegModelConfig):
     """EEGPT (Wang et al. 2024): four summaries of each quarter of a second over any of 62 channels.
 
-    Its encoder sees each patch by itself and knows no time, so that the mean over patches forgets when something
-    happened. A token is a patch, its four summaries side by side.
+    Its encoder gets each patch separately and without its time, so the mean over patches has no information about time.
+    A token is a patch with its four summaries concatenated.
 
     Parameters
     ----------
@@ -453,8 +455,8 @@ class EegptConfig(EegModelConfig):
         Whether summaries pass through the predictor of the pretraining, in which the patches see each other and their
         times; it is in the same file.
     reference
-        ``average`` takes the mean of the channels that the model reads off each of them, as published; ``own`` leaves
-        them as they are.
+        ``average`` subtracts the mean over the model's channels from each channel, as published; ``own`` does not
+        change them.
     pooling
         ``flatten`` for all patches side by side (as published), or their ``mean``.
     """
@@ -486,7 +488,7 @@ class EegptConfig(EegModelConfig):
         if self.reference == "average":
             if len(rows) < 2:
                 raise DataError(
-                    "EEGPT takes the mean of its channels off each of them, which leaves nothing of "
+                    "EEGPT subtracts the mean over channels from each channel, so nothing is left of "
                     f"{next(iter(rows))} alone; set encoder.network.reference to own."
                 )
             mixing = np.zeros((len(rows), signal.size_of("channel")))
@@ -499,7 +501,7 @@ class EegptConfig(EegModelConfig):
 
 
 class BendrConfig(EegModelConfig):
-    """BENDR (Kostas et al. 2021): convolutions, and a transformer over what they find.
+    """BENDR (Kostas et al. 2021): convolutions, and a transformer over their outputs.
 
     Reads the 19 channels of its pretraining and leaves others out. It scales each trial by itself, all channels
     together, from -1 to 1, so that no unit is needed; channels that were scaled one by one before have lost their
@@ -510,7 +512,7 @@ class BendrConfig(EegModelConfig):
     pretrained
         Its first file, ``encoder.pt``.
     context
-        Whether there is a transformer; otherwise tokens are what the convolutions find.
+        Whether the transformer is used; otherwise the tokens are the outputs of the convolutions.
     contextualizer
         Its second file, ``contextualizer.pt``: the transformer.
     contextualizer_digest
@@ -519,7 +521,7 @@ class BendrConfig(EegModelConfig):
         Largest minus smallest value of the data set, in the unit of the responses: a row of its input tells how much of
         that a trial spans. None writes 0, a middle, into that row.
     missing
-        What becomes of channels that the data do not have: they are zero (``zero``, as published), interpolated from
+        What happens with channels that the data do not have: they are zero (``zero``, as published), interpolated from
         the others by spherical splines (``interpolate``) or refused (``refuse``).
     pooling
         ``last`` for the last token (as published), ``cls`` for the token of the start, ``mean`` over the others, or
@@ -562,7 +564,7 @@ class BendrConfig(EegModelConfig):
                 )
         elif (self.pretrained is None) != (self.contextualizer is None):
             raise ValueError(
-                "BENDR's weights are two files: name encoder.pt in pretrained and contextualizer.pt in "
+                "BENDR's weights are two files: give encoder.pt in pretrained and contextualizer.pt in "
                 "contextualizer, or set context to false to leave the transformer out"
             )
         return self
@@ -596,9 +598,9 @@ class ReveConfig(EegModelConfig):
     Parameters
     ----------
     channels
-        Own name of a channel to its name in `positions`, where they differ; null leaves the channel out.
+        Name of a channel in the data to its name in `positions`, where they differ; null leaves the channel out.
     scale
-        What the values are divided by; None derives it from the unit of the responses, 100 µV being 1. Take 1 for
+        Divisor of the values; None derives it from the unit of the responses, 100 µV being 1. Take 1 for
         responses that are standardised already, as those of the pretraining were.
     positions
         JSON table of names to x, y, z in m, as the authors publish it. None takes the positions of the responses. A
@@ -607,7 +609,7 @@ class ReveConfig(EegModelConfig):
     width
         Features of a token, a multiple of 64.
     n_frequencies
-        Of the code of places along each axis.
+        Number of frequencies of the position code along each axis.
     pooling
         ``mean`` over the tokens, ``attention`` of the file's own query, or all side by side (``flatten``).
     """
@@ -678,7 +680,7 @@ class ReveConfig(EegModelConfig):
 
 
 class LunaConfig(EegModelConfig):
-    """LUNA (Döner et al. 2025): a few queries ask the channels of each patch of 40 samples, whatever their number.
+    """LUNA (Döner et al. 2025): a few queries attend to any number of channels in each patch of 40 samples.
 
     It standardises each channel of a trial by itself, so that no unit is needed, and knows channels by their places, of
     which only the proportions along each axis count. The large model has size 96, 6 queries and depth 10, the huge one
@@ -687,10 +689,11 @@ class LunaConfig(EegModelConfig):
     Parameters
     ----------
     channels
-        Own name of a channel to a name of the 10-05 system, where `places` come from there; null leaves a channel out.
+        Name of a channel in the data to a name of the 10-05 system, where `places` come from there; null leaves a
+        channel out.
     places
         ``names`` for the places of the names in the 10-05 system, as published; a pair such as F3-C3 lies in the
-        middle. ``responses`` for those that the responses bring.
+        middle. ``responses`` for the positions in the responses.
     size, n_queries, depth
         Features of a query of two heads, a multiple of 16, and how many there are; blocks over the patches.
     """

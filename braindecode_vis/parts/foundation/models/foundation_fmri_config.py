@@ -57,15 +57,15 @@ def order_schaefer(names: Sequence[str], title: str) -> list[int]:
 
 
 class ParcelModelConfig(FoundationConfig):
-    """What models of parcels share: an atlas in its order, a repetition time, a scaling.
+    """Settings that models of parcels share: an atlas in its order, a repetition time, a scaling.
 
     Trials are interpolated linearly to the model's repetition time, and frames that fill no patch are left out.
 
     Parameters
     ----------
     parcels
-        ``by_name`` compares number and names of the parcels with the model's atlas and brings them into its order;
-        ``as_given`` compares the number alone, for responses whose names say nothing.
+        ``by_name`` compares number and names of the parcels with the model's atlas and puts them into its order;
+        ``as_given`` compares only the number, for responses without meaningful names.
     """
 
     parcels: Literal["by_name", "as_given"] = "by_name"
@@ -144,7 +144,7 @@ class ParcelModelConfig(FoundationConfig):
             return list(range(n))
         if len(signal.parcels) != n:
             raise DataError(
-                f"{title} knows parcels by name, but the responses name none; if they are those of {self.atlas} in "
+                f"{title} needs parcel names, but the responses have none; if they are those of {self.atlas} in "
                 "its order, set encoder.network.parcels=as_given."
             )
         return self.find_order(signal.parcels)
@@ -180,9 +180,7 @@ def find_frames(signal: Signal, t_r: float, title: str) -> np.ndarray:
             "window (dataset.model: {kind: window, keep: times}), or choose another encoder.network.kind."
         )
     if signal.times is None or len(signal.times) < 2:
-        raise DataError(
-            f"{title} must know the repetition time, but the responses give no times of the samples."
-        )
+        raise DataError(f"{title} needs the repetition time, but the responses have no times of the samples.")
     times = np.asarray(signal.times, float)
     step = float(np.median(np.diff(times)))
     n_frames = int(np.floor((len(times) - 1) * step / t_r + 1e-3)) + 1
@@ -217,9 +215,9 @@ def read_table(path: Path, what: str, n_rows: int, n_columns: int, field: str) -
 class BrainLMConfig(ParcelModelConfig):
     """BrainLM (Ortega Caro et al. 2024): a masked autoencoder over the 424 parcels of A424 and 200 frames.
 
-    Trials shorter than 200 frames stand at the beginning of the picture, and only patches with frames are seen, as in
-    pretraining, which hid three quarters of them. The first patch holds 12 frames (9 with patches of 14). Parcels are
-    scaled by median and interquartile range (``encoder.input_scaling.kind: robust``), then divided.
+    Trials shorter than 200 frames are placed at the beginning of the picture, and only patches with frames are used, as
+    in pretraining, which masked three quarters of them. The first patch holds 12 frames (9 with patches of 14). Parcels
+    are scaled by median and interquartile range (``encoder.input_scaling.kind: robust``), then divided.
 
     Parameters
     ----------
@@ -280,8 +278,8 @@ class BrainLMConfig(ParcelModelConfig):
         # The sum of rank times parcel of the published order: another table, or an order that is not stable, differs.
         if int(np.arange(424) @ rows) != 18_750_276 or not np.array_equal(table[:, 0], np.arange(1, 425)):
             raise DataError(
-                f"{self.coordinates} holds other places than those of A424, so that rows would stand in another order "
-                "than in the pretraining; give the A424_Coordinates.dat of BrainLM's authors in "
+                f"{self.coordinates} holds other places than those of A424, so rows would be in another "
+                "order than in the pretraining; give the A424_Coordinates.dat of BrainLM's authors in "
                 "encoder.network.coordinates."
             )
         return table[:, 1:]
@@ -517,8 +515,8 @@ class NeuroStormConfig(FoundationConfig):
         n_found = len(np.unique(voxels[voxels >= 0]))
         if n_found < 0.5 * n_voxels:
             raise DataError(
-                f"only {n_found} of {n_voxels} voxels lie in the volume that {title} reads, so these are not in MNI "
-                "space; take images in MNI space (dataset.space)."
+                f"only {n_found} of {n_voxels} voxels are inside the volume of {title}, so the images "
+                "are not in MNI space; use images in MNI space (dataset.space)."
             )
         network = NeuroSTORM(side=self.side, width=self.width, depths=self.depths)
         return VolumeFront(voxels, frames[:, :n_frames]), network

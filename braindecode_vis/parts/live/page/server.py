@@ -1,4 +1,4 @@
-"""The server of the live page: one thread beside the session, bound to this machine, open to who has the token.
+"""The server of the live page: one thread beside the session, on this machine only, protected by a token.
 
 Owns addresses, who may read them, the pace at which browsers are told, and the clock of a calibration block. The
 session never waits: a listener's calls append to a list, and the thread of the server does the rest. Every browser has
@@ -45,7 +45,7 @@ THUMBNAIL_PX = 384
 SHARP_BELOW = 128  # px; smaller pictures are sent as they are, and the page enlarges their pixels
 MIN_TOKEN = 12  # characters of a token of one's own
 MAX_MARK_AGE = 30.0  # s; a mark that is older comes from a clock that jumped
-REFUSED = "This page is open to who has its token: use the address that the command `live` printed."
+REFUSED = "This page needs its token: use the address that the command `live` printed."
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'{sockets}; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -132,11 +132,11 @@ class PageListener(Listener):
     ) -> None:
         if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable()):
             raise ConfigError(
-                f"the token of the live page needs {MIN_TOKEN} characters of ASCII or more, since who guesses it sees "
-                "the session; leave it out to have one drawn."
+                f"the token of the live page needs {MIN_TOKEN} or more ASCII characters, since anybody "
+                "who guesses it sees the session; leave it out to get a random one."
             )
         for package in ("starlette", "uvicorn", "websockets"):
-            require(package, "the live page", otherwise="go without it by --no-page")
+            require(package, "the live page", otherwise="or leave the page out with --no-page")
         self.token = token or secrets.token_urlsafe(24)
         self.host, self.port = host, port
         self.calibration = calibration
@@ -248,8 +248,8 @@ class PageListener(Listener):
             bound.close()
             if getattr(error, "errno", None) == errno.EADDRINUSE:
                 raise ConfigError(
-                    f"port {self.port} of {self.host} is taken by another program; give another by --port, or leave it "
-                    "out to get a free one."
+                    f"port {self.port} of {self.host} is used by another program; give another one with "
+                    "--port, or leave it out to get a free one."
                 ) from error
             raise ConfigError(
                 f"the live page cannot listen at {self.host}, port {self.port}: {error}."
@@ -322,7 +322,7 @@ class PageListener(Listener):
                     event = getattr(self.state, kind)(*content)
                 except Exception as error:  # whatever it was: the page goes on, and says so
                     event = self.state.tell(
-                        f"this page could not show what came: {error!r}.", "error", time.time()
+                        f"this page could not show the data: {error!r}.", "error", time.time()
                     )
                 if kind == "begin":
                     event["calibration"] = self.calibration is not None
@@ -359,7 +359,7 @@ class PageListener(Listener):
 
         await ws.accept()
         if len(self._places) >= MAX_BROWSERS:
-            sentence = f"{MAX_BROWSERS} browsers watch this session already: close one of them."
+            sentence = f"{MAX_BROWSERS} browsers already watch this session: close one of them."
             await ws.send_text(json.dumps([{"type": "refused", "sentence": sentence}]))
             await ws.close(4000)
             return
@@ -413,7 +413,7 @@ class PageListener(Listener):
         large = which is not self._find_images
         found = await run_in_threadpool(self._find_thumbnail, name, which, large)
         if found is None:
-            return _say("There is no picture of it.", 404)
+            return _say("There is no picture of this image.", 404)
         return Response(found[0], media_type=found[1], headers={"cache-control": "private, max-age=3600"})
 
     def _find_thumbnail(self, name: str, find: FindImages | None, large: bool) -> tuple[bytes, str] | None:
@@ -441,7 +441,7 @@ class PageListener(Listener):
 
         image = self.state.images.get(request.path_params["number"])
         if image is None:
-            return _say("This reconstruction is not kept any more.", 404)
+            return _say("This reconstruction is no longer available.", 404)
         content, kind = await run_in_threadpool(encode_picture, image, 768)
         return Response(content, media_type=kind, headers={"cache-control": "private, max-age=3600"})
 
@@ -455,7 +455,7 @@ class PageListener(Listener):
         block = self.calibration
         if block is None or self._calibrating is not None:
             why = (
-                "this block is shown by another window; close that first"
+                "another window shows this block; close that window first"
                 if block
                 else "this session has no calibration block: start it with --calibrate"
             )
@@ -507,12 +507,12 @@ class PageListener(Listener):
         except (WebSocketDisconnect, RuntimeError, OSError):
             if self._verdict is None and self._next_showing:
                 self.tell(
-                    f"the calibration page was closed after {self._next_showing} of {len(showings)} images; "
-                    "open it again to go on.",
+                    f"the calibration page was closed after {self._next_showing} of {len(showings)} "
+                    "images; open it again to continue.",
                     "warning",
                 )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError, IndexError):
-            await ws.close(4002, "That is no message of a calibration page.")
+            await ws.close(4002, "This is not a message of a calibration page.")
         except BraindecodeVisError as error:
             self.tell(str(error), "error")
             with suppress(RuntimeError, OSError):
@@ -578,12 +578,13 @@ class _Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_here(host):
             return _say(
-                "This page answers to the address of its own machine alone, not to another name for it.", 403
+                "This page can be opened only with the address of its own machine, not with another name.",
+                403,
             )
         if origin is not None and urlsplit(origin).netloc != host:
-            return _say("Pages of other addresses may not read this one.", 403)
+            return _say("Pages from other addresses may not read this page.", 403)
         if scope["type"] == "websocket" and origin is None and "cookie" in headers:
-            return _say("A websocket needs to say where it comes from.", 403)  # every browser does
+            return _say("A websocket request needs an origin.", 403)  # every browser does
         asked = HTTPConnection(scope)
         cookie = f"live-{self.page.port}"  # cookies are shared by all ports of a host
         given = asked.query_params.get("token", "")

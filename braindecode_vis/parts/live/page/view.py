@@ -1,4 +1,4 @@
-"""What the live page shows, as plain values: traces, quality of channels, decisions, score, latencies, messages.
+"""The content of the live page, as plain values: traces, quality of channels, decisions, score, latencies, messages.
 
 Owns how samples become traces and decisions become rows of JSON. All of it is bounded, however long a session lasts.
 Knows nothing of browsers and servers.

@@ -369,7 +369,7 @@ def test_an_atlas_that_changed_is_told_and_one_of_other_names_refused(tmp_path, 
     add(tmp_path, root)
     other = OtherAtlas()
     add(tmp_path, root, sources=other, tell=heard.append)
-    assert "files of the atlas are others" in heard[0]
+    assert "files of the atlas differ" in heard[0]
     other.names = NAMES[:5]
     with pytest.raises(ConfigError, match="has 6 channels, first P0, but its settings now give 5"):
         add(tmp_path, root, sources=other)
@@ -390,7 +390,7 @@ class OtherModality(ToySources):
 @pytest.mark.parametrize(
     "sources, config, words",
     [
-        (OtherChannels(), CONFIG, "but the corpus has 6 by other names"),
+        (OtherChannels(), CONFIG, "but the corpus has 6 with other names"),
         (OtherModality(), CONFIG, "is eeg, but the corpus is of fmri"),
         (
             ToySources(),
@@ -426,7 +426,7 @@ def test_a_channel_that_never_changes_is_missing_and_a_value_that_is_no_number_l
     runs = open_corpus(tmp_path / "corpus").runs.set_index("run_id")
     assert runs["missing"]["movies/00/00_1_2.0_north.npy"] == ("P3",)
     assert "movies/01/01_1_2.0_north.npy" not in runs.index
-    assert "no numbers in 1 channels, first P3" in done.excluded[-1].reason
+    assert "not numbers in 1 channels, first P3" in done.excluded[-1].reason
     # It is tried again, as its file may have been mended; many of them are no accident.
     write_run(root, "01_1_2.0_north")
     assert add(tmp_path, root).n_new == 1
@@ -439,7 +439,7 @@ def test_a_channel_that_never_changes_is_missing_and_a_value_that_is_no_number_l
 def test_two_recordings_by_one_name_are_refused(tmp_path, root):
     (tmp_path / "b").mkdir()
     write_run(tmp_path / "b" / "movies", "00_1_2.0_north", seed=99)
-    with pytest.raises(DataError, match="are different recordings by one name"):
+    with pytest.raises(DataError, match="are different recordings with the same name"):
         add(tmp_path, root, tmp_path / "b" / "movies")
 
 

@@ -75,8 +75,8 @@ def test_a_corpus_is_estimated_made_grown_described_and_proved(tmp_path, data):
 @pytest.mark.parametrize(
     "more, sentence",
     [
-        (["--dry-run"], "--dry-run says what --add would do"),
-        (["--check", "--hold-out", "x"], "--check looks at a corpus as it is"),
+        (["--dry-run"], "--dry-run shows the effect of --add"),
+        (["--check", "--hold-out", "x"], "--check only checks a corpus"),
         (["--hold-out", "x"], "is no corpus"),
     ],
 )
@@ -92,7 +92,7 @@ def test_what_makes_no_sense_is_refused(tmp_path, more, sentence):
     [
         ("source\tsubject\nmovies\t1\n", "person"),
         ("source\tsubject\tperson\nmovies\t1\tA\nmovies\tsub-1\tB\n", "calls movies/1 both 'A' and 'B'"),
-        ("source\tsubject\tperson\nmovies\t1\t\n", "gives movies/1 no person"),
+        ("source\tsubject\tperson\nmovies\t1\t\n", "has no person for movies/1"),
         ("\0\x01", "table of people"),
     ],
 )

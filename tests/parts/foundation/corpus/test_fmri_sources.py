@@ -230,7 +230,7 @@ def test_forms_of_an_atlas_agree_in_names_whatever_their_numbers(tmp_path, atlas
         read_corpus_atlas(FmriChannels(atlas="glasser", files=(atlas / "atlas.dlabel.nii",)))
     with pytest.raises(ConfigError, match=r"named after 7 networks; set channels.networks=7"):
         read_corpus_atlas(FmriChannels(atlas="schaefer100", networks=17, labels=make_table(tmp_path, 100)))
-    with pytest.raises(ConfigError, match="a424 is not fetched by nilearn: name its files"):
+    with pytest.raises(ConfigError, match="a424 cannot be fetched by nilearn: give its files"):
         read_corpus_atlas(FmriChannels(atlas="a424"))
     with pytest.raises(ConfigError, match="not its other hemisphere"):
         read_corpus_atlas(FmriChannels(atlas="own", files=(atlas / "atlas.L.label.gii",)))
@@ -239,9 +239,7 @@ def test_forms_of_an_atlas_agree_in_names_whatever_their_numbers(tmp_path, atlas
     with pytest.raises(DataError, match=r"'7Networks_LH_Vis_1' of .*dlabel.nii is none of"):
         read_corpus_atlas(FmriChannels(atlas="own", files=(atlas / "atlas.dlabel.nii",), labels=other))
     other.write_text("".join(f"{n}\t{name}\n" for n, name in enumerate([*NAMES, "One", "Two"], 1)))
-    with pytest.raises(
-        DataError, match=r"2 of the 8 regions that are named label no place of .*atlas.nii.gz"
-    ):
+    with pytest.raises(DataError, match=r"2 of the 8 named regions have no label in .*atlas.nii.gz"):
         read_corpus_atlas(FmriChannels(atlas="own", files=(atlas / "atlas.nii.gz",), labels=other))
     for side, first in (("lh", 0), ("rh", 3)):
         words = ["Background+FreeSurfer_Defined_Medial_Wall", *NAMES[first : first + 3]]
@@ -317,7 +315,7 @@ def test_motion_of_the_hcp_is_regressed_out_where_its_files_are_not_cleaned(tmp_
     write_cifti(joined / "rfMRI_REST_Atlas_hp0_clean.ptseries.nii", series, parcels_axis(NAMES))
     runs, excluded = find_fmri_runs(tmp_path / "hcp", config)
     assert [run.run for run in runs] == ["rfMRI_REST1_RL", "tfMRI_WM_LR"]
-    assert excluded[0].reason == "it joins runs that are there, such as rfMRI_REST1_RL"
+    assert excluded[0].reason == "it is a concatenation of other runs that exist, such as rfMRI_REST1_RL"
     steps = np.abs(np.diff(moves, axis=0))
     assert task.motion_mm == pytest.approx((steps[:, :3].sum() + 50 * steps[:, 3:].sum()) / 40)
     assert np.corrcoef(cleaned.read()[:, 0], moves[:, 0])[0, 1] > 0.9
@@ -372,7 +370,7 @@ def test_a_wrong_repetition_time_is_refused(tmp_path, atlas):
         tmp_path / "a", config
     )
     write_volume(tmp_path / "b", "sub-01_task-rest", courses(), t_r=0, sidecar=2000)
-    assert "repetition time of 2000 s, which no scanner has; BIDS counts in s" in leave_out(
+    assert "repetition time of 2000 s, which is impossible for a scanner; BIDS uses seconds" in leave_out(
         tmp_path / "b", config
     )
     write_volume(tmp_path / "c", "sub-01_task-rest", courses(), t_r=0, sidecar=None)
@@ -440,7 +438,7 @@ def test_sites_with_other_parcels(tmp_path, atlas):
     with pytest.raises(DataError, match=r"none of its 6 parcels \(first 'Area 0a'\) .* it has another atlas"):
         find()
     table.set_axis([NAMES[0], *NAMES[:5]], axis=1).to_csv(path, sep="\t", index=False)
-    with pytest.raises(DataError, match="'7Networks_LH_Vis_1' stands there twice"):
+    with pytest.raises(DataError, match="'7Networks_LH_Vis_1' occurs twice"):
         find()
     table.iloc[3, 3] = np.nan
     table.to_csv(path, sep="\t", index=False, na_rep="n/a")
@@ -505,7 +503,7 @@ def test_volumes_that_were_cut_before_come_back_to_their_times(tmp_path, atlas):
     assert (run.n_times, run.scrubbed) == (40, pytest.approx(3 / 40))
     np.testing.assert_allclose(found[~moved], series[~moved], rtol=1e-5)
     np.testing.assert_allclose(found[20], (series[19] + series[21]) / 2, rtol=1e-5)
-    with pytest.raises(DataError, match="3 volumes that moved were cut from it before"):
+    with pytest.raises(DataError, match="3 volumes with motion were cut out before"):
         find_fmri_runs(root, make_config(atlas))
     motion[:-1].to_csv(f"{stem}_motion.tsv", sep="\t", index=False)
     with pytest.raises(DataError, match="has 39 rows, but the run 40 volumes"):
@@ -529,7 +527,7 @@ def test_runs_that_moved_or_whose_tables_are_of_other_runs_are_left_out(tmp_path
     assert "mean framewise displacement is 0.58 mm" in reason()
     write_confounds(stem, moved=range(1, 39, 3), fd=0.0)
     config = make_config(atlas, "atlas.nii.gz", cleaning={**cleaning, "max_motion_mm": None})
-    assert "32% of its volumes moved, above channels.cleaning.max_scrubbed (30%)" in reason()
+    assert "32% of its volumes have motion, above channels.cleaning.max_scrubbed (30%)" in reason()
     write_confounds(stem, n=39)
     assert "has 39 rows, but the run 40 volumes" in reason()
     config = make_config(atlas, "atlas.nii.gz", cleaning={**cleaning, "h_freq": 0.25})
@@ -571,7 +569,7 @@ def test_of_several_forms_the_cleaned_one_is_taken_and_a_space_can_be_chosen(tmp
     np.testing.assert_allclose(read(), series, rtol=1e-5)
     np.testing.assert_allclose(read(space="MNI152NLin6Asym"), 2 * series, rtol=1e-5)
     with pytest.raises(
-        DataError, match="there in the space MNI152NLin2009cAsym, MNI152NLin6Asym, not in T1w"
+        DataError, match="exists in the space MNI152NLin2009cAsym, MNI152NLin6Asym, not in T1w"
     ):
         read(space="T1w")
     # XCP-D: denoised, so that the confounds beside it are not taken out again.
@@ -615,5 +613,5 @@ def test_nothing_to_find(tmp_path, atlas):
     with pytest.raises(DataError, match="holds no time series of fMRI"):
         find_fmri_runs(tmp_path / "empty", make_config(atlas))
     write_cifti(tmp_path / "empty" / "rest.ptseries.nii", courses(), parcels_axis(NAMES))
-    with pytest.raises(DataError, match="neither its name nor its folders say whose it is"):
+    with pytest.raises(DataError, match="neither its name nor its folders give the subject"):
         find_fmri_runs(tmp_path / "empty", make_config(atlas))

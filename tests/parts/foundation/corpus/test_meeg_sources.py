@@ -141,7 +141,7 @@ def test_stretches_between_joins_are_filtered_apart_and_short_ones_are_cut(tmp_p
     ("changes", "words"),
     [
         ({"names": ("E1", "E2", "E3")}, r"none of its sensors \(E1, E2, E3"),
-        ({"names": ("Cz", "EEG CZ-REF")}, "are both Cz; say which is"),
+        ({"names": ("Cz", "EEG CZ-REF")}, "are both Cz; choose one"),
         ({"seconds": 2.0}, "less than a filter of"),
         ({"sfreq": 32.0}, "less than half of the 100 Hz"),
     ],
@@ -168,9 +168,9 @@ def test_what_is_no_source_or_no_channel_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no recording of EEG"):
         find_meeg_runs(tmp_path / "empty", configure())
-    with pytest.raises(ConfigError, match="E1, which the 10-05 system does not know"):
+    with pytest.raises(ConfigError, match="E1, which are not in the 10-05 system"):
         read_meeg_channels(configure(names=("Cz", "E1")).channels, [])
-    with pytest.raises(ConfigError, match="possible for EEG alone"):
+    with pytest.raises(ConfigError, match="possible only for EEG"):
         find_meeg_runs(tmp_path / "empty", configure(modality="meg", absent="interpolate"))
     with pytest.raises(DataError, match="no MEG recording was found below"):
         read_meeg_channels(configure(modality="meg").channels, [tmp_path / "empty"])

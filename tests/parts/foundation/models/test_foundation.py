@@ -176,7 +176,7 @@ def test_a_file_of_cbramod_fills_the_network(tmp_path):
         (lambda c, p: torch.save({"args": make_signal()}, p), "cannot be read as a file of tensors"),
         (lambda c, p: p.write_bytes(b"nonsense"), "cannot be read as a file of tensors"),
         (lambda c, p: torch.save([torch.ones(1)], p), "is missing 32 tensors"),
-        (lambda c, p: write_labram(p, depth=2), "has 17 tensors \\(blocks.1.gamma_1, ...\\) that the network"),
+        (lambda c, p: write_labram(p, depth=2), "has 17 tensors \\(blocks.1.gamma_1, ...\\) that are not in the"),
         (lambda c, p: write_labram(p, width=200), "has the shape .* but that of the network is"),
         (lambda c, p: torch.save({**c, "model": {k: v * torch.nan for k, v in c["model"].items()}}, p), "finite"),
         (lambda c, p: p.unlink(), "was not found at .*; correct encoder.network.pretrained"),
@@ -260,10 +260,10 @@ def test_values_come_in_hundreds_of_microvolts(unit, divisor):
         (make_signal(("FP1", "fp1")), {}, DataError, "the channels FP1 and fp1 have the same row"),
         (make_signal(("FP1",)), {"channels": {"FP3": "FPZ"}}, ConfigError, "no such channel .did you mean 'FP1'"),
         (make_signal(("FP1",)), {"channels": {"FP1": None}}, DataError, "finds none of its channels"),
-        (replace(make_signal(), ch_names=()), {}, DataError, "the responses name none"),
+        (replace(make_signal(), ch_names=()), {}, DataError, "the responses have no channel names"),
         (make_signal(n_times=199), {}, DataError, "at least 1 s .200 samples at 200 Hz., but these have 0.995 s"),
         (make_signal(n_times=3400), {}, DataError, "places for 16 patches of 1 s, but these trials have 17"),
-        (make_signal(sfreq=None), {}, DataError, "name no sampling rate"),
+        (make_signal(sfreq=None), {}, DataError, "have no sampling rate"),
         (make_signal(unit="scaled"), {}, ConfigError, "set encoder.input_scaling.kind"),
         (Signal(("voxel",), (5,), ("01",)), {}, DataError, "needs a channel axis"),
     ],
@@ -284,7 +284,7 @@ def test_a_montage_that_lacks_channels_is_refused():
     "settings, words",
     [
         ({"tuning": "freeze"}, "random weights would stay"),
-        ({"pretrained_digest": "0"}, "none is given"),
+        ({"pretrained_digest": "0"}, "is not given"),
         ({"tuning": "lora", "pretrained": "x", "layer_decay": 0.5}, "do not learn"),
         ({"tuning": "attentive_probe", "pretrained": "x", "pooling": "cls"}, "learns how tokens are pooled"),
     ],
@@ -373,7 +373,7 @@ def test_a_fitted_network_needs_the_file_no_more(tmp_path):
     with pytest.raises(ConfigError, match="were not found at"):
         NetworkEncoder(settings).fit(responses, targets)
     write_labram(path, depth=2)
-    with pytest.raises(ValueError, match="another file, or it changed since"):
+    with pytest.raises(ValueError, match="it is another file, or it changed"):
         type(encoder.config).model_validate(content)
 
 

@@ -480,8 +480,8 @@ REFUSED = [
         make_signal([n.replace("17", "7") for n in SCHAEFER], 10, 1.0),
         "400 of Schaefer with 7 networks",
     ),
-    ("cortex_mae", make_signal(SCHAEFER, 10, 1.0, parcels=()), "the responses name none"),
-    ("cortex_mae", make_signal(SCHAEFER, 10, 1.0, times=None), "must know the repetition time"),
+    ("cortex_mae", make_signal(SCHAEFER, 10, 1.0, parcels=()), "but the responses have none"),
+    ("cortex_mae", make_signal(SCHAEFER, 10, 1.0, times=None), "needs the repetition time"),
     (
         "cortex_mae",
         make_signal(SCHAEFER, 1, 1.0, dims=("parcel",), shape=(400,)),

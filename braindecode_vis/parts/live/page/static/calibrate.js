@@ -108,7 +108,7 @@
     if (finishing || verdict !== null) return;
     running = false;
     finishing = true;
-    say("Learning from what was recorded: this takes a moment.");
+    say("Learning from the recorded trials: this takes a moment.");
     send({ type: "finish" });
     show();
   };
@@ -123,7 +123,7 @@
     if (!plan || verdict !== null || finishing) return;
     running = false;
     if (next) setTimeout(finish, 50);  // once the onset of what is shown has gone
-    else say("Nothing was shown yet.");
+    else say("No image was shown yet.");
   };
 
   const show = () => {
@@ -159,7 +159,7 @@
       next = message.next;
       verdict = message.verdict;
       finishing = message.learning;
-      if (finishing) say("Learning from what was recorded: this takes a moment.");
+      if (finishing) say("Learning from the recorded trials: this takes a moment.");
       load(next).catch((error) => { refused = true; say(error.message, true); });
       for (let i = 1; i <= AHEAD; i++) load(next + i).catch(() => 0);
       refresh();
@@ -168,7 +168,7 @@
     repeat: (message) => { next = message.next; },
     finished: (message) => {
       if (message.complete) verdict = message.sentence;
-      else early = message.sentence + " Space goes on where it stopped.";
+      else early = message.sentence + " Press space to continue.";
       finishing = false;
       refresh();
     },
@@ -181,7 +181,7 @@
     socket.onclose = () => {
       if (refused) return;
       running = false;
-      if (verdict === null) say("The program is not reached; trying again.", true);
+      if (verdict === null) say("The program is not reachable; trying again.", true);
       $("go").disabled = true;
       setTimeout(connect, Math.min(3000, 200 * 2 ** tries++));
     };

@@ -235,8 +235,8 @@
       key.append(item);
       if (word !== "good" && members.length) bad.push(word + ": " + members.slice(0, 12).join(", ") + (members.length > 12 ? " and " + (members.length - 12) + " more" : ""));
     }
-    $("bad").textContent = quality.length ? bad.join(" · ") : "not judged before two seconds are there";
-    say(canvas, quality.length ? "Quality of " + n + " channels: " + [...key.children].map((item) => item.textContent).join(", ") : "Quality of channels: not judged yet");
+    $("bad").textContent = quality.length ? bad.join(" · ") : "rated after two seconds of signal";
+    say(canvas, quality.length ? "Quality of " + n + " channels: " + [...key.children].map((item) => item.textContent).join(", ") : "Quality of channels: not rated yet");
   };
 
   // --- decisions ----------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@
     tell(pen, String(low), xOf(low), height - 8, { align: "left" });
     if (seen.length > 1) tell(pen, String(seen[seen.length - 1].n), xOf(seen[seen.length - 1].n), height - 8, { align: "right" });
     tell(pen, "decisions together", (left + right) / 2, height - 8, { align: "center" });
-    $("growing-sub").textContent = one.marker ? "for what was shown now" : "of this stretch";
+    $("growing-sub").textContent = one.marker ? "for the present image" : "of this stretch";
     say(canvas, "Probability over evidence: after " + one.n_evidence + " decisions " + one.posterior.slice(0, 3).map(([id, p]) => nameOf(id) + " " + percent(p)).join(", "));
   };
   const drawStrip = () => {
@@ -419,15 +419,15 @@
     bar.replaceChildren(draw("line", "axis", { x1: 4, x2: 296, y1: 13, y2: 13 }), draw("line", "ci", { x1: xOf(ends[0]), x2: xOf(ends[1]), y1: 13, y2: 13 }), draw("line", "dot", { x1: xOf(value) - 2, x2: xOf(value) + 2, y1: 13, y2: 13 }));
     if (chance) bar.append(draw("line", "chance", { x1: xOf(chance), x2: xOf(chance), y1: 2, y2: 24 }));
     const range = interval ? "95 % interval " + share(interval[0]).replace(" %", "") + " to " + share(interval[1]) : "no interval before a second picture is shown";
-    const verdict = !chance || !interval ? "" : interval[0] > chance ? "The interval lies above guessing." : interval[1] < chance ? "The interval lies below guessing." : "This may be guessing.";
-    words.replaceChildren(range + (chance ? "; guessing finds " + percent(chance) + " (1 of " + facts.gallery_size + "). " : ". "), make("span", interval && interval[0] > chance ? "clear" : "unsure", verdict));
+    const verdict = !chance || !interval ? "" : interval[0] > chance ? "The interval is above chance." : interval[1] < chance ? "The interval is below chance." : "The interval includes chance.";
+    words.replaceChildren(range + (chance ? "; chance is " + percent(chance) + " (1 of " + facts.gallery_size + "). " : ". "), make("span", interval && interval[0] > chance ? "clear" : "unsure", verdict));
     $("score-more").textContent = "Among the first five: " + share(top5 / scored) + (chance ? " (guessing " + share(Math.min(1, 5 * chance)) + ")" : "") + "." + (score.pooled ? " First by all evidence so far: " + score.pooled1 + " of " + score.pooled + "." : "");
-    bar.setAttribute("aria-label", "Found at first: " + share(value) + ", " + range + (chance ? ", guessing " + percent(chance) : ""));
+    bar.setAttribute("aria-label", "Correct at first: " + share(value) + ", " + range + (chance ? ", guessing " + percent(chance) : ""));
   };
   const drawEnd = () => {  // the session's own numbers, whose intervals resample pictures
     const found = summary?.scores?.top1;
     $("score-end").hidden = !found;
-    if (found) $("score-end").textContent = "At the end: " + share(found.value) + (found.ci_low === undefined ? "" : ", 95 % interval " + share(found.ci_low).replace(" %", "") + " to " + share(found.ci_high) + ", resampling pictures") + "; guessing finds " + percent(found.chance) + ".";
+    if (found) $("score-end").textContent = "At the end: " + share(found.value) + (found.ci_low === undefined ? "" : ", 95 % interval " + share(found.ci_low).replace(" %", "") + " to " + share(found.ci_high) + ", resampling pictures") + "; chance is " + percent(found.chance) + ".";
   };
   const drawLatency = () => {
     const { canvas, pen, width, height } = prepare("histogram");
@@ -506,9 +506,9 @@
   };
   const drawFacts = () => {
     const box = $("facts");
-    const names = { gallery_size: "images in the gallery", tmin: "epoch from (s)", tmax: "epoch to (s)", delay_ms: "delay of causal filters (ms)", sfreq: "sampling rate of the encoder (Hz)", every: "a window every (s)", reconstructs: "images are painted" };
+    const names = { gallery_size: "images in the gallery", tmin: "epoch from (s)", tmax: "epoch to (s)", delay_ms: "delay of causal filters (ms)", sfreq: "sampling rate of the encoder (Hz)", every: "a window every (s)", reconstructs: "images are reconstructed" };
     const silent = new Set(["stream", "modality", "stream_sfreq", "n_top", "n_times", "chance", "run", "unit", "temperature", "name", "calibrated_on", "probabilities"]);
-    const rows = stream ? [["stream", stream.name + ", " + stream.modality.toUpperCase().replace("FMRI", "fMRI") + ", " + stream.channels.length + (stream.modality === "fmri" ? " traces" : " channels") + ", " + Number(stream.sfreq.toPrecision(4)) + " Hz"], ["markers", stream.markers || "none: windows slide"]] : [];
+    const rows = stream ? [["stream", stream.name + ", " + stream.modality.toUpperCase().replace("FMRI", "fMRI") + ", " + stream.channels.length + (stream.modality === "fmri" ? " traces" : " channels") + ", " + Number(stream.sfreq.toPrecision(4)) + " Hz"], ["markers", stream.markers || "none: sliding windows"]] : [];
     const write = (value) => (Array.isArray(value) ? value.slice(0, 12).map(write).join(", ") + (value.length > 12 ? ", and " + (value.length - 12) + " more" : "") : value && typeof value === "object" ? Object.entries(value).slice(0, 8).map(([k, v]) => k + " " + write(v)).join(", ") : typeof value === "number" ? String(Number(value.toPrecision(5))) : value === true ? "yes" : value === false ? "no" : String(value ?? "–"));
     for (const [name, value] of Object.entries(facts)) if (!silent.has(name) && value !== null && value !== false && value !== "" && value?.length !== 0) rows.push([names[name] || name.replaceAll("_", " "), write(value)]);
     if (facts.probabilities) $("calibrated").textContent = facts.probabilities;
@@ -528,14 +528,14 @@
     const silent = age === null ? null : age + (performance.now() - ageAt) / 1000;
     if (refused) [kind, text] = ["gone", "not connected"];
     else if (summary) [kind, text] = ["wait", "session ended"];
-    else if (!connected) [kind, text] = ["gone", "program not reached, trying again"];
+    else if (!connected) [kind, text] = ["gone", "program not reachable, trying again"];
     else if (!stream) [kind, text] = ["wait", "waiting for the stream"];
     else if (silent === null) [kind, text] = ["wait", "connected, no samples yet"];
     else if (silent > Math.max(1.5, 3 / stream.sfreq)) [kind, text] = ["wait", "no samples for " + Math.round(silent) + " s"];
     if (pill.className !== "pill " + kind) pill.className = "pill " + kind;
     if (pill.lastElementChild.textContent !== text) pill.lastElementChild.textContent = text;
     if (refused) alert(refused);
-    else if (summary) alert("The session has ended; this page keeps what it has.");
+    else if (summary) alert("The session has ended; this page keeps its present content.");
     else if (performance.now() > alertUntil) alert("");
   };
   const mark = () => ["decision", "posterior", "strip", "score", "latency", "epoch", "traces"].forEach((name) => dirty.add(name));
