@@ -102,7 +102,8 @@ def main() -> None:
         np.array(scores[1]), np.array(scores[0]), clusters=order, unit=unit, over_folds=True
     )
     low, high, resampled = gain.interval.low, gain.interval.high, gain.interval.resampled
-    print(f"difference: {gain.mean:+.4f} ({low:+.4f} to {high:+.4f}; {resampled}), p = {gain.p_value:.4f}")
+    limits = "" if low is None else f"{low:+.4f} to {high:+.4f}; "
+    print(f"difference: {gain.mean:+.4f} ({limits}{resampled}), p = {gain.p_value:.4f}")
 
 
 if __name__ == "__main__":

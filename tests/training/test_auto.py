@@ -95,6 +95,10 @@ def test_what_is_adapted_keeps_the_record(tmp_path):
     encoder = make({"candidates": [RIDGE]})
     encoder.fit(responses, targets)
     assert encoder.adaptation.is_quick
+    module, inputs = encoder.as_module(responses)  # what a program is exported from
+    np.testing.assert_allclose(
+        module(*inputs.values()).detach().numpy(), encoder.predict(responses).vectors, rtol=1e-4, atol=1e-5
+    )
     adapted = encoder.adaptation.adapt(responses, targets)
     adapted.write(tmp_path)
     found = read(BrainEncoder, encoder.config, tmp_path).predict(responses).vectors
