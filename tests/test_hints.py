@@ -88,7 +88,7 @@ def test_ties_and_a_first_choice_that_queries_share_are_explained():
     hints = decode(*make_experiment(n_pictures=40), **{"encoder.alphas": [1e30]}).hints
     (hint,) = [hint for hint in hints if "100% of the queries tie" in hint]
     assert "would be up to 1.00 higher" in hint
-    assert any("10 of 10 queries name" in hint for hint in hints)
+    assert any("10 of 10 queries have" in hint for hint in hints)
 
 
 CLIP = {"kind": "clip"}

@@ -64,7 +64,6 @@ _IN_FILES = (
         "put pictures into images/, or the class of each trial into the column concept of the table",
     ),
     (r"labels=\.\.\.", "the column concept of the table."),
-    (r"labels name", "the column concept names"),
     (r"pass times / 1000", "state tmin or times in s"),
     (r"pass X\.transpose\(0, 2, 1\)", "store the trials as X.transpose(0, 2, 1)"),
     (r"\bX(?!\.)\b", "the array of trials"),
@@ -72,11 +71,14 @@ _IN_FILES = (
     (r"give dims", "name dims in meta.yaml"),
     (r"allow merging", "set dataset.same_pictures to merge"),
     (
-        r"state it by a mapping: .*dict\(enumerate\(pictures, (-?\d+)\)\) .*number -?\d+",
+        r"give them names with a mapping: .*dict\(enumerate\(pictures, (-?\d+)\)\) .*number -?\d+",
         r"write into meta.yaml from which number they count (first_id: \1), or put files into images/ that are named "
         "by these numbers",
     ),
-    (r"state it by a mapping: [^}]*}", "put files into images/ that are named by what the trials show"),
+    (
+        r"give them names with a mapping: [^}]*}",
+        "put files into images/ that are named after the values in the trials",
+    ),
     (r"state what each number means: [^}]*}", "name the files by these numbers"),
 )
 
@@ -339,7 +341,7 @@ def find_data_file(root: Path) -> Path:
         )
     if len(found) > 1:
         raise DataError(
-            f"{root} holds {' and '.join(path.name for path in found[:3])}; keep the one that is meant."
+            f"{root} holds {' and '.join(path.name for path in found[:3])}; keep only one of them."
         )
     return found[0]
 
@@ -453,7 +455,7 @@ def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, A
     for what, image in (("betas_img", betas_img), ("mask_img", mask_img)):
         if type(image).__name__ in ("GiftiImage", "Cifti2Image", "SurfaceImage"):
             raise DataError(
-                f"{what} lies on a surface ({type(image).__name__}), and from_nifti takes volumes; stack the vertices "
+                f"{what} is on a surface ({type(image).__name__}), but from_nifti takes volumes; stack the vertices "
                 'of all trials into an array and pass from_arrays(X, modality="fmri") of shape (n_trials, n_vertices).'
             )
         if not hasattr(image, "dataobj"):
@@ -466,7 +468,7 @@ def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, A
         betas_img.affine, mask_img.affine, atol=1e-3
     ):
         raise DataError(
-            f"the mask ({mask_img.shape}) lies on another grid than the volumes ({betas_img.shape[:3]}, or another "
+            f"the mask ({mask_img.shape}) has another grid than the volumes ({betas_img.shape[:3]}, or another "
             "affine); resample it first, for example with nilearn.image.resample_to_img."
         )
     inside = np.asarray(mask_img.dataobj).reshape(mask_img.shape[:3]) > 0
@@ -535,7 +537,7 @@ def read_meta(root: Path) -> dict[str, Any]:
     unknown = [str(key) for key in content if key not in META_KEYS]
     if unknown:
         raise DataError(
-            f"{path} names {unknown[0]!r}, which is not known{suggest(unknown[0], META_KEYS)}; known: "
+            f"{path} names {unknown[0]!r}, which is not a known key{suggest(unknown[0], META_KEYS)}; known: "
             f"{', '.join(META_KEYS)}."
         )
     if content.get("modality") not in (None, *MODALITIES):

@@ -250,9 +250,7 @@ def read_names(path: Path, subject: str, tested: set[str] | None) -> pd.DataFram
             "releases."
         )
     if not is_test.any():
-        raise DataError(
-            f"no picture of {path} is repeated or listed in {LIST}; there would be nothing to test on."
-        )
+        raise DataError(f"no picture of {path} is repeated or listed in {LIST}, so there are no test trials.")
     kinds = [find_kind(name) for name in ids]
     return pd.DataFrame(
         {
@@ -293,7 +291,7 @@ def _open_volumes(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], 
     if n_found != len(trials):
         raise DataError(
             f"the {len(headers)} session(s) of {found.subject} have {n_found} betas, but {found.names} lists "
-            f"{len(trials)} pictures: sessions are missing, and no beta could be paired for sure."
+            f"{len(trials)} pictures: sessions are missing, so betas cannot be matched to pictures reliably."
         )
     parts, start = [], 0
     for path, header in zip(found.betas, headers, strict=True):

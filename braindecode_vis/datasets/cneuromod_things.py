@@ -259,8 +259,8 @@ class CneuromodThingsConfig(AtlasSettings, PicturedSettings):
         if folder is None:
             raise DataError(
                 f"no events of CNeuroMod-THINGS are at {places[0]} (sub-01/ses-01/func/*_task-things_run-01_"
-                "events.tsv); fetch THINGS/fmriprep/sourcedata/things with datalad get, or name their folder with "
-                "--set dataset.events=DIR."
+                "events.tsv); fetch THINGS/fmriprep/sourcedata/things with datalad get, or give their "
+                "folder with --set dataset.events=DIR."
             )
         return folder
 
@@ -410,7 +410,9 @@ def read_layout(path: Path) -> BetasFile:
         }
     n_voxels = int(mask.sum())
     if not shapes:
-        raise DataError(f"{path} holds no sessions; it is another file, or its images' means (imageBetas).")
+        raise DataError(
+            f"{path} contains no sessions; it is another file, or the file of image means (imageBetas)."
+        )
     for (session, run), (shape, _) in shapes.items():
         if len(shape) != 2 or shape[1] != n_voxels:
             raise DataError(

@@ -69,7 +69,7 @@ N_PER_BLOCK = 50
 N_TRAIN_PER_BLOCK = 30
 WARNING = (
     "EEG-ImageNet shows all 50 pictures of a category in one block, so that any slow drift of the recording reveals "
-    "the category: decoding categories, or pictures among those of several categories, says nothing of vision here. "
+    "the category: decoding categories, or pictures among those of several categories, does not measure vision here. "
     "Compare pictures within one category, or use a data set with a random order."
 )
 Granularity = Literal["all", "coarse", "fine", "fine0", "fine1", "fine2", "fine3", "fine4"]
@@ -144,8 +144,8 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
             for subject in archive.entries["subject"].unique().tolist():
                 if subject in seen:
                     raise DataError(
-                        f"subject {subject} is in both {seen[subject].name} and {archive.path.name}: one of them is "
-                        "the other part under a wrong name; fetch it again."
+                        f"subject {subject} is in both {seen[subject].name} and {archive.path.name}: one "
+                        "of them is the other part with a wrong name; fetch it again."
                     )
                 seen[subject] = archive.path
         parts, unit = self._make_parts(archives, channels)
@@ -194,7 +194,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
         files = pd.concat([archive.entries for archive in archives])["file"].unique()
         found = 0 if images is None else sum((images / _path_of(name)).is_file() for name in files)
         text = (
-            f"{found} of {len(files)} pictures are at hand; they come from ImageNet, not with this data set"
+            f"{found} of {len(files)} pictures are available; they come from ImageNet, not with this data set"
         )
         yield CheckFinding("images", True, text)
 
@@ -202,7 +202,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
         parts = self.open_epochs().parts
         for part in parts:
             sample_part(part, sfreq=SFREQ)
-        return f"finite and not flat where looked at, {len(parts)} subjects"
+        return f"finite and not flat in the checked pieces, {len(parts)} subjects"
 
     def _find(self) -> list[Path]:
         return find_archives(self.find_root(), self.layout)

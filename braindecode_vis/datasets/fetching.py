@@ -174,14 +174,14 @@ def make_plan(
     """
     for option, names in (("--subject", subjects), ("--parts", parts)):
         if names is not None and not names:
-            raise ConfigError(f"{option} names none; name some, or leave it out for all that are needed.")
+            raise ConfigError(f"{option} is empty; give names, or leave it out for all needed parts.")
     chosen = _pick_parts(manifest, parts)
     by_hand = tuple(part for part in chosen if part.access == "by_hand")
     open_parts = tuple(part for part in chosen if part.access != "by_hand")
     if not open_parts:
         how = [f"{part.name}: {part.gate}" for part in by_hand]
         if not how and manifest.source is None:
-            own = "its files are your own; name their folder with --root"
+            own = "its files are your own; give their folder with --root"
             why = own if manifest.needs_files else "it is made when it is read"
             raise DataError(f"{manifest.name} has nothing to fetch: {why}.")
         how = how or [describe_source(manifest)]
@@ -360,7 +360,7 @@ class _Work:
         host = _find_host(file)
         if self.silent.get(host, 0) < _UNANSWERED:
             return ""
-        return f"not asked for, since {host} does not answer; check the network and fetch again"
+        return f"not requested, because {host} does not answer; check the network and fetch again"
 
     def note(self, file: RemoteFile, *, silent: bool) -> None:
         """Remember whether the host of a file answered."""
@@ -428,8 +428,8 @@ def _hold(root: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise DataError(
-            f"{root} is being filled by another fetch; wait until it has ended and fetch again: what it downloads is "
-            "not downloaded twice."
+            f"{root} is in use by another fetch; wait until it has ended and fetch again: finished "
+            "downloads are not repeated."
         ) from error
     except (
         OSError
@@ -553,7 +553,7 @@ def _bring(file: RemoteFile, work: _Work) -> CheckFinding:
         if not is_disk_full(error, work.plan.root):
             return CheckFinding(file.path, False, f"{target} cannot be written ({error})")
         work.full = f"the disk of {work.plan.root} is full"
-        return CheckFinding(file.path, False, f"{work.full}; make room and fetch again: it goes on there")
+        return CheckFinding(file.path, False, f"{work.full}; make room and fetch again to continue")
 
 
 def _is_right(file: RemoteFile, target: Path) -> bool:
@@ -608,7 +608,8 @@ def unpack(archive: Path, root: Path, into: str) -> list[str]:
                 shutil.copyfileobj(source, file, 1 << 20)
         except NotImplementedError as error:
             raise TransferError(
-                f"{archive} packs {name} in a way that Python does not know ({error}); unpack it yourself below "
+                f"{archive} uses a compression for {name} that Python does not support ({error}); unpack "
+                "it yourself below "
                 f"{root / into}"
             ) from error
         except _DAMAGE as error:
@@ -665,5 +666,5 @@ def _check_member(path: Path, name: str, *, link: bool) -> None:
         check_inside(name)
     except DataError as error:
         raise TransferError(
-            f"{path} holds {name!r}, which would lie outside its folder; unpack it yourself"
+            f"{path} holds {name!r}, which would be outside its folder; unpack it yourself"
         ) from error

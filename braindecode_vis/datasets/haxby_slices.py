@@ -111,7 +111,7 @@ class HaxbySlicesConfig(FmriSettings):
         root = self.find_root()
         if self.acq == "1slice" and self.mask is not None:
             raise ConfigError(
-                f"dataset.mask is {self.mask}, but the masks lie on the 25 mm grid only; leave it out for the slice, "
+                f"dataset.mask is {self.mask}, but the masks have the 25 mm grid only; leave it out for the slice, "
                 "or set dataset.acq to 25mm."
             )
         name = self.mask or "brain"

@@ -104,9 +104,7 @@ def check_inside(path: str) -> None:
     parts = PurePosixPath(path).parts
     strange = "\\" in path or ":" in path.split("/", 1)[0] or not path.isprintable()
     if not parts or parts[0] == "/" or ".." in parts or strange:
-        raise DataError(
-            f"the list of files names {path!r}, which would lie outside the folder to fetch into."
-        )
+        raise DataError(f"the list of files names {path!r}, which would be outside the target folder.")
 
 
 # --- files that the manifest names ------------------------------------------------------------------------
@@ -192,9 +190,7 @@ def _list_bucket(
                 for node in tree.iter("Contents"):
                     sizes[node.findtext("Key", "").removeprefix(folder)] = int(node.findtext("Size", ""))
             except (ElementTree.ParseError, ValueError) as error:
-                raise TransferError(
-                    f"{url} answers something else than a list of files; try again later"
-                ) from error
+                raise TransferError(f"{url} did not answer with a list of files; try again later") from error
             before, token = token, tree.findtext("NextContinuationToken", "")
             if not token:
                 break
@@ -403,7 +399,7 @@ def _mix_lower(key: str) -> str:
 def _read_rows(url: str, rows: Any) -> list[dict[str, Any]]:
     """Return a list of mappings, which is what every host's list is."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise TransferError(f"{url} answers something else than a list of files; try again later")
+        raise TransferError(f"{url} did not answer with a list of files; try again later")
     return rows
 
 
@@ -420,7 +416,7 @@ def _read_md5(row: dict[str, Any]) -> str:
 def _follow(url: str, row: dict[str, Any], *keys: str) -> str:
     found = _get(row, *keys)
     if not isinstance(found, str):
-        raise TransferError(f"{url} names a file without its address; try again later")
+        raise TransferError(f"{url} lists a file without its address; try again later")
     return follow(url, found)
 
 

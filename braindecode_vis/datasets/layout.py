@@ -305,7 +305,7 @@ class OpenFile:
         array, stored = self._look_up(key)
         # A group of HDF5, a cell of MATLAB or text.
         if getattr(stored, "dtype", np.dtype(object)).kind not in "biufc":
-            raise DataError(f"{self.path}: {key} holds no numbers; it is not {self.file.what} as published.")
+            raise DataError(f"{self.path}: {key} has no numbers; it is not {self.file.what} as published.")
         shape = stored.shape
         return _check_axes(self.path, key, array, shape[::-1] if self._reversed else shape, self._lengths)
 

@@ -181,7 +181,7 @@ class MuseN170Config(RecordedSettings):
         if large.sum() > self.max_rejected * len(onsets):
             raise DataError(
                 f"subject 01, run {run}, file {path}: {int(large.sum())} of {len(onsets)} epochs exceed "
-                f"{self.reject * 1e6 if self.reject else 0:g} microvolt peak to peak, above the bound of "
+                f"{self.reject * 1e6 if self.reject else 0:g} microvolt peak to peak, more than the limit of "
                 f"{self.max_rejected:.0%}; look at the electrodes, or raise dataset.reject."
             )
         # Rejected epochs leave no trial, so that repetitions are counted over the others.
@@ -280,8 +280,8 @@ def read_run(path: Path, channels: tuple[str, ...]) -> tuple[np.ndarray, np.ndar
     rate = estimate_rate(stamps)
     if abs(rate / SFREQ - 1) > _TOLERANCE:
         raise DataError(
-            f"{path} has {len(stamps)} samples in {stamps[-1] - stamps[0]:.2f} s, {rate:.2f} Hz where a Muse records "
-            f"at {SFREQ:g} Hz: samples are missing, or it is another device."
+            f"{path} has {len(stamps)} samples in {stamps[-1] - stamps[0]:.2f} s, {rate:.2f} Hz, but a "
+            f"Muse records at {SFREQ:g} Hz: samples are missing, or it is another device."
         )
     marker = table[_MARKER].to_numpy()
     onsets = np.flatnonzero(marker)

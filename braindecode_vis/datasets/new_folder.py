@@ -56,7 +56,9 @@ def start_folder(root: Path) -> StartedFolder:
     """
     root = root.expanduser().absolute()
     if not root.is_dir():
-        raise DataError(f"{root} is no folder; make it and put data.npy (trials first) and images/ into it.")
+        raise DataError(
+            f"{root} is not a folder; make it and put data.npy (trials first) and images/ into it."
+        )
     if find_written(root) is not None:
         return _start_written(root)
     data, given = read_data_file(find_data_file(root), root)
@@ -70,7 +72,7 @@ def start_folder(root: Path) -> StartedFolder:
         written.append(root / TABLES[0])
     else:
         names = ", ".join(map(str, read_trial_table(there).columns))
-        notes.append(f"{there.name} is there, with the columns {names}; it is kept.")
+        notes.append(f"{there.name} exists already, with the columns {names}; it is not changed.")
     about = given.get("about", {})
     _write(root / "meta.yaml", _write_meta(root, data, about), written, notes)
     trials, n_pictures = complete_trials(pd.DataFrame({"stimulus_id": range(len(data))}))[0], len(ids)
@@ -99,7 +101,7 @@ def _start_written(root: Path) -> StartedFolder:
 
 def _write(path: Path, text: str, written: list[Path], notes: list[str]) -> None:
     if path.exists():
-        notes.append(f"{path.name} is there; it is kept.")
+        notes.append(f"{path.name} exists already; it is not changed.")
     else:
         path.write_text(text, encoding="utf-8")
         written.append(path)
@@ -140,12 +142,12 @@ def _make_table(
             notes.append(f"trials.csv has what {name} says ({', '.join(map(str, found.columns))}).")
             return found, True
     if ids and len(ids) == n:
-        notes.append("one picture per trial: trials.csv takes them in the order of their names; check that.")
+        notes.append("one picture per trial: trials.csv lists them in the order of their names; check this.")
         return pd.DataFrame({"stimulus_id": ids}), True
     column = "stimulus_id" if ids else "concept"
     what = f"which of the {len(ids)} pictures" if ids else "which class"
     notes.append(
-        f"nothing says {what} each of the {n} trials showed: fill the column {column} of trials.csv."
+        f"no file says {what} each of the {n} trials showed: fill the column {column} of trials.csv."
     )
     return pd.DataFrame({column: [""] * n, "run": ["01"] * n}), False
 
@@ -191,7 +193,8 @@ def _write_meta(root: Path, data: np.ndarray, about: dict[str, Any]) -> str:
     sfreq, has_time = about.get("sfreq"), data.ndim == 3
     return "".join(
         [
-            "# What the report says of the data, and what the axes of the array mean. All entries are optional.\n",
+            "# Facts about the data for the report, and the meaning of the axes of the array. All "
+            "entries are optional.\n",
             f"title: {root.name!r}\n",
             line("modality", about.get("modality"), "eeg", "eeg, meg, fmri or other"),
             line("unit", about.get("unit"), "microvolt", "of the values, for example percent signal change"),
@@ -231,7 +234,7 @@ def _write_config(root: Path, table: pd.DataFrame, n_pictures: int) -> str:
             "encoder: {kind: ridge}",
             "generator: {kind: latents}",
             "# Repetitions of a picture: averaged (fewer, cleaner trials) or single. Few pictures with many",
-            "# repetitions are often learnt better from single trials; the run hints at it.",
+            "# with repetitions, training on single trials is often better; the run then gives a hint.",
             "repeats: {train: averaged, test: averaged}",
         ]
     else:
@@ -242,7 +245,5 @@ def _write_config(root: Path, table: pd.DataFrame, n_pictures: int) -> str:
         ]
         head += ["evaluation: {resample: auto}"]
     else:
-        head += [
-            "# A column `group` in the trial table (block, day, person) is what intervals then resample."
-        ]
+        head += ["# If the trial table has a column `group` (block, day, person), intervals resample it."]
     return "\n".join(head) + "\n"

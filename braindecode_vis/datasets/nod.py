@@ -67,7 +67,7 @@ def read_nod_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
     blank = (shown == "").to_numpy()
     if task == "imagenet" and blank.any():
         raise DataError(
-            f"{run.events} names no picture in row {int(np.flatnonzero(blank)[0]) + 2}; fetch it again."
+            f"{run.events} has no picture in row {int(np.flatnonzero(blank)[0]) + 2}; fetch it again."
         )
     unknown = sorted(set(codes[blank]) - set(_WITHOUT_PICTURE))
     if unknown:

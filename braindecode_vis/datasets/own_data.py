@@ -255,7 +255,7 @@ def _name_axes(
     names = [] if ch_names is None else [str(name) for name in ch_names]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"ch_names has {twice!r} more than once; give every channel a name of its own.")
+        raise DataError(f"ch_names has {twice!r} more than once; give every channel a different name.")
     return dims
 
 
@@ -302,8 +302,9 @@ def _describe_uneven(seconds: np.ndarray) -> str:
     first = int(off[0])
     return (
         f"times are not evenly spaced: steps of {1000 * steps.min():g} to {1000 * steps.max():g} ms, and after "
-        f"{seconds[first]:g} s comes {seconds[first + 1]:g} s; no sampling rate is taken from them, so what needs one "
-        "(some networks, MNE epochs) is not possible. If samples were cut out or times mistyped, correct them."
+        f"{seconds[first]:g} s comes {seconds[first + 1]:g} s, so there is no sampling rate, and methods "
+        "that need one (some networks, MNE epochs) are not possible. If samples were cut out or times "
+        "mistyped, correct them."
     )
 
 
@@ -415,8 +416,8 @@ def _join_pictures(
         twice = shown["stimulus_id"][shown["stimulus_id"].duplicated()]
         if len(twice):
             raise DataError(
-                f"the picture {twice.iloc[0]!r} has two classes in the trial table; labels name what a picture shows, "
-                "so it can have one."
+                f"the picture {twice.iloc[0]!r} has two classes in the trial table; a label is the class "
+                "of a picture, so each picture has only one."
             )
         concept_of = dict(zip(shown["stimulus_id"], shown["concept"], strict=True))
     else:
@@ -489,8 +490,8 @@ def _check_numbers(shown: list[str], n: int) -> None:
                 f", or images=dict(enumerate(pictures, {first})) if the first picture has the number {first}"
             )
     raise DataError(
-        f"the trials show {told}, and the {n} pictures are an array, which does not say which is which; state it by a "
-        f"mapping: {advice}."
+        f"the trials show {told}, and the {n} pictures are an array without names; give them names with "
+        f"a mapping: {advice}."
     )
 
 
@@ -508,7 +509,7 @@ def _name_files(files: Sequence[Path]) -> tuple[Path, list[str]]:
     tops = {RemotePath(*file.parts[:2]) if isinstance(file, RemotePath) else Path("/") for file in files}
     if len(tops) > 1:
         raise DataError(
-            f"the pictures lie in {len(tops)} places ({', '.join(map(str, tops))}); move them into one."
+            f"the pictures are in {len(tops)} places ({', '.join(map(str, tops))}); move them into one."
         )
     top = tops.pop()
     return top, [
@@ -521,7 +522,7 @@ def index_pictures(pictures: Pictures) -> tuple[list[Path], list[np.ndarray] | N
     if isinstance(pictures, str | Path):
         folder = _find_place(pictures)
         if not folder.is_dir():
-            raise DataError(f"the pictures should lie in a folder, but {folder} is none.")
+            raise DataError(f"the pictures should be in a folder, but {folder} is not one.")
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not found:
             raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
@@ -542,7 +543,7 @@ def index_pictures(pictures: Pictures) -> tuple[list[Path], list[np.ndarray] | N
         paths = [_find_place(value) for value in values]
         missing = [path for path in paths if not path.is_file()]
         if missing:
-            hint = "" if missing[0].suffix else "; names of classes go into labels=..."
+            hint = "" if missing[0].suffix else "; pass names of classes as labels=..."
             raise DataError(f"the picture {missing[0]} does not exist{hint}.")
         if not isinstance(pictures, Mapping):
             stems = [path.stem for path in paths]
@@ -583,10 +584,11 @@ def as_uint8_rgb(picture: Any, *, name: str = "") -> np.ndarray:
     array = array[..., :3]
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
-            raise DataError(f"{where} holds a value that is not finite.")
+            raise DataError(f"{where} has a value that is not finite.")
         if array.min() < 0 or array.max() > 1:
             raise DataError(
-                f"{where} is of floats from {array.min():g} to {array.max():g}; floats must lie in 0..1 (divide by "
+                f"{where} is of floats from {array.min():g} to {array.max():g}; floats must be between 0 "
+                "and 1 (divide by "
                 "255, or convert to uint8)."
             )
         array = np.round(array * 255).astype(np.uint8)
@@ -740,7 +742,8 @@ def choose_split(trials: pd.DataFrame, n_pictures: int) -> tuple[dict[str, Any],
         n = max(2, min(10, n_pictures))
         return (
             {"kind": "kfold", "n_folds": n},
-            "Each picture is tested once, by a decoder that never saw it; leave_one_subject_out asks for new subjects.",
+            "Each picture is tested once, by a decoder that was not trained on it; leave_one_subject_out "
+            "tests on new subjects.",
         )
     # What identifies a person would decode a class that all trials of that person have.
     if _subjects_have_one_class(trials):

@@ -166,7 +166,7 @@ class ThingsEeg1Config(MeegSettings):
             if excluded:
                 told = "; ".join(f"subject {s:02d} ({why})" for s, why in sorted(excluded.items()))
                 notes["excluded"] = (
-                    f"left out as participants.tsv advises: {told}; name them in dataset.subjects to use them"
+                    f"left out, as participants.tsv recommends: {told}; list them in dataset.subjects to use them"
                 )
             if not subjects:
                 raise DataError(f"only excluded subjects are below {root}: {notes['excluded']}.")
@@ -193,8 +193,9 @@ class ThingsEeg1Config(MeegSettings):
             else:
                 item = next(iter(raws))
                 raise DataError(
-                    f"{item.where} has {len(montages[item])} channels, half of them not connected, and no recording "
-                    "with the usual 63 is at hand to tell which; fetch one other subject, or name the electrodes with "
+                    f"{item.where} has {len(montages[item])} channels, half of them not connected, and "
+                    "no recording with the usual 63 is available for comparison; fetch one other "
+                    "subject, or name the electrodes with "
                     "--set dataset.channels=[...]."
                 )
         # Two caps are about; what the smaller one has, all recordings have.
@@ -385,7 +386,7 @@ def read_events(path: Path, where: str, listed_tests: frozenset[str]) -> pd.Data
     _check_objects(table, events, path)
     late = np.flatnonzero(np.diff(events["onset"]) < 0)
     if len(late):
-        raise DataError(f"{path} is not sorted by onset: line {late[0] + 3} lies before line {late[0] + 2}.")
+        raise DataError(f"{path} is not sorted by onset: line {late[0] + 3} is before line {late[0] + 2}.")
     return events
 
 
@@ -425,7 +426,7 @@ def _read_images(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     bad = np.flatnonzero(parts[0].isna())
     if len(bad):
         raise DataError(
-            f"{path} names no image in line {bad[0] + 2} of the column stim ({table['stim'].iloc[bad[0]]!r}), where "
+            f"{path} has no image in line {bad[0] + 2} of the column stim ({table['stim'].iloc[bad[0]]!r}), where "
             "stimuli\\concept\\name.jpg is expected."
         )
     foreign = [i for i, (c, n) in enumerate(zip(parts[0], parts[1], strict=True)) if not n.startswith(c)]

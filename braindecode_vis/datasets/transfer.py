@@ -44,7 +44,7 @@ _LIST_BYTES = 1 << 26
 # For the tests alone, whose server lies on this machine: its address then passes, with http.
 ALLOW_LOOPBACK = False
 _REFUSED = {
-    401: "the server asks for a login: accept the terms on its page, and download the file yourself",
+    401: "the server requires a login: accept the terms on its page, and download the file yourself",
     403: "the server forbids it: accept the terms on its page, and download the file yourself",
     404: "it is no longer at this address: look for a newer release at the source",
     410: "it was withdrawn: look for a newer release at the source",
@@ -225,7 +225,7 @@ def read_list(url: str, *, authorization: str = "") -> bytes:
             f"{url} does not answer ({_give_reason(error)}); check the network and fetch again"
         ) from error
     if len(content) > _LIST_BYTES:
-        raise TransferError(f"{url} answers with more than {_LIST_BYTES} bytes, which is no list of files")
+        raise TransferError(f"{url} answers with more than {_LIST_BYTES} bytes, which is not a list of files")
     return content
 
 
@@ -240,7 +240,7 @@ def read_json(url: str) -> Any:
     try:
         return json.loads(read_list(url))
     except (ValueError, RecursionError) as error:
-        raise TransferError(f"{url} answers something else than a list of files; try again later") from error
+        raise TransferError(f"{url} did not answer with a list of files; try again later") from error
 
 
 def follow(url: str, target: str) -> str:
@@ -273,7 +273,7 @@ def hash_as(path: Path, algorithm: str) -> str:
 
 def _make_request(url: str, authorization: str) -> urllib.request.Request:
     if urllib.parse.urlsplit(url).scheme not in ("http", "https") or not url.isascii():
-        raise TransferError(f"{url} is no http address; download the file yourself")
+        raise TransferError(f"{url} is not an http address; download the file yourself")
     # A packed answer would have other offsets than the file.
     request = urllib.request.Request(
         url, headers={"User-Agent": "braindecode-vis", "Accept-Encoding": "identity"}
@@ -295,7 +295,7 @@ def _describe_other(answer: Any, entry: RemoteFile) -> str:
     packed = (answer.headers.get("Content-Encoding") or "").strip().lower()
     # Some servers say it of every .gz; and where a checksum is known, that decides.
     if packed in _PACKINGS and not entry.checksum and not entry.path.endswith((".gz", ".tgz")):
-        return f"sends it packed as {packed}, which was not asked for"
+        return f"sends it packed as {packed}, which was not requested"
     # A page for logging in comes as an answer like any other; where nothing is published, only its type tells.
     known = entry.checksum or entry.bytes is not None or entry.path.endswith((".html", ".htm"))
     if not known and answer.headers.get_content_type() == "text/html":
@@ -352,8 +352,8 @@ def _download(
                 )
             of = "" if entry.bytes is None else f" of {entry.bytes}"
             raise TransferError(
-                f"{url} broke off after {after}{of} bytes ({reason}); check the network and fetch again: it goes on "
-                "from there"
+                f"{url} broke off after {after}{of} bytes ({reason}); check the network and fetch again "
+                "to continue from there"
             )
     raise TransferError(f"{url} refuses to send the file from its start; try again later")
 
@@ -383,9 +383,7 @@ def _receive(
         # another version, since not all of them know `If-Range`.
         if start not in (0, offset) or (start and validator and now and now != validator):
             if not offset:
-                raise TransferError(
-                    f"{url} sends another part of the file than was asked for; try again later"
-                )
+                raise TransferError(f"{url} sent another part of the file than requested; try again later")
             _forget(part)
             return _receive(url, part, entry, progress, stop)
         resumed, offset = start > 0, start
@@ -447,14 +445,14 @@ def _check_redirection(url: str, target: str) -> None:
         # What cannot be looked up here is left to a proxy, or fails when it is opened.
         addresses = [ipaddress.ip_address(entry[4][0]) for entry in _look_up(host)]
     except ValueError as error:
-        raise TransferError(f"{refusal}, which is no address; download the file yourself") from error
+        raise TransferError(f"{refusal}, which is not an address; download the file yourself") from error
     if ALLOW_LOOPBACK and addresses and all(address.is_loopback for address in addresses):
         return
     if place.scheme != "https":
         raise TransferError(f"{refusal}, which is not https; download the file yourself")
     if host == "localhost" or not all(address.is_global for address in addresses):
         raise TransferError(
-            f"{refusal}, which lies on this machine or in its own network and cannot be a public archive; "
+            f"{refusal}, which is on this machine or in its local network and so is not a public archive; "
             "download the file yourself"
         )
 
@@ -509,6 +507,6 @@ def _verify(part: Path, entry: RemoteFile, url: str) -> None:
     if wrong:
         _forget(part)
         raise TransferError(
-            f"what {url} sent {wrong}, so it was thrown away; fetch again, and if it stays so, the file was changed at "
-            "its source or on the way"
+            f"what {url} sent {wrong}, so it was removed; fetch again, and if this happens again, the "
+            "file was changed at its source or during the transfer"
         )

@@ -55,7 +55,8 @@ def check_trials(X: Any) -> np.ndarray:
             raise DataError(f"X cannot become an array ({error}); pass X.detach().cpu().numpy().") from error
         except ValueError as error:  # NumPy refuses rows of different lengths
             raise DataError(
-                "the trials have different lengths, so they are no array; cut or pad them to one length first."
+                "the trials have different lengths, so they do not form an array; cut or pad them to one "
+                "length first."
             ) from error
     if X.dtype.kind == "c":
         raise DataError(
@@ -65,7 +66,7 @@ def check_trials(X: Any) -> np.ndarray:
         try:
             X = X.astype(np.float64)
         except (TypeError, ValueError) as error:
-            raise DataError(f"the trials must be numbers, but hold something else ({error}).") from error
+            raise DataError(f"the trials must be numbers, but contain something else ({error}).") from error
     if X.dtype.kind not in "fiu":
         raise DataError(
             f"the trials must be numbers, not {X.dtype}; give an array of shape (n_trials, ...) of floats."
@@ -101,8 +102,8 @@ def _read_numbers(table: pd.DataFrame) -> np.ndarray:
             if len(bad) or column.dtype.kind in "mM":
                 held = column.iloc[int(bad[0])] if len(bad) else column.iloc[0]
                 raise DataError(
-                    f"the trials must be numbers, but the column {str(name)!r} of X holds {str(held)!r}; drop it from "
-                    "X, and pass what it says of the trials as an argument, for example group=..."
+                    f"the trials must be numbers, but the column {str(name)!r} of X holds {str(held)!r}; "
+                    "drop it from X, and pass this information about the trials as an argument, for example group=..."
                 )
             table = table.assign(**{str(name): numbers}) if isinstance(name, str) else table
     return table.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -136,8 +137,8 @@ def check_values(X: np.ndarray, dims: Sequence[str], ch_names: Sequence[str] | N
     largest = float(max(abs(low.min()), abs(high.max())))
     if largest > LARGEST_VALUE:
         raise DataError(
-            f"X holds values as large as {largest:.3g}, whose squares cannot be computed with; divide X by a constant, "
-            "and state its unit."
+            f"X holds values as large as {largest:.3g}, whose squares are too large to compute; divide X "
+            "by a constant, and give its unit."
         )
     spread = float((high - low).max())
     if spread == 0:
@@ -157,8 +158,8 @@ def check_values(X: np.ndarray, dims: Sequence[str], ch_names: Sequence[str] | N
     name = next((dim for dim in dims[1:] if dim != "time"), "feature")
     names = [str(ch_names[n]) if ch_names is not None and name == "channel" else str(n) for n in constant[:5]]
     return [
-        f"{len(constant)} of {low.min(axis=over).size} {name}s never vary and hold no information, first "
-        f"{', '.join(names)}: leave out what is broken or lies outside the brain."
+        f"{len(constant)} of {low.min(axis=over).size} {name}s never vary and so have no information, first "
+        f"{', '.join(names)}: leave out those that are broken or outside the brain."
     ]
 
 
@@ -186,7 +187,8 @@ def check_constant_trials(X: np.ndarray) -> list[str]:
     if not constant:
         return []
     told = (
-        f"{len(constant)} of {len(X)} trials hold one value throughout, the first in row {constant[0]} and the last in "
+        f"{len(constant)} of {len(X)} trials have the same value everywhere, the first in row "
+        f"{constant[0]} and the last in "
         f"row {constant[-1]}"
     )
     if len(constant) > max(1, _MOST_CONSTANT * len(X)):

@@ -53,7 +53,7 @@ class MinilmConfig(TextTargetConfig, DeviceSettings):
         Folder with configuration, ``model.safetensors`` and tokenizer. None takes the package of the extra ``text``, or
         the download of ``weights fetch minilm``; their files must be the published ones.
     batch_size
-        How it runs, not what it computes.
+        Settings of the computation that do not change its result.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("transformers",)

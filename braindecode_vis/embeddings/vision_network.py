@@ -53,7 +53,7 @@ class VisionNetworkConfig(WeightedSettings):
     precision
         Number precision inside the network. The vectors are in single precision.
     batch_size
-        How it runs, not what it computes.
+        Settings of the computation that do not change its result.
     """
 
     layer: Layer | tuple[Layer, ...] = OUTPUT

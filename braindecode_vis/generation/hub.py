@@ -395,7 +395,7 @@ class AdaptedDiffusion:
     scale, text_scale
         Weights of the cross-attentions to the image and to the text; the adapter was trained with 1 and 1.
     prompt
-        Text that leads the image besides the embedding.
+        Text that guides the image in addition to the embedding.
     n_tokens
         Of an image, for adapters of tokens; None takes adapters of one embedding alone.
     """

@@ -62,7 +62,7 @@ class LatentDiffusionGenerator(ImageGenerator):
         Steps in which that one is drawn again. None is `REPAINTING` for embeddings of images, if the weights can, and 0
         for predictions.
     batch_size, device
-        How it runs, not what it computes.
+        Settings of the computation that do not change its result.
 
     Attributes
     ----------

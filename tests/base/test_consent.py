@@ -283,7 +283,7 @@ def test_a_file_cannot_allow_downloads(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_arguments_of_an_architecture_are_sizes(target, tmp_path):
     """The libraries take other arguments too, by which a file could name weights to unpickle, or code of the hub."""
-    with pytest.raises(ConfigError, match=r"model_args\.\S+ is (no size|'hf-hub)"):
+    with pytest.raises(ConfigError, match=r"model_args\.\S+ is (not a size|'hf-hub)"):
         read_config(write_config(tmp_path / "run", target=target))
 
 

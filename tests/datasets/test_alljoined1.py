@@ -184,7 +184,7 @@ def test_without_blosc_the_message_says_what_to_install(tmp_path, monkeypatch):
 def test_ids_that_count_from_one_are_seen(tmp_path, design):
     shared = read_design(design).shared
     make_table(tmp_path, shared[:20])
-    with pytest.raises(DataError, match="count from 1, where the published ones count from 0"):
+    with pytest.raises(DataError, match="count from 1, but the published ones count from 0"):
         config(tmp_path, design).open_epochs()
     make_table(tmp_path, [1, 2, 3])
     with pytest.raises(DataError, match=r"image\(s\) are not among the shared images"):
@@ -240,13 +240,13 @@ def test_wrong_codes_channels_and_files_are_named(tmp_path, design):
     refuse = refusals(config, root=tmp_path, design=design)
     refuse(DataError, "no recording of Alljoined1 was found")
     path, _, _ = make_raw(tmp_path, make_codes())
-    with pytest.raises(DataError, match=r"name it with --set dataset\.design=FILE"):
+    with pytest.raises(DataError, match=r"give its path with --set dataset\.design=FILE"):
         config(tmp_path, None).open_epochs()
     with pytest.raises(DataError, match="design of NSD was not found"):
         config(tmp_path, tmp_path / "absent.mat").open_epochs()
     refuse(DataError, r"is missing the channel\(s\) FT9", channels=("FT9",))
     make_raw(tmp_path, np.r_[make_codes(), 65536])
-    refuse(DataError, r"event\(s\) that mean no image, first code 65536")
+    refuse(DataError, r"event\(s\) whose code is not an image, first code 65536")
     make_raw(tmp_path, make_codes()[:-3])
     refuse(DataError, "does not match its images")
     make_raw(tmp_path, make_codes(), names={"Oz": "A29"})
@@ -254,7 +254,7 @@ def test_wrong_codes_channels_and_files_are_named(tmp_path, design):
     make_epochs(tmp_path, make_codes())
     refuse(ConfigError, "layouts epochs, raw")
     make_epochs(tmp_path, make_codes() + 900)
-    refuse(DataError, "epochs that mean no image, first code", layout="epochs")
+    refuse(DataError, "epochs whose code is not an image, first code", layout="epochs")
     path.unlink()
     make_epochs(tmp_path, make_codes())
     for options, message in (

@@ -130,7 +130,7 @@ def test_subject_8_says_19_and_no_other_does(tmp_path):
     source = config(tmp_path, sessions=(3,), blocks=(5,)).open_epochs()
     assert source.parts[0].recording.subject == "08"
     make_block(tmp_path, [1, 2], subject=7, session=3, named="Subject 19, Session 3, Block 5")
-    with pytest.raises(DataError, match=r"subject 07, session 03, .* says subject 19, session 3, block 5"):
+    with pytest.raises(DataError, match=r"subject 07, session 03, .* has subject 19, session 3, block 5"):
         config(tmp_path, sessions=(3,), blocks=(5,)).open_epochs()
 
 
@@ -157,7 +157,7 @@ def test_what_is_no_picture_is_left_out_and_counted(tmp_path):
     ("texts", "message"),
     [
         (["stim_train,12,-1"], "label,value,deleted,orig_index is expected"),
-        (["stim_train,x,-1,4"], "names no picture"),
+        (["stim_train,x,-1,4"], "has no picture"),
         (["oddball,1,-1,1"], "1 annotations, none of which is a stim_train"),
     ],
 )
@@ -193,7 +193,7 @@ def test_missing_and_damaged_blocks_are_named(tmp_path):
     findings = config(tmp_path, blocks=(5,)).check()
     assert not findings[-1].ok
     path.write_bytes(b"<html>")
-    refuse(DataError, "is no EDF file", blocks=(5,))
+    refuse(DataError, "is not an EDF file", blocks=(5,))
     path.unlink()
     refuse(DataError, "should hold one EDF file, but holds 0", blocks=(5,))
     make_block(tmp_path, [1, 2, 3], block=6, unit="mV")

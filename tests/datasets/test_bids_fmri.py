@@ -172,7 +172,7 @@ def test_missing_images_and_events_are_named(tmp_path):
         prepare(tmp_path)
     assert len(prepare(tmp_path, skip=["ses-2_task-see_run-01"]).runs) == 1
     assert len(prepare(tmp_path, sessions=["1"]).runs) == 1
-    with pytest.raises(DataError, match=r"no run of .* is called so"):
+    with pytest.raises(DataError, match=r"no run of .* has this in its name"):
         prepare(tmp_path, skip=["run-99"])
     next(tmp_path.rglob("*ses-1*_events.tsv")).unlink()
     with pytest.raises(DataError, match=r"session 1, run 01, .* has no events table"):
@@ -215,7 +215,7 @@ def test_recipes_that_do_not_fit_are_named(tmp_path):
         prepare(tmp_path, concept_pattern=r"^(\d+)")
     with pytest.raises(DataError, match="is missing the column"):
         prepare(tmp_path, trial_types=["exp"])
-    with pytest.raises(ValidationError, match="no regular expression"):
+    with pytest.raises(ValidationError, match="not a regular expression"):
         make_config(tmp_path, concept_pattern="(")
     with pytest.raises(ValidationError, match="needs a group"):
         make_config(tmp_path, concept_pattern="a")
@@ -249,7 +249,7 @@ def test_timing_and_grids_must_agree(tmp_path):
     assert prepare(tmp_path, t_r=1.5).runs[0].frame_times[:2].tolist() == [0, 1.5]
     for damaged in ({"RepetitionTime": {"s": 2}}, {"RepetitionTime": 2.0, "StartTime": "early"}):
         sidecar.write_text(json.dumps(damaged))
-        with pytest.raises(DataError, match="which is no time in s"):
+        with pytest.raises(DataError, match="which is not a time in s"):
             prepare(tmp_path)
     sidecar.write_text("{")
     with pytest.raises(DataError, match="is not valid JSON"):
@@ -259,10 +259,10 @@ def test_timing_and_grids_must_agree(tmp_path):
     moved = np.eye(4)
     moved[2, 3] = 3
     write_noise(tmp_path / "sub-01/func/sub-01_task-see_run-02_bold.nii.gz", 40, SHAPE, affine=moved)
-    with pytest.raises(DataError, match=r"lies up to 3.00 mm away"):
+    with pytest.raises(DataError, match=r"is up to 3.00 mm away"):
         prepare(tmp_path)
     write_noise(tmp_path / "sub-01/func/sub-01_task-see_run-02_bold.nii.gz", 40, (3, 3, 3))
-    with pytest.raises(DataError, match="other spaces"):
+    with pytest.raises(DataError, match="different spaces"):
         prepare(tmp_path)
 
 

@@ -155,7 +155,7 @@ def test_events_are_chosen_by_type_and_text_stays_text(root):
     assert counts["n_without_image"] == 1
     chosen = BidsMeegConfig(trial_types=("seen",), **one).open_epochs()
     assert len(chosen.parts[0].recording.events) == 10
-    with pytest.raises(DataError, match=r"names no image in 1 of 11 events .* above the bound of 1.0%"):
+    with pytest.raises(DataError, match=r"has no known image in 1 of 11 events .* above the bound of 1.0%"):
         BidsMeegConfig(trial_types=("seen", "rest"), **one).open_epochs()
     with pytest.raises(DataError, match="no event of the type felt; its trial_type are seen, rest, imagined"):
         BidsMeegConfig(trial_types=("felt",), **one).open_epochs()

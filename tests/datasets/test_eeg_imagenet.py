@@ -226,4 +226,4 @@ def test_pictures_at_hand_are_hashed(tmp_path):
     stimuli = config.open_epochs().stimuli
     assert stimuli.table["hashed"].tolist() == ["file"] + 5 * ["name"]
     assert stimuli.read_image(f"{FINE[0]}_0").shape == (4, 4, 3)
-    assert "1 of 6 pictures are at hand" in config.check()[-1].message
+    assert "1 of 6 pictures are available" in config.check()[-1].message

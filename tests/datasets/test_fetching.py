@@ -132,7 +132,7 @@ def test_a_transfer_that_brings_nothing_more_is_told_and_resumed_by_the_next_cal
     findings = fetch(make_manifest(entry(server)), tmp_path)
     assert not findings[0].ok
     assert "broke off after 400000 of 1024000 bytes" in findings[0].message
-    assert "goes on from there" in findings[0].message
+    assert "to continue from there" in findings[0].message
     assert not (tmp_path / "sub/a.bin").exists()
     assert (tmp_path / "sub/a.bin.part").stat().st_size == 400_000
     findings = fetch(make_manifest(entry(server)), tmp_path)
@@ -259,7 +259,7 @@ def test_a_machine_without_a_network_is_told_soon(server, tmp_path):
     manifest = make_manifest(*lost, entry(server, "b.bin", b"bbb"))
     plan = fetching.make_plan(manifest, tmp_path)
     for findings in (fetching.check_addresses(plan, jobs=1), fetching.fetch(plan, jobs=1)):
-        left = [finding for finding in findings if "not asked for, since 127.0.0.1:9" in finding.message]
+        left = [finding for finding in findings if "not requested, because 127.0.0.1:9" in finding.message]
         assert len(left) == 5
         assert findings[-1].ok  # of another host
 
@@ -271,7 +271,7 @@ def test_one_call_at_a_time_fills_a_folder(server, tmp_path):
     def try_as_well(*_):
         if not said:
             said.append("")
-            with pytest.raises(DataError, match="is being filled by another fetch; wait") as raised:
+            with pytest.raises(DataError, match="is in use by another fetch; wait") as raised:
                 fetch(make_manifest(entry(server)), tmp_path)
             said[0] = str(raised.value)
 
@@ -333,7 +333,7 @@ def test_what_is_brought_by_hand_is_said_and_never_asked_for(server, tmp_path):
 
 def test_addresses_and_places_are_checked(tmp_path, server):
     local = fetch(make_manifest(PartFile(path="a.bin", at="file:///etc/hosts")), tmp_path)
-    assert "is no http address" in local[0].message
+    assert "is not an http address" in local[0].message
     for path in ("../a.bin", "/a.bin", "b/../../a.bin", "c:/a.bin", "b\\..\\a.bin", "a\nb"):
         with pytest.raises(DataError, match="outside"):
             fetch(make_manifest(entry(server, path=path)), tmp_path)
@@ -375,9 +375,9 @@ def test_a_length_that_is_no_number(server, tmp_path, length):
         ("https://localhost/a.bin", "on this machine"),
         ("https://[::1]/a.bin", "on this machine"),
         ("https://[::ffff:127.0.0.1]/a.bin", "on this machine"),
-        ("https://169.254.169.254/latest/meta-data", "on this machine or in its own network"),
-        ("https://10.0.0.1/a.bin", "on this machine or in its own network"),
-        ("https://[broken/a.bin", "no address"),
+        ("https://169.254.169.254/latest/meta-data", "on this machine or in its local network"),
+        ("https://10.0.0.1/a.bin", "on this machine or in its local network"),
+        ("https://[broken/a.bin", "not an address"),
     ],
 )
 def test_a_redirection_leads_to_a_public_https_address_or_nowhere(
@@ -451,7 +451,7 @@ def test_subjects_and_parts_are_chosen(server, tmp_path):
         fetch(manifest, tmp_path, subjects=["3"])
     for nobody in ({"subjects": []}, {"parts": []}):
         # ``--subject ,`` fetched what all share, ``--parts ""`` said that there is nothing to fetch.
-        with pytest.raises(ConfigError, match=r"--(subject|parts) names none; name some"):
+        with pytest.raises(ConfigError, match=r"--(subject|parts) is empty; give names"):
             fetch(manifest, tmp_path, **nobody)
     with pytest.raises(ConfigError, match="are not kept by subject"):
         fetch(manifest, tmp_path, parts=["extra"], subjects=["1"])

@@ -196,7 +196,7 @@ def test_formats_without_a_phantom(tmp_path):
             path.write_bytes(b"1,2\n" * 500)
         check_data_file(path, full=True)
         path.write_bytes(path.read_bytes()[:900] + (b"" if name[0] in "ab" else bytes(100)))
-        with pytest.raises(DataError, match=r"damaged|truncated|zeros where text belongs"):
+        with pytest.raises(DataError, match=r"damaged|truncated|zeros instead of text"):
             check_data_file(path)
     (tmp_path / "e.nii.gz").touch()
     with pytest.raises(DataError, match="is empty"):

@@ -126,7 +126,7 @@ def test_openneuro_at_a_version_or_the_newest(server, tmp_path):
 )
 def test_a_bucket_that_answers_something_else(server, content):
     server.files["/openneuro?list-type=2&prefix=ds1%2Fa"] = content
-    with pytest.raises(transfer.TransferError, match="something else than a list"):
+    with pytest.raises(transfer.TransferError, match="did not answer with a list"):
         list_files(make_part("openneuro", "ds1", patterns=("a*",)))
 
 
@@ -272,26 +272,28 @@ def test_a_list_that_names_a_place_outside_is_refused(server, tmp_path, name):
     rows = [{"path": name, "size": 1, "checksum_algorithm": "", "checksum": ""}]
     server.files["/nemar/nm1/v1/manifest.json"] = json.dumps(rows).encode()
     part = make_part("nemar", "nm1/v1", patterns=("*", "*/*", "*/*/*", "*/*/*/*"))
-    with pytest.raises(DataError, match="outside the folder"):
+    with pytest.raises(DataError, match="outside the target folder"):
         fetch(part, tmp_path / "root")
 
 
 @pytest.mark.parametrize("content", [b"[1]", b"{}", b"busy", b'[{"path": 3}'])
 def test_a_list_that_is_none_is_told(server, tmp_path, content):
     server.files["/nemar/nm1/v1/manifest.json"] = content
-    with pytest.raises(DataError, match=r"data of toy cannot be listed: .*(something else|lists no file)"):
+    with pytest.raises(
+        DataError, match=r"data of toy cannot be listed: .*(did not answer with|lists no file)"
+    ):
         fetch(make_part("nemar", "nm1/v1", patterns=("*",)), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        ((), [], "something else"),
+        ((), [], "did not answer with a list"),
         (("data", 0, "attributes"), 3, "lists no file"),
         (("data", 0, "attributes", "extra"), 3, ""),
         (("data", 0, "attributes", "extra", "hashes"), "x", ""),
-        (("data", 0, "links", "download"), "http://[bad", "no address"),
-        (("data", 0, "links", "download"), "https://169.254.169.254/x", "in its own network"),
+        (("data", 0, "links", "download"), "http://[bad", "not an address"),
+        (("data", 0, "links", "download"), "https://169.254.169.254/x", "in its local network"),
         (("data", 0, "links", "download"), 3, "without its address"),
         (("links",), 3, ""),
         (("links", "next"), "file:///etc/hosts", "not https"),

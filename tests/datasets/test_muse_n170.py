@@ -83,7 +83,7 @@ def test_large_epochs_are_left_out_counted_and_bounded(tmp_path):
     n_rejected = sum(row["n_rejected"] for row in notes["rejected"])
     assert 4 <= n_rejected <= 8  # a neighbour's epoch may reach into the artefact
     assert len(read_responses(tmp_path / "out/responses").trials) == 2 * N_EVENTS - n_rejected
-    with pytest.raises(DataError, match=r"run 01, file .*epochs exceed 150 microvolt .* bound of 5%"):
+    with pytest.raises(DataError, match=r"run 01, file .*epochs exceed 150 microvolt .* limit of 5%"):
         replace_constants(MuseN170Config, max_rejected=0.05)(root=tmp_path).open_epochs()
     kept = replace_constants(MuseN170Config, max_rejected=0.0)(root=tmp_path, reject=None).open_epochs()
     assert kept.n_trials == 2 * N_EVENTS
@@ -113,7 +113,7 @@ def test_gzip_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": 250}, r"250\.0\d Hz where a Muse records at 256 Hz"),
+        ({"rate": 250}, r"250\.0\d Hz, but a Muse records at 256 Hz"),
         ({"TP10": None}, r"is missing the column\(s\) TP10"),
         ({"AF8": np.full(20 * 256, np.nan)}, "non-finite values in AF8"),
         ({"Marker0": np.full(20 * 256, 3)}, "has the marker 3; 0 .none., 1 .house. and 2 .face. are known"),

@@ -37,7 +37,7 @@ def test_one_picture_per_trial_goes_by_the_order_of_the_files(tmp_path):
     assert started.complete
     assert [path.name for path in started.written] == ["trials.csv", "meta.yaml", "decode.yaml"]
     assert read_trials(tmp_path / "mine")["stimulus_id"].tolist() == [f"p{n:02d}" for n in range(N)]
-    assert any("check that" in note for note in started.notes)
+    assert any("check this" in note for note in started.notes)
     assert yaml.safe_load((tmp_path / "mine" / "meta.yaml").read_text()) == {"title": "mine"}
     config = read_config(tmp_path / "mine" / "decode.yaml")
     assert (config.name, config.split.kind, config.encoder.kind) == ("mine", "kfold", "ridge")
@@ -80,7 +80,7 @@ def test_what_cannot_be_told_is_said(tmp_path):
     started = start_folder(root)
     assert not started.complete
     assert any(
-        "nothing says which of the 4 pictures each of the 12 trials showed" in n for n in started.notes
+        "no file says which of the 4 pictures each of the 12 trials showed" in n for n in started.notes
     )
     assert read_trials(root)["stimulus_id"].isna().all()
     with pytest.raises(DataError, match="no stimulus_id in row 0"):
@@ -147,7 +147,7 @@ def test_groups_choose_split_and_resampling(tmp_path):
 def test_a_folder_without_trials_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"no data\.npy"):
         start_folder(tmp_path)
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         start_folder(tmp_path / "nowhere")
 
 

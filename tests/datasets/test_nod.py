@@ -63,7 +63,7 @@ def test_bad_events_are_named(tmp_path):
         prepare(tmp_path, tasks=("coco",))
     imagenet.loc[1, "stim_file"] = None
     write_run(tmp_path, "imagenet01", "imagenet", imagenet)
-    with pytest.raises(DataError, match="names no picture in row 3"):
+    with pytest.raises(DataError, match="has no picture in row 3"):
         prepare(tmp_path, tasks=("imagenet",))
 
 

@@ -103,7 +103,7 @@ def test_one_task_alone(root):
     source = make(root, tasks=("imagery",), with_images=False).open_betas()
     assert source.parts[-1].trials["task"].unique().tolist() == ["imagery"]
     write_stimuli(root / "nsddata_stimuli/stimuli/nsdimagery_stimuli.pkl3", exps=["visA"] * len(EXPS))
-    with pytest.raises(DataError, match="no trial of the kind"):
+    with pytest.raises(DataError, match="no trial of the requested kind"):
         make(root, tasks=("imagery",), with_images=False).open_betas()
 
 

@@ -82,7 +82,7 @@ def test_mindeye1_val_that_holds_the_test_tars(mindeye1):
     ("change", "words"),
     [
         ({"coco73k.npy": None}, r"is missing coco73k\.npy"),
-        ({"num_uniques.npy": np.array([2])}, "says that it has 2 different responses"),
+        ({"num_uniques.npy": np.array([2])}, "has 2 different responses"),
         ({"num_uniques.npy": None, "trial.npy": None}, r"neither num_uniques\.npy nor trial\.npy"),
         ({"nsdgeneral.npy": np.zeros((2, N_VOXELS), np.float32)}, "has 2 responses, but counts 3"),
     ],
@@ -286,7 +286,7 @@ def test_a_region_of_another_size_is_refused(mindeye1):
 
 def test_unknown_folders_and_checks(mindeye1, tmp_path):
     (tmp_path / "empty/one/two").mkdir(parents=True)
-    with pytest.raises(DataError, match="no copy of NSD that is known"):
+    with pytest.raises(DataError, match="not a known copy of NSD"):
         NsdRepackConfig(root=tmp_path / "empty/one/two").open_betas()
     assert all(finding.ok for finding in NsdRepackConfig(root=mindeye1).check())
     assert not NsdRepackConfig(root=tmp_path / "empty/one/two").check()[0].ok

@@ -291,9 +291,9 @@ REFUSED = {
     "columns": ({"trials": make_table().rename(columns={"stimulus_id": "stimulus"})}, "did you mean 'stimulus_id'"),
     "twice": ({"trials": pd.concat([make_table(), make_table()], axis=1)}, "more than once"),
     "classes": ({"trials": make_table(concept=["a"] * 11 + ["b"])}, "two classes"),
-    "floats": ({"pictures": make_pictures().astype(float)}, "must lie in 0..1"),
+    "floats": ({"pictures": make_pictures().astype(float)}, "must be between 0 and 1"),
     "channels first": ({"pictures": np.zeros((4, 3, 8, 8), np.uint8)}, "move the channels to the end"),
-    "labels as pictures": ({"pictures": ["owl", "cup", "key", "hat"]}, "names of classes go into labels=..."),
+    "labels as pictures": ({"pictures": ["owl", "cup", "key", "hat"]}, "pass names of classes as labels=..."),
     "split": ({"trials": make_table(split=["train"] * 11 + ["dev"])}, "train or test, not 'dev'"),
     "no class": ({"pictures": None}, "no pictures and no classes"),
     "not one per trial": ({"trials": pd.DataFrame({"concept": ["a"] * N_TRIALS})}, "which picture each trial showed"),
@@ -406,7 +406,7 @@ def test_volumes_are_read_through_their_mask(tmp_path):
     nib.save(nib.Nifti1Image(np.zeros_like(mask, np.uint8), affine), tmp_path / "mask.nii.gz")
     with pytest.raises(DataError, match=r"the mask .*mask\.nii\.gz is empty: no voxel is above 0"):
         read_array_folder(tmp_path)
-    with pytest.raises(DataError, match=r"lies on a surface \(GiftiImage\).*from_arrays\(X, modality"):
+    with pytest.raises(DataError, match=r"is on a surface \(GiftiImage\).*from_arrays\(X, modality"):
         mask_volumes(nib.gifti.GiftiImage(), nib.load(tmp_path / "mask.nii.gz"))
 
 
@@ -449,7 +449,9 @@ def test_constant_features_are_named():
     X = make_signals(shape=(N_TRIALS, 3, 5))
     X[:, 1] = 7
     data = assemble_data(X, make_table(), make_named(), ch_names=["Fz", "Cz", "Pz"])
-    assert any("1 of 3 channels never vary and hold no information, first Cz" in note for note in data.notes)
+    assert any(
+        "1 of 3 channels never vary and so have no information, first Cz" in note for note in data.notes
+    )
 
 
 def test_repetitions_are_counted_within_subject():
@@ -462,15 +464,18 @@ def test_trials_without_a_signal_are_told_or_refused():
     X = np.random.default_rng(0).standard_normal((N_TRIALS, 30)).astype(np.float32)
     X[-1] = 0
     data = assemble_data(X, make_table(), make_named())
-    assert any(f"1 of {N_TRIALS} trials hold one value" in note for note in data.notes)
+    assert any(f"1 of {N_TRIALS} trials have the same value" in note for note in data.notes)
     X[N_TRIALS // 2 :] = 0
     with pytest.raises(
-        DataError, match=rf"of {N_TRIALS} trials hold one value throughout, the first in row {N_TRIALS // 2}"
+        DataError,
+        match=rf"of {N_TRIALS} trials have the same value everywhere, the first in row {N_TRIALS // 2}",
     ):
         assemble_data(X, make_table(), make_named())
     # Counts of a few cells may all be zero.
     few = np.random.default_rng(0).poisson(0.3, (N_TRIALS, 3)).astype(np.float32)
-    assert not any("hold one value" in note for note in assemble_data(few, make_table(), make_named()).notes)
+    assert not any(
+        "have the same value" in note for note in assemble_data(few, make_table(), make_named()).notes
+    )
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_bad_tables_are_named(root, tmp_path):
     with pytest.raises(DataError, match=r"every 0\.1 s"):
         read_events(write_table(path, events.assign(onset=events["onset"] * 2)), "here", frozenset())
     stim = events["stim"].where(events.index != 1, "nothing")
-    with pytest.raises(DataError, match="names no image in line 3"):
+    with pytest.raises(DataError, match="has no image in line 3"):
         read_events(write_table(path, events.assign(stim=stim)), "here", frozenset())
     with pytest.raises(DataError, match="contradicts itself in line 2"):
         read_events(write_table(path, events.assign(sample=events["onset"] + 7)), "here", frozenset())
@@ -209,7 +209,7 @@ def test_bad_tables_are_named(root, tmp_path):
     with pytest.raises(DataError, match=r"subject 02.*lasts 12.0 s, but its last event is at"):
         ThingsEeg1Config(root=root).open_epochs()
     path.unlink()
-    with pytest.raises(DataError, match="which says what was shown when"):
+    with pytest.raises(DataError, match="which lists what was shown and when"):
         ThingsEeg1Config(root=root).open_epochs()
     assert not ThingsEeg1Config(root=root).check()[-1].ok
 

@@ -340,9 +340,9 @@ def test_neurobridge_arrays(images, tmp_path):
     refuse = refusals(make_config, root=images)
     for damaged in ({**content, "times": ["."]}, {**content, "ch_names": None}, []):
         info.write_text(json.dumps(damaged))
-        refuse(DataError, r"info.json does not say the times and channels")
+        refuse(DataError, r"info.json does not give the times and channels")
     info.write_text(json.dumps({**content, "times": [0.0, None, *(n / 250 for n in range(2, 250))]}))
-    refuse(DataError, r"the times beside .* do not rise from sample to sample")
+    refuse(DataError, r"the times of .* do not increase from sample to sample")
     info.unlink()
     refuse(DataError, r"needs info.json")
 
@@ -402,7 +402,7 @@ def test_bids_events_must_name_images(images):
     with pytest.raises(DataError, match="no column 'picture'"):
         make_config(images / "bids", images=images, event_column="picture").open_epochs()
     next((images / "bids").rglob("*_events.tsv")).unlink()
-    with pytest.raises(DataError, match=r"events.tsv beside it"):
+    with pytest.raises(DataError, match=r"events.tsv in its folder"):
         make_config(images / "bids", images=images).open_epochs()
 
 

@@ -113,7 +113,7 @@ def test_structured_and_strange_arrays_are_refused(tmp_path):
 
 def test_only_a_dictionary(tmp_path):
     (tmp_path / "x.npy").write_bytes(pickle.dumps([1, 2], 4))
-    with pytest.raises(DataError, match="holds a list, where a dictionary"):
+    with pytest.raises(DataError, match="holds a list, but a dictionary"):
         read_pickled_dict(tmp_path / "x.npy")
 
 
@@ -208,5 +208,5 @@ def test_a_header_of_brackets_and_an_array_of_objects(tmp_path):
     with pytest.raises(DataError, match="damaged NumPy header"):
         open_npy(tmp_path / "x.npy")
     np.save(tmp_path / "y.npy", CONTENT, allow_pickle=True)
-    with pytest.raises(DataError, match="holds Python objects"):
+    with pytest.raises(DataError, match="contains Python objects"):
         open_npy(tmp_path / "y.npy")

@@ -201,10 +201,10 @@ def test_bad_input_is_named(tree, tmp_path_factory):
     voxels = pd.read_csv(path)
     for change, message in (
         (voxels.iloc[:-1], "has 8 voxels, of which the 7"),
-        (voxels.assign(voxel_x=voxels["voxel_x"] + 1), "lie outside sub-01_space-T1w_brainmask"),
-        (voxels.assign(voxel_x=0.5), "no voxel indices"),
+        (voxels.assign(voxel_x=voxels["voxel_x"] + 1), "are outside sub-01_space-T1w_brainmask"),
+        (voxels.assign(voxel_x=0.5), "not voxel indices"),
         (voxels.assign(V1=7), "'V1'.* should flag a region"),
-        (voxels.assign(nc_testset="0.0s31"), "a cell in the column 'nc_testset' that is no number"),
+        (voxels.assign(nc_testset="0.0s31"), "a cell in the column 'nc_testset' that is not a number"),
     ):
         change.to_csv(path, index=False)
         with pytest.raises(DataError, match=message):

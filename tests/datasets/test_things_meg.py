@@ -226,7 +226,7 @@ def test_a_shifted_image_list_is_found(root, images):
     with pytest.raises(DataError, match="a whole number must be there"):
         read_image_names(root, None, [told])
     (root / "sourcedata/sample_attributes_P1.csv").unlink()
-    refuse(DataError, "which image a number means")
+    refuse(DataError, "gives the images of the numbers")
 
 
 def test_a_lost_file_of_epochs_does_not_shrink_the_data_set(root):
@@ -390,7 +390,7 @@ def test_cleaning_options_change_raw_trials_and_are_refused_for_epochs(base, tmp
     options = {"root": base, "layout": "raw", "sessions": (1,), "mvnn": "none", "window": (0.0, 0.5)}
     changes = ({"h_freq": 30.0}, {"notch": (60.0,)}, {"scaling": "robust"})
     demand_change(ThingsMegConfig, options, tmp_path, *changes)
-    with pytest.raises(ConfigError, match=r"dataset.reference is for EEG, but .* is MEG"):
+    with pytest.raises(ConfigError, match=r"dataset.reference applies to EEG, but .* is MEG"):
         ThingsMegConfig(**options, reference="average").open_epochs()
     with pytest.raises(ConfigError, match=r"dataset.l_freq needs continuous recordings"):
         ThingsMegConfig(root=base, l_freq=1.0).open_epochs()

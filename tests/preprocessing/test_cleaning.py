@@ -297,11 +297,11 @@ def test_options_that_cannot_be_are_refused(signal, events):
         with pytest.raises(ConfigError, match=message):
             add_cleaning(source, CleaningOptions(**options))
     for name, value in (("reference", "average"), ("ica", {}), ("autoreject", {})):
-        with pytest.raises(ConfigError, match=f"dataset.{name} is for EEG, but .* is MEG"):
+        with pytest.raises(ConfigError, match=f"dataset.{name} applies to EEG, but .* is MEG"):
             add_cleaning(replace(source, modality="meg"), CleaningOptions(**{name: value}))
     for options, message in (
         ({"bads": ("Oz",)}, "bad_channels is keep"), ({"l_freq": 40, "h_freq": 1}, "must be below h_freq"),
-        ({"causal": True, "h_freq": 40}, "causal is of a high-pass or a notch"),
+        ({"causal": True, "h_freq": 40}, "causal applies to a high-pass or a notch"),
         ({"notch": (0,)}, "above 0 Hz"), ({"scaling": "minmax"}, "robust"),
     ):  # fmt: skip
         with pytest.raises(ValidationError, match=message):

@@ -218,8 +218,9 @@ class Alljoined1Config(MeegSettings):
             return open_tables(item, channels, BIOSEMI64, design, test)
         if design is None:
             raise DataError(
-                f"{item.where} names images by their place among the shared images of NSD: put {DESIGN_FILE.name} "
-                "(from NSD's bucket, after its terms) beside the root, or name it with --set dataset.design=FILE."
+                f"{item.where} identifies images by their position among the shared images of NSD: put "
+                f"{DESIGN_FILE.name} (from NSD's bucket; accept its terms first) beside the root, or "
+                "give its path with --set dataset.design=FILE."
             )
         if item.layout == "epochs":
             return open_cut(item, channels, design, test)

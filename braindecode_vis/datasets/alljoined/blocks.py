@@ -101,8 +101,8 @@ def find_blocks(root: Path) -> tuple[list[RawBlock], list[str]]:
         subject = _MISNAMED.get((item.subject, item.session), item.subject)
         if named[0] not in (item.subject, subject) or named[1:] != (item.session, item.run):
             raise DataError(
-                f"{item.where} says subject {named[0]}, session {named[1]}, block {named[2]} in its name: it lies in "
-                "the wrong folder; copy or fetch it again."
+                f"{item.where} has subject {named[0]}, session {named[1]}, block {named[2]} in its name: "
+                "it is in the wrong folder; copy or fetch it again."
             )
     return sorted(blocks, key=lambda b: (b.subject, b.session, b.run)), ignored
 
@@ -134,7 +134,7 @@ def read_labels(path: Path, where: str) -> list[str]:
     with path.open("rb") as file:
         head = file.read(256)
         if len(head) < 256 or head[:8].strip() != b"0":
-            raise DataError(f"{where} is no EDF file; fetch it again.")
+            raise DataError(f"{where} is not an EDF file; fetch it again.")
         with refuse_damage(f"{where} has a damaged EDF header", ValueError):
             # Kemp et al. (1992), doi:10.1016/0013-4694(92)90009-7: 256 bytes of head, then 256 for each row.
             n_header, n_records = int(head[184:192]), int(head[236:244])
@@ -208,8 +208,8 @@ def parse_markers(onsets: Sequence[float], texts: Sequence[str], where: str) -> 
         if match is None:
             if text.strip().startswith("stim"):
                 raise DataError(
-                    f"{where} has the marker {text!r} at {onset:.3f} s, where label,value,deleted,orig_index is "
-                    "expected."
+                    f"{where} has the marker {text!r} at {onset:.3f} s, but "
+                    "label,value,deleted,orig_index is expected."
                 )
             counts["other"] = counts.get("other", 0) + 1
             continue
@@ -218,7 +218,7 @@ def parse_markers(onsets: Sequence[float], texts: Sequence[str], where: str) -> 
             counts[label] = counts.get(label, 0) + 1
             continue
         if not value.strip().isdigit():
-            raise DataError(f"{where} has the marker {text!r} at {onset:.3f} s, which names no picture.")
+            raise DataError(f"{where} has the marker {text!r} at {onset:.3f} s, which has no picture.")
         # The third field is a count or a truth value.
         if deleted.strip().lower() == "true" or (deleted.strip().isdigit() and int(deleted) > 0):
             counts["deleted"] = counts.get("deleted", 0) + 1
@@ -267,7 +267,7 @@ def open_block(
     markers = parse_markers(raw.annotations.onset, raw.annotations.description, block.where)
     reader = RawReader(raw, rows)
     if np.abs(reader(0, min(raw.n_times, 256))).max() > _MAX_VOLT:
-        raise DataError(f"{block.where} has no scalp potentials in V: its header names another unit.")
+        raise DataError(f"{block.where} has no scalp potentials in V: its header has another unit.")
     events = markers.events
     catch = events["image"].isin(ODDBALLS)
     if catch.any():
@@ -326,7 +326,7 @@ def find_flat(root: Path) -> list[tuple[int, str, Path]]:
             if not path.name.startswith("."):
                 split = "train" if "_train" in path.name else "test" if "_test" in path.name else None
                 if split is None:
-                    raise DataError(f"{path} says neither train nor test in its name.")
+                    raise DataError(f"{path} has neither train nor test in its name.")
                 found.append((subject, split, path))
     # Training before test, as in every other layout.
     return sorted(found, key=lambda item: (item[0], item[1] != "train"))
@@ -367,8 +367,8 @@ def read_trial_table(folder: Path, subject: int) -> pd.DataFrame:
     path = next((folder / name for name in TABLES if is_there(folder / name)), None)
     if path is None:
         raise DataError(
-            f"subject {subject:02d}: {folder} is missing {TABLES[0]}, which says which picture an epoch belongs to and "
-            "which were dropped; fetch it from the hub beside the epochs."
+            f"subject {subject:02d}: {folder} is missing {TABLES[0]}, which lists the picture of each "
+            "epoch and the dropped epochs; fetch it from the hub with the epochs."
         )
     with refuse_damage(f"{path} cannot be read"):
         table = pd.read_parquet(path)

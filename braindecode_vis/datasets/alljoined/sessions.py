@@ -237,7 +237,7 @@ def open_cut(item: Session, channels: Sequence[str], design: NsdDesign, test: Pa
     unknown = codes[(codes < 1) | (codes > N_IMAGES)]
     if len(unknown):
         raise DataError(
-            f"{item.where} has {len(unknown)} epochs that mean no image, first code {unknown[0]}, where 1 to "
+            f"{item.where} has {len(unknown)} epochs whose code is not an image, first code {unknown[0]}, where 1 to "
             f"{N_IMAGES} are known: its triggers were not merged, or it is another release."
         )
     labels = label_images(design.shared[codes - 1], test)
@@ -287,8 +287,8 @@ def open_tables(
         # Shifted by one, every id would still be a valid image of NSD.
         if outside and set(ids.tolist()) <= shared:
             raise DataError(
-                f"{item.where}: its 73k_id count from 1, where the published ones count from 0; subtract one, or "
-                "every image is taken for its neighbour."
+                f"{item.where}: its 73k_id count from 1, but the published ones count from 0; subtract "
+                "one, otherwise every image is confused with its neighbour."
             )
         if outside:
             raise DataError(
@@ -309,7 +309,7 @@ def open_tables(
 
 def _check_rate(sfreq: float, item: Session) -> None:
     if not np.isclose(sfreq, 512.0, rtol=1e-6):
-        raise DataError(f"{item.where} has {sfreq:g} Hz, where 512 Hz is published.")
+        raise DataError(f"{item.where} has {sfreq:g} Hz, but 512 Hz is published.")
 
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -439,7 +439,9 @@ def _read_chunk(dataset: Any, offset: tuple[int, ...], path: Path) -> bytes:
 def _read_plain(dataset: Any, path: Path) -> np.ndarray:
     """Return a dataset of numbers or text."""
     if dataset.dtype.hasobject:
-        raise DataError(f"{path} holds {dataset.name} in a form that no published file has; fetch it again.")
+        raise DataError(
+            f"{path} holds {dataset.name} in a form that published files do not have; fetch it again."
+        )
     if _BLOSC not in _list_filters(dataset, path):
         return np.asarray(dataset[()])
     out = np.zeros(dataset.shape, dataset.dtype)
@@ -460,7 +462,9 @@ def _find_bytes(dataset: Any, path: Path) -> int:
     """
     # Addresses count from the end of a user block, which no published file has.
     if dataset.shape != (1,) or dataset.file.userblock_size:
-        raise DataError(f"{path} holds {dataset.name} in a form that no published file has; fetch it again.")
+        raise DataError(
+            f"{path} holds {dataset.name} in a form that published files do not have; fetch it again."
+        )
     _, address, wanted = struct.unpack("<IQI", _read_chunk(dataset, (0,), path)[:16])
     with path.open("rb") as file:
         file.seek(address)

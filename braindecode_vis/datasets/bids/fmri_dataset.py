@@ -201,7 +201,7 @@ def find_bold_files(config: BoldSettings, recipe: FmriRecipe) -> list[RunFiles]:
     for fragment in config.skip:
         # A misspelt fragment would silently leave nothing out.
         if not any(fragment in name for name in named):
-            raise DataError(f"dataset.skip names {fragment!r}, but no run of {root} is called so.")
+            raise DataError(f"dataset.skip names {fragment!r}, but no run of {root} has this in its name.")
     runs = [run for run in runs if not any(fragment in run.image.name for fragment in config.skip)]
     _check_images_of_events(root, runs, config, wanted)
     return runs
@@ -395,7 +395,7 @@ class BidsFmriConfig(BoldSettings):
             try:
                 re.compile(value)
             except re.error as error:
-                raise ValueError(f"{value!r} is no regular expression ({error})") from error
+                raise ValueError(f"{value!r} is not a regular expression ({error})") from error
         return value
 
     @model_validator(mode="after")
@@ -432,8 +432,8 @@ class BidsFmriConfig(BoldSettings):
         if self.stimulus_column not in table.columns:
             near = suggest(self.stimulus_column, list(table.columns))
             raise ConfigError(
-                f"{run.events} has no column {self.stimulus_column!r}{near}; it has {', '.join(table.columns)}: set "
-                "dataset.stimulus_column to the one that names the picture."
+                f"{run.events} has no column {self.stimulus_column!r}{near}; it has "
+                f"{', '.join(table.columns)}: set dataset.stimulus_column to the column with the picture."
             )
         empty = pd.Series("", index=table.index)
         kinds = table.get(self.trial_type_column, empty)

@@ -331,8 +331,8 @@ def read_numbers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
     if len(bad):
         cell = table[column].iloc[bad[0]]
         raise DataError(
-            f"{path} has {cell!r} in the column {column}, line {table.index[bad[0]] + 2}, where a number must "
-            "be; repair it."
+            f"{path} has {cell!r} in the column {column}, line {table.index[bad[0]] + 2}, but a number "
+            "is expected; repair it."
         )
     return numbers
 
@@ -382,7 +382,7 @@ def read_seconds(run: RunFiles, key: str, *, hint: str) -> float | None:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
         raise DataError(
-            f"the sidecar of {run.where} says {key} {str(value)[:40]!r}, which is no time in s; {hint}."
+            f"the sidecar of {run.where} says {key} {str(value)[:40]!r}, which is not a time in s; {hint}."
         )
     return seconds
 
@@ -395,7 +395,7 @@ def read_confounds(run: RunFiles, config: ConfoundsConfig) -> tuple[np.ndarray |
         return None, ()
     if run.confounds is None:
         raise DataError(
-            f"{run.where} has no table of confounds beside it; fetch it, or empty dataset.confounds."
+            f"{run.where} has no table of confounds in its folder; fetch it, or unset dataset.confounds."
         )
     if config.columns:
         table = read_table(run.confounds)
@@ -451,7 +451,7 @@ def find_masks(
     for run, opened in zip(files, runs, strict=True):
         if run.mask is None:
             raise DataError(
-                f"{run.where} has no brain mask beside it; set dataset.mask to epi, varying or a file."
+                f"{run.where} has no brain mask in its folder; set dataset.mask to epi, varying or a file."
             )
         found = read_mask(run.mask)
         assert found.mask is not None
@@ -539,8 +539,8 @@ def make_named_stimuli(
         first = twice[twice["stimulus_id"] == twice["stimulus_id"].iloc[0]]
         raise DataError(
             f"{title}: the stimulus {first['stimulus_id'].iloc[0]!r} is listed as {first['concept'].iloc[0]!r} at "
-            f"{first['path'].iloc[0]!r} and as {first['concept'].iloc[1]!r} at {first['path'].iloc[1]!r}; an id must "
-            "name one picture."
+            f"{first['path'].iloc[0]!r} and as {first['concept'].iloc[1]!r} at "
+            f"{first['path'].iloc[1]!r}; an id must have one picture."
         )
     if images is None and beside is not None:
         try:
@@ -590,7 +590,7 @@ def _locate(paths: list[str], root: Path, title: str) -> list[str]:
         found = index.get(name) or index.get(name + "*") or index.get(bare + "*") or []
         if len(found) > 1:
             raise DataError(
-                f"{title}: {name} lies below {root} twice, as {found[0]} and {found[1]}; remove one of them."
+                f"{title}: {name} is below {root} twice, as {found[0]} and {found[1]}; remove one of them."
             )
         (located if found else missing).append(found[0] if found else path)
     if missing:

@@ -112,7 +112,7 @@ class BidsRecipe(Settings):
             try:
                 groups = re.compile(value).groups
             except re.error as error:
-                raise ValueError(f"{value!r} is no regular expression ({error})") from error
+                raise ValueError(f"{value!r} is not a regular expression ({error})") from error
             if groups < 1:
                 raise ValueError(f"{value!r} needs a group in parentheses that catches the concept")
         return value
@@ -166,7 +166,8 @@ def apply_recipe(
     # Without chosen types, events of other kinds are expected to name no image; of chosen ones each must.
     if not known.any() or (recipe.trial_types is not None and (~known).sum() > max_dropped * len(table)):
         raise DataError(
-            f"{path} names no image in {int((~known).sum())} of {len(table)} events (column {recipe.stimulus_column}), "
+            f"{path} has no known image in {int((~known).sum())} of {len(table)} events (column "
+            f"{recipe.stimulus_column}), "
             f"above the bound of {max_dropped:.1%}; choose the events with --set dataset.trial_types=[...], or another "
             "column with --set dataset.stimulus_column=NAME."
         )
@@ -191,7 +192,7 @@ def _column(table: pd.DataFrame, name: str, path: Path, option: str) -> pd.Serie
     if name not in table.columns:
         raise DataError(
             f"{path} has no column {name!r}{suggest(name, list(table.columns))}; its columns are "
-            f"{', '.join(table.columns)}: name the right one with --set dataset.{option}=NAME."
+            f"{', '.join(table.columns)}: set the right one with --set dataset.{option}=NAME."
         )
     return table[name]
 
@@ -333,7 +334,7 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
         if self.split == "none" and (self.mvnn != "none" or learning):
             raise ConfigError(
                 f"dataset.{learning[0] if learning else 'mvnn'} is fitted on training trials, but dataset.split is "
-                "none; say which trials train with dataset.split, or leave it out (noise normalisation: mvnn none)."
+                "none; choose training trials with dataset.split, or leave it out (noise normalisation: mvnn none)."
             )
         parts: list[ContinuousPart] = []
         left_out: dict[str, Any] = {}
@@ -416,7 +417,7 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
             found = [item for label in wanted for item in found if getattr(item, name) == label]
         if not found:
             raise DataError(
-                f"no recording below {root} is of the subjects, sessions and runs asked for together."
+                f"no recording below {root} has the requested combination of subjects, sessions and runs."
             )
         return root, found, "eeg" if kinds_there[0] == "eeg" else "meg"
 
@@ -471,7 +472,7 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
         sfreq = float(raw.info["sfreq"])
         events, counts = apply_recipe(self, table, item.events, sfreq, self.max_dropped)
         if events.empty:
-            raise DataError(f"{item.where}: no event is left after the recipe; check dataset.split.")
+            raise DataError(f"{item.where}: no event is left after the selection; check dataset.split.")
         hint = f"its onsets were read as {self.onset_unit}; see dataset.onset_unit (seconds, milliseconds, samples)"
         check_length(float(events["onset"].iloc[-1]), raw, item.where, hint)
         recording = Recording(
@@ -485,7 +486,9 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
         try:
             shown = make_shown_table(part.recording.events for part in parts)
         except DataError as error:
-            raise DataError(f"{error} Where folders repeat names, set dataset.id_from to path.") from error
+            raise DataError(
+                f"{error} If file names are repeated in several folders, set dataset.id_from to path."
+            ) from error
         guesses = [root / "stimuli", *[root / place for place in PLACES]]
         return make_stimuli(
             shown, self.images, guesses, lambda file, _: (file, file.removeprefix("stimuli/"))

@@ -355,9 +355,11 @@ def read_text_table(path: Path, where: str, columns: Sequence[str] | None = None
     import pandas as pd
 
     if not path.is_file():
-        raise DataError(f"{where} has no {path.name} beside it, which says what was shown when; fetch it.")
+        raise DataError(
+            f"{where} has no {path.name} in its folder, which lists what was shown and when; fetch it."
+        )
     with refuse_damage(
-        f"{path} is no table of tab-separated text",
+        f"{path} is not a table of tab-separated text",
         pd.errors.ParserError,
         pd.errors.EmptyDataError,
         UnicodeDecodeError,
@@ -424,8 +426,8 @@ def make_shown_table(events: Iterable[pd.DataFrame]) -> pd.DataFrame:
         rows = table[table["stimulus_id"] == twice.iloc[0]].astype(str)
         what = next(c for c in columns[1:] if rows[c].nunique() > 1)
         raise DataError(
-            f"the image {twice.iloc[0]!r} has more than one {what} ({', '.join(rows[what].unique()[:3])}): the events "
-            "do not name their images uniquely."
+            f"the image {twice.iloc[0]!r} has more than one {what} "
+            f"({', '.join(rows[what].unique()[:3])}): the events do not identify their images uniquely."
         )
     return table.sort_values("stimulus_id").reset_index(drop=True)
 
@@ -474,7 +476,7 @@ def make_stimuli(
             sought = f" (looked for as {', '.join(places)})" if places != [first_file] else ""
             raise DataError(
                 f"{len(missing)} of {len(pairs)} images are not in {root}, first {first_file}{sought}: "
-                f"the folder is of another release or incomplete; name the right one with --set {option}=DIR."
+                f"the folder is from another release or incomplete; give the right one with --set {option}=DIR."
             )
         paths = [str(path) for path in found]
         bring_all(root / path for path in paths)
@@ -494,5 +496,5 @@ def _find_one(root: Path, places: Sequence[str]) -> str | None:
 def describe_images(stimuli: StimulusSet) -> str:
     """Return where the images are, in words."""
     if stimuli.root is None:
-        return f"{len(stimuli)} images are named, but their files are not at hand"
+        return f"{len(stimuli)} images are listed, but their files are not available"
     return f"{len(stimuli)} image files in {stimuli.root}"

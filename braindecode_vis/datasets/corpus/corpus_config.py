@@ -221,7 +221,9 @@ class CorpusConfig(Settings):
     @model_validator(mode="after")
     def _check_time(self) -> Self:
         if self.scaling == "none" and self.dtype == "float16":
-            raise ValueError("float16 holds scaled values alone; set dtype to float32, or scaling to zscore")
+            raise ValueError(
+                "float16 is possible only for scaled values; set dtype to float32, or scaling to zscore"
+            )
         if self.time == "encode":
             self.refuse_unused("interval_s", because="time is encode")
         if isinstance(self.channels, MeegChannels):

@@ -126,7 +126,7 @@ class CorpusManifest:
             if person is not None and called.setdefault(find(subject), person) != person:
                 raise DataError(
                     f"the table of people calls {subject} {person!r}, but the same recording is of "
-                    f"{called[find(subject)]!r}; give both one name, or add the copy no more."
+                    f"{called[find(subject)]!r}; give both the same name, or do not add the copy."
                 )
         return {subject: called.get(find(subject), find(subject)) for subject in self.subjects}
 
@@ -188,11 +188,11 @@ def read_manifest(folder: Path, digest: str | None = None) -> CorpusManifest:
     if not path.is_file():
         if digest is not None:
             raise DataError(
-                f"the corpus {folder} has no state {digest}: it was made anew, or opened before an addition had ended; "
-                "begin again with it as it is."
+                f"the corpus {folder} has no state {digest}: it was rebuilt, or opened before an "
+                "addition had ended; start again with the present corpus."
             )
         raise DataError(
-            f"{folder} is no corpus (no {MANIFEST}); make one with braindecode-vis corpus {folder} --add ROOT."
+            f"{folder} is not a corpus (no {MANIFEST}); make one with braindecode-vis corpus {folder} --add ROOT."
         )
     record = read_json(path)
     try:
@@ -205,7 +205,7 @@ def read_manifest(folder: Path, digest: str | None = None) -> CorpusManifest:
         raise DataError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
     if manifest.compute_digest() != record["digest"] or digest not in (None, record["digest"]):
         raise DataError(
-            f"{path} was changed by hand: its digest is not that of its content; put back what was there."
+            f"{path} was changed by hand: its digest does not match its content; restore the original file."
         )
     return manifest
 
@@ -287,7 +287,8 @@ def read_rows(folder: Path, shards: Sequence[Shard]) -> list[dict[str, Any]]:
         path = find_shard(folder, shard.name) / RUNS
         if not path.is_file():
             raise DataError(
-                f"{path} is gone; the corpus {folder} is not whole, so put it back or build it anew."
+                f"{path} is missing; the corpus {folder} is incomplete, so restore the file or build the "
+                "corpus again."
             )
         rows += [{**row, "shard": shard.name} for row in read_json(path)]
     return rows

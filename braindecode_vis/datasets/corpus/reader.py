@@ -105,7 +105,8 @@ class Corpus:
         if runs["n_times"].max() < n_times:
             longest = runs.iloc[int(runs["n_times"].argmax())]
             raise DataError(
-                f"no run of the corpus {self.folder} (part {part}) is as long as a window of {n_times} samples; the "
+                f"no run of the corpus {self.folder} (part {part}) has at least {n_times} samples, the "
+                "length of a window; the "
                 f"longest is {longest['run_id']} with {longest['n_times']}, so take shorter windows."
             )
         return Windows(self, runs.reset_index(drop=True), n_times, step or n_times)
@@ -144,8 +145,9 @@ class Corpus:
         found = {} if gone else digest_files({name: path for name, (path, _) in wanted.items()}, read=read)
         for name in gone or [name for name, (_, digest) in wanted.items() if found[name] != digest]:
             raise DataError(
-                f"the corpus {self.folder} has changed: {name} is {'gone' if gone else 'not as it was written'}; put "
-                "the shard back, or build the corpus anew and begin again."
+                f"the corpus {self.folder} has changed: {name} is "
+                f"{'missing' if gone else 'not as it was written'}; restore the shard, or build the corpus "
+                "again and start again."
             )
 
 

@@ -152,7 +152,7 @@ def read_source_card(root: Path) -> SourceCard:
         If the root is no folder, or one of the files is damaged.
     """
     if not root.is_dir():
-        raise DataError(f"the source {root} is no folder; correct its path.")
+        raise DataError(f"the source {root} is not a folder; correct its path.")
     folders = [root]
     if "derivatives" in root.parts[-2:]:
         folders.append(root.parent if root.name == "derivatives" else root.parent.parent)

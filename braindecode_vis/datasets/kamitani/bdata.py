@@ -75,7 +75,7 @@ class BData:
         """
         if key not in self.metadata:
             raise DataError(
-                f"{self.path.name} has no {key!r}{suggest(key, list(self.metadata))}; it knows "
+                f"{self.path.name} has no {key!r}{suggest(key, list(self.metadata))}; it has "
                 f"{', '.join(sorted(self.metadata))}."
             )
         # Other columns hold 0 or NaN, by the version that wrote the file.
@@ -231,7 +231,7 @@ def make_bdata_geometry(data: BData, rois: tuple[str, ...]) -> tuple[Geometry, n
         outside = np.setdiff1d(wanted, columns)
         if len(outside):
             raise DataError(
-                f"{', '.join(rois)} of {data.path} flag {len(outside)} columns that are no voxels."
+                f"{', '.join(rois)} of {data.path} flag {len(outside)} columns that are not voxels."
             )
         columns = wanted
     positions = read_positions(data, columns)
@@ -306,7 +306,7 @@ def encode_stimulus_id(name: str) -> float:
     synset, _, image = name.partition("_")
     if not (synset.startswith("n") and synset[1:].isdigit() and image.isdigit() and len(image) <= 6):
         raise DataError(
-            f"{name!r} is no ImageNet name like n01518878_5958; its image number has six digits at most."
+            f"{name!r} is not an ImageNet name like n01518878_5958, whose image number has at most six digits."
         )
     return float(f"{int(synset[1:])}.{int(image):06d}")
 

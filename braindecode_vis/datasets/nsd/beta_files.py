@@ -217,9 +217,9 @@ def check_scale(percent: np.ndarray, divide_by: float, path: Path) -> None:
     # Betas of percent are a few units as they are and several hundred times 300: the two cannot be mixed up.
     if divide_by > 1 and typical * divide_by < _LARGEST_PERCENT:
         raise DataError(
-            f"the betas in {path} were already divided by 300: they are typically {typical * divide_by:.3g} as "
-            "stored, where the published int16 files have several hundred. Fetch the originals, or say so with "
-            "dataset.divide_by=1."
+            f"the betas in {path} were already divided by 300: they are typically "
+            f"{typical * divide_by:.3g} as stored, but several hundred in the published int16 files. "
+            "Fetch the originals, or set dataset.divide_by=1."
         )
     if typical > _LARGEST_PERCENT:
         raise DataError(
@@ -332,7 +332,7 @@ def _read_mgh_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     """Return shape and type of an uncompressed MGH file; nibabel would leave it open."""
     head = np.fromfile(path, ">i4", 6) if path.stat().st_size >= _MGH_HEADER_BYTES else np.zeros(6, int)
     if head[0] != 1 or int(head[5]) not in _MGH_TYPES:
-        raise DataError(f"{path} is no MGH file; copy or fetch it again.")
+        raise DataError(f"{path} is not an MGH file; copy or fetch it again.")
     shape, dtype = tuple(int(n) for n in head[1:5]), np.dtype(_MGH_TYPES[int(head[5])])
     needed = _MGH_HEADER_BYTES + int(np.prod(shape)) * dtype.itemsize
     if path.stat().st_size < needed:
@@ -480,7 +480,7 @@ def choose_labels(regions: Regions, mask: str) -> tuple[np.ndarray, np.ndarray |
         if unknown:
             raise DataError(
                 f"{regions.files[name][0]} holds the label {unknown.pop()}; nsdgeneral is -1 outside the cortex, 0 "
-                "in it, and 1 in the region: the file is another one."
+                "in it, and 1 in the region: this is another file."
             )
         return labels == 1, affine
     if not wanted:
@@ -492,8 +492,9 @@ def choose_labels(regions: Regions, mask: str) -> tuple[np.ndarray, np.ndarray |
     for region in wanted:
         if region not in known and not names and not region.isdigit():
             raise ConfigError(
-                f"dataset.mask names the region {region!r} of {name}, but no colour table says which number that is: "
-                f"fetch nsddata/freesurfer/{regions.tables[0].parent.name}/label/{name}.mgz.ctab (a few kB) from the "
+                f"dataset.mask names the region {region!r} of {name}, but its number is in no colour "
+                f"table: fetch nsddata/freesurfer/{regions.tables[0].parent.name}/label/{name}.mgz.ctab "
+                "(a few kB) from the "
                 f"bucket of NSD, or give regions by number ({', '.join(list(known)[:12])}), as in "
                 f"dataset.mask={name}:{','.join(list(known)[:2])}."
             )

@@ -168,7 +168,7 @@ class NsdConfig(NsdSettings):
         if not self.subjects or len(set(self.subjects)) < len(self.subjects):
             raise ValueError("subjects must name at least one subject, and each once")
         if self.mask_file is not None and len(self.subjects) > 1:
-            raise ValueError("mask_file lies in the space of one subject; choose several with mask")
+            raise ValueError("mask_file is in the space of one subject; choose several with mask")
         return self
 
     def hash_inputs(self) -> dict[str, str]:

@@ -140,7 +140,7 @@ class NsdImageryConfig(NsdSettings):
         path = next((place for place in places if is_there(place)), None)
         if path is None:
             raise DataError(
-                f"{STIMULI_FILE}, which says what each imagery trial showed, is not at {places[0]}; name it with "
+                f"{STIMULI_FILE}, which lists the image of each imagery trial, is not at {places[0]}; name it with "
                 "--set dataset.stimuli=FILE."
             )
         return path

@@ -124,7 +124,7 @@ class Member:
     def read_array(self) -> np.ndarray:
         """Return it as an array."""
         with refuse_damage(
-            f"a member of {self.path} is no plain .npy", ValueError, hint="fetch the tar again"
+            f"a member of {self.path} is not a plain .npy file", ValueError, hint="fetch the tar again"
         ):
             return np.load(io.BytesIO(self.read()), allow_pickle=False)
 
@@ -260,7 +260,7 @@ def _read_sample(path: Path, name: str, members: dict[str, Member]) -> _Sample:
     kept = np.arange(n) if trials is None else np.sort(np.unique(trials, return_index=True)[1])
     if len(kept) != n or (trials is not None and kept[-1] != n - 1):
         raise DataError(
-            f"sample {name.strip('/')} of {path} says that it has {n} different responses, but its trials are "
+            f"sample {name.strip('/')} of {path} has {n} different responses in its metadata, but its trials are "
             f"{trials.tolist() if trials is not None else []}."
         )
     named = tuple(int(t) for t in trials[:n]) if trials is not None else tuple([-1] * n)
@@ -309,8 +309,8 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
         raise DataError(
-            f"{betas.name} is in {root}, but neither wds/{who} nor mindeyev2_wds/{who}, whose tars say which trial "
-            "showed which image; fetch that folder, or move it there."
+            f"{betas.name} is in {root}, but neither wds/{who} nor mindeyev2_wds/{who}, whose tars list "
+            "the image of each trial; fetch that folder, or move it there."
         )
     # The tars alone say which trials train and which test; the betas hold all of them.
     frames, files = [], [betas]
@@ -482,7 +482,7 @@ def find_orders(design: NsdDesign, subject: int, counts: dict[str, int]) -> tupl
         close.append(f"{n} sessions: {len(orders['train'])} and {len(orders['test'])}")
     raise DataError(
         f"{counts['train']} training and {counts['test']} test rows fit no number of sessions of {design.path} "
-        f"({close[-4] if len(close) > 3 else close[0]}; {close[-1]}): array and design do not belong together."
+        f"({close[-4] if len(close) > 3 else close[0]}; {close[-1]}): array and design are from different releases."
     )
 
 

@@ -135,7 +135,7 @@ class NsdRepackConfig(FmriSettings):
         if any(root.glob("**/train/**/*.tar")):
             return "mindeye1"
         raise DataError(
-            f"{root} is no copy of NSD that is known: neither betas_all_subj0X_fp32_renorm.hdf5 or "
+            f"{root} is not a known copy of NSD: neither betas_all_subj0X_fp32_renorm.hdf5 or "
             "betas_subj0X.hdf5 (MindEye2), nor train/*.tar (MindEye1), nor nsd_train_fmriavg_nsdgeneral_subX.npy "
             "(Brain-Diffuser) is below it."
         )
@@ -183,6 +183,6 @@ def check_parts(trials: pd.DataFrame, root: Path) -> None:
     both = parts["train"] & parts["test"]
     if both:
         raise DataError(
-            f"{len(both)} image(s) are in both the training and the test part of {root}, first {min(both)}: one of the "
-            "folders holds files of the other."
+            f"{len(both)} image(s) are in both the training and the test part of {root}, first "
+            f"{min(both)}: one of the folders contains files of the other."
         )

@@ -125,7 +125,7 @@ class NsdSyntheticConfig(NsdConfig):
             )
         if not self.core and self.space == "fsaverage":
             raise ValueError(
-                "core: false needs the functional volume; the core sessions say which vertices are kept"
+                "core: false needs the functional volume; the core sessions determine the kept vertices"
             )
         return self
 

@@ -198,7 +198,7 @@ def _read_columns(path: Path, n_columns: int) -> np.ndarray:
     """Return a table of numbers without a header."""
     if not is_there(path):
         raise DataError(f"{path} does not exist; fetch it with the time series.")
-    with refuse_damage(f"{path} is no table of numbers", ValueError):
+    with refuse_damage(f"{path} is not a table of numbers", ValueError):
         values = np.loadtxt(path, ndmin=2)
     if values.shape[1] != n_columns:
         raise DataError(f"{path} has {values.shape[1]} columns, not {n_columns}; it is another file.")

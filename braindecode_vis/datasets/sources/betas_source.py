@@ -246,7 +246,7 @@ class AtlasConfig(Settings):
         if value is not None and not re.fullmatch(r"aal|schaefer(10|[1-9])00(_17)?", value):
             raise ValueError(
                 f"nilearn fetches no atlas {value!r}: name schaefer100 to schaefer1000 in hundreds, with _17 for 17 "
-                "networks, or aal; others are given as files"
+                "networks, or aal; give other atlases as files"
             )
         return value
 
@@ -373,7 +373,7 @@ class BetasPart:
         # Statistics are kept by subject and session, and must not change within a part.
         groups = self.trials[["subject", "session"]].drop_duplicates()
         if len(groups) != 1:
-            raise DataError(f"{self.files[0]} holds {len(groups)} subjects or sessions; one part holds one.")
+            raise DataError(f"{self.files[0]} has {len(groups)} subjects or sessions; a part must have one.")
         unknown = set(self.trials["split"]) - {"train", "test"}
         if unknown:
             raise DataError(f"{self.where} has the split {unknown.pop()!r}; it must be train or test.")
@@ -521,7 +521,7 @@ def keep_rows(part: BetasPart, keep: np.ndarray) -> BetasPart:
     """
     rows = np.flatnonzero(keep)
     if not len(rows):
-        raise DataError(f"{part.where} has no trial of the kind that is wanted.")
+        raise DataError(f"{part.where} has no trial of the requested kind.")
 
     def read(start: int, stop: int) -> np.ndarray:
         # One pass over the file, whose readers go forward only.

@@ -225,8 +225,8 @@ class BoldRun:
             worst = self.trials[late].iloc[0]
             raise DataError(
                 f"{self.where}: {int(late.sum())} of {len(late)} trials start after the end of the run at {end:g} s "
-                f"({self.n_volumes} volumes of {self.t_r:g} s), first {worst['stimulus_id']} at {worst['onset']:g}; "
-                "the onsets are in other units than seconds, or the image was cut."
+                f"({self.n_volumes} volumes of {self.t_r:g} s), first {worst['stimulus_id']} at "
+                f"{worst['onset']:g}; the onsets are not in seconds, or the image was cut."
             )
 
     @property
@@ -354,13 +354,14 @@ def check_grid(
     """Raise `DataError` unless two images lie on the same grid, to a hundredth of a millimetre."""
     if tuple(shape) != tuple(other_shape):
         raise DataError(
-            f"{what} has volumes of shape {tuple(shape)}, but {than} {tuple(other_shape)}: other spaces."
+            f"{what} has volumes of shape {tuple(shape)}, but {than} {tuple(other_shape)}: they are in "
+            "different spaces."
         )
     # An affine map moves no voxel farther than the farthest corner, so eight points bound all distances.
     corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
     apart = float(np.abs(corners @ (np.asarray(affine) - np.asarray(other)).T).max())
     if apart > 0.01:
         raise DataError(
-            f"{what} has the shape of {than}, but lies up to {apart:.2f} mm away from it (another affine); "
+            f"{what} has the shape of {than}, but is up to {apart:.2f} mm away from it (another affine); "
             "use images that were resampled to one space."
         )

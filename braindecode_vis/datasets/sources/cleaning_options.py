@@ -189,14 +189,14 @@ class CleaningOptions(Settings):
     def _check_cleaning(self) -> CleaningOptions:
         # Naming bad channels and keeping them would silently do nothing.
         if self.bads and self.bad_channels == "keep":
-            raise ValueError("bads names channels, but bad_channels is keep; set it to drop or interpolate")
+            raise ValueError("bads lists channels, but bad_channels is keep; set it to drop or interpolate")
         if self.l_freq is not None and self.h_freq is not None and self.l_freq >= self.h_freq:
             raise ValueError(f"l_freq {self.l_freq:g} Hz must be below h_freq {self.h_freq:g} Hz")
         if any(frequency <= 0 for frequency in self.notch):
             raise ValueError("notch frequencies must be above 0 Hz")
         if self.causal and self.l_freq is None and not self.notch:
             raise ValueError(
-                "causal is of a high-pass or a notch, and neither is set; set l_freq or notch, or leave it out"
+                "causal applies to a high-pass or a notch, but neither is set; set l_freq or notch, or leave it out"
             )
         return self
 

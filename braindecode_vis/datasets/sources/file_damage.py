@@ -87,7 +87,7 @@ def check_data_files(
         if advance is not None:
             advance(size)
     how = (
-        "every byte read, and decompressed where it is compressed"
+        "every byte read, and decompressed if it is compressed"
         if full
         else "sizes compared with headers, ends and last blocks looked at; --full reads all"
     )
@@ -125,7 +125,9 @@ def _find_look(path: Path) -> Callable[[Path, bool], None] | None:
 def _need(path: Path, needed: int, found: int | None = None, what: str = "its header") -> None:
     found = path.stat().st_size if found is None else found
     if found < needed:
-        raise DataError(f"{path} is truncated: {found} of the {needed} bytes that {what} promises; {_AGAIN}.")
+        raise DataError(
+            f"{path} is truncated: {found} of the {needed} bytes that {what} announces; {_AGAIN}."
+        )
 
 
 def _read_all(path: Path) -> None:
@@ -184,7 +186,7 @@ def _look_at_mgh(path: Path, full: bool) -> None:
         raise DataError(f"{path} is truncated: it ends in its header; {_AGAIN}.")
     version, *shape, kind = struct.unpack(">6i", head[:24])
     if version != 1 or kind not in _MGH_SIZES:
-        raise DataError(f"{path} is no MGH file; {_AGAIN}.")
+        raise DataError(f"{path} is not an MGH file; {_AGAIN}.")
     needed = _MGH_HEADER + prod(shape) * _MGH_SIZES[kind]
     if _is_gzip(path):
         # Tags of any length follow the values, so that the trailer cannot say that enough is there.
@@ -370,14 +372,16 @@ def _look_at_brainvision(path: Path, full: bool) -> None:
     # Renamed sets keep the old name of the base in the header.
     data = path.parent / values["DataFile"].replace("$b", path.stem)
     if not data.is_file():
-        raise DataError(f"{path} names the samples {data.name}, which are not beside it; fetch them too.")
+        raise DataError(
+            f"{path} refers to the samples {data.name}, which are not in its folder; fetch them too."
+        )
     found = data.stat().st_size
     if "DataPoints" in values:
         _need(data, row * int(values["DataPoints"]), what=f"{path.name}")
     if found % row:
         raise DataError(
-            f"{data} is truncated: its {found} bytes are no whole number of samples of {row} bytes, as {path.name} "
-            f"asks for; {_AGAIN}."
+            f"{data} is truncated: its {found} bytes are not a whole number of samples of {row} bytes, "
+            f"as in {path.name}; {_AGAIN}."
         )
     marks = path.parent / values.get("MarkerFile", "").replace("$b", path.stem)
     if values.get("MarkerFile") and marks.is_file():
@@ -417,7 +421,7 @@ def _look_at_eeglab(path: Path, full: bool) -> None:
         data = next((place for place in places if place.is_file()), None)
         if data is None:
             raise DataError(
-                f"{path} names the samples {places[0].name}, which are not beside it; fetch them too."
+                f"{path} refers to the samples {places[0].name}, which are not in its folder; fetch them too."
             )
         trials = held.get("trials", 1)
         _need(data, 4 * int(held["nbchan"]) * int(held["pnts"]) * max(1, int(trials)), what=path.name)
@@ -452,7 +456,7 @@ def _look_at_text(path: Path, full: bool) -> None:
         file.seek(0 if full else max(0, path.stat().st_size - _TEXT_END))
         while block := file.read(_BLOCK):
             if b"\0" in block:
-                raise DataError(f"{path} holds zeros where text belongs: a part was overwritten; {_AGAIN}.")
+                raise DataError(f"{path} has zeros instead of text: a part was overwritten; {_AGAIN}.")
 
 
 def _look_at_picture(path: Path, full: bool) -> None:

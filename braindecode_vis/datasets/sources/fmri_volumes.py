@@ -109,8 +109,8 @@ def check_same_space(header: VolumeHeader, shape: tuple[int, ...], affine: np.nd
     if not np.allclose(header.affine, affine, atol=_AFFINE_MM):
         worst = float(np.abs(header.affine - affine).max())
         raise DataError(
-            f"the affine of {header.path} differs from that of {what} by up to {worst:.4g}: they lie in different "
-            "spaces although their shapes agree; take both from the same folder, or resample one."
+            f"the affine of {header.path} differs from that of {what} by up to {worst:.4g}: they are in "
+            "different spaces although their shapes agree; take both from the same folder, or resample one."
         )
 
 

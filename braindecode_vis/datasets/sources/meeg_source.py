@@ -87,14 +87,14 @@ class EpochPlan:
     def __post_init__(self) -> None:
         if not self.tmin <= self.window[0] < self.window[1] <= self.tmax:
             raise ConfigError(
-                f"the kept window {self.window} s must be ascending and lie inside the epoch from {self.tmin} to "
+                f"the kept window {self.window} s must be ascending and inside the epoch from {self.tmin} to "
                 f"{self.tmax} s."
             )
         if self.baseline is not None:
             start, stop = self.find_baseline()
             if not self.tmin <= start < stop <= self.tmax:
                 raise ConfigError(
-                    f"the baseline from {start} to {stop} s must be ascending and lie inside the epoch from "
+                    f"the baseline from {start} to {stop} s must be ascending and inside the epoch from "
                     f"{self.tmin} to {self.tmax} s."
                 )
 
@@ -528,8 +528,8 @@ def find_scalp_positions(ch_names: Sequence[str], where: str) -> np.ndarray:
     unknown = [name for name in ch_names if name not in known]
     if unknown:
         raise DataError(
-            f"the channel(s) {', '.join(unknown)} of {where} are not in the 10-05 system, so their positions are "
-            "unknown: the montage is another one."
+            f"the channel(s) {', '.join(unknown)} of {where} are not in the 10-05 system, so their "
+            "positions are unknown: this is another montage."
         )
     return np.stack([known[name] for name in ch_names])
 
@@ -617,8 +617,8 @@ def _check_options(
         ):
             if used:
                 raise ConfigError(
-                    f"dataset.{name} is for EEG, but {parts[0].where} is MEG; filters, bad_channels and scaling apply "
-                    "to it."
+                    f"dataset.{name} applies to EEG, but {parts[0].where} is MEG; use only filters, "
+                    "bad_channels and scaling."
                 )
     for part in parts:
         # Above half the sampling rate there is nothing to filter.
@@ -681,8 +681,8 @@ def sample_part(part: ContinuousPart | EpochedPart, *, sfreq: float | None = Non
     # Rates in headers are rounded, by far less than a resampling changes them.
     if sfreq is not None and found is not None and abs(found / sfreq - 1) > 1e-3:
         raise DataError(
-            f"{part.where} has a sampling rate of {found:g} Hz, where {sfreq:g} Hz is published: it was resampled or "
-            "is of another data set; fetch it again."
+            f"{part.where} has a sampling rate of {found:g} Hz, where {sfreq:g} Hz is published: it was "
+            "resampled or is from another data set; fetch it again."
         )
     # Smallest and largest value of each channel over all pieces: (n_channels,).
     low = np.full(len(part.ch_names), np.inf)

@@ -105,11 +105,11 @@ def open_npy(path: Path) -> FileArray:
         offset = file.tell()
     if dtype.hasobject:
         raise DataError(
-            f"{path} holds Python objects where a plain array is published; get it from its publisher."
+            f"{path} contains Python objects, but a plain array is published; get it from its publisher."
         )
     if dtype.kind not in "fiub" or not shape:
         raise DataError(
-            f"{path} holds {dtype} of shape {shape} where rows of numbers are published; copy or fetch it again."
+            f"{path} holds {dtype} of shape {shape} but rows of numbers are published; copy or fetch it again."
         )
     return _make_file_array(path, offset, shape, dtype, fortran, path.stat().st_size - offset)
 
@@ -125,7 +125,7 @@ def _make_file_array(
         )
     # Rows of such an array would lie apart; no published file is of this kind.
     if fortran and len(shape) > 1:
-        raise DataError(f"{path} holds a large array in Fortran order, which is not how it is published.")
+        raise DataError(f"{path} holds a large array in Fortran order, which the published file does not.")
     return FileArray(path, offset, tuple(shape), dtype)
 
 
@@ -149,7 +149,7 @@ def read_pickled_dict(path: Path) -> dict[str, Any]:
     """
     content = read_pickled(path)
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds a {type(content).__name__}, where a dictionary is published.")
+        raise DataError(f"{path} holds a {type(content).__name__}, but a dictionary is published.")
     return {str(key): value for key, value in content.items()}
 
 

@@ -242,6 +242,7 @@ def _check_coverage(parts: list[ContinuousPart], table: pd.DataFrame, config: Th
         if (counts - expected).abs().sum() > config.max_dropped * counts.sum():
             raise DataError(
                 f"subject {subject} saw its training images between {counts.min()} and {counts.max()} times in the "
-                f"session(s) {', '.join(sessions)}: a session is missing. To go on without it, list those to use "
-                f"with --set dataset.sessions=[{','.join(re.sub('^0+', '', s) for s in sessions)}]."
+                f"session(s) {', '.join(sessions)}: a session is missing. To continue without it, list "
+                "the sessions to use with --set "
+                f"dataset.sessions=[{','.join(re.sub('^0+', '', s) for s in sessions)}]."
             )

@@ -171,8 +171,8 @@ def find_images(root: Path, images: Path | None) -> Path:
             return candidate
     where = images if images is not None else f"{root} (in {', '.join(p for p in _PLACES if p)} or beside it)"
     raise DataError(
-        f"the folders training_images and test_images of THINGS-EEG2 were not found in {where}; unpack them there or "
-        "name their folder with --set dataset.images=DIR."
+        f"the folders training_images and test_images of THINGS-EEG2 were not found in {where}; unpack "
+        "them there or give their folder with --set dataset.images=DIR."
     )
 
 

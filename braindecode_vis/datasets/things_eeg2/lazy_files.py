@@ -113,10 +113,10 @@ def _open_neurobridge(
     data = open_npy(item.path)
     info_path = item.path.parent / "info.json"
     if not info_path.is_file():
-        raise DataError(f"{item.where} needs info.json beside it, which names the channels; fetch it again.")
+        raise DataError(f"{item.where} needs info.json with the channel names in its folder; fetch it again.")
     # (n_concepts, n_images, ...) -> (n_concepts * n_images, ...); nothing is copied
     data = replace(data, shape=(data.shape[0] * data.shape[1], *data.shape[2:]))
-    with refuse_damage(f"{info_path} does not say the times and channels of the epochs"):
+    with refuse_damage(f"{info_path} does not give the times and channels of the epochs"):
         info = json.loads(info_path.read_text())
         if "times" in info:
             times = np.asarray(info["times"], dtype=float)
@@ -193,7 +193,7 @@ def _make_part(
         raise DataError(f"{item.where} has {n_channels} channels of data but names {len(names)}.")
     times = _align_times(times, n_times, item)
     if not (np.isfinite(times).all() and (np.diff(times) > 0).all()):
-        raise DataError(f"the times beside {item.where} do not rise from sample to sample; fetch them again.")
+        raise DataError(f"the times of {item.where} do not increase from sample to sample; fetch them again.")
     check_published_rate(1 / float(np.median(np.diff(times))), options.sfreq, item.where)
     rows = find_channels(names, ch_names, item.where)
     trials = images.loc[images.index.repeat(n_repetitions), ["stimulus_id", "concept", "split"]]
@@ -238,8 +238,8 @@ def _align_times(times: np.ndarray, n_times: int, item: LaidOutFile) -> np.ndarr
     if len(times) > n_times and np.isclose(times[len(times) - n_times], 0, atol=1e-6):
         return times[len(times) - n_times :]
     raise DataError(
-        f"{item.where} has {n_times} samples per epoch but {len(times)} times from {times[0]:g} to {times[-1]:g} s; "
-        "they do not belong together."
+        f"{item.where} has {n_times} samples per epoch but {len(times)} times from {times[0]:g} to "
+        f"{times[-1]:g} s; they are from different releases."
     )
 
 
@@ -281,7 +281,7 @@ def open_raw(path: Path, content: dict[str, Any] | None = None) -> RawFile:
     content = read_pickled_dict(path) if content is None else content
     missing = [key for key in _KEYS if key not in content]
     if missing:
-        raise DataError(f"{path} is no raw THINGS-EEG2 session: it is missing {', '.join(missing)}.")
+        raise DataError(f"{path} is not a raw THINGS-EEG2 session: it is missing {', '.join(missing)}.")
     data, names = content["raw_eeg_data"], tuple(map(str, content["ch_names"]))
     # A whole session has gigabytes, so that an array small enough to be held was cut.
     if not isinstance(data, FileArray):
@@ -373,7 +373,7 @@ def check_codes(codes: np.ndarray, images: pd.DataFrame, where: str, max_dropped
     unknown = codes[(codes < 1) | (codes > len(images))]
     if len(unknown):
         raise DataError(
-            f"{where} has {len(unknown)} event(s) that mean no image, first code {unknown[0]}, where "
+            f"{where} has {len(unknown)} event(s) whose code is not an image, first code {unknown[0]}, where "
             f"{len(images)} images are listed (codes from 1): the image list belongs to another release."
         )
     counts = np.bincount(codes)
@@ -472,5 +472,5 @@ def _find_images(
             return found, str(name)
     raise DataError(
         f"{where}: no column of the events names an image of the list; the columns are "
-        f"{', '.join(table.columns)}. Name the right one with --set dataset.event_column=NAME."
+        f"{', '.join(table.columns)}. Set the right one with --set dataset.event_column=NAME."
     )

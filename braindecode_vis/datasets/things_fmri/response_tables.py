@@ -118,7 +118,7 @@ def read_voxels(path: Path) -> pd.DataFrame:
     positions = voxels[["voxel_x", "voxel_y", "voxel_z"]].to_numpy(float)
     if not np.array_equal(positions, np.rint(positions)) or (positions < 0).any():
         raise DataError(
-            f"{path} gives positions that are no voxel indices (whole, from 0); it is another release."
+            f"{path} has positions that are not voxel indices (whole numbers from 0); it is another release."
         )
     return voxels
 
@@ -162,8 +162,8 @@ def place_voxels(voxels: pd.DataFrame, mask_path: Path | None, where: Path) -> t
         inside[inside] = brain[tuple(indices[inside].T)] > 0
         if not inside.all():
             raise DataError(
-                f"{int((~inside).sum())} of {len(inside)} voxels of {where} lie outside {mask_path.name}: they are of "
-                "different subjects."
+                f"{int((~inside).sum())} of {len(inside)} voxels of {where} are outside "
+                f"{mask_path.name}: they are from different subjects."
             )
         ids = np.ravel_multi_index(tuple(indices.T), brain.shape)
         check_unique(ids.tolist(), what=f"voxel positions in {where}")
@@ -175,7 +175,7 @@ def place_voxels(voxels: pd.DataFrame, mask_path: Path | None, where: Path) -> t
     maps = {}
     for name in map(str, table.columns):
         if name.startswith(_MAP_PREFIXES):
-            with refuse_damage(f"{where} has a cell in the column {name!r} that is no number", ValueError):
+            with refuse_damage(f"{where} has a cell in the column {name!r} that is not a number", ValueError):
                 maps[_clean_name(name)] = table[name].to_numpy(float)
     if mask is None:
         maps |= {f"voxel_{axis}": indices[:, n].astype(float) for n, axis in enumerate("xyz")}
@@ -296,7 +296,8 @@ def _find_frame(file: Any, path: Path) -> Any:
     fixed = [frame for frame in frames if any(key.startswith("block0_") for key in frame)]
     if not fixed:
         raise DataError(
-            f"{path} holds {', '.join(file) or 'nothing'}, but no pandas frame of the fixed kind; fetch the published "
+            f"{path} holds {', '.join(file) or 'nothing'}, but not a pandas frame in the fixed format; "
+            "fetch the published "
             "ResponseData.h5."
         )
     return fixed[0]
@@ -399,7 +400,7 @@ def _read_conditions(path: Path, subject: str) -> pd.DataFrame:
     entities = parse_entities(path.name)
     digits = re.sub(r"\D", "", entities.get("ses", ""))
     if not digits or "run" not in entities:
-        raise DataError(f"{path.name} does not say its session and run; restore the published name.")
+        raise DataError(f"{path.name} does not contain its session and run; restore the published name.")
     names = table["image_filename"].str.replace(r"^.*[/\\]", "", regex=True)
     names = names.str.replace(r"\.[A-Za-z]+$", "", regex=True)
     # Catch trials have a beta too, and must keep their place until volumes are paired.

@@ -96,7 +96,7 @@ def read_image_names(root: Path, images: Path | None, attributes: Sequence[pd.Da
     told = _read_told(attributes)
     if listed is None and told is None:
         raise DataError(
-            f"nothing near {root} says which image a number means: put image_paths.csv (THINGS, OSF jum2f, "
+            f"no file near {root} gives the images of the numbers: put image_paths.csv (THINGS, OSF jum2f, "
             "Metadata/Image-specific) or sourcedata/sample_attributes_P1.csv there."
         )
     if listed is None or told is None:
@@ -144,7 +144,7 @@ def _read_paths(path: Path, index: Path | None) -> pd.DataFrame:
     bad = np.flatnonzero(parts[0].isna())
     if len(bad):
         raise DataError(
-            f"{path} has {paths.iloc[bad[0]]!r} in line {bad[0] + 1}, where concept/name.jpg must be."
+            f"{path} has {paths.iloc[bad[0]]!r} in line {bad[0] + 1}, but concept/name.jpg is expected."
         )
     table = pd.DataFrame(
         {"stimulus_id": parts[1], "concept": parts[0], "file": parts[0] + "/" + parts[1] + "." + parts[2]}
@@ -292,7 +292,7 @@ def make_epoch_part(
     labels, notes = _find_labels(file, epochs, attributes, numbers)
     rows = np.flatnonzero(numbers != CATCH_ID)
     if not len(rows):
-        raise DataError(f"{file.where} holds catch trials only.")
+        raise DataError(f"{file.where} has catch trials only.")
     named = name_events(numbers[rows], names, file.where)
     trials = pd.concat([named, labels.iloc[rows].reset_index(drop=True)], axis=1)
     trials["subject"], trials["split"] = f"{file.subject:02d}", "train"
@@ -443,7 +443,7 @@ def make_run_part(
     # MNE types the axial gradiometers of a CTF as magnetometers.
     sensors = tuple(n for n in list_channels(raw, ("mag",)) if n != DROPPED_SENSOR)
     if not sensors:
-        raise DataError(f"{run.where} has no MEG sensor that its reader knows; fetch it again.")
+        raise DataError(f"{run.where} has no MEG sensor that its reader recognises; fetch it again.")
     chosen = sensors if channels is None else channels
     find_channels(raw.ch_names, chosen, run.where)
     events = read_run_events(run, raw, names)
@@ -492,7 +492,7 @@ def read_run_events(run: MegRun, raw: Any, names: pd.DataFrame) -> pd.DataFrame:
     empty = np.flatnonzero(~is_catch & ~np.isfinite(number))
     if len(empty):
         raise DataError(
-            f"{run.events} gives no image number in line {empty[0] + 2}, which is no catch trial."
+            f"{run.events} gives no image number in line {empty[0] + 2}, which is not a catch trial."
         )
     named = name_events(number[~is_catch].astype(np.int64), names, run.where)
     for column in ("stimulus_id", "concept", "file"):
@@ -542,7 +542,7 @@ def measure_lag(run: MegRun, raw: Any, optical: np.ndarray) -> tuple[np.ndarray,
     shift[np.abs(shift) > LARGEST_LAG_S * sfreq] = np.nan
     known = shift[np.isfinite(shift)] / sfreq * 1000
     if not len(known):
-        raise DataError(f"{run.where}: no trigger lies within {LARGEST_LAG_S} s of an optical onset.")
+        raise DataError(f"{run.where}: no trigger is within {LARGEST_LAG_S} s of an optical onset.")
     summary = {
         "median_ms": float(np.median(known)),
         "min_ms": float(known.min()),

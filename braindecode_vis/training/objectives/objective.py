@@ -372,7 +372,7 @@ def compute_clip_loss(
     scale
         Factor of the inner products, the inverse of the temperature.
     symmetric
-        Both directions; otherwise brain to image alone.
+        Use both directions; otherwise only brain to image.
     duplicates
         What other trials of the same image are: ``positive`` (they share the target evenly), ``mask`` (left out of
         the softmax) or ``negative`` (false negatives, as in the published implementations).

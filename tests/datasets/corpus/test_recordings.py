@@ -26,5 +26,5 @@ def test_name_licence_and_sites_of_a_source(tmp_path):
     (derived / "dataset_description.json").write_text("{")
     with pytest.raises(DataError, match=r"dataset_description.json is not valid JSON"):
         read_source_card(derived)
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         read_source_card(tmp_path / "nowhere")

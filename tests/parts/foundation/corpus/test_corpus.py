@@ -109,7 +109,7 @@ def test_windows_tell_who_where_and_when(tmp_path, root):
     mine = windows.run_id == "movies/00/00_1_2.0_north.npy"
     assert windows.start_s[mine].tolist() == [0, 16, 32, 48]
     assert set(windows.person[mine]) == {"movies/00"}
-    with pytest.raises(DataError, match="as long as a window of 41 samples; the longest is"):
+    with pytest.raises(DataError, match="at least 41 samples, the length of a window; the longest is"):
         open_corpus(tmp_path / "corpus").windows(41)
 
 
@@ -336,7 +336,7 @@ def test_a_corpus_that_changed_under_a_training_is_one_sentence(tmp_path, root):
     with pytest.raises(DataError, match="changed since it was opened"):
         again.read(np.arange(len(again)))
     shutil.rmtree(path.parent)
-    with pytest.raises(DataError, match="is gone"):
+    with pytest.raises(DataError, match="is missing"):
         corpus.verify()
     assert len(windows)
 
@@ -453,7 +453,7 @@ def test_a_manifest_that_was_changed_by_hand_is_refused(tmp_path, root):
     path.write_text("{}")
     with pytest.raises(DataError, match="is damaged"):
         open_corpus(tmp_path / "corpus")
-    with pytest.raises(DataError, match="is no corpus"):
+    with pytest.raises(DataError, match="is not a corpus"):
         open_corpus(tmp_path / "nothing")
 
 

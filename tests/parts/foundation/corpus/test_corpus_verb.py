@@ -77,7 +77,7 @@ def test_a_corpus_is_estimated_made_grown_described_and_proved(tmp_path, data):
     [
         (["--dry-run"], "--dry-run shows the effect of --add"),
         (["--check", "--hold-out", "x"], "--check only checks a corpus"),
-        (["--hold-out", "x"], "is no corpus"),
+        (["--hold-out", "x"], "is not a corpus"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, more, sentence):
