@@ -287,7 +287,7 @@ class DeviceSettings(Settings):
     Parameters
     ----------
     device
-        Where it runs; ``auto`` takes a GPU if there is one.
+        Device of the computation; ``auto`` takes a GPU if there is one.
     """
 
     device: Device = "auto"

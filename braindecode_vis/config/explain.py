@@ -470,7 +470,7 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
     Parameters
     ----------
     config
-        Of the run.
+        Configuration of the run.
     stage
         The last stage to run.
     """

@@ -24,8 +24,8 @@ _REDUCTION = 8
 class PackagedLatentsConfig(ImageEncoderSettings, DeviceSettings):
     """Latents of the packaged autoencoder: eight maps of 8 x 8 for an image of 64 pixels.
 
-    A stand-in of ``vae`` and ``taesd`` where their weights are not at hand; its images are as small and blurred as
-    those of the embedded generator, and its latents are nobody else's.
+    A substitute for ``vae`` and ``taesd`` if their weights are not available; its images are as small and blurred as
+    those of the embedded generator, and no other model uses its latents.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()

@@ -311,7 +311,7 @@ def _score_pictures(result: Any) -> list[Any]:
 
 
 def _find_seen(result: Any, ids: np.ndarray) -> ImageRows | None:
-    """Return the true pictures, or None where one is not at hand."""
+    """Return the true pictures, or None if one is not available."""
     if any(result.read_picture(name) is None for name in map(str, pd.unique(ids))):
         return None
     stimuli = result.candidates.stimuli

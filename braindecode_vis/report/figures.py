@@ -422,11 +422,11 @@ def plot_decoded(
     ----------
     decoded : uint8 array of shape (n_trials, height, width, 3)
     pictures
-        For each trial, id and pixels of its nearest pictures, best first; None where the pixels are not at hand.
+        For each trial, id and pixels of its nearest pictures, best first; None if the pixels are not available.
     names
         Heading of each column; empty for a trial that does not say what it showed.
     seen
-        The true picture of each trial, for a row above; None where it is not known.
+        The true picture of each trial, for a row above; None if it is not known.
     width
         In inches.
 

@@ -126,8 +126,8 @@ class SelectionSettings(Settings):
     Parameters
     ----------
     hold_out
-        Share of the training concepts (or images, see `hold_out_by`) that is never learnt from: for the validation
-        curve and for the out-of-fold predictions that priors and generators learn from. 0 learns from all.
+        Share of the training concepts (or images, see `hold_out_by`) that is held out: for the validation curve, and
+        for the out-of-fold predictions for priors and generators. 0 trains on all.
     """
 
     hold_out: HeldOutShare = 0.05

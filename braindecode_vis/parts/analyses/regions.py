@@ -58,8 +58,8 @@ class PartsAnalysis(RetrievalAnalysis, CutAnalysis):
     Parameters
     ----------
     n_random
-        Relabellings of all columns, each of which is scored like the parts: two fits per part and relabelling. The
-        smallest p is 1 / (n_random + 1); 0 draws none.
+        Number of random relabellings of all columns, each scored like the parts: two fits per part and relabelling. The
+        smallest p is 1 / (n_random + 1); 0 makes none.
     """
 
     n_random: int = Field(default=200, ge=0)
