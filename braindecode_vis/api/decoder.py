@@ -474,21 +474,24 @@ class Decoder(BaseEstimator):
         Parameters
         ----------
         run
-            From `decode` or `open_run`, or the folder of a run. If the run selects voxels or channels, the decoder
-            takes trials with these only.
+            From `decode` or `open_run`. If it selects voxels or channels, the decoder takes trials with these only.
         fold
             Number of the fold, from 0; needed if there are several.
 
         Raises
         ------
         DataError
-            If this is neither a run nor a folder of one.
+            If it is no run, such as the path of a folder.
         """
         from braindecode_vis.api import fold_decoder
-        from braindecode_vis.api.decoding_run import DecodingRun, open_run
 
-        opened = run if isinstance(run, DecodingRun) else open_run(run)
-        return fold_decoder.take_decoder(cls, opened._run, fold)
+        opened = getattr(run, "_run", None)
+        if opened is None:
+            raise DataError(
+                f"Decoder.from_run takes a run of decode or open_run, not {type(run).__name__}; open a folder with "
+                "open_run(FOLDER)."
+            )
+        return fold_decoder.take_decoder(cls, opened, fold)
 
     def export(self, out: str | Path, *, to: str, X: Any = None, licence: str | None = None) -> Path:
         """Write the fitted encoder for other programs, with a model card, and return the path.

@@ -306,8 +306,7 @@ def test_classes_without_pictures_across_subjects_folds_and_groups():
             "must be a mapping",
         ),
         (lambda X, p, s: bdv.open_run("/nowhere"), "is not a run folder"),
-        (lambda X, p, s: bdv.Decoder.from_run("/nowhere"), "is not a run folder"),
-        (lambda X, p, s: bdv.Decoder.from_run(3), "takes the folder of a run, not int"),
+        (lambda X, p, s: bdv.Decoder.from_run("/runs/mine"), "not str; open a folder with open_run"),
         (lambda X, p, s: bdv.describe("encodr"), "encoder"),
     ],
 )

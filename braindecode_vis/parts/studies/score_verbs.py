@@ -67,15 +67,13 @@ def score(
         str,
         typer.Option(
             "--selection",
-            help="How the model was chosen: fixed, validation or test; the outputs do not show this.",
+            help="How the model was chosen: fixed, validation or test, which outputs do not show.",
         ),
     ] = "not stated",
     distances: Annotated[
         bool, typer.Option("--distances", help="The matrix holds distances: small values are near.")
     ] = False,
-    size: Annotated[
-        int | None, typer.Option("--size", help="Size in pixels at which images are compared.")
-    ] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Pixels at which images are compared.")] = None,
     features: Annotated[
         str,
         typer.Option(
