@@ -67,9 +67,12 @@ def test_reconstructions_name_the_fits_of_the_branch(finished):
     assert "0.75 of the high-level image" in page
 
 
-def test_principal_components_are_latents_that_need_no_weights(tmp_path):
+@pytest.mark.parametrize("generator", ["own", "nearest"])
+def test_principal_components_are_latents_that_need_no_weights(generator, tmp_path):
+    """A copied training image can be blended too; there was no place for its images."""
     low = "reconstruction.low_level={target: {kind: pca, n_components: 12}}"
-    run = make_run(tmp_path / "run", low, "evaluation.n_bootstrap=100")
+    more = [] if generator == "own" else ["generator.kind=nearest"]
+    run = make_run(tmp_path / "run", low, "evaluation.n_bootstrap=100", *more)
     with pytest.warns(
         Notice, match="stand-ins: low level by pca in place of latents of a published autoencoder"
     ):

@@ -478,8 +478,10 @@ def open_writer(run: Run, folder: Path, n_rows: int, share: Share | None = None)
     from braindecode_vis.pipeline.reconstruction import count_images
 
     writer = ImageWriter(folder, share)
-    if not run.generator.copies_training_images:
-        for name, n_images in count_images(run.config, n_rows).items():
+    copies, fused = run.generator.copies_training_images, run.config.reconstruction.low_level is not None
+    for name, n_images in count_images(run.config, n_rows).items():
+        # A copy is named by its id; blended with the image of a low-level branch it is an image of its own.
+        if not copies or (fused and name != "oracle"):
             writer.open(name, n_images)
     return writer
 
