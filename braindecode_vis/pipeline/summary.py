@@ -35,8 +35,11 @@ def describe_run(run: Run) -> dict[str, Any]:
     """
     config, rows, prepared = run.config, evaluate(run), preprocess(run)
     items = run.seen["items"]
-    fitted = train(run)[0].artifact.path / f"{config.encoder.kind}.json"
+    folders = [fold.artifact.path for fold in train(run)]
+    fitted = folders[0] / f"{config.encoder.kind}.json"
     known = store.read_json(fitted) if fitted.is_file() else {}
+    if fitted.name == CHOICE:  # each fold chose for itself
+        known = {"chosen": [store.read_json(folder / CHOICE)["chosen"] for folder in folders]}
     if config.decodes_categories:
         parts = describe_categories(config, prepared, items)
         if (exchange := find_exchange(rows)) is not None:

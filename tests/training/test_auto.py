@@ -181,6 +181,25 @@ def test_a_candidate_that_cannot_be_fitted_is_left_out_with_its_reason():
         make({"candidates": [wrong]}).fit(responses, targets)
 
 
+def test_what_is_too_little_is_one_sentence_with_the_setting_that_helps():
+    """Advice named a setting of auto in the place of the candidate's, and a subject for each image was a traceback."""
+    responses, targets = make_trials(6, 1, seed=1)
+    with pytest.raises(DataError, match=r"set encoder\.candidates\.0\.n_inner_folds to 4"):
+        make({"candidates": [RIDGE]}).fit(responses, targets)
+    responses, targets = make_trials(12, 1, seed=1)
+    others = responses.with_trials(responses.trials.assign(subject=responses.stimulus_ids.astype(str)))
+    with pytest.raises(DataError, match=r"no inner fold leaves out two of the same subject"):
+        make({}).fit(others, targets)
+    # Two images are of one subject, and one fold leaves both out.
+    test = make({})._make_folds(responses, targets)[0].test[:2]
+    subjects = responses.stimulus_ids.astype(object)
+    subjects[test] = "one"
+    pair = responses.with_trials(responses.trials.assign(subject=subjects))
+    encoder = make({"candidates": [RIDGE]})
+    encoder.fit(pair, targets)
+    assert encoder.record["n_units"] == 2
+
+
 def test_noise_chooses_and_scores_at_chance():
     responses, targets = make_trials(60, 1, seed=1)
     noise = Embeddings(
@@ -266,7 +285,9 @@ def test_a_run_is_resumed_predicts_and_is_exported(planted, tmp_path):
     run = decode_digits(X, pictures, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Choice of the encoder" in page
-    assert "chosen by inner folds among ridge" in page
+    assert "chosen among 2 encoders by inner folds" in page
+    # The hint once named encoder.alphas, which auto does not have.
+    assert any("extend encoder.candidates.0.alphas" in hint for hint in run.hints)
     again = decode_digits(X, pictures, tmp_path / "run")
     assert again.scores.equals(run.scores)
     found = run.predict(X[40:])
