@@ -293,7 +293,7 @@ def test_a_run_is_resumed_predicts_and_is_exported(planted, tmp_path):
     found = run.predict(X[40:])
     assert len(found.embeddings) == 20
     path = run.export("encoder", "safetensors", tmp_path / "model")
-    assert path.exists()
+    assert "A `ridge` encoder" in (path / "README.md").read_text()  # once: a `auto` encoder
 
 
 def test_a_name_alone_chooses_the_list_by_what_the_data_know():
