@@ -305,7 +305,7 @@ def _describe_axes(decoder: Any) -> dict[str, Any]:
         decoder._settings, AutoConfig
     ):  # who takes the model asks what it is, not how it was chosen
         chosen = decoder._fitted.record["chosen"]
-        encoder = decoder._settings.candidates[chosen].model_dump(mode="json")
+        encoder = decoder._settings.list_members()[chosen].model_dump(mode="json")
     kind = encoder["kind"]
     return {
         "version": __version__,

@@ -15,7 +15,7 @@ from braindecode_vis.base.stimuli import show_as_compared
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
 from braindecode_vis.pipeline.categories import tabulate_confusions, tabulate_runs
-from braindecode_vis.pipeline.decoding import Reconstructed, Retrieved, reconstruct, retrieve
+from braindecode_vis.pipeline.decoding import Reconstructed, Retrieved, open_branches, reconstruct, retrieve
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.preparing import Prepared, embed, preprocess
 from braindecode_vis.pipeline.runs import Run
@@ -26,6 +26,7 @@ from braindecode_vis.report.words import describe_encoder
 from braindecode_vis.scoring.caption_scores import join_sources, name_decoded
 from braindecode_vis.scoring.label_exchange import find_exchange
 from braindecode_vis.training.auto import FILE as CHOICE
+from braindecode_vis.training.auto import AutoConfig
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -240,13 +241,21 @@ def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFra
     }
 
 
-def describe_choice(run: Run) -> list[ExtraSection]:
-    """Return the section on the encoders that were tried in inner folds; none where no encoder was chosen."""
+def describe_tried_encoders(run: Run) -> list[ExtraSection]:
+    """Return a section on the encoders that the run, and each branch of its images, tried in inner folds."""
+    branches = {f" ({name.replace('_', ' ')} branch)": one for name, one in open_branches(run).items()}
+    every = {"": run, **branches}
+    return [
+        _describe_tried(one, words)
+        for words, one in every.items()
+        if isinstance(one.config.encoder, AutoConfig)
+    ]
+
+
+def _describe_tried(run: Run, words: str) -> ExtraSection:
     rows, record = [], {}
     for number, fold in enumerate(train(run)):
-        if not (path := fold.artifact.path / CHOICE).is_file():
-            return []
-        record = store.read_json(path)
+        record = store.read_json(fold.artifact.path / CHOICE)
         for place, one in enumerate(record["candidates"]):
             settings = run.config.encoder.candidates[place].model_dump(mode="json")
             rows.append(
@@ -269,7 +278,7 @@ def describe_choice(run: Run) -> list[ExtraSection]:
         "behind the best by one standard error at the most was chosen and fitted on all training trials. "
         f"Budget: {'none' if budget is None else f'{budget:g} s'}. Test trials took no part."
     )
-    return [ExtraSection("Choice of the encoder", caption, table=pd.DataFrame(rows))]
+    return ExtraSection(f"Choice of the encoder{words}", caption, table=pd.DataFrame(rows))
 
 
 def describe_ceilings(rows: list[dict[str, Any]] | None) -> list[ExtraSection]:

@@ -207,7 +207,7 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
         return ", ".join([_NAMES.get(name, name.replace("_", " ")), *filter(None, facts)])
     candidates = encoder.get("candidates")
     if isinstance(candidates, list) and all(isinstance(one, Mapping) for one in candidates):
-        return _describe_choice(list(map(describe_encoder, candidates)), (fitted or {}).get("chosen"))
+        return _name_chosen(list(map(describe_encoder, candidates)), (fitted or {}).get("chosen"))
     members = encoder.get("members")
     if isinstance(members, list) and all(isinstance(member, Mapping) for member in members):
         named, asked = [describe_encoder(member) for member in members], encoder.get("for_generator")
@@ -228,7 +228,7 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
     return words
 
 
-def _describe_choice(named: Sequence[str], chosen: Sequence[int] | None) -> str:
+def _name_chosen(named: Sequence[str], chosen: Sequence[int] | None) -> str:
     """Return which of several encoders decoded, and in how many folds where folds differ; all of them if unknown."""
     if not isinstance(chosen, list):
         return f"one of {len(named)} encoders, chosen by inner folds ({'; '.join(named)})"

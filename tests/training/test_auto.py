@@ -5,7 +5,7 @@ import pytest
 
 import braindecode_vis as bdv
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError, Notice
 from braindecode_vis.base.contracts import BrainEncoder, CategoryDecoder, Context
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.roles import build, list_encoders, read
@@ -303,3 +303,16 @@ def test_a_name_alone_chooses_the_list_by_what_the_data_know():
     run = bdv.decode(data, encoder="auto", split=2, settings={"encoder.n_inner_folds": 2})
     assert [one["kind"] for one in find_record(run)["candidates"]] == ["lda", "logistic"]
     assert "Choice of the encoder" in (run.folder / "report.html").read_text()
+
+
+def test_the_report_tells_what_a_branch_chose():
+    """The page named a branch's encoder `auto`, and the candidates of the run's own encoder alone."""
+    rng = np.random.default_rng(0)
+    pictures = rng.random((40, 16, 16))
+    X = pictures.reshape(40, -1) @ rng.normal(size=(256, 20))
+    data = bdv.from_arrays(X, images=pictures, split=np.array(["train"] * 30 + ["test"] * 10))
+    low_level = {"target": {"kind": "pca"}, "encoder": {"kind": "auto", **SMALL}}
+    settings = {"reconstruction.low_level": low_level}
+    with pytest.warns(Notice, match="stand-ins"):
+        run = bdv.decode(data, encoder=RIDGE, split="published", settings=settings)
+    assert "Choice of the encoder (low level branch)" in (run.folder / "report.html").read_text()
