@@ -187,6 +187,8 @@ class AutoEncoder(roles.Completed):
         DataError
             If fewer than four images were shown, or no candidate can be fitted to these trials.
         """
+        for candidate in self.config.candidates:  # loads libraries, which is no time of the first candidate
+            roles.build(_find_role(self.config), candidate, seed=self.seed)
         started = time.perf_counter()
         folds = self._make_folds(responses, targets)
         tried = self._try_candidates(folds, responses, targets)
