@@ -912,7 +912,7 @@ MADE_BY: dict[str, tuple[str, ...]] = {
     "share of signal, F": ("preprocessing.reliability:SignalShare.bound_features",),
     "permutation of images": (
         "scoring.uncertainty:permutation_test_folds", "parts.analyses.measure:Measured.p_value",
-        "scoring.metrics.brain_correlation:map_responses", "scoring.target_scores:_make_rows",
+        "scoring.metrics.brain_correlation:map_responses",
     ),
     "permutation of geometries": ("parts.analyses.rsa:compare_rdms",),
     "permutation of labels": (

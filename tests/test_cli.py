@@ -307,7 +307,7 @@ def test_a_wrong_root_is_named(call, tmp_path):
     check_refusal(
         call("run", "digits69_ridge", "--root", tmp_path / "absent", "--out", tmp_path / "o"), "absent"
     )
-    check_refusal(call("check", "digits69", "--root", tmp_path), "digit69_28x28.mat", "was not found")
+    check_refusal(call("check", "digits69", "--root", tmp_path), "digit69_28x28.mat", "is missing")
 
 
 def test_a_log_file_gets_lines_instead_of_bars(monkeypatch, capsys):

@@ -63,7 +63,7 @@ REFUSED = {
         ("target.kind=efficientnet-lite0", r"generator 'latents' cannot turn embeddings of the target"),
         ("prior={kind: neighbours, images: generator}", r"the generator 'latents' has no images of its own"),
     ],
-    "phantom_eeg": [("target.grid=4", r"leave target\.grid out")],
+    "phantom_eeg": [("target.grid=4", r"leave target\.grid and target\.block out")],
     # What is learnt before the split must not see what it tests.
     "nsd": [(KFOLD, r"dataset\.zscore 'session' would standardise with trials .* to none")],
     "haxby_slices": [

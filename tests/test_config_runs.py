@@ -125,6 +125,7 @@ TINY = {
         "model_args": {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4},
     },
     "taesd": lambda own: {"weights": "random", "image_size": 32},
+    "layers": lambda own: {"size": own["size"] and min(own["size"], 8)},
     "diffusion": lambda own: {
         "widths": [16, 8], "time_features": 8, "candidates": 16, "min_steps": 1,
     },
@@ -156,6 +157,7 @@ SLOW = (
     "phantom_eeg",
     "phantom_eeg_average",  # the test of the verb demo runs it
     "phantom_eeg_gaussian",  # a member of phantom_eeg_average
+    "phantom_eeg_levels",  # as phantom_eeg_gaussian, four times the images of a network
     "phantom_eeg_network",  # a member of phantom_eeg_average
     "things_eeg2_atm_generation",
     "things_eeg2_loso_lora_clip_vitb32",

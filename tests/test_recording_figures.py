@@ -171,7 +171,7 @@ def test_voxels_of_known_place_are_drawn(tmp_path, monkeypatch, in_template):
 
 def test_voxels_of_unknown_place_are_said_to_be_so(tmp_path):
     section = _describe_mask(make_voxels(), tmp_path)
-    assert "no sensor positions" in section.caption
+    assert "the data hold no positions of them" in section.caption
     assert not section.figures
 
 
@@ -191,7 +191,7 @@ def test_repeated_test_images_of_voxels_have_a_ceiling():
     assert low < value < high
     assert value == pytest.approx(np.sqrt(6 / 7), abs=0.08)  # signal and noise have the variance 1
     assert (
-        float(re.search(r"than (0\.\d\d)", _describe_ceiling(responses, np.arange(72), averaged=False))[1])
+        float(re.search(r"above (0\.\d\d)", _describe_ceiling(responses, np.arange(72), averaged=False))[1])
         < value
     )
     assert _describe_ceiling(responses, np.arange(0, 72, 6), averaged=True) == ""

@@ -63,7 +63,7 @@ def datasets(
     console = make_console(stderr=False)
     console.print("To see one of them in full: braindecode-vis datasets NAME", markup=False)
     console.print(
-        "To simulate one without its files: braindecode-vis phantom NAME --out DIR, then --root DIR",
+        "Simulated files: braindecode-vis phantom NAME --out DIR, then --root DIR",
         markup=False,
     )
 

@@ -264,7 +264,7 @@ def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
     >>> [found.name for found in explain("atm_s")]
     ['network.atm_s']
     >>> dict(explain("prior")[0].kinds)["mean"]
-    'Hand the mean embedding of the training images to the generator, whatever was predicted.'
+    'Give the generator the mean embedding of the training images, whatever the prediction is.'
     """
     if name == "run":
         return [explain_class("run", RunConfig)]

@@ -370,7 +370,7 @@ def describe_common_choice(
     >>> describe_common_choice(["a"] * 9 + ["b"], ["a", "b"] * 5)
     ''
     >>> describe_common_choice(["a"] * 9 + ["b"], list("abcdefghij"))
-    "9 of 10 queries name 'a' first, which 1 of them showed: the predictions hardly depend on the response."
+    "9 of 10 queries have 'a' at rank 1, but only 1 of them showed it: the predictions hardly depend on the response."
     """
     if len(first) < FEWEST_QUERIES:
         return ""

@@ -55,10 +55,10 @@ def describe_resampled(rows: Sequence[Mapping[Any, Any]]) -> str:
     --------
     >>> row = {"method": "decoded", "metric": "top1", "resampled": "12 groups (t)", "subject": "01"}
     >>> describe_resampled([row, {**row, "metric": "auc", "resampled": "6 runs (t)"}])
-    'Intervals resample 12 groups (t); auc: 6 runs (t). They speak of this subject and of groups like these.'
+    'Intervals resample 12 groups (t); auc: 6 runs (t). They apply to this subject and to groups like these.'
     >>> told = describe_resampled([{**row, "subject": "all", "resampled": "5 subjects and 9 images (crossed)"}])
     >>> told.partition(". ")[2]
-    'They speak of subjects and images like these.'
+    'They apply to subjects and images like these.'
     """
     decoded = [row for row in rows if row["method"] == "decoded" and row.get("resampled")]
     pooled = [row for row in decoded if str(row.get("subject")) == POOLED]
@@ -93,27 +93,27 @@ def name_population(words: str, *, several: bool = False) -> str:
     Examples
     --------
     >>> name_population("images (Wilson)"), name_population("images", several=True)
-    ('this subject and of images like these', 'each subject and of images like these')
+    ('this subject and to images like these', 'each subject and to images like these')
     >>> name_population("5 subjects, 3 seeds and 20 images (crossed)")
     'subjects, seeds and images like these'
     >>> name_population("20 images (of these 2 subjects)"), name_population("6 subjects (t; signs of whole subjects)")
-    ('these 2 subjects and of images like these', 'subjects like these and of these images')
+    ('these 2 subjects and to images like these', 'subjects like these and to these images')
     """
     if words.startswith(NO_INTERVAL):
         return ""
     if found := re.match(r"\d+ (\w+) \(of these (\d+ subjects)\)", words):
-        return f"these {found[2]} and of {found[1]} like these"
+        return f"these {found[2]} and to {found[1]} like these"
     if found := re.match(r"\d+ (\w+)s \(t; signs of whole", words):
-        return f"{found[1]}s like these and of these images"
+        return f"{found[1]}s like these and to these images"
     nouns = re.findall(r"(?:\d|own) ([a-z]+s)\b", words.partition("(")[0])
     if nouns[:1] in (["subjects"], ["seeds"]):
         *first, last = nouns
-        who = "" if nouns[0] == "subjects" else "this subject and of "
+        who = "" if nouns[0] == "subjects" else "this subject and to "
         return who + (f"{', '.join(first)} and {last}" if first else last) + " like these"
     unit = re.match(r"(?:\d+ )?([a-z]+s)\b", words)
     if unit is None or unit[1] == "subjects":
         return ""
-    return f"{'each' if several else 'this'} subject and of {unit[1]} like these"
+    return f"{'each' if several else 'this'} subject and to {unit[1]} like these"
 
 
 def _list_by_words(rows: Sequence[Mapping[Any, Any]]) -> str:

@@ -348,8 +348,8 @@ def test_an_address_in_a_file_needs_consent(tmp_path):
     assert list_consents(said) == [
         f"--set=remote.cache={tmp_path}/c",
         "--set=remote.limit_gib=2.0",
-        "--set=dataset.root=s3://bucket/nsd",
         "--set=dataset.images=s3://other/x.hdf5",
+        "--set=dataset.root=s3://bucket/nsd",
     ]
 
 

@@ -268,7 +268,8 @@ def test_a_shard_that_changes_between_two_calls_is_named(finished, tmp_path):
     plan_bank(folder, open_images(str(path)), MeanColour())
     write_tar(path, members | {"4.png": pack(images[0])})
     with pytest.raises(
-        DataError, match=r"the image 4\.png of .*a\.tar has changed since it was embedded; put back"
+        DataError,
+        match=r"the image 4\.png of .*a\.tar has changed since it was embedded; put the earlier file back",
     ):
         plan_bank(folder, open_images(str(path)), MeanColour())
     write_tar(path, members | {"6.png": pack(images[0])})

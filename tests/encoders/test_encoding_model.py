@@ -118,7 +118,7 @@ def test_what_does_not_pair_is_refused():
     with pytest.raises(DataError, match="one response vector per image"):
         fit_encoding({"a": space}, np.zeros((3, 2), np.float32))
     other = Embeddings(space.vectors, IDS[::-1], "b")
-    with pytest.raises(DataError, match="in another order"):
+    with pytest.raises(DataError, match="in a different order"):
         fit_encoding({"a": space, "b": other}, np.zeros((N, 2), np.float32))
     model = fit_encoding({"a": space}, respond(space, 2, 1))
     with pytest.raises(DataError, match="without out_of_fold"):

@@ -105,7 +105,7 @@ def test_every_row_has_its_own_prompt_or_a_sentence_says_why_not(folders, genera
     assert np.abs(led[1] - plain[1]).max() > 1
     with pytest.raises(DataError, match="2 embeddings came with 1 prompts"):
         generator.generate(rows, seed=0, prompts=["a"])
-    with pytest.raises(DataError, match=r"the prompt of row 1 \(i1\) has \d+ word pieces.* reads 77"):
+    with pytest.raises(DataError, match=r"the prompt of row 1 \(i1\) has \d+ word pieces.* reads only 77"):
         generator.generate(rows, seed=0, prompts=["", "a b " * 80])
     fixed = make_config(folders, prompt="a").build(models.make_data())
     with pytest.raises(ConfigError, match="every trial has its own prompt"):

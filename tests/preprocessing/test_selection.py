@@ -236,7 +236,7 @@ def test_what_means_nothing_is_refused(joint, tmp_path):
         fit_selection(SelectionConfig(reliability={"threshold": 99}), train)
     with pytest.raises(ConfigError, match="needs the embeddings"):
         fit_selection(CONFIGS[2], train)
-    with pytest.raises(ConfigError, match="chooses among parcels, but these responses have voxels"):
+    with pytest.raises(ConfigError, match="chooses parcels, but these responses have voxels"):
         fit_selection(SelectionConfig(networks={"include": ["Vis"]}), train)
     with pytest.raises(ValidationError, match="either n_best or threshold"):
         SelectionConfig(reliability={})

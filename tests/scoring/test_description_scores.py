@@ -126,7 +126,7 @@ def test_a_run_is_scored_by_descriptions(tmp_path):
     assert rows["decoded", "2_way@descriptions"]["ci_low"] > 0.5
     assert rows["oracle", "2_way@descriptions"]["value"] >= 0.8
     assert "regression from words of training images" in text["protocol"]
-    assert "chosen on held-out training images" in text["protocol"]
+    assert "chosen on training images that were held out" in text["protocol"]
     assert ("decoded", "top1@fused-weighted") in rows
     assert "descriptions" in pipeline.report(run).read_text()
     assert "descriptions" not in plain.evaluation.hashed_fields()

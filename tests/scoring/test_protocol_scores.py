@@ -167,7 +167,7 @@ def test_transductive_rows_need_statistics():
         task, retrievals=[(few, gallery, compute_ranks(few, gallery, device="cpu"))],
         concepts=task.concepts[:6], subjects=task.subjects[:6],
     )  # fmt: skip
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match="needs at least 10 test queries"):
         score_protocols(small, ("transductive",))
 
 

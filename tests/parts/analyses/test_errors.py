@@ -163,7 +163,7 @@ def test_more_repetitions_decode_better_and_all_are_the_average():
     whole = Meter(study, "two_way").measure_fold(0, study.pick(study.folds[0].test, "test"), study.trained(0))
     assert found.table["value"].iloc[-1] == pytest.approx(whole.values.mean())
     assert found.table["n_draws"].tolist() == [6, 6, 6, 1]
-    with pytest.raises(DataError, match="shown once"):
+    with pytest.raises(DataError, match="shown only once"):
         RepetitionsConfig().compute(make_parcel_study({"Vis": 1.0}, n_repetitions=1))
 
 

@@ -164,7 +164,7 @@ def test_an_exchanged_artifact_breaks_the_chain(copied):
 
 def test_a_part_is_as_well_verified_as_the_worst_of_what_was_said_of_it():
     said = (
-        Verified("fit", "recomputed", "means"), Verified("fit", "by record", "weights", "pass --refit"),
+        Verified("fit", "recomputed", "means"), Verified("fit", "by record", "weights", "add --refit"),
         Verified("chain", "recomputed", "names"),
     )  # fmt: skip
     status = {item.part: item for item in Audit(Path(), (), said).list_status()}

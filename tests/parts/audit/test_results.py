@@ -319,7 +319,7 @@ def test_a_page_that_is_gone_is_told(copied):
     """The audit said nothing of a report that the run had written and somebody removed."""
     (copied / "report.html").unlink()
     _, (found,) = take_step(copied, check_report)
-    assert (found.level, "is gone" in found.message) == ("warning", True)
+    assert (found.level, "is missing" in found.message) == ("warning", True)
 
 
 def test_a_page_that_was_changed_is_found_by_its_digest(copied):

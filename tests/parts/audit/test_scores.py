@@ -107,7 +107,7 @@ def test_what_is_cheap_is_compared_number_by_number(tmp_path, monkeypatch, told,
     assert task == replace(Task(), metrics=(), pair_nulls=not many, n_permutations=10 if many else 10_000)
     if not words:
         assert ("score", "recomputed", "1 scores") in stated
-        assert ("score", "by record", "scores of 1 metric(s): fid", "dear; pass --refit") in stated
+        assert ("score", "by record", "scores of 1 metric(s): fid", "expensive; add --refit") in stated
 
 
 def test_items_of_the_run_are_compared_with_those_that_are_computed(tmp_path, monkeypatch):

@@ -228,7 +228,7 @@ def test_a_run_of_arrays_says_that_it_cuts_no_trials_from_what_was_recorded(fold
     open_session(
         folder, source, listeners=[BidsRecorder.for_run(open_finished(folder), tmp_path / "rec")]
     ).run()
-    with pytest.raises(ConfigError, match="does not cut trials from recordings"):
+    with pytest.raises(ConfigError, match="which cuts no trials from recordings"):
         read_new(open_finished(folder), tmp_path / "rec", tmp_path / "work")
 
 

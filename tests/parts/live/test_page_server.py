@@ -171,7 +171,7 @@ def test_a_browser_that_does_not_read_holds_nobody_up_and_misses_no_decision(mon
 
 
 def test_bad_settings_are_one_sentence():
-    with pytest.raises(ConfigError, match="12 characters"):
+    with pytest.raises(ConfigError, match="12 or more ASCII characters"):
         PageListener(token="short")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -194,7 +194,7 @@ def test_calibration_measures_the_clock_and_goes_on_where_a_browser_left():
         plan = json.loads(ws.recv())
         assert [one["stimulus_id"] for one in plan["showings"]] == IDS[:3]
         with listen(page, "calibration") as other:
-            assert "another window shows this block" in json.loads(other.recv())["sentence"]
+            assert "Another window shows this block" in json.loads(other.recv())["sentence"]
         before = time.perf_counter()
         pong = say(ws, type="ping", sent=12.5)
         assert pong["sent"] == 12.5

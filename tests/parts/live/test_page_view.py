@@ -153,6 +153,6 @@ def test_decisions_that_name_one_picture_are_warned_of(constant, n_warnings):
     summary = LiveSession(source, decoder, [told]).run()
     warnings = [sentence for level, sentence in told.sentences if level == "warning"]
     assert len(warnings) == n_warnings
-    assert all(f"decisions name {IDS[0]!r} first" in sentence for sentence in warnings)
-    assert ("30 of 30 decisions name" in summary.get("warning", "")) == constant
+    assert all(f"decisions have {IDS[0]!r} at rank 1" in sentence for sentence in warnings)
+    assert ("30 of 30 decisions have" in summary.get("warning", "")) == constant
     assert any("warning: 30 of 30" in line for line in describe_summary(summary)) == constant

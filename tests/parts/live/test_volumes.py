@@ -109,7 +109,7 @@ def test_volumes_that_run_the_other_way_are_turned_and_others_refused(tmp_path):
     source.connect()
     samples, _, notes = read_all(source, 1)
     np.testing.assert_array_equal(samples[:, 0], VOLUMES[0][MASK])
-    assert any("turned" in note for note in notes)
+    assert any("reoriented" in note for note in notes)
     moved = AFFINE.copy()
     moved[0, 3] += 1
     # A localiser, another sequence and a structural image in the folder end no scan that has begun.

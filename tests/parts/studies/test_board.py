@@ -246,8 +246,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("damage", "trouble"),
     [
-        (lambda folder: _change(folder, value=10**400), "no scores"),
-        (lambda folder: _change(folder, metric=["a"]), "no scores"),
+        (lambda folder: _change(folder, value=10**400), "rows that are not scores"),
+        (lambda folder: _change(folder, metric=["a"]), "rows that are not scores"),
         (lambda folder: _set(folder, "seed: .inf"), ""),
         (lambda folder: _set(folder, "seed: .nan"), ""),
         (lambda folder: _set(folder, "seed: 1" + "0" * 400), ""),

@@ -115,7 +115,7 @@ def test_nothing_to_learn_is_zero_and_told():
     loss.backward()
     assert float(loss.detach()) == 0
     assert float(outputs.brain.grad.abs().max()) == 0
-    with pytest.raises(ConfigError, match="two concepts or more"):
+    with pytest.raises(ConfigError, match="two or more concepts"):
         HydraObjectiveConfig().build().prepare(StepSizes(n_common=5, n_concepts=1))
 
 

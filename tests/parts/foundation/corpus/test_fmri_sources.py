@@ -522,7 +522,7 @@ def test_runs_that_moved_or_whose_tables_are_of_other_runs_are_left_out(tmp_path
         assert [run.subject for run in runs] == ["00"]
         return excluded[0].reason
 
-    assert "no table of confounds in its folder" in reason()
+    assert "there is no table of confounds beside it" in reason()
     write_confounds(stem, fd=0.6)
     assert "mean framewise displacement is 0.58 mm" in reason()
     write_confounds(stem, moved=range(1, 39, 3), fd=0.0)
