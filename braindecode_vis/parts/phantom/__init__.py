@@ -2,8 +2,8 @@
 
 images (`braindecode_vis.datasets.drawn`) -> `drive` (their features) -> `brain` (tuning and time courses on `cortex`)
 -> `forward` (lead fields) and `noise` -> `meeg_signal` (EEG, MEG) or `scanner` and `bold_signal` (fMRI) -> `formats`
-(files, one module a format). `build` is the one call that runs all of it, `sizes` says how much, `truth` keeps what was
-planted, and `ceiling` computes what the best decoder could score.
+(files, one module per format). `build` runs all of it in one call, `sizes` defines the sizes, `truth` writes the ground
+truth, and `ceiling` computes the score of the best possible decoder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the module of a public name when the name is asked for."""
+    """Import the module of a public name when the name is first used."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

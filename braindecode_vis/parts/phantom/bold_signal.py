@@ -1,7 +1,8 @@
 """fMRI of simulated subjects: single-trial betas and BOLD time series.
 
-A voxel has the tuning of the cortical position at its centre, so EEG, MEG and fMRI of one person agree. Time series
-follow the canonical SPM response of nilearn, with autocorrelated noise, drift and motion. Knows nothing of files.
+A voxel has the tuning of the cortical position at its centre, so EEG, MEG and fMRI of one subject agree. Time series
+follow the canonical SPM response of nilearn, with autocorrelated noise, drift and motion. The files are written in
+`formats`.
 """
 
 from __future__ import annotations
@@ -68,14 +69,14 @@ def simulate_betas(
     rows : integer array of shape (n_rows,)
         Images, as rows of ``person.drive``; -1 for a trial without image content.
     trial_seeds : sequence of integers of length n_rows
-        Names of the trials, unique within a person: equal numbers give equal noise, whatever the other rows are.
+        Names of the trials, unique within a person: equal numbers give equal noise, independent of the other rows.
     imagery
         True for imagined instead of seen images.
     """
     rows = np.asarray(rows, int)
     if len(trial_seeds) != len(rows):
         raise DataError(
-            f"{len(trial_seeds)} trial seeds were given for {len(rows)} trials: one each is needed."
+            f"{len(trial_seeds)} trial seeds were given for {len(rows)} trials: one per trial is needed."
         )
     config = person.config
     n_stages, n_voxels = len(person.stages), scanner.n_voxels
@@ -85,7 +86,7 @@ def simulate_betas(
     noise = np.empty((len(rows), n_voxels), np.float32)
     for number, seed in enumerate(trial_seeds):
         generator = make_generator(config.seed, "trial", person.index, int(seed))
-        # Log-normal with mean square one, so that the stated signal-to-noise ratio holds for single trials.
+        # Log-normal with mean square one, so that single trials have the stated signal-to-noise ratio.
         gains[number] = np.exp(
             config.trial_gain_sd * generator.standard_normal(n_stages) - config.trial_gain_sd**2
         )
@@ -128,13 +129,13 @@ def simulate_bold(
     Parameters
     ----------
     person, scanner
-        Who is scanned, and how.
+        The subject and the scanner.
     onsets_s : array of shape (n_events,)
         Stimulus onsets in s after the first volume, ascending. Volume i is taken at ``i * scanner.t_r``.
     rows : integer array of shape (n_events,)
         Image of each event, as a row of ``person.drive``; -1 for a trial without image content.
     duration_s
-        How long an image stays. The response to one presentation peaks at the beta, whatever the duration.
+        Presentation time of an image. The peak of the response to one presentation is the beta, for any duration.
     n_volumes
         Length of the run.
     name
@@ -160,7 +161,7 @@ def simulate_motion(person: Person, n_volumes: int, name: str) -> np.ndarray:
     from scipy import signal
 
     generator = make_generator(person.config.seed, "motion", person.index, name)
-    # A slow random walk of about 0.03 mm a volume, with a jump of some tenths of a millimetre in one volume of 100.
+    # A slow random walk of about 0.03 mm per volume, with a jump of some tenths of a millimetre in one volume of 100.
     steps = generator.standard_normal((n_volumes, 6)) * 0.03
     jumps = generator.random(n_volumes) < 0.01
     steps[jumps] += 0.3 * generator.standard_normal((int(jumps.sum()), 6))
@@ -222,7 +223,7 @@ def _simulate_series_noise(
     motion = (motion - motion.mean(axis=0)) / np.maximum(motion.std(axis=0), 1e-12)
     motion_maps = make_noise_modes(person, scanner)[2:8] * np.sqrt(1 / 6)
     innovation = np.sqrt(1 - numbers.ar**2)  # keeps the variance at one
-    # As if the process had run before: stationary from the first volume.
+    # The process is stationary from the first volume.
     state = numbers.ar * generator.standard_normal((1, n_voxels))
     spread = person.config.noise.changing
     changes = make_generator(person.config.seed, "changing", person.index, name)
@@ -284,7 +285,7 @@ def _measure_raw_power(person: Person, scanner: Scanner) -> np.ndarray:
         shown = get_features(person, stage, rows) @ weight.T
         together[:, members] += shown
         apart[members] += shown.var(axis=0)
-    # Gains of stages that meet in a voxel vary independently over trials.
+    # Gains of different stages in one voxel vary independently over trials.
     shrink = np.exp(-(person.config.trial_gain_sd**2))
     return shrink * together.var(axis=0) + (1 - shrink) * apart
 
@@ -302,8 +303,9 @@ def make_noise_modes(person: Person, scanner: Scanner) -> np.ndarray:
 def make_ongoing_modes(person: Person, scanner: Scanner) -> np.ndarray:
     """Return spatial patterns of ongoing activity of unit total variance per voxel, float32 (n_modes, n_voxels).
 
-    Every network fluctuates as a whole, coupled to the others, and in patterns of its own. Couplings and patterns are
-    partly everybody's and partly the person's, by `PhantomConfig.shared`: the person's functional connectivity.
+    Every network fluctuates as a whole, coupled to the others, and in its own patterns. Couplings and patterns are
+    partly shared by all subjects and partly individual (`PhantomConfig.shared`); they are the functional connectivity
+    of a subject.
     """
     config = person.config
     owners = ((np.sqrt(config.shared), "everyone"), (np.sqrt(1 - config.shared), f"person-{person.index}"))
@@ -362,7 +364,7 @@ def _blur_features(
     """Add the error of imagination to one row of each feature array, in place; alike in stages that share features."""
     errors: dict[int, np.ndarray] = {}
     for feature in features:
-        # One error per feature family: two stages imagine the same wrong picture.
+        # One error per feature family: both stages of a family have the same error.
         width = feature.shape[1]
         if width not in errors:
             errors[width] = np.asarray(size * generator.standard_normal(width), np.float32)

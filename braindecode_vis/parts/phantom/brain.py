@@ -1,9 +1,9 @@
-"""The neural ground truth of one simulated person.
+"""The neural ground truth of one simulated subject.
 
-A person is a chain of stages. A stage follows one family of stimulus features through a map from features to
-cortical positions (part shared by all subjects, part individual) and one time course, so the response to an image is
-a sum over stages of (map x features) x time course. Owns maps, time courses and trial-to-trial variability; knows
-nothing of sensors, noise and files.
+A subject is a chain of stages. A stage is driven by one family of stimulus features, through a map from features to
+cortical positions (partly shared by all subjects, partly individual) and one time course, so the response to an image
+is a sum over stages of (map x features) x time course. Owns maps, time courses and trial-to-trial variability; sensors,
+noise and files are in other modules.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from braindecode_vis.parts.phantom.phantom_config import NETWORKS, ComponentConf
 FIELD_LENGTH_MM = 9.0
 """Correlation length of tuning along cortex; larger than columns, as only clustered tuning reaches sensors."""
 RESPONSE_S = 1.5
-"""A response ends this long after the end of the presentation, faded out over the last `FADE_S`."""
+"""A response ends this time after the end of the presentation, with a fade over the last `FADE_S`."""
 FADE_S = 0.3
 
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """A simulated participant, looking at the images of one drive.
+    """A simulated subject who sees the images of one drive.
 
     Parameters
     ----------
     config
-        The group that the person belongs to.
+        The group of the subject.
     index
         Number of the person, from 0.
     drive
-        The images that can be shown.
+        The images that the subject can see.
     stages
         The visual hierarchy and the networks beyond it, with the gain and the latency of this person.
     """
@@ -70,7 +70,7 @@ def make_person(config: PhantomConfig, subject_index: int, drive: StimulusDrive)
             f"subject index {subject_index} does not exist: the phantom has {config.n_subjects} subject(s), from 0."
         )
     generator = make_generator(config.seed, "person", subject_index)
-    # One shift for all stages: who is late is late everywhere. Clipped, so that the order of latencies stays plausible.
+    # One shift of latency for all stages of a subject. Clipped, so that the order of latencies stays plausible.
     shift = float(np.clip(config.latency_sd_s * generator.standard_normal(), -0.02, 0.02))
     stages = []
     for stage in (*config.stages, *_make_network_stages(config)):
@@ -105,7 +105,7 @@ def compute_weights(
     Parameters
     ----------
     person, stage
-        Whose map, and which one.
+        The subject and the stage of the map.
     positions : array of shape (n_positions, 3)
         MNI coordinates in mm; the same position has the same tuning on the surface and in a voxel.
 
@@ -136,14 +136,14 @@ def compute_common_amplitudes(
     """Return members of a stage and their response to any image, positive, of mean `stage.strength`."""
     members = find_members(positions, stage.regions)
     field = draw_fields(positions[members], 1, person.config.seed, "common", stage.name, person.index)[:, 0]
-    # Log-normal over positions: every member responds, none with the other sign.
+    # Log-normal over positions: every member responds, all with the same sign.
     return members, (stage.strength * np.exp(0.3 * field)).astype(np.float32)
 
 
 def compute_time_course(stage: ComponentConfig, times: np.ndarray, duration_s: float) -> np.ndarray:
     """Return the response of a stage to an image shown from 0 to `duration_s`, with a transient peak of 1.
 
-    Zero up to the onset latency, then a gamma-shaped transient with an undershoot, a level held during the
+    Zero up to the onset latency, then a gamma-shaped transient with an undershoot, a constant level during the
     presentation, and a response to the offset with the latency of the onset.
 
     Parameters
@@ -167,7 +167,7 @@ def compute_time_course(stage: ComponentConfig, times: np.ndarray, duration_s: f
 
 
 def draw_trials(person: Person, n_trials: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Draw how each trial differs from the mean response.
+    """Draw the deviations of each trial from the mean response.
 
     Returns
     -------
@@ -222,7 +222,7 @@ def _make_network_stages(config: PhantomConfig) -> tuple[ComponentConfig, ...]:
         strength = getattr(drive, network, 0.0)
         if strength <= 0:
             continue
-        # Dorsal attention follows at once, the other networks later: our assumption, see `NetworkDrive`.
+        # Dorsal attention responds immediately, the other networks later: our assumption, see `NetworkDrive`.
         onset = drive.dorsal_onset_s if network == "dorsal_attention" else drive.other_onset_s
         stages.append(
             ComponentConfig(
@@ -248,7 +248,9 @@ def _compute_transient(times: np.ndarray, rise: float) -> np.ndarray:
 
 
 def _find_source(person: Person, stage: ComponentConfig) -> int | None:
-    """Return which source of a mixture a stage follows: higher stages take turns; None is all of the semantic drive."""
+    """Return the source of a mixture that drives a stage: higher stages alternate; None means the whole semantic
+    drive.
+    """
     if person.config.drive != "mixture" or stage.feature != "semantic":
         return None
     higher = [one.name for one in person.stages if one.feature == "semantic"]
@@ -263,7 +265,7 @@ def _draw_map(
     owner: str,
     source: int | None,
 ) -> np.ndarray:
-    """Draw one unit-spread map, (n_points, n_features); `source` is the part of a mixture that the stage follows."""
+    """Draw one unit-spread map, (n_points, n_features); `source` is the part of a mixture that drives the stage."""
     names = (seed, "map", stage.name, owner)
     if stage.feature == "semantic":
         fields = draw_fields(points, drive.semantic.shape[1], *names)
@@ -283,7 +285,7 @@ def _draw_map(
 def _measure_spread(drive: StimulusDrive, stage: ComponentConfig, weights: np.ndarray) -> float:
     """Return the root mean square over training images and members of the amplitude that `weights` give."""
     train = np.flatnonzero(drive.is_train)
-    # A thousand images tell the spread to a few percent; it is a scale, not a statistic of the data.
+    # A thousand images give the spread to a few percent; it is a scale, not a statistic of the data.
     features = getattr(drive, stage.feature)[train[:: max(1, len(train) // 1000)]]
     amplitudes = features @ weights.T.astype(np.float32)
     return float(np.sqrt((amplitudes**2).mean())) if amplitudes.size else 1.0

@@ -1,9 +1,9 @@
-"""From one call to a complete phantom data set on disk, and what it costs, before it starts.
+"""Makes a complete phantom data set on disk in one call, and estimates its cost before that.
 
 Owns the order (images, drive, subjects, files of the format, ground truth) and the ledger
 ``phantom_truth/finished.json``: the request that the folder belongs to, and the files of each finished unit with
-their sizes. Each part is skipped when an earlier call finished it, so that an interrupted call goes on. A folder
-belongs to one request; another one is refused. Knows formats by their `Format` alone.
+their sizes. A part that an earlier call finished is skipped, so an interrupted call can be continued. A folder belongs
+to one request; another request is refused. Uses only the `Format` of a format.
 """
 
 from __future__ import annotations
@@ -89,19 +89,19 @@ _ALL = (
 )
 _BY_NAME = {form.name: form for form in _ALL}
 FORMATS: dict[str, str] = {form.name: form.description for form in _ALL}
-"""Every format that a phantom can be written in, and what it is."""
+"""Every format of a phantom, with its description."""
 UNLABELLED = tuple(form.name for form in _ALL if form.plan_truth is not None)
-"""Formats that do not say what was shown when: recordings for a corpus."""
+"""Formats without events of the pictures: recordings for a corpus."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a phantom will cost.
+    """Cost of a phantom.
 
     Parameters
     ----------
     n_bytes, scratch_bytes
-        Files that stay, and temporary ones at most at the same time.
+        Size of the final files, and largest size of temporary files at one time.
     seconds
         Computing time on one core of a usual machine, without the image encoder.
     n_images
@@ -111,7 +111,7 @@ class Estimate:
     recording_s
         Recorded time of all subjects together.
     n_steps
-        How many steps `make_phantom` reports through `advance`.
+        Number of steps that `make_phantom` reports through `advance`.
     """
 
     n_bytes: int
@@ -126,8 +126,8 @@ class Estimate:
 def change_size(format: str, size: PhantomSize, **changes: Any) -> PhantomSize:
     """Return a size with other numbers, and no more imagined images than it has test images.
 
-    Only test images are imagined, in sets of equal size, so a smaller test needs fewer; with too few for a set,
-    nothing is imagined. Numbers of imagined images that are named in `changes` are taken as they are.
+    Only test images are imagined, in sets of equal size, so a smaller test set has fewer; with too few for a set, no
+    image is imagined. Numbers of imagined images in `changes` are used unchanged.
 
     Raises
     ------
@@ -151,12 +151,12 @@ def change_size(format: str, size: PhantomSize, **changes: Any) -> PhantomSize:
 
 
 def expect_image_seconds(image_size: int) -> float:
-    """Return how long an image takes a usual machine that is drawn, written, and turned into drive."""
+    """Return the time that a usual machine needs to draw an image, write it and compute its drive."""
     return (6 + 3e-4 * image_size**2) * 1e-3
 
 
 def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
-    """Return what a phantom will cost, without making anything.
+    """Return the cost of a phantom, without making anything.
 
     Raises
     ------
@@ -192,9 +192,8 @@ _LARGE_FILE_BYTES = 1_000_000
 
 
 def check_space(out: Path, estimate: Estimate) -> None:
-    """Raise `DataError` if the disk of `out` has no room for what is still missing there, or files may not grow.
-
-    Both would show only after minutes of drawing and embedding images.
+    """Raise `DataError` if the disk of `out` has too little space for the missing files, or a limit on file size is too
+    small. Otherwise both errors would come only after minutes of drawing and embedding images.
     """
     limit = _read_file_limit()
     if limit < min(_LARGE_FILE_BYTES, estimate.n_bytes):
@@ -222,7 +221,7 @@ def _write_size(n_bytes: int) -> str:
 
 
 def _read_file_limit() -> int:
-    """Return the bytes that a file of this process may have."""
+    """Return the largest size of a file that this process may write."""
     try:
         import resource  # not on Windows
     except ImportError:
@@ -243,7 +242,7 @@ def make_phantom(
 ) -> PhantomTruth:
     """Make a complete phantom data set in its authors' format, with its ground truth beside it.
 
-    What is written depends on the arguments alone. A call that was interrupted is taken up by the same call again.
+    The files depend only on the arguments. To continue an interrupted call, make the same call again.
     Memory does not grow with the length of the recordings.
 
     Parameters
@@ -257,16 +256,16 @@ def make_phantom(
     config
         The simulated subjects; its number of subjects is replaced by that of `size`.
     embed
-        Gives one vector per image: what the semantic stages of the simulated brains respond to. Called once.
+        Gives one vector per image; the semantic stages of the simulated brains respond to these vectors. Called once.
     advance
         Called with the number of steps done; they add up to `Estimate.n_steps`.
     describe
-        Called with what is being done.
+        Called with a description of the current work.
 
     Returns
     -------
     truth
-        What was planted, and what the ideal observer scores.
+        The ground truth, with the scores of the ideal observer.
 
     Raises
     ------
@@ -282,11 +281,11 @@ def make_phantom(
         raise ConfigError(
             f"a phantom in the format {format} has no time series of fMRI, so ongoing_percent must be left out."
         )
-    # The size says how many subjects there are, so that the request has one number for it.
+    # The number of subjects comes from the size, so that the request has only one such number.
     config = config.model_copy(update={"n_subjects": size.n_subjects})
     request = {
         "format": format,
-        # Choices that came later leave the folders of earlier versions what they were.
+        # Options that were added later do not change the requests of earlier folders.
         "size": {
             key: value
             for key, value in dataclasses.asdict(size).items()
@@ -333,7 +332,7 @@ def _make(
     job = PhantomJob(ledger.root, size, config, table, drive, subjects, form.make_recorder(size))
     for unit in (*form.plan(job), *plan_truth(form, job)):
         _finish(unit, ledger, advance, describe)
-    # Written last: whoever finds it finds a complete phantom.
+    # Written last: if it exists, the phantom is complete.
     if (ledger.root / TRUTH / "phantom.json").is_file():
         if not (ledger.root / TRUTH / "descriptions.csv").is_file():
             write_words(job)  # the phantom is older than descriptions of single images
@@ -345,9 +344,9 @@ def _finish(unit: Unit, ledger: Ledger, advance: Advance, describe: Callable[[st
     progress = Progress(unit.n_steps, advance)
     if not ledger.is_finished(unit.name):
         describe(unit.name)
-        # Only after all files of the unit are written.
+        # Only after all files of the unit were written.
         ledger.record(unit.name, unit.write(progress))
-    # Skipped units count too, so that the bar ends where it should.
+    # Skipped units count too, so that the progress bar reaches its end.
     progress.finish()
 
 
@@ -367,12 +366,12 @@ class Ledger:
     request
         Format, size and configuration, as plain values.
     version
-        Of the format.
+        Version of the format.
 
     Raises
     ------
     ConfigError
-        If the folder holds another phantom, or files that are no phantom.
+        If the folder holds another phantom, or files that are not a phantom.
     """
 
     def __init__(self, root: Path, request: Mapping[str, Any], *, version: int = 1) -> None:
@@ -381,10 +380,10 @@ class Ledger:
         self.fingerprint = compute_fingerprint("phantom", version, self.request, {})
         self.units: dict[str, dict[str, int]] = {}
         if any(parent.exists() and not parent.is_dir() for parent in root.absolute().parents):
-            raise ConfigError(f"{root} lies below a file, not a folder; choose another folder.")
+            raise ConfigError(f"{root} is below a file, not a folder; choose another folder.")
         if self.path.is_file():
             kept = read_json(self.path)
-            # Files of two requests in one folder would make a data set that nobody asked for.
+            # Files of two requests in one folder would be a mixed data set.
             if kept["fingerprint"] != self.fingerprint:
                 changed = (
                     "; ".join(_compare(kept["request"], self.request)) or "the code of the simulation changed"
@@ -400,25 +399,25 @@ class Ledger:
             self._write()
 
     def is_finished(self, unit: str) -> bool:
-        """Say whether every file of a unit is there, with the size that it was given."""
+        """Say whether every file of a unit exists and has its recorded size."""
         files = self.units.get(unit)
-        # Sizes and no digests: a phantom has gigabytes, and what cuts files short changes their size.
+        # Sizes and no digests: a phantom has gigabytes, and truncated files have another size.
         return files is not None and all(
             (self.root / name).is_file() and (self.root / name).stat().st_size == n_bytes
             for name, n_bytes in files.items()
         )
 
     def record(self, unit: str, paths: Sequence[Path]) -> None:
-        """Note that a unit is finished."""
+        """Record that a unit is finished."""
         self.units[unit] = {
             path.relative_to(self.root).as_posix(): path.stat().st_size for path in sorted(paths)
         }
         self._write()
 
     def clear_leftovers(self) -> None:
-        """Delete what killed processes had begun, which nobody will finish; what lives is left alone."""
+        """Delete unfinished files of processes that have ended; files of running processes are kept."""
         for path in list(self.root.rglob(".tmp-*")):
-            # Temporary names carry the number of their process.
+            # Temporary names contain the number of their process.
             owner = re.match(r"\.tmp-(\d+)-", path.name)
             if owner is None or _is_alive(int(owner[1])):
                 continue
@@ -442,7 +441,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _compare(old: Any, new: Any, name: str = "") -> list[str]:
-    """Return what differs between two plain values, in words."""
+    """Return a description of the differences between two plain values."""
     if isinstance(old, dict) and isinstance(new, dict):
         parts = [_compare(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in {**old, **new}]
         return [entry for part in parts for entry in part]

@@ -1,9 +1,9 @@
-"""What the best possible decoder of a phantom could score: noise ceilings that are known, not estimated from data.
+"""Scores of the best possible decoder of a phantom: noise ceilings that are known, not estimated from data.
 
 The noise of a phantom is Gaussian with a known covariance and the noiseless responses are known, so the ideal
 observer is a matched filter (Green and Swets 1966). Its accuracy is simulated in the space of its own scores, which
-needs the whitened inner products of the responses only. Trial-to-trial variability, blinks, mains and drift are
-left out, and neighbouring responses count as known, so the result is an upper bound for real decoders.
+needs only the whitened inner products of the responses. Trial-to-trial variability, blinks, mains and drift are left
+out, and neighbouring responses count as known, so the result is an upper bound for real decoders.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def compute_noise_ceiling(
     n_repetitions
         Trials averaged per image, at least 2.
     duration_s
-        How long the image stays.
+        Presentation time of the image.
 
     Returns
     -------
     ceiling : dict of float arrays of shape (n_channels,)
-        ``with_truth``: average of all repetitions with the noiseless response. ``split_half``: average of one half
-        with that of the other. Both use the power over images in the window of the signal-to-noise ratio.
+        ``with_truth``: average of all repetitions with the noiseless response. ``split_half``: average of one half with
+        the average of the other. Both use the power over images in the window of the signal-to-noise ratio.
     """
     if n_repetitions < 2:
         raise ConfigError(f"a split into halves needs at least 2 repetitions, not {n_repetitions}.")
@@ -131,7 +131,7 @@ def compute_ideal_top1(gram: np.ndarray, n_repetitions: int, *, n_draws: int = 2
         # Log-likelihood of image j given image i: mean gram[i, j] - gram[j, j] / 2, covariance gram / n.
         noise = generator.standard_normal((len(gram), len(gram))) @ root.T
         scores = centred + noise - size / 2
-        # Ties (no signal at all) are broken at random, by a jitter below any real difference.
+        # Ties (without signal) are resolved at random, by a jitter below any real difference.
         scores = scores + 1e-12 * max(float(size.max()), 1.0) * generator.random(scores.shape)
         n_right += int((scores.argmax(axis=1) == np.arange(len(gram))).sum())
     return n_right / (n_draws * len(gram))

@@ -1,10 +1,10 @@
-"""Where things are in the simulated brain: surface, regions, networks and the retinotopic map.
+"""The map of the simulated brain: surface, regions, networks and retinotopy.
 
-All labels are functions of a position in MNI space, so that surface sources (EEG, MEG) and voxels (fMRI) of one
-person agree. They are approximate and built from published coordinates, since no atlas ships with the installed
-packages: "Yeo-7-like" networks by the nearest of the 300 seeds of Seitzman et al. 2020
-(doi:10.1016/j.neuroimage.2019.116290), category regions by distance to published peaks, early areas by distance
-to the calcarine sulcus. Knows nothing of stimuli, subjects and sensors.
+All labels are functions of a position in MNI space, so that surface sources (EEG, MEG) and voxels (fMRI) of one subject
+agree. They are approximate and computed from published coordinates, since the installed packages contain no atlas:
+"Yeo-7-like" networks by the nearest of the 300 seeds of Seitzman et al. 2020 (doi:10.1016/j.neuroimage.2019.116290),
+category regions by distance to published peaks, early areas by distance to the calcarine sulcus. Stimuli, subjects and
+sensors are in other modules.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ _SEED_NETWORK = {
     "DefaultMode": "default",
     "MedialTemporalLobe": "default",
 }
-# Seeds avoid areas of signal dropout, which is where the limbic network lies.
+# Seeds avoid areas of signal dropout, which include the limbic network.
 _LIMBIC = ((-34, 10, -36), (34, 10, -36), (-14, 34, -22), (14, 34, -22), (-46, -10, -38), (46, -8, -38))
-# The seeds of the visual network stop before the poles, which would go to another network.
+# The seeds of the visual network end before the poles, which would otherwise belong to another network.
 _OCCIPITAL_POLES = ((-24, -98, -12), (26, -97, -13))
 
 
@@ -79,7 +79,7 @@ class Cortex:
 
 @lru_cache(maxsize=1)
 def make_cortex() -> Cortex:
-    """Return the source space, 2 x 2562 vertices of the fsaverage5 white-matter surface shipped by nilearn."""
+    """Return the source space, 2 x 2562 vertices of the fsaverage5 white-matter surface that nilearn contains."""
     from nilearn.datasets import load_fsaverage
 
     mesh = load_fsaverage("fsaverage5")["white_matter"]
@@ -122,13 +122,14 @@ def label_regions(positions: np.ndarray) -> np.ndarray:
     labels = np.where(distance.min(axis=1) <= RADIUS_MM, np.array(names, object)[nearest], "")
     depth = _measure_calcarine_distance(positions)
     for name, low, high in (("V1", 0, 10), ("V2", 10, 18), ("V3", 18, 26)):
-        # Bands around the calcarine override category regions, as retinotopic areas are defined first.
+        # Bands around the calcarine sulcus replace category regions, since retinotopic areas are defined first.
         labels = np.where((depth >= low) & (depth < high), name, labels)
     return labels.astype(object)
 
 
 def label_networks(positions: np.ndarray) -> np.ndarray:
-    """Return the Yeo-7-like network of each position, shape (n_positions,); visual regions are all visual.
+    """Return the Yeo-7-like network of each position, shape (n_positions,); all visual regions are in the visual
+    network.
 
     Examples
     --------
@@ -144,14 +145,14 @@ def label_networks(positions: np.ndarray) -> np.ndarray:
 
 
 def find_members(positions: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """Return the positions that lie in one of the named regions or networks, as sorted row numbers."""
+    """Return the positions in the named regions or networks, as sorted row numbers."""
     points = np.ascontiguousarray(positions, np.float64)
     return _find_members(points.tobytes(), frozenset(names)).copy()
 
 
 @lru_cache(maxsize=32)
 def _find_members(points: bytes, names: frozenset[str]) -> np.ndarray:
-    """Return the members among points given as bytes; every stage of every person asks for the same few."""
+    """Return the members among points given as bytes; cached, since all stages of all subjects use the same few."""
     positions = np.frombuffer(points).reshape(-1, 3)
     networks = [name for name in names if name in NETWORKS]
     inside = np.isin(label_regions(positions), [name for name in names if name not in NETWORKS])
@@ -163,9 +164,9 @@ def _find_members(points: bytes, names: frozenset[str]) -> np.ndarray:
 def compute_receptive_fields(positions: np.ndarray, n_cells: int) -> np.ndarray:
     """Return the weight of each cell of the visual field in the receptive field of each position.
 
-    The map follows the textbook layout: the left hemisphere sees the right half, the lower bank of the calcarine
-    the upper half, and eccentricity grows from the occipital pole forward on a logarithmic scale (Horton and
-    Hoyt 1991, doi:10.1001/archopht.1991.01080060080030). Receptive fields grow with eccentricity.
+    The map follows the textbook layout: the left hemisphere represents the right half, the lower bank of the calcarine
+    the upper half, and eccentricity grows from the occipital pole forward on a logarithmic scale (Horton and Hoyt 1991,
+    doi:10.1001/archopht.1991.01080060080030). Receptive fields grow with eccentricity.
 
     Parameters
     ----------
@@ -186,7 +187,7 @@ def compute_receptive_fields(positions: np.ndarray, n_cells: int) -> np.ndarray:
     elevation = (
         np.clip((_calcarine_height(y) - z) / 18, -1, 1) * np.pi / 2
     )  # above the calcarine: lower field
-    # The left hemisphere (x < 0) sees the right half of the field.
+    # The left hemisphere (x < 0) represents the right half of the field.
     horizontal = eccentricity * np.cos(elevation) * np.where(x < 0, 1, -1)
     vertical = eccentricity * np.sin(elevation)
     centre = (np.arange(n_cells) + 0.5) / n_cells * 2 - 1
@@ -202,10 +203,10 @@ def _calcarine_height(y: np.ndarray) -> np.ndarray:
 
 
 def _measure_calcarine_distance(positions: np.ndarray) -> np.ndarray:
-    """Return the distance (mm) to the calcarine line of the own hemisphere, infinite outside the occipital lobe."""
+    """Return the distance (mm) to the calcarine line of the same hemisphere, infinite outside the occipital lobe."""
     x, y, z = positions.T
     lateral = np.abs(x) - 9
-    # Ahead of the parieto-occipital junction the sulcus ends; behind the pole there is no cortex.
+    # In front of the parieto-occipital junction the sulcus ends; behind the pole there is no cortex.
     ahead = np.clip(y + 66, 0, None) + np.clip(-(y + 100), 0, None) * 0.5
     distance = np.sqrt(
         np.clip(np.abs(lateral) - 4, 0, None) ** 2 + (z - _calcarine_height(y)) ** 2 + ahead**2

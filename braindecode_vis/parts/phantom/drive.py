@@ -2,11 +2,11 @@
 
 Early drive is Gabor energy on a retinotopic grid (Adelson and Bergen 1985, doi:10.1364/JOSAA.2.000284), mid-level
 drive is colour, contrast and curvature statistics pooled on a coarser grid (in the spirit of Portilla and Simoncelli
-2000, doi:10.1023/A:1026553619983), and semantic drive is a whitened projection of what higher regions respond to: the
-image embeddings that the caller gives, or features that no image encoder knows (`DRIVES`). Owns the arrays
-``drive_*.npy`` of the ground truth: the drive is computed once and read back by later calls, so that a call that goes
-on simulates the same brains whatever the image encoder gives then. Knows nothing of brains and of networks that
-compute embeddings.
+2000, doi:10.1023/A:1026553619983), and semantic drive is a whitened projection of the features of higher regions: the
+image embeddings that the caller gives, or features that no image encoder computes (`DRIVES`). Owns the arrays
+``drive_*.npy`` of the ground truth: the drive is computed once and read by later calls, so that a continued call
+simulates the same brains even if the image encoder gives other values then. Brains and networks that compute embeddings
+are in other modules.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ DRIVES = {
     "random_network": "a convolutional network with random weights",
     "mixture": "colours, Gabor energies and the random network, each in its own regions",
 }
-"""What the higher regions of a simulated brain respond to."""
+"""Features to which the higher regions of a simulated brain respond."""
 MIXED = ("colours", "gabor", "random_network")
-"""Sources of a mixture: column i of its semantic drive is of source i modulo three."""
+"""Sources of a mixture: column i of its semantic drive belongs to source i modulo three."""
 
 
 @dataclass(frozen=True, eq=False)
 class StimulusDrive:
-    """Standardised features of every image; a row is an image.
+    """Standardised features of every image, one row per image.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class StimulusDrive:
     semantic : float32 array of shape (n_stimuli, n_semantic)
         Latent dimensions of the image embeddings.
     is_train : boolean array of shape (n_stimuli,)
-        Images whose mean and spread standardised the features, and that calibrate the signal-to-noise ratio.
+        Images whose mean and spread are used to standardise the features and to calibrate the signal-to-noise ratio.
 
     Raises
     ------
@@ -112,11 +112,11 @@ def make_drive(
     images : iterable of uint8 arrays of shape (height, width, 3)
         The images, in the order of `ids`; read once, in blocks.
     embeddings : array of shape (n_stimuli, n_features) or None
-        One vector per image from any image encoder; used by the kind ``embedded`` alone.
+        One vector per image from any image encoder; used only by the kind ``embedded``.
     ids
         Stimulus ids.
     is_train : boolean array of shape (n_stimuli,), optional
-        Images that may fit means, spreads and the projection; all of them by default.
+        Images on which means, spreads and the projection are fitted; all of them by default.
     n_semantic
         Latent dimensions to keep; fewer if the training embeddings span fewer.
     kind
@@ -145,7 +145,7 @@ def make_drive(
         n_each = -(-n_semantic // len(sources))
         latents = [project_embeddings(np.concatenate(foreign[name]), train, n_each) for name in sources]
         n_each = min(each.shape[1] for each in latents)
-        # columns take turns: (stimulus, component, source) -> (stimulus, component * source)
+        # columns alternate: (stimulus, component, source) -> (stimulus, component * source)
         semantic = np.stack([each[:, :n_each] for each in latents], axis=2).reshape(len(ids), -1)
     else:
         assert embeddings is not None
@@ -174,14 +174,14 @@ def compute_gabor_energy(images: np.ndarray) -> np.ndarray:
     """
     from scipy import fft
 
-    # Luma of ITU-R BT.601; without its mean, so that the border of the image is no edge.
+    # Luma of ITU-R BT.601; without its mean, so that the border of the image is not an edge.
     grey = _shrink(images) @ np.array([0.299, 0.587, 0.114], np.float32)
     grey = grey - grey.mean(axis=(1, 2), keepdims=True)
     spectrum = fft.fft2(grey)  # (n_images, size, size)
     bank = _make_gabor_bank()
     pooled = np.empty((len(grey), EARLY_GRID, EARLY_GRID, len(bank)), np.float32)
     for number, (kept, transfer) in enumerate(bank):
-        # Coarse filters pass low frequencies only, so their output lives on fewer pixels.
+        # Coarse filters pass only low frequencies, so their output needs fewer pixels.
         response = fft.ifft2(spectrum[:, kept[:, None], kept[None]] * transfer)
         energy = response.real**2 + response.imag**2
         cell = len(kept) // EARLY_GRID
@@ -199,7 +199,7 @@ def compute_mid_features(images: np.ndarray, energy: np.ndarray | None = None) -
     images : uint8 array of shape (n_images, height, width, 3)
         Any size.
     energy : float32 array of shape (n_images, N_EARLY), optional
-        Result of `compute_gabor_energy` for the same images, to save its repetition.
+        Result of `compute_gabor_energy` for the same images, to avoid its repetition.
     """
     small = _shrink(images)
     red, green, blue = small[..., 0], small[..., 1], small[..., 2]
@@ -233,7 +233,7 @@ def compute_colours(images: np.ndarray) -> np.ndarray:
 
 
 def compute_random_network(images: np.ndarray) -> np.ndarray:
-    """Return what a random convolutional network answers, float32 of shape (n_images, 512).
+    """Return the output of a random convolutional network, float32 of shape (n_images, 512).
 
     Three layers of 3 x 3 kernels, stride 2, rectified, averaged over 2 x 2 quarters. The weights are drawn once (He et
     al. 2015, arXiv 1502.01852) and are the same in every simulation.
@@ -270,9 +270,9 @@ def project_embeddings(embeddings: np.ndarray, is_train: np.ndarray, n_semantic:
 
 
 def standardise(features: np.ndarray, is_train: np.ndarray) -> np.ndarray:
-    """Return features with the mean and the spread of the training rows taken out, float32 within eight spreads."""
+    """Return features standardised with mean and spread of the training rows, float32, clipped at eight spreads."""
     mean, spread = features[is_train].mean(axis=0), features[is_train].std(axis=0)
-    # A feature that never varies in training carries nothing, and would explode on other images.
+    # A feature that never varies in training has no information, and would become huge on other images.
     usable = spread > 1e-4 * max(float(spread.max()), 1e-30)
     scaled = np.where(usable, (features - mean) / np.where(usable, spread, 1.0), 0.0)
     return np.clip(scaled, -8, 8).astype(np.float32)  # a single odd image must not dominate a brain
@@ -305,7 +305,7 @@ def _shrink(images: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _make_resampling(length: int) -> np.ndarray | None:
-    """Return the box-average weights from `length` pixels to `IMAGE_SIZE`, or None if nothing is to do."""
+    """Return the box-average weights from `length` pixels to `IMAGE_SIZE`, or None if the length is already right."""
     if length == IMAGE_SIZE:
         return None
     edges = np.linspace(0, length, IMAGE_SIZE + 1)
@@ -318,7 +318,7 @@ def _make_resampling(length: int) -> np.ndarray | None:
 
 @lru_cache(maxsize=1)
 def _make_gabor_bank() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Return frequencies kept and one-sided transfer function of each Gabor filter.
+    """Return the kept frequencies and the one-sided transfer function of each Gabor filter.
 
     One-sided, so that the output is complex and its squared modulus is the energy.
     """
@@ -347,7 +347,7 @@ _FEATURES = ("early", "mid", "semantic")
 def compute_drive(
     table: pd.DataFrame, root: Path, truth: Path, *, embed: Embed, n_semantic: int, kind: str = "embedded"
 ) -> StimulusDrive:
-    """Return the drive of the images, from the ground truth if an earlier call has kept it there.
+    """Return the drive of the images, from the ground truth if an earlier call has stored it there.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""What the making of every format has in common: the job, its units of work, and its progress.
+"""Common part of all formats: the job, its units of work, and its progress.
 
-A format plans a list of units; each writes a few files that are finished together, and is skipped when an earlier
-call finished it. Knows no format.
+A format plans a list of units; each writes a few files that are finished together, and is skipped if an earlier call
+finished it. Contains no format.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ TRUTH = "phantom_truth"
 
 @dataclass(frozen=True)
 class Counts:
-    """Work and space that a size asks for, without images and ground truth.
+    """Work and disk space of a size, without images and ground truth.
 
     Parameters
     ----------
     n_bytes, scratch_bytes
-        Files that stay, and the largest temporary ones.
+        Size of the final files, and of the largest temporary ones.
     recording_s
         Recorded time of all subjects, in s.
     seconds
@@ -46,7 +46,7 @@ class Counts:
     n_steps
         Sum of the steps of all units.
     n_trials
-        Presentations to all subjects, where they do not follow from the size.
+        Presentations to all subjects, if they do not follow from the size.
     """
 
     n_bytes: float
@@ -65,13 +65,13 @@ class Progress:
         self.amount, self.told = 0.0, 0
 
     def add(self, amount: float) -> None:
-        """Count work; tell of it as soon as it makes whole steps."""
+        """Count work; report it as soon as it makes whole steps."""
         self.amount += amount
         # Amounts such as seconds of recording may add up to a little more than was estimated.
         self._tell(min(int(self.amount), self.n_steps))
 
     def finish(self) -> None:
-        """Tell of the steps that are left."""
+        """Report the remaining steps."""
         self._tell(self.n_steps)
 
     def _tell(self, steps: int) -> None:
@@ -84,7 +84,7 @@ class Progress:
     ) -> Iterator[np.ndarray]:
         """Yield `pieces`, and count ``step(piece)`` for each."""
         for piece in pieces:
-            # Counted after the consumer has dealt with the piece, so that a bar never runs ahead of the files.
+            # Counted after the consumer has used the piece, so that the progress bar is never ahead of the files.
             yield piece
             self.add(step(piece))
 
@@ -100,7 +100,7 @@ class Unit:
     Parameters
     ----------
     name
-        What is written, in words; unique in a job.
+        Description of the files; unique in a job.
     n_steps
         Its share of the progress.
     write
@@ -115,17 +115,17 @@ class Unit:
 @dataclass(frozen=True, eq=False)
 # Compared by identity (eq=False), since lru_cache keys designs by the job, whose arrays have no hash.
 class PhantomJob:
-    """Everything that a format needs to write its files.
+    """All inputs that a format needs to write its files.
 
     Parameters
     ----------
     root
         Folder of the data set.
     size, config
-        What was asked for.
+        The request.
     table : DataFrame of n_images rows
         The images, in the order of the rows of `drive`: `stimulus_id`, `concept`, `split` (``train``, ``test``, or
-        ``excluded`` for training images of test concepts), `path` below `root`, and what the format added.
+        ``excluded`` for training images of test concepts), `path` below `root`, and further columns of the format.
     drive, subjects, recorder
         The simulation.
     """
@@ -140,7 +140,7 @@ class PhantomJob:
 
     @property
     def scratch(self) -> Path:
-        """Folder for temporary files of this process; its name begins with a dot: no reader looks into it."""
+        """Folder for temporary files of this process; its name begins with a dot, so no reader opens it."""
         folder = self.root / f".tmp-{os.getpid()}-scratch"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -152,7 +152,7 @@ class PhantomJob:
 
     @property
     def repetitions(self) -> np.ndarray:
-        """How often a person sees each image."""
+        """Number of times that a subject sees each image."""
         return np.where(
             self.table["split"] == "test", self.size.test_repetitions, self.size.train_repetitions
         )
@@ -184,13 +184,14 @@ def list_units(
     Parameters
     ----------
     name
-        What is written, with the person and the labels in braces: ``subject {person.name}, session {session:02d}``.
+        Description of the files, with the subject and the labels in braces: ``subject {person.name}, session
+        {session:02d}``.
     n_steps
-        Share of each in the progress; a function is called with the labels.
+        Steps of each unit in the progress; a function is called with the labels.
     write
         Called with the job, the person, the labels and the progress.
     people
-        Whose files they are; of all subjects of the job by default.
+        Subjects of the files; by default all subjects of the job.
     """
     units = []
     for person in job.subjects if people is None else people:
@@ -210,20 +211,20 @@ def list_pictures(size: PhantomSize, seed: int, folder: str = f"{TRUTH}/images")
 
 @dataclass(frozen=True)
 class Format:
-    """One public layout: what it can hold, what that costs, and how it is written.
+    """One public layout: its possible sizes, their cost, and how it is written.
 
     Parameters
     ----------
     name, description
-        As the command line shows them.
+        Name and description on the command line.
     modality
         ``eeg``, ``meg`` or ``fmri``.
     uses
         Optional fields of `PhantomSize` that have a meaning.
     duration_s
-        How long an image stays on the screen.
+        Presentation time of an image.
     count
-        Work and space of a size.
+        Function that returns work and disk space of a size.
     make_recorder
         The simulated recording system or scanner of a size.
     plan
@@ -233,24 +234,24 @@ class Format:
     count_images
         Number of rows of the table of images.
     limits
-        The least and the largest value of fields of a size.
+        The smallest and the largest value of fields of a size.
     check
-        Raises `ConfigError` for further sizes that the design cannot have.
+        Raises `ConfigError` for other sizes that are impossible in the design.
     n_imagery_sets
-        Imagined images come in so many sets of equal size.
+        Number of sets of equal size into which imagined images are divided.
     n_channels
-        Of the recording system, for the estimate.
+        Number of channels of the recording system, for the estimate.
     plan_truth
-        Units of the ground truth of each person; None for the responses to pictures and what an ideal observer makes of
-        them, which only data with labels have.
+        Units of the ground truth of each person; by default the responses to pictures and the scores of an ideal
+        observer, which only data with labels have.
     first_person
-        Number of the first person: people of two formats with other numbers are other people.
+        Number of the first subject: subjects with different numbers are different, also between formats.
     ongoing_percent
-        Ongoing activity unless the configuration says otherwise; None for formats without time series.
+        Default of the ongoing activity; None for formats without time series.
     voxel_share
-        Of the cortical voxels, those that are recorded, for the estimate.
+        Share of the cortical voxels that are recorded, for the estimate.
     version
-        Raised when the same request gives other files than before.
+        Increased when the same request gives other files than before.
     """
 
     name: str
@@ -275,7 +276,7 @@ class Format:
 
     def check_size(self, size: PhantomSize) -> None:
         """Raise `ConfigError` if the format cannot have this size."""
-        # A volume has one of the grids that are known.
+        # A volume has one of the known grids.
         grids = {"voxel_mm": (min(GRIDS), max(GRIDS))} if "voxel_mm" in self.uses else {}
         check_numbers(size, self.name, self.uses, {**grids, **self.limits})
         if grids and size.voxel_mm not in GRIDS:

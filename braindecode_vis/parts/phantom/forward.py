@@ -3,9 +3,9 @@
 Caps are templates of MNE; the MEG helmet is its canonical CTF-275 array of axial gradiometers (5 cm baseline) around
 the head of fsaverage. EEG uses the multi-shell spherical head of MNE (Berg and Scherg 1994,
 doi:10.1016/0013-4694(94)90113-9), with the cortex warped radially so that the inner skull of fsaverage becomes the
-brain sphere; MEG uses the boundary-element inner skull of fsaverage that ships with MNE. Systems are made on first
-use and kept in the process. `compute_patterns` is the product of tuning (`brain`) and lead field, which both the
-signal (`meeg_signal`) and the spontaneous activity (`noise`) are built from.
+brain sphere; MEG uses the boundary-element inner skull of fsaverage that ships with MNE. Systems are made on first use
+and kept in the process. `compute_patterns` is the product of tuning (`brain`) and lead field; both the signal
+(`meeg_signal`) and the spontaneous activity (`noise`) are computed from it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SENSOR_SYSTEMS = ("eeg63", "eeg63-cz", "eeg64-biosemi", "eeg62-neuroscan", "eeg32-emotiv", "meg-ctf272")
 HELMET_SHIFT_M = (0.0, 0.0145, 0.0577)
 """Device-to-head shift that centres the scalp of fsaverage in the helmet, 24 mm from the coils on average."""
-# Of the 275 of the array, these were out of order when THINGS-MEG was recorded; one more goes in its epochs.
+# Of the 275 of the array, these were broken when THINGS-MEG was recorded; one more is removed in its epochs.
 _ABSENT_SENSORS = ("MRF43", "MRO13")
 SPHERE_CENTRE_M = np.array([0.0, 0.01, 0.045])
 SPHERE_RADIUS_M = 0.095
@@ -72,7 +72,7 @@ class SensorSystem:
     line_freq
         Mains frequency in Hz.
     reference
-        Where potentials are measured against; empty for MEG.
+        Reference of the potentials; empty for MEG.
     """
 
     name: str
@@ -191,7 +191,7 @@ def _make_cap_info(ch_names: tuple[str, ...], sfreq: float) -> mne.Info:
     positions = make_template_montage().get_positions()
     known = dict(positions["ch_pos"])
     for name, neighbour in (("O9", "PO9"), ("O10", "PO10")):
-        # The template stops above these two; they sit below O1 and O2, one step behind PO9 and PO10.
+        # The template does not contain these two; they are below O1 and O2, one step behind PO9 and PO10.
         step = known["I1" if name == "O9" else "I2"]
         known[name] = (step + known[neighbour]) / 2
     known |= {"CB1": known["POO7"], "CB2": known["POO8"]}  # cerebellar, as MNE places them
@@ -211,7 +211,7 @@ def _make_helmet_info(sfreq: float) -> mne.Info:
     import mne
 
     canonical = mne.channels.read_meg_canonical_info("ctf275", verbose="ERROR")
-    # One spelling of the serial number, the one of the public THINGS-MEG recordings.
+    # The spelling of the serial number in the public THINGS-MEG recordings.
     names = {channel: f"{channel.split('-')[0]}-1609" for channel in canonical["ch_names"]}
     kept = [
         i for i, channel in enumerate(canonical["ch_names"]) if channel.split("-")[0] not in _ABSENT_SENSORS
@@ -239,7 +239,7 @@ def compute_patterns(person: Person, system: SensorSystem) -> tuple[tuple[np.nda
     patterns : sequence of float32 arrays of shape (n_channels, n_features)
         One per stage, up to one common scale.
     common : float array of shape (n_stages, n_channels)
-        Up to a scale of its own.
+        Up to a separate scale.
     """
     positions = make_cortex().positions
     patterns, common = [], []
@@ -267,7 +267,7 @@ def pick_training_rows(person: Person) -> np.ndarray:
 
 
 def get_positions(info: mne.Info) -> np.ndarray:
-    """Return sensor positions in head coordinates, float array (n_channels, 3) in m; the helmet is not tilted."""
+    """Return sensor positions in head coordinates, float array (n_channels, 3) in m; the helmet has no tilt."""
     positions = np.array([channel["loc"][:3] for channel in info["chs"]])
     if info["dev_head_t"] is not None:
         positions = positions + info["dev_head_t"]["trans"][:3, 3]
@@ -303,7 +303,7 @@ def compute_eeg_leadfield(info: mne.Info) -> np.ndarray:
     # MNE compares sources with a sphere after moving them to the MRI frame, but the centre of the sphere is in head
     # coordinates; with both frames equal the comparison is right.
     identity = mne.transforms.Transform("head", "mri", np.eye(4))
-    # Normals turn with the head, they do not move with it.
+    # Normals rotate with the head, but are not shifted with it.
     normals = cortex.normals @ _read_head_transform()["trans"][:3, :3]
     return _compute_forward(info, sphere, identity, warped + SPHERE_CENTRE_M, normals)
 
@@ -325,7 +325,7 @@ def compute_meg_leadfield(info: mne.Info) -> np.ndarray:
 
     skull = _read_inner_skull()
     with TemporaryDirectory() as folder:
-        # The public route to a coarser surface: MNE decimates by icosahedral order what it reads from disk.
+        # The public route to a coarser surface: MNE decimates surfaces from disk by icosahedral order.
         bem_folder = Path(folder) / "fsaverage" / "bem"
         bem_folder.mkdir(parents=True)
         mne.write_surface(bem_folder / "inner_skull.surf", skull["rr"] * 1000, skull["tris"])
@@ -401,13 +401,13 @@ def _compute_forward(
     )  # (n_channels, n_sources, xyz of the head)
     if free.shape[1] != len(positions):
         raise AssertionError(f"MNE kept {free.shape[1]} of {len(positions)} dipoles: the head model changed.")
-    # Only the component along the normal of the surface: pyramidal cells stand upright on it.
+    # Only the component along the normal of the surface: pyramidal cells are perpendicular to it.
     return np.einsum("csd,sd->cs", free, normals @ transform["trans"][:3, :3])
 
 
 @lru_cache(maxsize=8)
 def make_sensor_system_at(name: str, sfreq: float) -> SensorSystem:
-    """Return a system that samples at another rate, with the same density of sensor noise."""
+    """Return a system with another sampling rate and the same density of sensor noise."""
     system = make_sensor_system(name)
     if sfreq == system.sfreq:
         return system

@@ -1,8 +1,9 @@
 """EEG and MEG of simulated subjects: noiseless evoked responses, and continuous recordings as a stream of blocks.
 
 Owns the scale of the signal (the stated signal-to-noise ratio) and the superposition of overlapping responses in
-ongoing noise. The response to one image is a sum over stages of a sensor pattern times a time course, so patterns
-are computed once per event and spread over time by one small matrix product. Knows nothing of files.
+ongoing noise. The response to one image is a sum over stages of a sensor pattern times a time course, so patterns are
+computed once per event and multiplied with the time courses by one small matrix product. The files are written in
+`formats`.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from braindecode_vis.parts.phantom.forward import (
 from braindecode_vis.parts.phantom.noise import CHUNK_S, compute_noise_power, simulate_noise
 
 SNR_WINDOW_S = (0.0, 0.6)
-"""Time after stimulus onset over which the signal-to-noise ratio is stated."""
+"""Time window after stimulus onset in which the signal-to-noise ratio is defined."""
 
 
 @dataclass(frozen=True)
 class SensorMap:
-    """How the stages of one person appear on the sensors of one system.
+    """Patterns of the stages of one subject on the sensors of one system.
 
     Parameters
     ----------
     patterns : sequence of float32 arrays of shape (n_channels, n_features)
         One per stage, scaled to the stated signal-to-noise ratio; in the unit of the system.
     common : float32 array of shape (n_stages, n_channels)
-        What every image evokes.
+        Response that every image evokes.
     """
 
     patterns: tuple[np.ndarray, ...]
@@ -62,27 +63,27 @@ def simulate_continuous(
 ) -> Iterator[np.ndarray]:
     """Yield a continuous recording block by block.
 
-    The concatenation of the blocks depends on `name` and the seed, never on `block_s`; memory is that of a block.
+    The concatenation of the blocks depends on `name` and the seed, never on `block_s`; only one block is in memory.
 
     Parameters
     ----------
     person, system
-        Who is recorded, and by what.
+        The subject and the recording system.
     onsets_s : array of shape (n_events,)
         Stimulus onsets in s from the first sample, ascending; rounded to the nearest sample.
     rows : integer array of shape (n_events,)
         Image of each event, as a row of ``person.drive``; -1 for a target or blank that evokes only the response
         common to all images.
     duration_s
-        How long each image stays on the screen.
+        Presentation time of each image.
     n_samples
         Length of the recording, at ``system.sfreq``.
     name
-        Name of the recording; two names of one person differ in noise and in trial-to-trial variability.
+        Name of the recording; recordings with different names differ in noise and in trial-to-trial variability.
     block_s
         Length of the yielded blocks in s.
     noise
-        Set to False for the signal alone, with its trial-to-trial variability.
+        Set to False for only the signal, with its trial-to-trial variability.
 
     Yields
     ------
@@ -92,12 +93,12 @@ def simulate_continuous(
     Raises
     ------
     DataError
-        If events are not sorted, or name an image that does not exist.
+        If events are not sorted, or an image does not exist.
     """
     onsets_s, rows = np.asarray(onsets_s, float), np.asarray(rows, int)
     if onsets_s.ndim != 1 or onsets_s.shape != rows.shape:
         raise DataError(
-            f"{onsets_s.shape} onsets were given for {rows.shape} stimulus rows: one each is needed."
+            f"{onsets_s.shape} onsets were given for {rows.shape} stimulus rows: one row per onset is needed."
         )
     if (np.diff(onsets_s) < 0).any() or (onsets_s < 0).any():
         raise DataError("stimulus onsets must be ascending and not negative.")
@@ -109,7 +110,7 @@ def simulate_continuous(
         raise ConfigError(
             f"block_s must be positive and n_samples not negative, not {block_s} and {n_samples}."
         )
-    # A generator of its own, so that a wrong argument is refused here and not at the first block.
+    # A separate generator, so that a wrong argument is refused here and not at the first block.
     return _stream(person, system, onsets_s, rows, duration_s, n_samples, name, block_s, noise)
 
 
@@ -121,25 +122,25 @@ def simulate_endless(
     *,
     name: str = "stream",
 ) -> Iterator[tuple[np.ndarray, list[tuple[int, int]]]]:
-    """Yield a recording that never ends, chunk by chunk, as `simulate_continuous` makes one of known length.
+    """Yield an endless recording chunk by chunk; `simulate_continuous` makes one of known length.
 
     Parameters
     ----------
     person, system
-        Who is recorded, and by what.
+        The subject and the recording system.
     shown : iterator of (float, int)
-        Onset in s from the first sample, ascending, and row of ``person.drive`` of every image to come; endless.
+        Onset in s from the first sample, ascending, and row of ``person.drive`` of every image; endless.
     duration_s
-        How long each image stays on the screen.
+        Presentation time of each image.
     name
-        Another name gives other noise and other variability of the trials.
+        Name of the recording; another name gives other noise and other variability of the trials.
 
     Yields
     ------
     chunk : float32 array of shape (n_channels, CHUNK_S * sfreq)
         In volt or tesla.
     onsets : list of (int, int)
-        Sample, counted from the first of all, and row of each image whose onset lies in the chunk.
+        Sample, counted from the first of all, and row of each image with its onset in the chunk.
     """
     rate, sensors = system.sfreq, make_sensor_map(person, system, duration_s)
     times = np.arange(round((duration_s + RESPONSE_S) * rate)) / rate
@@ -150,7 +151,7 @@ def simulate_endless(
     told: list[tuple[int, int]] = []
     for number, background in enumerate(simulate_noise(person, system, maxsize, name)):
         first, drawn = number * length, []
-        # A response may come earlier than its latency says, so that images of the next chunk reach into this one.
+        # A response may be earlier than its mean latency, so images of the next chunk can affect this one.
         while round(upcoming[0] * rate) < first + length + reach:
             drawn.append((round(upcoming[0] * rate), upcoming[1]))
             upcoming = next(shown)
@@ -188,9 +189,9 @@ def compute_evoked(
     tmin, tmax
         First and last time in s relative to the onset, both included.
     duration_s
-        How long the image stays.
+        Presentation time of the image.
     common
-        Set to False for the part that tells images apart.
+        Set to False for the part that differs between images.
 
     Returns
     -------
@@ -231,12 +232,14 @@ def make_sensor_map(person: Person, system: SensorSystem, duration_s: float) -> 
 
 
 def find_samples(onsets_s: np.ndarray, sfreq: float) -> np.ndarray:
-    """Return the sample at which each onset falls: the nearest one, as in every simulated recording."""
+    """Return the sample of each onset: the nearest one, as in every simulated recording."""
     return np.round(np.asarray(onsets_s, float) * sfreq).astype(np.int64)
 
 
 def _measure_signal_power(person: Person, patterns: tuple[np.ndarray, ...], duration_s: float) -> float:
-    """Return the power that tells training images apart in single trials: mean over channels and the window."""
+    """Return the power of the differences between training images in single trials: mean over channels and the
+    window.
+    """
     times = np.arange(SNR_WINDOW_S[0], SNR_WINDOW_S[1], 1 / 500)
     courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages])
     shown = project_images(person, patterns, pick_training_rows(person))
@@ -260,7 +263,7 @@ def _stream(
     block_s: float,
     noise: bool,
 ) -> Iterator[np.ndarray]:
-    """Cut the chunks of the simulation into blocks of the length that was asked for."""
+    """Cut the chunks of the simulation into blocks of the requested length."""
     size = max(1, round(block_s * system.sfreq))
     signal = _simulate_signal(person, system, onsets_s, rows, duration_s, n_samples, name)
     background = simulate_noise(person, system, n_samples, name) if noise else None
@@ -303,7 +306,7 @@ def _simulate_signal(
     order = np.argsort(starts, kind="stable")  # jitter may swap neighbours
     sorted_starts = starts[order]
     length = round(CHUNK_S * rate)
-    # One chunk, and room behind it for responses that outlast it.
+    # One chunk, and space after it for responses that are longer.
     buffer = np.zeros((system.n_channels, length + len(times)), np.float32)
     for first in range(0, n_samples, length):
         low, high = np.searchsorted(sorted_starts, (first, first + length))
@@ -336,7 +339,7 @@ def cut_epochs(
     decim: int = 1,
     taps: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Cut epochs out of a stream, filtered and decimated.
+    """Cut epochs from a stream, filtered and decimated.
 
     Parameters
     ----------
@@ -347,7 +350,7 @@ def cut_epochs(
     n_times
         Samples of an epoch after decimation.
     decim
-        Every so many samples one is kept.
+        One of `decim` samples is kept.
     taps : array, optional
         Symmetric filter of ``2 * k * decim + 1`` values.
 
@@ -358,7 +361,7 @@ def cut_epochs(
     Raises
     ------
     DataError
-        If an epoch, with the reach of the filter, does not lie inside the recording.
+        If an epoch, with the length of the filter, is not inside the recording.
     """
     from scipy.signal import upfirdn
 
@@ -380,7 +383,7 @@ def cut_epochs(
                 yield np.asarray(filtered[:, lag : lag + n_times], np.float32)
             number += 1
         needed = spans[number][0] if number < len(spans) else first + held.shape[1]
-        # Samples that no later epoch needs are let go.
+        # Samples that no later epoch needs are removed.
         passed = min(max(needed - first, 0), held.shape[1])
         held, first = held[:, passed:], first + passed
     if number < len(spans):

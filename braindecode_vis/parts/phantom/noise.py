@@ -1,9 +1,8 @@
-"""The simulated ongoing activity: everything a recording holds that the images did not cause.
+"""The simulated ongoing activity: all parts of a recording that are not caused by images.
 
 Coloured background and alpha bursts through the lead field of a person's cortex, white sensor noise, blinks, mains
-and slow drift. All of it is produced in chunks of a fixed length with filters that carry their state, so a stream is
-seamless, needs memory for one chunk only and does not depend on the block size a reader asks for. Knows nothing of
-stimuli and files.
+and slow drift. All of it is produced in chunks of a fixed length with filters that keep their state, so a stream has no
+joins, needs memory for only one chunk, and does not depend on the requested block size.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from braindecode_vis.parts.phantom.forward import (
 
 CHUNK_S = 2.0  # random numbers are drawn chunk by chunk, so another length is another recording
 CORNER_HZ = 0.5
-"""The 1/f spectrum flattens below this frequency, so that the power is finite and stationary."""
+"""The 1/f spectrum flattens below this frequency, so that the power is finite and the noise stationary."""
 # Our assumptions: width of the resonance, corner of electrode drift, and length of a blink.
 _ALPHA_BANDWIDTH_HZ = 1.5
 _DRIFT_HZ = 0.05
@@ -38,7 +37,7 @@ def simulate_noise(person: Person, system: SensorSystem, n_samples: int, name: s
     Parameters
     ----------
     person, system
-        Who is recorded, and by what.
+        The subject and the recording system.
     n_samples
         Length of the recording.
     name
@@ -52,7 +51,7 @@ def simulate_noise(person: Person, system: SensorSystem, n_samples: int, name: s
     length = round(CHUNK_S * system.sfreq)
     background, alpha = make_mixing(person, system)
     noise = person.config.noise
-    # A narrow band of Gaussian noise waxes and wanes by itself, once a second or so: alpha needs no envelope.
+    # The amplitude of narrow-band Gaussian noise changes by itself, about once per second: alpha needs no envelope.
     coloured = [
         ("background", _make_background_filter(noise.exponent, system.sfreq), background),
         ("alpha", _make_alpha_filter(noise.alpha_hz, system.sfreq), alpha),
@@ -109,10 +108,10 @@ def compute_noise_spectra(person: Person, system: SensorSystem, frequencies: np.
 
 @lru_cache(maxsize=8)
 def make_mixing(person: Person, system: SensorSystem) -> tuple[np.ndarray, np.ndarray]:
-    """Return how independent unit-variance sources reach the channels.
+    """Return the mixing of independent unit-variance sources into the channels.
 
-    Part of the background moves in the patterns that images evoke too (Kenet et al. 2003, doi:10.1038/nature02078,
-    for visual cortex), which no spatial filter can remove; the rest comes from everywhere on the cortex.
+    Part of the background has the same patterns as evoked responses (Kenet et al. 2003, doi:10.1038/nature02078,
+    for visual cortex), which no spatial filter can remove; the rest comes from the whole cortex.
 
     Returns
     -------
@@ -124,7 +123,7 @@ def make_mixing(person: Person, system: SensorSystem) -> tuple[np.ndarray, np.nd
     noise = person.config.noise
     cortex = make_cortex()
     generator = make_generator(person.config.seed, "noise topography", person.index)
-    # Independent activity everywhere on the cortex, stronger here and weaker there in each person.
+    # Independent activity on the whole cortex, with a different strength at each place in each subject.
     gains = np.exp(0.3 * generator.standard_normal(system.leadfield.shape[1]))
     covariance = (system.leadfield * gains**2) @ system.leadfield.T
     covariance *= (1 - noise.spontaneous) / np.diag(covariance).mean()
@@ -137,7 +136,7 @@ def make_mixing(person: Person, system: SensorSystem) -> tuple[np.ndarray, np.nd
     background = system.noise_rms * np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
     posterior = find_members(cortex.positions, ("V1", "V2", "V3", "OPA"))
     centres = cortex.positions[generator.choice(posterior, size=6, replace=False)]
-    # Six patches of parieto-occipital cortex, 12 mm wide, where the posterior rhythm comes from.
+    # Six patches of parieto-occipital cortex, 12 mm wide, the origin of the posterior rhythm.
     distance = np.linalg.norm(cortex.positions[None] - centres[:, None], axis=2)
     patches = np.exp(-((distance / 12.0) ** 2) / 2) @ system.leadfield.T  # (n_patches, n_channels)
     patches *= noise.alpha * system.noise_rms / np.sqrt((patches**2).sum(axis=0).mean())
@@ -147,7 +146,7 @@ def make_mixing(person: Person, system: SensorSystem) -> tuple[np.ndarray, np.nd
 def _simulate_cortex(
     person: Person, sections: np.ndarray, mixing: np.ndarray, length: int, name: str, kind: str
 ) -> Iterator[np.ndarray]:
-    """Yield filtered noise of cortical sources as the sensors see it; `mixing` is (n_sources, n_channels)."""
+    """Yield filtered noise of cortical sources at the sensors; `mixing` is (n_sources, n_channels)."""
     mixing = mixing.astype(np.float32)
     gains = _draw_gains(person, len(mixing), length, name, kind)
     for activity in _filter_white(person, sections, len(mixing), length, name, kind):
@@ -190,7 +189,7 @@ def _simulate_drift(person: Person, system: SensorSystem, length: int, name: str
 
     size = person.config.noise.drift * system.noise_rms
     sections = signal.butter(2, _DRIFT_HZ, fs=system.sfreq, output="sos")
-    # The impulse response lasts for many periods of the corner frequency.
+    # The impulse response has a length of many periods of the corner frequency.
     sections = _normalise_power(sections, round(200 * system.sfreq))
     generator = make_generator(person.config.seed, "drift topography", person.index, name)
     gains = (size * np.exp(0.4 * generator.standard_normal(system.n_channels))).astype(np.float32)
@@ -221,7 +220,7 @@ def _simulate_line(person: Person, system: SensorSystem, length: int, name: str)
         * np.exp(0.3 * generator.standard_normal(system.n_channels))
     )
     phases = 0.3 * generator.standard_normal(system.n_channels)
-    # A sine of each phase is a mixture of two, so one product makes all channels.
+    # A sine of any phase is a mixture of two sines, so one product gives all channels.
     mixing = np.sqrt(2) * gains * np.stack([np.cos(phases), np.sin(phases)])
     start = 0
     while True:
@@ -238,8 +237,8 @@ def _filter_white(
     from scipy.linalg import solve_discrete_lyapunov
 
     generator = make_generator(person.config.seed, kind, person.index, name)
-    # The state is drawn from its stationary distribution, so that a recording does not start from silence.
-    # The one-step map of the state of `sosfilt`, and how its input enters, by probing it with unit vectors.
+    # The state is drawn from its stationary distribution, so that a recording does not start with silence.
+    # The one-step map of the state of `sosfilt` and of its input, found with unit vectors.
     size = 2 * len(sections)
     transition = np.zeros((size, size))
     for column in range(size):
@@ -252,7 +251,7 @@ def _filter_white(
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     root = vectors * np.sqrt(np.clip(values, 0, None))
     draws = generator.standard_normal((n_sources, len(root))) @ root.T  # (n_sources, 2 * n_sections)
-    # (n_sources, 2 * n_sections) -> (n_sections, n_sources, 2), as `sosfilt` wants it
+    # (n_sources, 2 * n_sections) -> (n_sections, n_sources, 2), in the form for `sosfilt`
     state = np.ascontiguousarray(draws.reshape(n_sources, len(sections), 2).transpose(1, 0, 2))
     sections = sections.astype(np.float64)
     while True:
@@ -265,11 +264,11 @@ def _filter_white(
 @lru_cache(maxsize=32)
 def _make_background_filter(exponent: float, sfreq: float) -> np.ndarray:
     """Return a cascade of one pole and one zero every two octaves that falls like f**(-exponent / 2) in amplitude."""
-    # Two octaves apart they ripple by 0.1 dB around the straight line at an exponent of 1, by 0.6 dB at 2.
+    # At a distance of two octaves they deviate by 0.1 dB around the straight line at an exponent of 1, by 0.6 dB at 2.
     ratio = 4.0
     corners = CORNER_HZ * ratio ** np.arange(np.ceil(np.log(sfreq / 2 / CORNER_HZ) / np.log(ratio)))
     poles = np.exp(-2 * np.pi * corners / sfreq)
-    # Each pole is undone before the next one, as far down as the exponent asks for.
+    # A zero cancels each pole before the next one, at a distance that the exponent determines.
     zeros = np.exp(-2 * np.pi * corners * ratio ** (exponent / 2) / sfreq)
     rows = []
     for first in range(0, len(corners), 2):
@@ -288,7 +287,7 @@ def _make_alpha_filter(frequency: float, sfreq: float) -> np.ndarray:
 
 
 def _normalise_power(sections: np.ndarray, n_samples: int) -> np.ndarray:
-    """Scale a filter so that white noise of unit variance comes out with unit variance."""
+    """Scale a filter so that its output for white noise of unit variance has unit variance."""
     from scipy import signal
 
     impulse = np.zeros(n_samples)

@@ -1,6 +1,6 @@
-"""What a phantom is made of: every number that shapes the simulated subjects, and where it comes from.
+"""Settings of a phantom: every number that defines the simulated subjects, and its source.
 
-Owns the configuration models and their defaults. Knows nothing of sensors, surfaces or files.
+Owns the configuration models and their defaults.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NETWORKS: tuple[Network, ...] = get_args(Network)
 
 
 class ComponentConfig(Settings):
-    """One stage of the visual response: where it sits, what drives it and when.
+    """One stage of the visual response: its place, drive and timing.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class ComponentConfig(Settings):
     regions
         Cortical regions (`V1`, `LO`, `FFA`, ...) or whole networks (`default`, ...) that respond.
     feature
-        Which part of the stimulus drive the stage follows.
+        Part of the stimulus drive to which the stage responds.
     onset_s
-        Time after stimulus onset before which the stage is silent.
+        Time after stimulus onset at which the response begins.
     peak_s
         Time of the transient peak.
     sustained
@@ -61,7 +61,7 @@ class ComponentConfig(Settings):
     def _peak_follows_onset(self) -> ComponentConfig:
         if self.peak_s <= self.onset_s:
             raise ValueError(
-                f"peak_s {self.peak_s} of stage {self.name!r} must lie after its onset {self.onset_s}"
+                f"peak_s {self.peak_s} of stage {self.name!r} must be after its onset {self.onset_s}"
             )
         return self
 
@@ -128,7 +128,7 @@ Offset responses: Carlson et al. 2013. Sustained levels, sizes of offset respons
 
 
 class NetworkDrive(Settings):
-    """How strongly, and when, a network beyond the visual hierarchy follows image semantics.
+    """Strength and time of the response to image semantics in a network beyond the visual hierarchy.
 
     Onsets after those of ventral visual cortex are our assumption; strengths follow the ranking reported by
     the WAVE network ablation (arXiv 2411.07121): default mode first, then dorsal attention.
@@ -160,19 +160,19 @@ class NoiseConfig(Settings):
     alpha_hz
         Centre of the rhythm.
     blinks_per_minute, blink_size
-        Rate (15 to 20 at rest: Bentivoglio et al. 1997, doi:10.1002/mds.870120629) and factor on the system's
-        own blink amplitude (about 200 microvolt at Fp1 and Fp2).
+        Rate (15 to 20 at rest: Bentivoglio et al. 1997, doi:10.1002/mds.870120629) and factor of the system's own blink
+        amplitude (about 200 microvolt at Fp1 and Fp2).
     line
-        Factor on the system's mains amplitude.
+        Factor of the system's mains amplitude.
     drift
         Rms of the slow drift below 0.1 Hz, relative to the background.
     sensor
-        Factor on the system's white sensor noise.
+        Factor of the system's white sensor noise.
     changing
         Standard deviation of the log size with which each source of background and alpha changes every two seconds,
-        in fMRI each trial and each of its shared patterns. 0 is noise of one covariance, as linear Gaussian decoders
-        assume; with more, the ideal observer of the ground truth, who knows the mean covariance alone, is no
-        longer a bound.
+        in fMRI each trial and each of its shared patterns. 0 means noise with one covariance, as linear Gaussian
+        decoders assume. Above 0, the ideal observer of the ground truth is no longer an upper bound, since it uses only
+        the mean covariance.
     """
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"changing"})
@@ -190,7 +190,7 @@ class NoiseConfig(Settings):
 
 
 class FmriConfig(Settings):
-    """Numbers of the simulated BOLD signal.
+    """Settings of the simulated BOLD signal.
 
     Parameters
     ----------
@@ -208,16 +208,16 @@ class FmriConfig(Settings):
     drift_percent, motion_percent
         Rms of slow drift and of motion-locked signal.
     ongoing_percent
-        Rms of ongoing activity in the time series: slow fluctuations that parts of a network share, with a
-        pattern that is partly the person's own and the same in all of that person's runs. None is what a format has by
-        itself: 0.7 in a corpus, none elsewhere (our assumption).
+        Rms of ongoing activity in the time series: slow fluctuations that parts of a network share, with a pattern that
+        is partly individual and the same in all runs of a subject. None means the default of the format: 0.7 in a
+        corpus, none elsewhere (our assumption).
     imagery_gain
         Size of imagined relative to seen responses (Breedlove et al. 2020,
         doi:10.1016/j.cub.2020.04.014, report weaker and less precise imagery signals; the factor is ours).
     imagery_early
         Extra factor on early visual drive during imagery.
     imagery_jitter
-        Standard deviation of the trial-to-trial error of the imagined features, in units of their own spread.
+        Standard deviation of the trial-to-trial error of the imagined features, in units of their spread.
     """
 
     noise_percent: float = Field(default=1.5, gt=0)
@@ -241,15 +241,15 @@ class PhantomConfig(Settings):
     Parameters
     ----------
     n_subjects
-        How many subjects; numbered from 0.
+        Number of subjects; they are numbered from 0.
     snr
         EEG and MEG: power of the image-specific evoked response (variance over images) divided by the power of
         the ongoing noise (background, alpha and sensor noise), both averaged over channels, in the first 0.6 s
-        after the onset of single trials. Blinks, mains and drift have sizes of their own and do not count.
-        fMRI: variance over images divided by noise variance of single-trial betas, averaged over the voxels
-        that carry signal. Zero keeps the response that all images share and removes all that tells them apart.
+        after the onset of single trials. Blinks, mains and drift have separate sizes and do not count.
+        fMRI: variance over images divided by noise variance of single-trial betas, averaged over the voxels with
+        signal. Zero keeps the common response to all images and removes all differences between them.
     seed
-        Root of every random stream.
+        Root seed of every random stream.
     shared
         Fraction of the variance of the feature-to-source maps that all subjects share.
     gain_sd
@@ -264,9 +264,9 @@ class PhantomConfig(Settings):
     evoked_eeg_v, evoked_meg_t
         Peak over channels and time of the response that all images share.
     n_semantic
-        Number of latent dimensions kept of what the higher regions respond to.
+        Number of latent dimensions of the features to which the higher regions respond.
     drive
-        What the higher regions respond to, one of `braindecode_vis.parts.phantom.drive.DRIVES`.
+        Features to which the higher regions respond, one of `braindecode_vis.parts.phantom.drive.DRIVES`.
     """
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"drive"})

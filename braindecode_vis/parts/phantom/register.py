@@ -1,4 +1,4 @@
-"""Names what the part provides as text, so that looking for parts imports nothing of it."""
+"""Lists the contents of the part as text, so that the search for parts does not import it."""
 
 from braindecode_vis.base.parts import Part, Verb
 

@@ -1,7 +1,7 @@
 """The simulated fMRI scanner: voxels, their labels, regions of interest, and the grids and sizes of its volumes.
 
-Voxels are cortical grey matter of the MNI template that ships with nilearn, labelled by the same functions of
-position as the surface sources of EEG and MEG. Knows nothing of subjects, stimuli and files.
+Voxels are cortical grey matter of the MNI template in nilearn, labelled by the same functions of position as the
+surface sources of EEG and MEG. Subjects, stimuli and files are in other modules.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROIS: dict[str, tuple[tuple[str, ...], ...]] = {
     "floc-words": (("VWFA",),),
     "networks": tuple((network,) for network in NETWORKS),
 }
-"""Regions of interest: value 1 in a volume stands for the first group of regions, 2 for the second, and so on."""
+"""Regions of interest: value 1 in a volume is the first group of regions, 2 the second, and so on."""
 GRIDS: dict[float, tuple[tuple[int, int, int], int]] = {
     1.7: ((117, 138, 112), 109818),
     1.8: ((110, 130, 106), 94209),
@@ -59,7 +59,7 @@ _SCHAEFER = {
 }
 # Measured on simulated betas, level 1 of gzip.
 _RATIO = {"int16": 1.02, "float32": 0.98}
-"""Measured size of compressed noise per byte of its cortical voxels; scattered zeros between them cost a little."""
+"""Measured size of compressed noise per byte of its cortical voxels; scattered zeros between them need little space."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class Scanner:
         return volume
 
     def find_head(self) -> np.ndarray:
-        """Return what lies inside the cortical surface, cortex included: boolean, of the shape of `mask`."""
+        """Return the volume inside the cortical surface, including the cortex: boolean, of the shape of `mask`."""
         from scipy import ndimage
 
         return np.asarray(
@@ -145,7 +145,8 @@ def make_scanner(voxel_mm: float = 4, t_r: float = 1.5) -> Scanner:
 
     if not min(GRIDS) <= voxel_mm <= max(GRIDS) or t_r <= 0:
         raise ConfigError(
-            f"voxel_mm must lie between {min(GRIDS)} and {max(GRIDS)} and t_r be positive, not {voxel_mm} and {t_r}."
+            f"voxel_mm must be between {min(GRIDS)} and {max(GRIDS)} and t_r be positive, not {voxel_mm} "
+            f"and {t_r}."
         )
     whole = float(voxel_mm).is_integer()
     template = load_mni152_gm_template(resolution=int(voxel_mm) if whole else 2)
@@ -156,7 +157,7 @@ def make_scanner(voxel_mm: float = 4, t_r: float = 1.5) -> Scanner:
     grey = np.asarray(template.dataobj, np.float32)
     inside = np.argwhere(grey > 0.3 * grey.max())  # mostly grey matter, as probabilities of tissue go
     positions = inside @ template.affine[:3, :3].T + template.affine[:3, 3]
-    # The template knows nothing of lobes: nearness to the cortical surface leaves cerebellum and nuclei out.
+    # The template has no lobes: the distance to the cortical surface is used to leave out cerebellum and nuclei.
     reach = 3.0 + voxel_mm / 2
     near = cKDTree(make_cortex().positions).query(positions)[0] <= reach
     mask = np.zeros(grey.shape, bool)
@@ -169,21 +170,21 @@ def make_scanner(voxel_mm: float = 4, t_r: float = 1.5) -> Scanner:
         positions=positions,
         regions=label_regions(positions),
         networks=label_networks(positions),
-        # Scanner units of the usual order, higher where there is more grey matter.
+        # Scanner units of the usual order, higher with more grey matter.
         baseline=(800 + 400 * grey[mask] / grey.max()).astype(np.float32),
         t_r=t_r,
     )
 
 
 def crop_scanner(scanner: Scanner, shape: tuple[int, int, int]) -> Scanner:
-    """Return the scanner with volumes of another shape, its voxels in the middle; those that do not fit are dropped.
+    """Return the scanner with volumes of another shape, with its voxels in the middle; voxels outside are removed.
 
-    The affine becomes that of a scan that was never moved to MNI space: millimetres count from the middle of the
-    volume. `positions` stay what they are, for the simulation.
+    The affine becomes that of a scan in its own space, not in MNI space: positions in mm count from the middle of the
+    volume. `positions` do not change; the simulation uses them.
     """
     inside = np.argwhere(scanner.mask)
     low, high = inside.min(axis=0), inside.max(axis=0) + 1
-    # Places in the new volume: the middle of the voxels' box in the middle of it.
+    # Indices in the new volume: the box of the voxels is in its middle.
     moved = inside - low + (np.array(shape) - (high - low)) // 2
     kept = ((moved >= 0) & (moved < shape)).all(axis=1)
     mask = np.zeros(shape, bool)
@@ -200,7 +201,7 @@ def crop_scanner(scanner: Scanner, shape: tuple[int, int, int]) -> Scanner:
 
 
 def pick_voxels(scanner: Scanner, inside: np.ndarray) -> Scanner:
-    """Return the scanner of some of the voxels alone, in the same volume; `inside` is boolean of shape (n_voxels,)."""
+    """Return the scanner with only some of the voxels, in the same volume; `inside` is boolean of shape (n_voxels,)."""
     return replace(
         scanner, mask=scanner.fill_volume(inside), positions=scanner.positions[inside],
         regions=scanner.regions[inside], networks=scanner.networks[inside], baseline=scanner.baseline[inside],
@@ -209,7 +210,7 @@ def pick_voxels(scanner: Scanner, inside: np.ndarray) -> Scanner:
 
 @lru_cache(maxsize=4)
 def make_area_scanner(voxel_mm: float, area: str) -> Scanner:
-    """Return the scanner of the voxels of one area alone; where neurons are recorded, these are their places."""
+    """Return the scanner with only the voxels of one area; for recordings of neurons, these are their positions."""
     whole = make_scanner(voxel_mm, 1.0)
     return pick_voxels(whole, whole.regions == area)
 
@@ -237,7 +238,7 @@ def estimate_volume_bytes(voxel_mm: float | None, dtype: str) -> float:
 def label_visual_quadrants(scanner: Scanner) -> tuple[np.ndarray, dict[int, str]]:
     """Return the seven early areas of NSD's ``prf-visualrois`` per voxel, and their names.
 
-    Upper and lower visual field part V1, V2 and V3 into a ventral and a dorsal half.
+    V1, V2 and V3 are divided into a ventral half (upper visual field) and a dorsal half (lower visual field).
     """
     fields = compute_receptive_fields(scanner.positions, 8)
     # Mean row of the receptive field from the middle, positive below: (n_voxels, row, column) -> (n_voxels,)
@@ -253,12 +254,12 @@ def label_visual_quadrants(scanner: Scanner) -> tuple[np.ndarray, dict[int, str]
 
 
 def make_parcels(scanner: Scanner, n_parcels: int | None = None) -> tuple[np.ndarray, dict[int, str]]:
-    """Return the parcel of each voxel, from 1, and their names as Schaefer's atlas spells them.
+    """Return the parcel of each voxel, from 1, and their names in the spelling of Schaefer's atlas.
 
     Without a number each network has a front and a back parcel in each hemisphere: shape (n_voxels,), and up to 28
-    names such as ``7Networks_LH_Vis_1``. With one the cortical surface is divided into so many patches of about equal
-    size, each within a network of a hemisphere; a name means the same place whatever the size of voxels, and a patch
-    that holds no voxel of a coarse grid has none.
+    names such as ``7Networks_LH_Vis_1``. With a number the cortical surface is divided into this number of patches of
+    about equal size, each within a network of a hemisphere. A name means the same place for every voxel size; on a
+    coarse grid, a patch may have no voxel.
     """
     if n_parcels is not None:
         return _place_in_patches(scanner, n_parcels)
@@ -304,14 +305,14 @@ def _divide_surface(n_parcels: int) -> dict[tuple[str, str], np.ndarray]:
         for side, within in (("LH", left), ("RH", ~left))
         for network in NETWORKS
     }
-    # One each, and the rest by area, largest remainders first: vertices are evenly spread over the surface.
+    # One patch for each, and the rest by area, largest remainders first: vertices are evenly spread over the surface.
     shares = np.array([len(group) for group in groups.values()]) / len(points) * (n_parcels - len(groups))
     counts = 1 + shares.astype(int)
     counts[np.argsort(counts - 1 - shares, kind="stable")[: n_parcels - counts.sum()]] += 1
     centres: dict[tuple[str, str], np.ndarray] = {}
     for (name, group), count in zip(groups.items(), counts, strict=True):
         start = [group[:, 1].argmin()]
-        # Each next start lies farthest from those before, so that nothing is left to chance.
+        # Each next start is the farthest point from the earlier ones, so the result is not random.
         while len(start) < count:
             distance = np.linalg.norm(group[:, None] - group[start][None], axis=2).min(axis=1)
             start.append(int(distance.argmax()))

@@ -1,4 +1,4 @@
-"""Phantoms whose brains respond to what the packaged image network sees, and what they cost on this machine."""
+"""Phantoms whose brains respond to features of the packaged image network, and their cost on this machine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _N_TIMED = 16  # images that are drawn and encoded to learn what all of them tak
 
 
 def estimate_phantom(form: str, size: Any) -> Estimate:
-    """Return what `make_phantom` will cost, by what a few images take on this machine, the image encoder included.
+    """Return the cost of `make_phantom`, estimated from a few images on this machine, including the image encoder.
 
     Parameters
     ----------
     form, size
-        As for `make_phantom`.
+        As in `make_phantom`.
     """
     from braindecode_vis.datasets.drawn.images import make_things_like_split, write_images
     from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
@@ -33,7 +33,7 @@ def estimate_phantom(form: str, size: Any) -> Estimate:
     estimate, vectors = phantom.estimate_phantom(form, size), np.eye(_N_TIMED)
     with TemporaryDirectory() as folder:
         drawn = make_things_like_split(_N_TIMED, 0, 1, seed=0)
-        # The first time, libraries are loaded.
+        # The first call also loads libraries, so it is not measured.
         for n in (2, _N_TIMED):
             started = time.process_time()  # what else the machine does meanwhile is not part of it
             table = write_images(drawn[:n], Path(folder), size=size.image_size, seed=0)
@@ -52,7 +52,7 @@ def estimate_phantom(form: str, size: Any) -> Estimate:
         encoding = time.process_time() - started
     finally:
         torch.set_num_threads(n_threads)
-    # How fast this machine draws tells how fast it does the rest; network and library are loaded once.
+    # The drawing speed of this machine scales the other estimates; network and library are loaded once.
     speed = drawing / _N_TIMED / phantom.expect_image_seconds(size.image_size)
     seconds = estimate.seconds * speed + estimate.n_images * encoding / _N_TIMED + max(0.0, first - encoding)
     return replace(estimate, seconds=seconds)
@@ -81,15 +81,15 @@ def make_phantom(
     size
         A `PhantomSize`.
     snr
-        Signal power over noise power, as `PhantomConfig` defines it.
+        Signal power over noise power, as defined in `PhantomConfig`.
     seed
         Root seed of subjects, images and noise.
     ongoing
-        Ongoing activity in time series of fMRI, percent signal change; None leaves it to the format.
+        Ongoing activity in time series of fMRI, percent signal change; None means the default of the format.
     drive
-        What the higher regions respond to, one of `braindecode_vis.parts.phantom.drive.DRIVES`.
+        Features to which the higher regions respond, one of `braindecode_vis.parts.phantom.drive.DRIVES`.
     changing
-        How much the sizes of noise sources change over time, as `NoiseConfig` defines it.
+        How much the sizes of noise sources change over time, as defined in `NoiseConfig`.
     listener
         Shows progress.
     """
@@ -100,7 +100,7 @@ def make_phantom(
 
     show = listener or SilentListener()
     estimate = phantom.estimate_phantom(form, size)
-    # Before the network is loaded.
+    # Checked before the network is loaded.
     phantom.check_space(out, estimate)
 
     def encode(stimuli: StimulusSet) -> np.ndarray:

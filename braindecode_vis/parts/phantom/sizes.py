@@ -1,6 +1,6 @@
-"""How large a phantom is: counts that all formats share, and presets of each format from tiny to full.
+"""Size of a phantom: counts that all formats share, and presets of each format from tiny to full.
 
-Owns the numbers and the checks that hold for every format. Knows nothing of files.
+Owns the numbers and the checks that apply to every format.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ SIZE_NAMES = ("tiny", "small", "demo", "full")
 
 @dataclass(frozen=True)
 class PhantomSize:
-    """How many subjects see how many images how often.
+    """Numbers of subjects, images and repetitions.
 
-    Fields that are None have no meaning in the format at hand; giving one where it has none is an error.
+    A field that is None has no meaning in the format; it is an error to set such a field.
 
     Parameters
     ----------
     n_subjects
         Simulated subjects.
     n_train_concepts, n_train_exemplars
-        Concepts for training, and images of each. In NSD, images that each person sees alone.
+        Concepts for training, and images of each. In NSD, images that only one subject sees.
     n_test_concepts
         Test images, one of each test concept. In NSD, images that every subject sees.
     n_sessions
         Sessions of each person.
     train_repetitions, test_repetitions
-        How often a person sees each image, over all sessions.
+        Number of times that a subject sees each image, over all sessions.
     image_size
         Height and width of the pictures in pixels.
     n_runs
         Runs of a session; recordings that are joined in a training file of THINGS-EEG2.
     n_catch
-        Trials of a session whose picture is no stimulus (THINGS-MEG and THINGS-fMRI).
+        Catch trials of a session, whose picture is not a stimulus (THINGS-MEG and THINGS-fMRI).
     pause_s
         Mean blank between two sequences of images in s (THINGS-EEG2).
     n_raw_sessions
@@ -51,17 +51,17 @@ class PhantomSize:
     n_imagery, imagery_repetitions
         Test images that are also imagined, and how often each.
     n_synthetic
-        Images of a further session that are out of distribution (NSD-synthetic).
+        Images of a further session with images out of distribution (NSD-synthetic).
     beta_versions, beta_form
-        Single-trial models that NSD's betas are written for, and their files (``nii.gz``, ``hdf5``); by default
+        Single-trial models of NSD's betas, and the form of their files (``nii.gz``, ``hdf5``); by default
         ``betas_fithrf_GLMdenoise_RR`` as ``nii.gz``.
     n_parcels
         Parcels of the atlas beside fMRI, from 14; by default up to 28, see `make_parcels`.
     n_pairs
-        Pairs of test images, out of `n_test_concepts`, that show the same parts bound otherwise (a red cube on a blue
-        ground, a blue cube on a red ground); the same share of the training concepts are such pairs.
+        Pairs of test images, out of `n_test_concepts`, that show the same parts in another combination (a red cube on a
+        blue ground, a blue cube on a red ground); the same share of the training concepts are such pairs.
     n_sites, minutes
-        Sites of a corpus, and minutes that are recorded of each person, over all sessions and runs.
+        Sites of a corpus, and recorded minutes of each subject, over all sessions and runs.
     """
 
     n_subjects: int
@@ -107,7 +107,7 @@ class PhantomSize:
 
     @property
     def runs(self) -> int:
-        """Runs of a session; one where a format does not count them."""
+        """Runs of a session; one if the format does not count them."""
         return self.n_runs or 1
 
     @property
@@ -117,11 +117,11 @@ class PhantomSize:
 
 
 OPTIONAL = tuple(field.name for field in dataclasses.fields(PhantomSize) if field.default is None)
-# Checked by the format; None leaves the choice to it.
+# Checked by the format; None means its default.
 WORDS = ("beta_versions", "beta_form")
-# What formats got later; a request without them reads as it did before.
+# Fields that were added later; a request without them is the same as before.
 LATER = ("n_synthetic", *WORDS, "n_parcels", "n_sites", "minutes", "n_pairs")
-# None is no number at all; zero is a number that the format has, here.
+# None means that the format does not have the number; zero is a value of it.
 _MAY_BE_ZERO = ("n_catch", "n_raw_sessions", "n_imagery", "imagery_repetitions", "n_synthetic")
 
 # An atlas has a parcel of each network in each hemisphere.
@@ -129,12 +129,12 @@ _LEAST = {"pause_s": 0.3, "image_size": 16, "n_parcels": 14}
 
 
 def count_images(size: PhantomSize) -> int:
-    """Return the number of images of both splits, where every person sees the same ones."""
+    """Return the number of images of both splits, for formats in which all subjects see the same ones."""
     return size.n_train_images + size.n_test_concepts
 
 
 def count_images_of_concepts(size: PhantomSize) -> int:
-    """Return the number of images where test concepts have training images too, as in THINGS-EEG1, -MEG and -fMRI."""
+    """Return the number of images if test concepts have training images too, as in THINGS-EEG1, -MEG and -fMRI."""
     return (size.n_train_concepts + size.n_test_concepts) * size.n_train_exemplars + size.n_test_concepts
 
 
@@ -147,7 +147,7 @@ def estimate_image_bytes(image_size: int) -> float:
 def check_numbers(
     size: PhantomSize, name: str, used: Sequence[str], limits: Mapping[str, tuple[float, float]]
 ) -> None:
-    """Raise `ConfigError` if a number is missing, out of range, or means nothing in this format.
+    """Raise `ConfigError` if a number is missing, out of range, or has no meaning in this format.
 
     Parameters
     ----------
@@ -156,23 +156,23 @@ def check_numbers(
     used
         Optional fields that the format uses.
     limits
-        The least and the largest value of single fields.
+        The smallest and the largest value of single fields.
     """
-    # Whatever has voxels has an atlas.
+    # Every format with voxels has an atlas.
     known = (*used, "n_parcels") if "voxel_mm" in used else tuple(used)
     for key, value in dataclasses.asdict(size).items():
         if key in OPTIONAL and key not in known:
             if value is not None:
                 raise ConfigError(f"{key} is {value}, but a phantom in the format {name} has no such number.")
             continue
-        # What came later may be left out, in some formats imagery too.
+        # Fields that were added later may be missing, in some formats also imagery.
         if key in WORDS or (key in (*LATER, "n_imagery", "imagery_repetitions") and value is None):
             continue
         # True is an int in Python, and is refused below.
         whole = isinstance(value, int) or (
             key in ("pause_s", "voxel_mm", "minutes") and isinstance(value, float)
         )
-        # Images below 16 pixels show no object; sequences without a pause would run into each other.
+        # Images below 16 pixels show no object; without a pause, sequences would overlap.
         least = 0 if key in _MAY_BE_ZERO else _LEAST.get(key, 1)
         if not whole or isinstance(value, bool) or value < least:
             raise ConfigError(
@@ -183,7 +183,7 @@ def check_numbers(
             span = f"from {low:g} to {high:g}" if high < np.inf else f"at least {low:g}"
             span = f"{low:g}" if low == high else span
             raise ConfigError(f"{key} of a phantom in the format {name} must be {span}, not {value}.")
-    # Concepts are shapes x colours x textures, of which there are so many and no more.
+    # Concepts are shapes x colours x textures, so their number is limited.
     n_concepts = size.n_train_concepts + size.n_test_concepts
     if n_concepts > N_MAX_CONCEPTS:
         raise ConfigError(
@@ -195,9 +195,11 @@ def check_numbers(
             f"n_pairs is {size.n_pairs}, but {size.n_test_concepts} test images have room for "
             f"{size.n_test_concepts // 2} pairs; ask for fewer pairs or more test concepts."
         )
-    # Chance would be 1.
+    # With one image, chance would be 1.
     if size.n_test_concepts < 2:
-        raise ConfigError("a phantom needs at least 2 test concepts: retrieval from one image says nothing.")
+        raise ConfigError(
+            "a phantom needs at least 2 test concepts: retrieval from one image has no meaning."
+        )
     if size.n_train_images < 4:
         raise ConfigError(
             f"a phantom needs at least 4 training images, not {size.n_train_concepts} concepts x "
@@ -228,7 +230,7 @@ def check_imagery(size: PhantomSize, name: str) -> None:
 
 
 def divide(total: int, parts: int, *, what: str) -> int:
-    """Return ``total / parts``, or raise `ConfigError` if that is no whole number above zero."""
+    """Return ``total / parts``, or raise `ConfigError` if that is not a whole number above zero."""
     if total % parts or total < parts:
         raise ConfigError(f"{what}: {total} do not divide into {parts} equal parts.")
     return total // parts

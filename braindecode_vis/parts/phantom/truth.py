@@ -1,4 +1,4 @@
-"""The ground truth beside the data: what was planted, what the noiseless responses are, what can be decoded.
+"""The ground truth beside the data: simulated effects, noiseless responses, and scores of an ideal observer.
 
 Owns the folder ``phantom_truth``. Rows of ``sub-*_evoked.npy`` and ``sub-*_betas.npy`` are named by the column
 `truth_row` of ``stimuli.tsv``: all images if they are few, the test images otherwise.
@@ -40,7 +40,7 @@ from braindecode_vis.parts.phantom.scanner import count_voxels, describe_voxels,
 from braindecode_vis.parts.phantom.sizes import PhantomSize
 
 SMALL_BYTES = 16 << 20
-"""Noiseless responses to all images are kept up to this size per person, beyond it those to the test images."""
+"""Noiseless responses to all images are stored up to this size per subject; above it, only those to the test images."""
 SFREQ, TMIN, TMAX = 200.0, -0.1, 1.0  # of the noiseless responses that are kept
 _N_TIMES = round((TMAX - TMIN) * SFREQ) + 1
 _ROWS_PER_BLOCK = 32
@@ -48,22 +48,22 @@ _ROWS_PER_BLOCK = 32
 
 @dataclass(frozen=True)
 class PhantomTruth:
-    """What is known about a phantom.
+    """Ground truth of a phantom.
 
     Parameters
     ----------
     root, folder
         The data set, and its ``phantom_truth``.
     format, size, config
-        What was asked for.
+        The request.
     n_test, chance
         Size of the gallery of test images, and the accuracy of guessing.
     subjects
-        Of each person: `subject`, `onset_s` (earliest latency), `stages` (latencies and sizes as planted),
+        For each subject: `subject`, `onset_s` (earliest latency), `stages` (simulated latencies and sizes),
         `ideal_top1` (accuracy of the ideal observer by number of averaged trials, an upper bound; empty without
         labels).
     networks
-        Size of the semantic drive of each network beyond the visual hierarchy, as planted.
+        Simulated size of the semantic drive of each network beyond the visual hierarchy.
     """
 
     root: Path
@@ -86,7 +86,7 @@ class PhantomTruth:
         return float(np.mean([person["ideal_top1"][key] for person in self.subjects]))
 
     def read_people(self) -> pd.DataFrame:
-        """Return who was scanned where, one row per person and site of a phantom without labels."""
+        """Return the table of subjects and sites of a phantom without labels, one row per subject and site."""
         return pd.read_csv(self.folder / "people.tsv", sep="\t", dtype={"person": str, "subject": str})
 
     def read_stimuli(self) -> pd.DataFrame:
@@ -100,7 +100,7 @@ def read_truth(root: Path) -> PhantomTruth:
     Raises
     ------
     DataError
-        If the folder holds none.
+        If the folder has no ground truth.
     """
     folder = root / TRUTH
     if not (folder / "phantom.json").is_file():
@@ -125,7 +125,7 @@ def count_bytes(form: Format, size: PhantomSize, n_images: int) -> float:
         shared = 4.0 * n_images * (N_EARLY + N_MID + 32) + 530 * n_images + 1300 * size.n_subjects + 6000
         if form.modality != "fmri":
             return shared
-        # Of each person the patterns of some 35 modes and a table of parcels.
+        # For each subject, the patterns of about 35 modes and a table of parcels.
         return shared + size.n_subjects * (size.n_parcels or 28) * 190.0 + 47.0 * count_voxels(size.voxel_mm)
     if form.modality == "fmri":
         n_voxels = form.voxel_share * count_voxels(size.voxel_mm)
@@ -140,7 +140,7 @@ def count_bytes(form: Format, size: PhantomSize, n_images: int) -> float:
 
 
 def choose_rows(form: Format, job: PhantomJob) -> np.ndarray:
-    """Return the images whose noiseless responses are kept."""
+    """Return the images whose noiseless responses are stored."""
     one = 4.0 * (job.scanner.n_voxels if form.modality == "fmri" else job.sensors.n_channels * _N_TIMES)
     return np.arange(len(job.table)) if len(job.table) * one <= SMALL_BYTES else job.test_rows
 
@@ -161,12 +161,12 @@ def plan_truth(form: Format, job: PhantomJob) -> list[Unit]:
 
 
 def write_summary(form: Format, job: PhantomJob) -> PhantomTruth:
-    """Write what subjects share, and ``phantom.json``, which marks the phantom as complete."""
+    """Write the common files of all subjects, and ``phantom.json``, which marks the phantom as complete."""
     folder = job.root / TRUTH
     truth_row = np.full(len(job.table), -1)
     if form.plan_truth is None:
         rows = choose_rows(form, job)
-        # -1 where the noiseless response is not kept.
+        # -1 if the noiseless response is not stored.
         truth_row[rows] = np.arange(len(rows))
     write_tsv(folder / "stimuli.tsv", job.table.assign(truth_row=truth_row))
     write_words(job)
@@ -208,15 +208,15 @@ def write_summary(form: Format, job: PhantomJob) -> PhantomTruth:
 
 
 def write_words(job: PhantomJob) -> None:
-    """Write what the images show in words: captions of concepts, and attributes and a sentence of each image.
+    """Write descriptions of the images: captions of concepts, and attributes and a sentence of each image.
 
-    Of composed scenes also which of them are pairs.
+    For composed scenes, also write the pairs.
     """
     folder, seed = job.root / TRUTH, job.config.seed
     attributes, captions = make_attributes(job.table, seed), make_captions(job.table, seed)
     write_csv(folder / "captions.csv", captions)
     write_csv(folder / "attributes.csv", attributes)
-    # The caption of a composed scene, whose place and size nothing tells, is its exact sentence already.
+    # The caption of a composed scene, which has no place and size, is already its exact sentence.
     plain = attributes[attributes["place"] != ""]
     composed = captions[~captions["id"].isin(plain["id"])]
     write_csv(
@@ -272,7 +272,7 @@ def _write_betas(form: Format, job: PhantomJob, person: Person) -> list[Path]:
 
 
 def _score(job: PhantomJob, gram: np.ndarray, n_repetitions: int) -> float:
-    # About 40 000 simulated queries: a standard error of at most 0.25 % in the accuracy.
+    # About 40 000 simulated queries give a standard error of at most 0.25 % in the accuracy.
     n_draws = int(np.clip(40_000 // len(gram), 10, 200))
     return compute_ideal_top1(gram, n_repetitions, n_draws=n_draws, seed=job.config.seed)
 
@@ -293,7 +293,7 @@ def _plant(person: Person) -> dict[str, Any]:
 def _describe_person(form: Format, job: PhantomJob, person: Person) -> dict[str, Any]:
     if form.plan_truth is None:
         return dict(read_json(job.root / TRUTH / f"sub-{person.name}_truth.json"))
-    # Without labels there is nothing to observe.
+    # Without labels there is no ideal observer.
     return {**_plant(person), "ideal_top1": {}}
 
 

@@ -16,13 +16,13 @@ PHANTOM_FORMATS = (
     "nsd-mindeye1", "nsd-mindeye2", "nsd-brain-diffuser", "things-fmri", "cneuromod-things", "vim-1", "v4-photographs",
     "bold5000", "bold5000-betas", "nod", "god", "deeprecon", "bids-fmri", "corpus", "corpus-eeg",
 )  # fmt: skip
-"""What `phantom` can write, for its help; the simulation takes a second to import."""
+"""Formats of `phantom`, for its help; listed here because the import of the simulation takes a second."""
 PHANTOM_DRIVES = ("embedded", "colours", "gabor", "random_network", "mixture")
 
 
 @dataclass(frozen=True)
 class SizeOptions:
-    """Values that replace those of a named size, by the names of the fields of `PhantomSize`."""
+    """Values that replace those of a named size; the names are the fields of `PhantomSize`."""
 
     n_subjects: Annotated[int | None, typer.Option("--subjects", min=1, help="Simulated subjects.")] = None
     n_train_concepts: Annotated[int | None, typer.Option("--concepts", min=1, help="Training concepts.")] = (
@@ -89,7 +89,7 @@ class SizeOptions:
 
 
 def _shorten(value: Any) -> Any:
-    """Return 8.0 as 8: the ledger compares requests as they are written."""
+    """Return 8.0 as 8: the ledger compares the text of requests."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -2,13 +2,13 @@
 
 Alljoined1 has 64 electrodes without a reference and events that name NSD's shared images. Owns
 ``subj01_session1_eeg.fif`` with its channel `Status`, the blocks of 120 images (each shown in both halves of a
-session), ``test_indices.json``, and the two files of NSD that a reader needs beside it: ``nsd_expdesign.mat`` and
+session), ``test_indices.json``, and the two files of NSD that a reader also needs: ``nsd_expdesign.mat`` and
 ``nsd_stimuli.hdf5``. All images of the phantom are shared ones.
 
 Alljoined-1.6M has 32 channels. Owns an EDF+ writer with one-second records and annotations, the markers
 (``stim_train,3,-1,12``), the 19 blocks of a session (four for testing, fifteen for training) and
 ``experiment_metadata_categories.parquet``. Pictures are numbered from 0, test pictures from 16540, and the number is
-the file name. The headset's offset of 4 mV is kept.
+the file name. The offset of 4 mV of the headset is simulated too.
 
 References
 ----------
@@ -110,7 +110,7 @@ def make_session(job: PhantomJob, subject: int, session: int) -> pd.DataFrame:
     ]
     shown = [generator.permutation(np.repeat(block, times)) for _ in range(2) for block in blocks]
     rows = np.concatenate(shown)
-    # Seconds of pauses before each trial: one more with every block.
+    # Seconds of pauses before each trial: one more for every block.
     pause = np.repeat(np.arange(len(shown)), [len(block) for block in shown]) * PAUSE_S
     sample = find_samples(SESSION_LEAD_S + pause + SESSION_SOA_S * np.arange(len(rows)), SFREQ)
     return pd.DataFrame({"row": rows, "code": table["code"].to_numpy()[rows], "sample": sample})
@@ -173,7 +173,7 @@ def write_session(
     blocks : iterable of arrays of shape (64, n)
         Volts at 512 Hz.
     samples, codes : integer arrays of shape (n_events,)
-        When which code begins; codes count the shared images of NSD from 1.
+        Onset and value of each code; codes count the shared images of NSD from 1.
     """
     import mne
 
@@ -184,7 +184,7 @@ def write_session(
         for block in blocks:
             inside = (samples >= start) & (samples < start + block.shape[1])
             status = np.zeros((1, block.shape[1]), np.float32)
-            # A code stands in one sample only, and 0 between.
+            # A code is in one sample only, with 0 between codes.
             status[0, samples[inside] - start] = codes[inside]
             yield np.concatenate([block, status])
             start += block.shape[1]
@@ -227,7 +227,7 @@ EXTRA = (
     "EQ_Cz",
     "MOT_Q0",
 )
-"""Rows of a file that are no electrodes: the first three come before them, the others after."""
+"""Rows of a file that are not electrodes: the first three come before the electrodes, the others after."""
 
 
 def check_alljoined16m(size: PhantomSize) -> None:
@@ -247,7 +247,7 @@ def check_alljoined16m(size: PhantomSize) -> None:
 
 
 def list_numbered_images(size: PhantomSize, seed: int) -> pd.DataFrame:
-    """Return the images below ``images``, called by their `number`."""
+    """Return the images below ``images``, with `number` as their name."""
     table = list_pictures(size, seed, "")
     train = (table["split"] == "train").to_numpy()
     number = np.where(train, np.cumsum(train) - 1, FIRST_TEST + np.cumsum(~train) - 1)
@@ -357,13 +357,13 @@ def write_block(
     rows : mapping of label to array of shape (n_samples,)
         Microvolts at 256 Hz, whole seconds.
     onsets, numbers
-        When (s) which picture is shown; blocks 1 to 4 mark them as test pictures.
+        Onset (s) and number of each picture; blocks 1 to 4 mark them as test pictures.
     title
-        What the file name says of itself, where it is wrong, as in some published files.
+        Subject, session and block in the file name, if they are wrong, as in some published files.
     extra
         Further annotations: onset (s) and text.
     unit
-        As the header spells it.
+        Unit, with the spelling of the header.
     """
     folder = root / "raw_eeg" / f"sub-{subject:02d}" / f"session_{session:02d}" / f"block_{block:02d}"
     label = "stim_test" if block <= N_TEST_BLOCKS else "stim_train"
@@ -396,10 +396,10 @@ def make_edf(
     notes = []
     for second in range(n_records):
         own = [marker for marker in markers if second <= marker[0] < second + 1]
-        # Every record tells its own time first; \x14 ends a text, \x00 a list of them [2]_.
+        # Every record begins with its own time; \x14 ends a text, \x00 a list of them [2]_.
         text = f"+{second}\x14\x14\x00" + "".join(f"+{onset:.6f}\x14{label}\x14\x00" for onset, label in own)
         notes.append(text.encode())
-    # Samples of two bytes; every record has room for the longest notes [2]_.
+    # Samples of two bytes; every record has space for the longest notes [2]_.
     width = max(120, max(map(len, notes)) // 2 + 1)
 
     def cells(values: Sequence[object], size: int) -> bytes:

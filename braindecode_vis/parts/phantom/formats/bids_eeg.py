@@ -1,9 +1,9 @@
 """A generic BIDS EEG data set from images to BrainVision recordings, and the design that it shares with BIDS fMRI.
 
-Owns the design (every session shows all images, in an order of its own, one at a time), ``sub-*/[ses-*]/eeg`` and the
-files at the root. BrainVision is two texts and one flat file, so samples are written as they come; nothing but NumPy
-and pandas is needed. The name of the picture is in the column `stim_file` of the events, relative to ``stimuli``, and
-`stimulus_id` repeats its identity.
+Owns the design (every session shows all images one at a time, in its own order), ``sub-*/[ses-*]/eeg`` and the
+files at the root. BrainVision consists of two text files and one flat file, so samples are written block by block; only
+NumPy and pandas are needed. The name of the picture is in the column `stim_file` of the events, relative to
+``stimuli``, and `stimulus_id` repeats its identity.
 
 References
 ----------
@@ -53,7 +53,7 @@ _TYPES = {"eeg": "EEG", "eog": "EOG", "misc": "MISC", "stim": "TRIG", "ecg": "EC
 
 
 class TrialTiming(NamedTuple):
-    """When images are shown, all in s: time between onsets (uniform, mean and half range), presentation, silence."""
+    """Times of the images, all in s: time between onsets (uniform, mean and half range), presentation, silence."""
 
     mean: float
     jitter: float
@@ -99,7 +99,7 @@ def count_eeg(size: PhantomSize) -> Counts:
     """Return work and space of the recordings."""
     n_runs = size.n_subjects * size.n_sessions * (size.n_runs or 1)
     run_s = expect_run_s(size, EEG_TIMING)
-    # Sidecars take about 10 kB a run, the events 250 bytes a trial.
+    # Sidecars need about 10 kB per run, the events 250 bytes per trial.
     n_bytes = (
         n_runs * (estimate_bytes(round(run_s * EEG_SFREQ), EEG_CHANNELS) + 10_000)
         + 250 * size.n_trials * size.n_subjects
@@ -123,7 +123,7 @@ def make_design(job: PhantomJob, subject: int, timing: TrialTiming) -> pd.DataFr
     sessions = []
     for session in range(1, size.n_sessions + 1):
         generator = make_generator(job.config.seed, "bids", subject, session)
-        # Images that are shown once are dealt out to the sessions; others are shown in each of them.
+        # Images that are shown once are divided among the sessions; others are shown in each session.
         once = size.train_repetitions == 1
         shown = np.array_split(order, size.n_sessions)[session - 1] if once else train
         times = 1 if once else size.train_repetitions // size.n_sessions
@@ -134,9 +134,9 @@ def make_design(job: PhantomJob, subject: int, timing: TrialTiming) -> pd.DataFr
         table = pd.DataFrame({"session": session, "row": generator.permutation(rows)})
         table.insert(1, "run", np.arange(len(rows)) * (size.n_runs or 1) // len(rows) + 1)
         gaps = generator.uniform(timing.mean - timing.jitter, timing.mean + timing.jitter, len(rows))
-        # The first trial of each run waits for the start of the run.
+        # The first trial of each run comes after a pause at the start of the run.
         gaps[~table["run"].duplicated()] = timing.first
-        # To whole ms, as tables of events tell it.
+        # Rounded to whole ms, as in tables of events.
         table["onset"] = pd.Series(gaps).groupby(table["run"]).cumsum().round(3)
         sessions.append(table)
     design = pd.concat(sessions, ignore_index=True)
@@ -144,7 +144,9 @@ def make_design(job: PhantomJob, subject: int, timing: TrialTiming) -> pd.DataFr
 
 
 def describe_events(job: PhantomJob, trials: pd.DataFrame) -> pd.DataFrame:
-    """Return what the events say of the images of some trials; `stim_file` is relative to ``stimuli``, as BIDS asks."""
+    """Return the columns of the events with the images of some trials; `stim_file` is relative to ``stimuli``, as in
+    BIDS.
+    """
     shown = job.table.iloc[trials["row"].to_numpy()]
     return pd.DataFrame(
         {
@@ -169,7 +171,7 @@ def plan_runs(
     write_one: Callable[[PhantomJob, Person, int, int, Progress], list[Path]],
     step_s: float = 1.0,
 ) -> list[Unit]:
-    """Return the unit of the root files and one unit per run, whose progress goes in steps of `step_s`."""
+    """Return the unit of the root files and one unit per run, with progress in steps of `step_s`."""
 
     def write_root(progress: Progress) -> list[Path]:
         participants = pd.DataFrame({"participant_id": [f"sub-{person.name}" for person in job.subjects]})
@@ -190,7 +192,7 @@ def list_run_units(
     step_s: float,
     name: Callable[[Person], str],
 ) -> list[Unit]:
-    """Return one unit per run of every subject and session; `name` is what the data set calls a subject."""
+    """Return one unit per run of every subject and session; `name` gives the name of a subject in the data set."""
     n_steps = max(1, round(expect_run_s(job.size, timing) / step_s))
     labels = {"session": range(1, job.size.n_sessions + 1), "run": range(1, job.size.runs + 1)}
     units = []
@@ -219,7 +221,7 @@ def _write_recording(
         name=f"ses-{session:02d}_run-{run:02d}",
     )
     events = describe_events(job, trials)
-    # A trigger byte pair cannot name more images than this; `stimulus_id` does.
+    # Two trigger bytes cannot number more images than this; `stimulus_id` identifies all.
     events.insert(0, "value", trials["row"].to_numpy() % 65535 + 1)
     events.insert(0, "sample", samples)
     path = write_recording(
@@ -301,12 +303,12 @@ def write_recording(
     ch_types
         MNE types; ``eeg`` by default.
     table : DataFrame, optional
-        ``events.tsv`` as a data set of its own spells it, instead of what `events` says.
+        ``events.tsv`` in the spelling of another data set, instead of `events`.
 
     Raises
     ------
     DataError
-        If an event lies outside the recording, or the blocks do not fit.
+        If an event is outside the recording, or the blocks do not fit.
     """
     check_columns(events.columns, EVENT_COLUMNS, what="the events of a BIDS recording")
     samples = events["sample"].to_numpy(int)
@@ -347,7 +349,7 @@ def write_recording(
         },
     )
     channels = pd.DataFrame({"name": ch_names, "type": [_TYPES[kind] for kind in kinds], "units": "µV"})
-    # BIDS wants the columns even where there is nothing to say.
+    # BIDS needs the columns even if they are empty.
     channels["low_cutoff"], channels["high_cutoff"] = "n/a", "n/a"
     channels["sampling_frequency"], channels["status"] = sfreq, "good"
     write_tsv(folder / f"{stem}_channels.tsv", channels)
@@ -357,7 +359,7 @@ def write_recording(
         write_tsv(folder / f"{stem}_events.tsv", table)
     if ch_pos is not None:
         _write_electrodes(folder, entities, ch_names, ch_pos)
-    # The header comes last: a reader that finds it finds the rest.
+    # The header is written last: if it exists, the other files exist too.
     return write_text(folder / f"{stem}_eeg.vhdr", make_header(f"{stem}_eeg", ch_names, sfreq))
 
 
@@ -369,11 +371,11 @@ def make_header(stem: str, ch_names: Sequence[str], sfreq: float) -> str:
     stem
         Name of its three files, without their endings.
     ch_names
-        Of the channels.
+        Names of the channels.
     sfreq
-        In Hz.
+        Sampling rate in Hz.
     """
-    # A comma separates fields, so that one in a name is written "\1".
+    # A comma separates fields, so a comma in a name is written "\1".
     channels = [
         f"Ch{index}={name.replace(',', chr(92) + '1')},,1,µV" for index, name in enumerate(ch_names, start=1)
     ]

@@ -1,8 +1,8 @@
 """A generic BIDS fMRI data set from images to files, with derivatives in the layout of fMRIPrep.
 
 Owns the raw tree (events and sidecars) and ``derivatives/fmriprep``: preprocessed BOLD in MNI space, brain mask
-and confounds under the names that fMRIPrep gives them. The raw images themselves are left out: a phantom has
-no scanner space. Volumes are written as they come. The design is that of `bids_eeg`, with slower trials.
+and confounds with the names of fMRIPrep. The raw images are left out: a phantom has no scanner space. Volumes are
+written one by one. The design is that of `bids_eeg`, with slower trials.
 
 References
 ----------
@@ -45,7 +45,7 @@ from braindecode_vis.parts.phantom.scanner import count_voxels, estimate_volume_
 from braindecode_vis.parts.phantom.sizes import PhantomSize
 
 T_R = 2.0
-# Slow and jittered, so that overlapping responses can be told apart; the tail lets the last one fade.
+# Slow and jittered, so that overlapping responses can be separated; the tail is for the end of the last response.
 FMRI_TIMING = TrialTiming(mean=4.0, jitter=1.0, stimulus=1.0, first=6.0, tail=14.0)
 SPACE = "MNI152NLin2009cAsym"
 MOTION = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
@@ -95,7 +95,8 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
             for row in block
         ),
         events,
-        # The confounds need the whole run, the writer wants one volume at a time: simulated twice, alike.
+        # The confounds need the whole run, but the writer takes one volume at a time, so the same run is simulated
+        # twice.
         _make_confounds(job, person, simulate(), n_volumes, name),
         scanner.mask,
         n_volumes=n_volumes,
@@ -114,7 +115,7 @@ def _make_confounds(
 ) -> pd.DataFrame:
     """Return the confounds of a run from a first pass over its volumes.
 
-    The phantom has no ventricles and no white matter; their signals follow the global one, with noise of their own.
+    The phantom has no ventricles and no white matter; their signals follow the global one, with their own noise.
     """
     scanner = job.scanner
     means: list[float] = []
@@ -175,7 +176,7 @@ def make_confounds(
     cutoff_s: float = 128.0,
     fd_threshold: float = 0.5,
 ) -> pd.DataFrame:
-    """Return confounds under fMRIPrep's names, expansions included; what the first volume lacks is NaN.
+    """Return confounds with fMRIPrep's names, including expansions; undefined values of the first volume are NaN.
 
     Parameters
     ----------
@@ -186,7 +187,7 @@ def make_confounds(
     t_r
         Repetition time (s).
     cutoff_s
-        Longest period that the cosine drifts leave alone.
+        Longest period that the cosine drifts do not model.
     fd_threshold
         Framewise displacement (mm) above which a volume gets a spike regressor.
     """
@@ -195,7 +196,7 @@ def make_confounds(
     table = pd.DataFrame()
     for name, values in (("global_signal", global_signal), ("csf", csf), ("white_matter", white_matter)):
         table = pd.concat([table, _expand(name, check_block(values, (n,), what=name))], axis=1)
-    # The first volume has no volume before it: n/a, which readers must cope with.
+    # The first volume has no volume before it: n/a, which readers must handle.
     steps = np.diff(np.asarray(dvars, dtype=float), prepend=np.nan)
     table["dvars"] = np.where(np.isnan(steps), np.nan, dvars)
     table["std_dvars"] = table["dvars"] / table["dvars"].mean()
@@ -216,7 +217,7 @@ def make_confounds(
 
 def make_cosine_drifts(n_volumes: int, t_r: float, cutoff_s: float = 128.0) -> pd.DataFrame:
     """Return the discrete cosine drifts `cosine00`, `cosine01`... of fMRIPrep, constant left out."""
-    # As many half periods as fit above the cutoff, as fMRIPrep makes them.
+    # As many half periods as fit above the cutoff, as in fMRIPrep.
     order = int(np.floor(2 * n_volumes * t_r / cutoff_s))
     time = np.arange(n_volumes) + 0.5
     drifts = {
@@ -275,7 +276,7 @@ def write_run(
     t_r
         Repetition time (s).
     start_s
-        When, after the start of a volume, its samples count as taken.
+        Time of the samples of a volume after its start.
     """
     needed = ("onset", "duration", "trial_type", "stimulus_id", "stim_file")
     if events is not None:

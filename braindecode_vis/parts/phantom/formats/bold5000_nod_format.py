@@ -2,10 +2,10 @@
 
 BOLD5000: owns the names of its subjects (``CSI1``) and pictures (ImageNet, COCO, scenes),
 ``repeated_stimuli_113_list.txt``, the event tables, whose kinds (`ImgType`) begin with ``rep_`` for the repeated
-pictures, and the files of the betas: a volume a session, tables of regions over all sessions, and
-``CSI1_imgnames.txt`` with the picture of every trial. The repeated pictures are tested. One of their presentations
-lacks the mark ``rep_``, as in the published tables. A further task, ``imagery``, which the published data set does not
-have, lets subjects imagine test pictures from their description in words; its form is ours.
+pictures, and the files of the betas: one volume file per session, tables of regions over all sessions, and
+``CSI1_imgnames.txt`` with the picture of every trial. The repeated pictures are the test pictures. One of their
+presentations has no mark ``rep_``, as in the published tables. A further task, ``imagery``, which the published data
+set does not have, has trials in which subjects imagine test pictures from a description; its form is ours.
 
 NOD: owns its two experiments. Sessions ``imagenet01``... show the training images once each; one session ``coco`` shows
 the test images again and again, with blanks (1000) and changes of the fixation point (2000) between them. Their tables
@@ -71,7 +71,7 @@ from braindecode_vis.parts.phantom.scanner import (
 from braindecode_vis.parts.phantom.sizes import PhantomSize
 
 T_R = 2.0  # of both data sets [1]_ [3]_
-# A second of picture, nine of fixation [1]_.
+# One second of picture, nine seconds of fixation [1]_.
 TIMING = TrialTiming(mean=10.0, jitter=0.05, stimulus=1.0, first=6.0, tail=14.0)
 TASK = "5000scenes"
 _USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
@@ -81,7 +81,7 @@ ROIS = {"EarlyVis": ("V1", "V2", "V3"), "LOC": ("LO",), "OPA": ("OPA",), "PPA": 
 
 
 def list_bold5000_images(size: PhantomSize, seed: int) -> pd.DataFrame:
-    """Return the images with the `kind` and the name of each; concepts take turns among the three kinds."""
+    """Return the images with the `kind` and the name of each; concepts alternate between the three kinds."""
     table = list_pictures(size, seed, "")
     _, imagenet = name_imagenet(table)
     concept, exemplar = table["concept_index"].astype(int), table["exemplar"].astype(int)
@@ -140,7 +140,7 @@ def count_bold5000_raw(size: PhantomSize) -> Counts:
     )
     seconds = 1 + n_runs * estimate_seconds(size.voxel_mm, n_volumes)
     n_steps = 2 + n_runs * max(1, round(n_volumes))
-    # A run of imagery for each time that all are imagined.
+    # One run of imagery for each repetition of all imagined pictures.
     n_times = size.n_subjects * (size.imagery_repetitions or 0)
     n_more = n_times * _count_imagery_volumes(size)
     n_bytes += n_more * estimate_raw_volume(size.voxel_mm) + 130 * n_times * (size.n_imagery or 0)
@@ -212,7 +212,7 @@ def make_bold5000_events(trials: pd.DataFrame, table: pd.DataFrame, subject: int
     shown = table.iloc[trials["row"].to_numpy()]
     onset = trials["onset"].to_numpy()
     kinds = shown["kind"].to_numpy().astype(object)
-    # The third presentation of a repeated picture lacks the mark, as happens in the published tables.
+    # The third presentation of a repeated picture has no mark, as in some published tables.
     marked = (shown["split"] == "test").to_numpy() & (trials["repetition"].to_numpy() != 2)
     return pd.DataFrame(
         {
@@ -233,7 +233,7 @@ def count_bold5000_betas(size: PhantomSize) -> Counts:
     n_trials = size.n_subjects * size.n_trials
     n_voxels = count_voxels(size.voxel_mm)
     volume = estimate_volume_bytes(size.voxel_mm, "float32")
-    # About a tenth of the voxels is in the tables, in double precision; a name takes 25 bytes.
+    # About a tenth of the voxels is in the tables, in double precision; a name needs 25 bytes.
     n_bytes = n_trials * (volume + 0.8 * n_voxels + 25) + size.n_subjects * (0.03 * n_voxels + 500)
     seconds = 1 + n_trials * (2e-4 + 3.5e-7 * n_voxels + volume * 2.5e-8)
     return Counts(n_bytes, 0, n_trials * TIMING.mean, seconds, 1 + n_trials)
@@ -266,7 +266,7 @@ def _write_betas(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
 
     def iterate(rows: pd.DataFrame) -> Iterator[np.ndarray]:
         for block in iterate_betas(person, scanner, rows["row"].to_numpy(), rows.index.to_numpy()):
-            # The tables of regions come out of the same pass as the volumes.
+            # The tables of regions are written in the same pass as the volumes.
             kept.append(block[:, wanted])
             yield block
 
@@ -397,7 +397,7 @@ def make_nod_design(job: PhantomJob, subject: int) -> pd.DataFrame:
     train = np.array_split(
         generator.permutation(np.flatnonzero(job.table["split"] == "train")), size.n_sessions * n_runs
     )
-    # All test pictures once before any comes again.
+    # All test pictures are shown once before any is repeated.
     tests = np.concatenate([generator.permutation(job.test_rows) for _ in range(size.test_repetitions)])
     pieces = iter([*train, *np.array_split(tests, n_runs)])
     parts = []
@@ -405,9 +405,9 @@ def make_nod_design(job: PhantomJob, subject: int) -> pd.DataFrame:
         rows = next(pieces)
         kinds = ["picture"] * len(rows)
         if task == "coco":
-            # Blanks and fixation changes take turns after every few pictures.
+            # Blanks and fixation changes alternate after every few pictures.
             for number, place in enumerate(range(_BLANK_EVERY, len(rows) + 1, _BLANK_EVERY)):
-                # Each insertion moves the places that follow by one.
+                # Each insertion moves the later positions by one.
                 kinds.insert(place + number, ("blank", "fixation")[number % 2])
         shown = np.full(len(kinds), -1)
         shown[[kind == "picture" for kind in kinds]] = rows
@@ -426,7 +426,7 @@ def make_nod_events(trials: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     trials : DataFrame
-        `task`, `onset` (s), `row` of the image (-1 where there is none) and `kind`.
+        `task`, `onset` (s), `row` of the image (-1 if there is none) and `kind`.
     table : DataFrame
         The images: `shown`, their paths below ``stimuli``, and `concept_index`.
     """
@@ -464,7 +464,7 @@ def _write_nod_run(job: PhantomJob, person: Person, session: str, run: int, prog
     place = (person.name, session, task, run)
     events = make_nod_events(trials, job.table)
     seen = trials[trials["kind"] == "picture"]
-    # The run goes on after its last event, which may be a blank.
+    # The run continues after its last event, which may be a blank.
     tail = NOD_TAIL_S + trials["onset"].iloc[-1] - seen["onset"].iloc[-1]
     return write_raw_run(job, person, place, seen, events, NOD_STIMULUS_S[task], tail, progress)
 

@@ -1,8 +1,9 @@
-"""CNeuroMod-THINGS from images to single-trial betas, events and masks, as its DataLad collection lays it out.
+"""CNeuroMod-THINGS from images to single-trial betas, events and masks, in the layout of its DataLad collection.
 
 Owns the order of the memory task (every image shown equally often, over all sessions), the events with the columns that
-readers need, the HDF5 file of each person (a group a session, a group a run, and the mask as an array), the map of
-noise ceilings, and masks of the localiser. Test images are those of categories whose number is a multiple of ten.
+readers need, the HDF5 file of each subject (one group per session, one group per run, and the mask as an array), the
+map of noise ceilings, and masks of the localiser. Test images are those of categories whose number is a multiple of
+ten.
 
 References
 ----------
@@ -47,7 +48,7 @@ STIMULUS_S, PAUSE_S = 2.98, 1.49
 TEST_EVERY = 10
 # Region of the simulated cortex to contrast and name of the localiser.
 _ROIS = {"FFA": "face", "EBA": "body", "PPA": "scene", "OPA": "scene"}
-# Numbers as the collection has them: the fourth person is number 6.
+# Numbers of the collection: the fourth subject is number 6.
 PEOPLE = (1, 2, 3, 6)
 
 
@@ -67,7 +68,7 @@ def check(size: PhantomSize) -> None:
 def count(size: PhantomSize) -> Counts:
     """Return work and space of betas, events and masks."""
     n_trials, n_voxels = size.n_subjects * size.n_trials, count_voxels(size.voxel_mm)
-    # float64 as published; a row of events takes 150 bytes.
+    # float64 as published; a row of events needs 150 bytes.
     n_bytes = n_trials * (8.0 * n_voxels + 150) + size.n_subjects * 12.0 * float(
         np.prod(GRIDS[size.voxel_mm or 0][0])
     )
@@ -76,13 +77,15 @@ def count(size: PhantomSize) -> Counts:
 
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
-    """Return the images with category and exemplar as the task numbers them; tested categories are multiples of ten."""
+    """Return the images with category and exemplar in the numbering of the task; test categories are multiples of
+    ten.
+    """
     table = list_pictures(size, seed, "")
     number = {"train": 0, "test": 0}
     of: dict[str, int] = {}
     for concept, split in zip(table["concept"], table["split"], strict=True):
         if concept not in of:
-            # Test concepts take the multiples of ten, training concepts the numbers between.
+            # Test concepts get the multiples of ten, training concepts the numbers between.
             n = number[split] = number[split] + 1
             # 1 to 9, 11 to 19... for training.
             of[concept] = n * TEST_EVERY if split == "test" else n + (n - 1) // (TEST_EVERY - 1)
@@ -112,10 +115,10 @@ def make_design(job: PhantomJob, subject: int) -> pd.DataFrame:
 
 
 def make_events(trials: pd.DataFrame, table: pd.DataFrame, subject: int) -> pd.DataFrame:
-    """Return the events of one run, in the main columns of the published ones."""
+    """Return the events of one run, with the main columns of the published tables."""
     shown = table.iloc[trials["row"].to_numpy()]
     seen = trials["repetition"].to_numpy() > 0
-    # Now and then nobody answers: such trials have no response.
+    # In some trials the subject does not answer: these have no response.
     answered = trials["order"].to_numpy() % 10 != 9
     return pd.DataFrame(
         {
@@ -141,7 +144,8 @@ def plan(job: PhantomJob) -> list[Unit]:
 def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
     scanner, number = job.scanner, PEOPLE[person.index]
     design = make_design(job, person.index)
-    # As the authors: every voxel is standardised over all trials. They are made twice, so that none need be kept.
+    # As in the published data, every voxel is standardised over all trials. They are simulated twice, so that none must
+    # stay in memory.
     total, squares = np.zeros(scanner.n_voxels), np.zeros(scanner.n_voxels)
     for block in progress.watch(_iterate(person, scanner, design), lambda block: len(block) / 2):
         total += block.sum(axis=0, dtype=float)

@@ -1,10 +1,9 @@
-"""EEG without labels of many people at several sites, in BIDS: what a corpus of EEG for pretraining is made of.
-
-The people of `corpus_format`, who rest or watch a film of the training pictures that a phantom of ``bids-eeg`` of the
-same size and seed shows to other people, one picture after the other as there. Sites differ in cap, rate and format:
-BioSemi (64 electrodes, BrainVision), a dry headset (32, EDF with names as hospitals spell them), Neuroscan (62,
-BrainVision, noisier, with an electrode that is dead and not marked). Some electrodes are marked as bad, more than half
-of those of one person. The ground truth is that of `corpus_format`, with electrodes for parcels.
+"""EEG without labels of many people at several sites, in BIDS: the sources of a corpus of EEG for pretraining. The
+subjects are those of `corpus_format`. They rest or watch a film of training pictures, one after the other: the same
+pictures as in a phantom of ``bids-eeg`` of the same size and seed, which has other subjects. Sites differ in cap, rate
+and format: BioSemi (64 electrodes, BrainVision), a dry headset (32, EDF with channel names as in hospitals), Neuroscan
+(62, BrainVision, noisier, with a dead electrode that is not marked). Some electrodes are marked as bad, more than
+half of those of one person. The ground truth is that of `corpus_format`, with electrodes instead of parcels.
 """
 
 from __future__ import annotations
@@ -55,9 +54,9 @@ class EegSite:
     system
         As in `make_sensor_system`.
     sfreq
-        Of the files (Hz).
+        Sampling rate of the files (Hz).
     noise
-        Factor on the white noise of sensors.
+        Factor of the white noise of sensors.
     """
 
     layout: str
@@ -92,7 +91,7 @@ def find_site(index: int) -> EegSite:
 
 
 def label_subject(person: Person, index: int) -> str:
-    """Return the label that a site gives to a person, ``A001``."""
+    """Return the label of a subject at a site, ``A001``."""
     return f"{name_site(index)[-1]}{person.index - FIRST_PERSON + 1:03d}"
 
 
@@ -131,7 +130,7 @@ def plan_corpus(job: PhantomJob) -> list[Unit]:
 
 
 def draw_film(job: PhantomJob, person: Person, run_s: float, name: str) -> pd.DataFrame:
-    """Return the pictures of a film as the labelled phantom shows them: `onset`, `duration`, `row`, `stimulus_id`."""
+    """Return the pictures of a film in the order of the labelled phantom: `onset`, `duration`, `row`, `stimulus_id`."""
     timing = bids_eeg.EEG_TIMING
     generator = make_generator(job.config.seed, "film", person.index, name)
     n = int((run_s - timing.first - timing.tail) / timing.mean)
@@ -188,7 +187,7 @@ def _write_run(job: PhantomJob, place: int, index: int, number: int, progress: P
     generator = make_generator(job.config.seed, "bad samples", person.index, name)
     for bad in bads:
         row = system.ch_names.index(bad)
-        # An electrode that has lost its contact: whatever the air holds.
+        # An electrode without contact: it records only noise.
         data[row] = 1e-4 * generator.standard_normal(n_samples)
     if site.layout == "neuroscan":
         data[make_generator(job.config.seed, "dead", index).integers(len(data))] = 0
@@ -281,7 +280,7 @@ def plan_truth(job: PhantomJob) -> list[Unit]:
 
 
 def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
-    """Write how strong the ongoing activity of a person is at each electrode of the first site, in volt."""
+    """Write the strength of a subject's ongoing activity at each electrode of the first site, in volt."""
     rms = np.sqrt(compute_noise_power(person, job.sensors))
     table = pd.DataFrame({"channel": job.sensors.ch_names, "ongoing_v": [f"{value:.5g}" for value in rms]})
     return [write_tsv(job.root / TRUTH / f"sub-{person.name}_ongoing.tsv", table)]

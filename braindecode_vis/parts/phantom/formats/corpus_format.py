@@ -1,11 +1,11 @@
-"""Recordings without labels of many people at several sites: what a corpus for pretraining is made of.
-
-People rest, or watch a film of the training pictures that a phantom of BOLD5000 of the same size and seed shows to
-other people, so that brains, parcels and drive are those of the labelled data set. Sites differ in layout, repetition
-time and noise: fMRIPrep's derivatives, the Human Connectome Project's parcellated CIFTI files [1]_, and tables of
-parcels [2]_, some of which the site did not cover. One person was scanned at two sites, another one moves too much.
-Nothing says what was shown when, except the ground truth: ``people.tsv`` (who is who), ``runs.tsv``, the pictures of
-each film, and, of each person, the patterns of ongoing activity and how strongly pictures drive each parcel.
+"""Recordings without labels of many people at several sites: the sources of a corpus for pretraining. Subjects rest, or
+watch a film of training pictures. These are the pictures of a phantom of BOLD5000 of the same size and seed, which has
+other subjects, so brains, parcels and drive are comparable with the labelled data set. Sites differ in layout,
+repetition time and noise: fMRIPrep's derivatives, the Human Connectome Project's parcellated CIFTI files [1]_, and
+tables of parcels [2]_, some of which the site did not cover. One subject was scanned at two sites, another one moves
+too much. Only the ground truth lists the shown pictures: ``people.tsv`` (the subject behind each label), ``runs.tsv``,
+the pictures of each film, and for each subject the patterns of ongoing activity and the strength with which pictures
+drive each parcel.
 
 References
 ----------
@@ -50,11 +50,11 @@ from braindecode_vis.parts.phantom.scanner import (
 from braindecode_vis.parts.phantom.sizes import PhantomSize
 
 FIRST_PERSON = 100
-"""Nobody of a corpus is anybody of a labelled phantom, whose people are numbered from 0."""
+"""No subject of a corpus is a subject of a labelled phantom, where numbers start at 0."""
 TASKS = ("movie", "rest")  # runs take turns
 SHOT_S = 4.0  # how long a picture of a film stays: two volumes of the slowest scanners
 LAYOUTS = ("fmriprep", "hcp", "tables")
-# Of each further site of a layout; noise is a factor on all that is not brain activity.
+# Values of each further site of a layout; noise is a factor of everything except brain activity.
 _T_R = {"fmriprep": (2.0, 1.0), "hcp": (0.72, 0.8), "tables": (1.5, 3.0)}
 _NOISE = {"fmriprep": 1.0, "hcp": 1.2, "tables": 1.8}
 _ONGOING_PERCENT = 0.7
@@ -69,13 +69,13 @@ class Site:
     Parameters
     ----------
     index
-        From 0; the name follows from it.
+        Number from 0, which gives the name.
     layout
         One of `LAYOUTS`.
     t_r
         Repetition time (s).
     noise
-        Factor on noise, drift and motion artefacts.
+        Factor of noise, drift and motion artefacts.
     """
 
     index: int
@@ -95,12 +95,12 @@ def name_site(index: int) -> str:
 
 
 def name_source(job: PhantomJob, index: int) -> str:
-    """Return the name of the data set of a site: another seed makes other people, whom nobody should take for these."""
+    """Return the name of the data set of a site: another seed makes other subjects, so their names must differ."""
     return f"phantom {name_site(index)} of seed {job.config.seed}"
 
 
 def list_sites(size: PhantomSize) -> list[Site]:
-    """Return the sites; layouts take turns."""
+    """Return the sites; layouts alternate."""
     sites = []
     for index in range(size.n_sites or 1):
         layout = LAYOUTS[index % len(LAYOUTS)]
@@ -110,7 +110,9 @@ def list_sites(size: PhantomSize) -> list[Site]:
 
 
 def list_visits(size: PhantomSize) -> list[tuple[int, int]]:
-    """Return who was recorded where, as places of person and site in the job; the first person went to two sites."""
+    """Return the recordings as pairs of subject and site (their indices in the job); the first subject is at two
+    sites.
+    """
     n_sites = size.n_sites or 1
     visits = [(person, person % n_sites) for person in range(size.n_subjects)]
     return [*visits, (0, 1)] if n_sites > 1 else visits
@@ -122,13 +124,13 @@ def _list_scans(size: PhantomSize) -> list[tuple[int, Site]]:
 
 
 def find_restless(size: PhantomSize) -> int | None:
-    """Return the place of the person who moves too much, a second one at the first site, if there is one."""
+    """Return the index of the subject who moves too much: the second one at the first site, if it exists."""
     place = size.n_sites or 1
     return place if place < size.n_subjects else None
 
 
 def label_subject(person: Person, site: Site) -> str:
-    """Return the label that a site gives to a person."""
+    """Return the label of a subject at a site."""
     if site.layout == "hcp":
         return f"{100_000 + 13 * person.index + site.index}"
     return (
@@ -137,12 +139,12 @@ def label_subject(person: Person, site: Site) -> str:
 
 
 def get_run_s(size: PhantomSize) -> float:
-    """Return how long a run is (s)."""
+    """Return the length of a run (s)."""
     return 60.0 * (size.minutes or 0) / (size.n_sessions * (size.n_runs or 1))
 
 
 LIMITS = {"train_repetitions": (1, 1), "test_repetitions": (1, 1)}
-"""A corpus has no trials: pictures are shown as often as the minutes allow."""
+"""A corpus has no fixed number of trials: pictures are shown for the given minutes."""
 
 
 def check_sites(size: PhantomSize) -> None:
@@ -153,8 +155,8 @@ def check_sites(size: PhantomSize) -> None:
         )
     if get_run_s(size) < 30:
         raise ConfigError(
-            f"{size.minutes} minutes a person in {size.n_sessions} x {size.n_runs} runs are {get_run_s(size):.0f} s a "
-            "run; a run needs at least 30 s."
+            f"{size.minutes} minutes per person in {size.n_sessions} x {size.n_runs} runs are "
+            f"{get_run_s(size):.0f} s per run; a run needs at least 30 s."
         )
 
 
@@ -221,7 +223,7 @@ def _make_average(job: PhantomJob) -> tuple[np.ndarray, dict[int, str]]:
 
 
 def get_mobility(job: PhantomJob, place: int) -> float:
-    """Return how much a person moves, as a factor."""
+    """Return the motion of a subject, as a factor."""
     generator = make_generator(job.config.seed, "mobility", job.subjects[place].index)
     usual = float(np.exp(0.3 * generator.standard_normal()))
     return _RESTLESS if place == find_restless(job.size) else usual
@@ -232,7 +234,7 @@ def draw_film(job: PhantomJob, person: Person, run_s: float, name: str) -> pd.Da
     train = np.flatnonzero(job.table["split"] == "train")
     generator = make_generator(job.config.seed, "film", person.index, name)
     n_shots = int(run_s // SHOT_S)
-    # All pictures before any comes again.
+    # All pictures are shown before any is repeated.
     rounds = [generator.permutation(train) for _ in range(-(-n_shots // len(train)))]
     rows = np.concatenate(rounds)[:n_shots]
     table = pd.DataFrame({"onset": SHOT_S * np.arange(n_shots), "duration": SHOT_S, "row": rows})
@@ -252,7 +254,7 @@ def simulate_run(
 ) -> np.ndarray:
     """Return one run, float32 (n_volumes, n_voxels), or (n_volumes, n_parcels) with `average`, percent signal change.
 
-    The parts are linear in the voxels, so that averages of patterns give what averages of voxels would.
+    The parts are linear in the voxels, so averages of patterns are equal to averages of voxels.
 
     Parameters
     ----------
@@ -278,7 +280,7 @@ def simulate_run(
         total += _respond(person, film, times) @ place(
             compute_betas(person, scanner, np.unique(film["row"].to_numpy()))
         )
-    # Independent noise of voxels shrinks in their average; everything else is a pattern times a course.
+    # Independent noise of voxels becomes smaller in their average; everything else is a pattern times a time course.
     size = np.ones(scanner.n_voxels) if average is None else np.sqrt((average**2).sum(axis=0))
     white = generator.standard_normal((n_volumes + 8, len(size)), dtype=np.float32)
     ar = numbers.ar ** (site.t_r / 2)  # as strong at the rate of the first site as in the other formats
@@ -289,9 +291,9 @@ def simulate_run(
     weights = (generator.standard_normal((3, 1)) + modes[:3]) * np.sqrt(1 / 3)
     displacement = compute_displacement(motion)
     spikes = np.where(displacement > _SPIKE_MM, displacement, 0)
-    # A volume that was moved loses signal, and the next one still half of that.
+    # A volume with motion loses signal, and the next one still loses half of that.
     lost = spikes + 0.5 * np.concatenate([[0], spikes[:-1]])
-    # What the scanner adds is alike for everyone who lies in it: a pattern of the site, and fast.
+    # The artefact of the scanner is the same for all subjects: a pattern of the site, which changes fast.
     field = draw_fields(scanner.positions, 1, job.config.seed, "site", site.index, length_mm=30.0)[:, 0]
     course = generator.standard_normal(n_volumes)
     artefacts = (
@@ -316,7 +318,7 @@ def _respond(person: Person, film: pd.DataFrame, times: np.ndarray) -> np.ndarra
     """Return the response to each distinct picture, (n_times, n_pictures), as multiples of its beta."""
     response = get_response(SHOT_S)
     lag = times[:, None] - film["onset"].to_numpy()
-    # (n_times, n_shots); a picture that comes again adds up
+    # (n_times, n_shots); the responses of repeated pictures are added
     shots = np.interp(lag, np.arange(len(response)) * 0.1, response, left=0, right=0)
     _, which = np.unique(film["row"].to_numpy(), return_inverse=True)
     design = np.zeros((len(times), which.max() + 1), np.float32)
@@ -341,7 +343,7 @@ def _write_site(job: PhantomJob, site: Site, progress: Progress) -> list[Path]:
         bids_fmri.write_dataset(root, table, name=name)
         derived = root / "derivatives" / "fmriprep" / "dataset_description.json"
         return [root / "dataset_description.json", derived, root / "participants.tsv", root / "README"]
-    # The Human Connectome Project itself has neither of these; whoever shares a copy would write them.
+    # The Human Connectome Project has neither of these; people who share a copy would write them.
     content: dict[str, Any] = {"Name": name, "License": "CC0"}
     if site.layout == "tables":
         content = {
@@ -358,7 +360,7 @@ def _write_site(job: PhantomJob, site: Site, progress: Progress) -> list[Path]:
 
 
 class _RunName(NamedTuple):
-    """What a run is called: its task and session (may be empty), its folder, and how its files begin."""
+    """Names of a run: its task and session (may be empty), its folder, and the start of its file names."""
 
     task: str
     session: str
@@ -374,7 +376,7 @@ def _name_run(job: PhantomJob, site: Site, person: Person, number: int) -> _RunN
     place = number % n_runs // 2 + 1
     label, root = label_subject(person, site), job.root / site.name
     if site.layout == "hcp":
-        # Counted over sessions, which these folders do not have.
+        # Counted over all sessions, since these folders have no sessions.
         count = (number // n_runs) * -(-n_runs // 2) + place
         stem = f"{'tfMRI_MOVIE' if task == 'movie' else 'rfMRI_REST'}{count}_LR"
         return _RunName(task, "", root / label / "MNINonLinear" / "Results" / stem, stem)
@@ -387,7 +389,7 @@ def _write_run(job: PhantomJob, place: int, site: Site, number: int, progress: P
     person, run_s = job.subjects[place], get_run_s(job.size)
     own = _name_run(job, site, person, number)
     n_volumes, name = int(run_s / site.t_r), f"{number}"
-    # Steps of a volume, which are shorter where volumes are.
+    # Time steps of a volume, which are shorter for shorter volumes.
     factor = get_mobility(job, place) * np.sqrt(site.t_r / 2)
     motion = factor * simulate_motion(person, n_volumes, f"{site.index} {name}")
     film = draw_film(job, person, run_s, f"{site.index} {name}") if own.task == "movie" else None
@@ -410,7 +412,7 @@ def _write_volumes(
     series = scanner.baseline * (1 + values / 100)
     signal = series.mean(axis=1)
     generator = make_generator(job.config.seed, "tissue", person.index, site.index, run.stem)
-    # No ventricles and no white matter: their signals follow the global one, with noise of their own.
+    # No ventricles and no white matter: their signals follow the global one, with their own noise.
     tissue = signal + 0.5 * signal.std() * generator.standard_normal((2, len(signal)))
     change = np.concatenate([[0.0], np.sqrt((np.diff(values, axis=0) ** 2).mean(axis=1))])
     confounds = bids_fmri.make_confounds(
@@ -488,7 +490,7 @@ def _write_table(
 
 
 def list_uncovered(job: PhantomJob, site: Site, person: Person) -> tuple[list[str], list[str]]:
-    """Return the parcels that a site never covers, and those that it missed in one person, limbic ones first."""
+    """Return the parcels that a site never covers, and those that are missing in one subject, limbic ones first."""
     names = list(_make_average(job)[1].values())
     if site.layout != "tables":
         return [], []
@@ -546,7 +548,7 @@ def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[P
     betas = compute_betas(person, job.scanner, train[:200]) @ average
     labels, _ = make_parcels(job.scanner, job.size.n_parcels)
     table = pd.DataFrame({"parcel": [names[label] for label in sorted(names)]})
-    # Of the voxels, since every parcel lies within one network.
+    # Computed from the voxels, since every parcel is within one network.
     first = [int(np.flatnonzero(labels == label)[0]) for label in sorted(names)]
     table["network"] = job.scanner.networks[first]
     table["n_voxels"] = np.bincount(labels, minlength=len(names) + 1)[1:]

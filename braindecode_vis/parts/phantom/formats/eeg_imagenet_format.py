@@ -1,8 +1,8 @@
 """EEG-ImageNet from images to ``.pth`` files: epochs of 62 channels in blocks of one category.
 
 Owns ``EEG-ImageNet_1.pth`` and ``_2.pth`` (dictionaries of tensors and text that torch reads without running code), the
-block design, in which the first 30 pictures of a category train and the rest test, and the pictures below
-``imageNet_images``. All categories are fine ones; half of the real ones are coarse.
+block design, in which the first 30 pictures of a category are for training and the rest for testing, and the pictures
+below ``imageNet_images``. All categories are fine ones; half of the real ones are coarse.
 
 References
 ----------
@@ -81,7 +81,7 @@ def _write_part(job: PhantomJob, people: Sequence[Person], part: int, progress: 
     n = len(job.table)
     spool = job.scratch / f"eeg-imagenet-{part}.npy"
     try:
-        # On disk: a full part has gigabytes; torch writes what it maps.
+        # On disk: a full part has gigabytes, and torch can write memory-mapped arrays.
         epochs = np.lib.format.open_memmap(spool, "w+", np.float32, (len(people), n, len(CHANNELS), N_TIMES))
         entries: list[dict[str, Any]] = []
         for person, own in zip(people, epochs, strict=True):
@@ -103,7 +103,7 @@ def _write_part(job: PhantomJob, people: Sequence[Person], part: int, progress: 
 
 
 def _order_images(job: PhantomJob, person: Person) -> np.ndarray:
-    """Return the images in the order of the blocks, which each person sees in an order of their own."""
+    """Return the images in the order of the blocks, which each subject sees in a different order."""
     generator = make_generator(job.config.seed, "eeg-imagenet", person.index)
     blocks = [np.flatnonzero(job.table["synset"] == name) for name in sorted(set(job.table["synset"]))]
     return np.concatenate([blocks[number] for number in generator.permutation(len(blocks))])
@@ -111,7 +111,7 @@ def _order_images(job: PhantomJob, person: Person) -> np.ndarray:
 
 def _simulate_epochs(job: PhantomJob, person: Person, rows: np.ndarray) -> Iterator[np.ndarray]:
     system = job.sensors
-    # Number of the block of each trial: it grows where the category changes.
+    # Number of the block of each trial: it increases when the category changes.
     block = np.r_[0, np.cumsum(np.diff(job.table["concept_index"].to_numpy()[rows]) != 0)]
     onsets = PAUSE_S * (block + 1) + SOA_S * np.arange(len(rows))
     starts = np.round(onsets * system.sfreq).astype(int)
@@ -146,7 +146,7 @@ FORMAT = Format(
     modality="eeg",
     uses=(),
     duration_s=SOA_S,
-    # Every picture once, in blocks of which the first pictures train.
+    # Every picture once, in blocks; the first pictures of a block are for training.
     limits={
         "n_train_exemplars": (N_TRAIN_PER_BLOCK, N_TRAIN_PER_BLOCK),
         "n_sessions": (1, 1),

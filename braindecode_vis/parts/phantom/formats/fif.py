@@ -1,8 +1,7 @@
-"""FIF files written from a stream, with the same bytes for the same input.
-
-Owns the passage from blocks of samples to MNE's FIF writers. Blocks go to a flat temporary file first, since
-MNE reads what it writes by position; MNE then copies it in pieces. Peak memory is one block, or one part of a
-split epochs file. MNE stamps files with the time and the machine: those stamps are zeroed.
+"""FIF files written from a stream, with the same bytes for the same input. Owns the way from blocks of samples to MNE's
+FIF writers. Blocks go to a flat temporary file first, since MNE reads what it writes by position; MNE then copies it in
+pieces. Peak memory is one block, or one part of a split epochs file. MNE writes the time and the machine into files:
+these fields are set to zero.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ def make_meg_info(
     Parameters
     ----------
     locs : array of shape (n_channels, 12), optional
-        Position (m) and orientation of each sensor in device coordinates, as MNE stores it.
+        Position (m) and orientation of each sensor in device coordinates, in MNE's form.
     extra
         Name and MNE type of the channels that follow.
     dev_head : array of shape (4, 4), optional
-        Where the head is in the helmet; the two coordinate systems agree by default.
+        Position of the head in the helmet; by default the two coordinate systems agree.
     """
     import mne
 
@@ -81,7 +80,7 @@ def write_epochs_fif(
     n_times: int,
     split_size: str = "500MB",
 ) -> Path:
-    """Write an ``-epo.fif`` file, in parts where it is large.
+    """Write an ``-epo.fif`` file, in several parts if it is large.
 
     Parameters
     ----------
@@ -101,7 +100,7 @@ def write_epochs_fif(
     with _scratch_folder(path) as folder:
         rows = _iterate_epochs(epochs, (n_channels, n_times), n_epochs, path.name)
         raw = _open_flat(_spool(folder, rows), info, n_epochs * n_times)
-        # Epochs lie one after the other in the flat file; an event marks time zero of each.
+        # Epochs are one after the other in the flat file; an event marks time zero of each.
         first = round(-tmin * info["sfreq"])
         events = np.zeros((n_epochs, 3), dtype=int)
         events[:, 0] = np.arange(n_epochs) * n_times + first
@@ -180,16 +179,16 @@ def _scratch_folder(path: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, path: Path) -> None:
-    """Move the finished parts next to each other; the first one, which readers open, appears last."""
+    """Move the finished parts to their place; the first one, which readers open, is moved last."""
     parts = sorted(folder.glob("*.fif"), key=lambda part: (part.name == path.name, part.name))
     for part in parts:
-        # Machine, second and microsecond of every id become zero; a linear walk over the tags of the file.
+        # Machine, second and microsecond of every id become zero; a loop over the tags of the file.
         with part.open("r+b") as file:
             position = 0
             while len(head := os.pread(file.fileno(), 16, position)) == 16:
                 kind, size = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
                 if kind == _ID_STRUCT:
-                    # The first four bytes are the version of the file, which stays.
+                    # The first four bytes are the version of the file, which is kept.
                     os.pwrite(file.fileno(), b"\0" * (size - 4), position + 20)
                 position += 16 + size  # kind, type, size and next, then the data
         part.replace(path.with_name(part.name))

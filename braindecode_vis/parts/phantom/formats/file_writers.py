@@ -1,6 +1,5 @@
-"""What the formats share on disk: small text files, compressed NIfTI volumes, and checks of what is streamed into them.
-
-Every file appears at once or not at all. A volume file is written volume by volume from a stream.
+"""Common writers of the formats: small text files, compressed NIfTI volumes, and checks of the streams. Every file
+appears only when it is complete. A volume file is written volume by volume from a stream.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.store import replace_atomically
 
 HEADER_BYTES = 352  # of NIfTI-1 with an empty extension
-# Noise hardly compresses: the fastest level costs a few percent of the size and saves most of the time.
+# Noise hardly compresses: the fastest level costs a few percent of the size and saves most of the computing time.
 _COMPRESS_LEVEL = 1
 
 
@@ -55,7 +54,7 @@ def check_block(block: np.ndarray, shape: Sequence[int | None], *, what: str) ->
     shape
         Expected size of each axis; None leaves an axis free.
     what
-        What the stream is, for the message.
+        Name of the stream, for the message.
 
     Raises
     ------
@@ -69,7 +68,7 @@ def check_block(block: np.ndarray, shape: Sequence[int | None], *, what: str) ->
     if not fits:
         expected = ", ".join("any" if s is None else str(s) for s in shape)
         raise DataError(f"{what} must come in pieces of shape ({expected}), but one has {array.shape}.")
-    # One sum sees any NaN or infinity without a temporary the size of the block.
+    # One sum finds any NaN or infinity without a temporary array of the size of the block.
     with np.errstate(over="ignore", invalid="ignore"):
         bad = array.dtype.kind == "f" and not np.isfinite(np.sum(array, dtype=np.float64))
     if bad and not np.isfinite(array).all():
@@ -78,7 +77,7 @@ def check_block(block: np.ndarray, shape: Sequence[int | None], *, what: str) ->
 
 
 def check_count(found: int, expected: int, *, what: str, unit: str) -> None:
-    """Raise `DataError` unless a stream delivered as much as its header promises."""
+    """Raise `DataError` unless a stream had the length in its header."""
     if found != expected:
         raise DataError(f"{what} was announced with {expected} {unit}, but {found} came.")
 
@@ -98,9 +97,9 @@ def write_volumes(
     Parameters
     ----------
     volumes : iterable of arrays of shape (x, y, z)
-        Cast to `dtype` as they are; scale and round before.
+        Cast to `dtype` without scaling; scale and round before.
     n_volumes
-        How many will come. The header is written first and holds it.
+        Number of volumes. The header contains it and is written first.
     affine : array of shape (4, 4)
         Voxel indices to millimetres.
     t_r
@@ -148,13 +147,13 @@ def _make_header(
     header.set_data_shape(shape)
     header.set_data_dtype(np.dtype(dtype))
     header.set_xyzt_units("mm", "sec")
-    # Both forms, since readers differ in which one they trust.
+    # Both forms, since readers use one or the other.
     header.set_qform(affine, code="aligned")
     header.set_sform(affine, code="aligned")
     if t_r is not None:
         header.set_zooms((*header.get_zooms()[:3], t_r))
     header["vox_offset"] = HEADER_BYTES
     header["magic"] = b"n+1"
-    # Numbers are stored as they are.
+    # Numbers are stored without scaling.
     header["scl_slope"], header["scl_inter"] = 1, 0
     return header.binaryblock + b"\0\0\0\0"

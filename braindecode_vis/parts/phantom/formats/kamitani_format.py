@@ -1,17 +1,17 @@
 """Generic Object Decoding (GOD) and Deep Image Reconstruction (Deeprecon) from images to BData tables in HDF5.
 
-Owns ``Subject*.h5`` and ``ImageFeatures.h5`` as Kamitani Lab ships them, the ImageNet-like names of the phantom's
-images and the order of the samples. A BData file is one matrix, samples by fields; its metadata say of every field
-what it is. Traps that are kept: the two ways to spell the groups; `stimulus_id` as a float, which loses the zeros at
-its end; flags that are 1 where they apply, 0 or NaN where they do not.
+Owns ``Subject*.h5`` and ``ImageFeatures.h5`` as published by Kamitani Lab, the ImageNet-like names of the phantom's
+images and the order of the samples. A BData file is one matrix, samples by fields; its metadata describe every field.
+Traps that are kept: the two ways to spell the groups; `stimulus_id` as a float, which loses the zeros at its end; flags
+that are 1 if they apply, otherwise 0 or NaN.
 
-As in the published files, the voxels are those of visual cortex alone. ``ImageFeatures.h5`` holds what drives the
-phantom under the names of the layers that it stands in for: Gabor energy as ``cnn1``, mid-level statistics as
+As in the published files, the voxels are only those of visual cortex. ``ImageFeatures.h5`` holds the features that
+drive the phantom, with the names of the layers that they replace: Gabor energy as ``cnn1``, mid-level statistics as
 ``cnn4``, the semantic drive as ``cnn8``.
 
-Deeprecon has a file for each person and experiment, under the later spelling of the groups. Training images are shown
-several times, and the pictures that are imagined are test images. Shapes and letters, which need pictures of another
-kind, are left out.
+Deeprecon has one file per subject and experiment, with the later spelling of the groups. Training images are shown
+several times, and the imagined pictures are test images. Shapes and letters are left out, since they need other
+pictures.
 
 References
 ----------
@@ -87,7 +87,7 @@ def _count_samples(size: PhantomSize) -> int:
 
 
 def count_tables(size: PhantomSize, stimulus_s: float, n_files: int = 1) -> Counts:
-    """Return work and space of the tables, in so many files a person."""
+    """Return work and space of the tables, for a number of files per subject."""
     n_samples, n_voxels = _count_samples(size), count_voxels(size.voxel_mm)
     n_visual, n_rois = round(_VISUAL_SHARE * n_voxels), len(_AREAS) + 1
     one = estimate_bytes(n_samples, n_visual, n_rois) + (n_files - 1) * estimate_bytes(0, n_visual, n_rois)
@@ -112,7 +112,7 @@ def estimate_bytes(n_samples: int, n_voxels: int, n_rois: int) -> int:
 
 
 def list_god_images(size: PhantomSize, seed: int) -> pd.DataFrame:
-    """Return the images under ImageNet-like names."""
+    """Return the images with ImageNet-like names."""
     table = list_pictures(size, seed, "")
     synsets, names = name_imagenet(table)
     folders = np.where(table["split"] == "train", "images/training/", "images/test/")
@@ -133,7 +133,7 @@ def make_trials(job: PhantomJob, name: str, subject: int) -> pd.DataFrame:
     size, tests = job.size, job.test_rows
     train = np.flatnonzero(job.table["split"] == "train")
     generator = make_generator(job.config.seed, name, subject)
-    # Training runs; then whole test runs, then whole imagery runs, as the published samples are ordered.
+    # Training runs; then whole test runs, then whole imagery runs, in the order of the published samples.
     runs: list[tuple[Task, np.ndarray]] = [
         ("training", rows)
         for _ in range(size.train_repetitions)
@@ -350,7 +350,7 @@ GOD = Format(
 
 DEEPRECON_STIMULUS_S = 8.0  # [2]_
 VARIANT = "original_VC"
-# As the published files spell them; shapes and letters need pictures of another kind.
+# The spelling of the published files; shapes and letters need other pictures.
 EXPERIMENTS: dict[Task, str] = {
     "training": "perceptionNaturalImageTraining",
     "test": "perceptionNaturalImageTest",
@@ -377,7 +377,7 @@ def plan_deeprecon(job: PhantomJob) -> list[Unit]:
 
 
 def list_deeprecon_images(size: PhantomSize, seed: int) -> pd.DataFrame:
-    """Return the images under ImageNet-like names, as ``.JPEG`` below ``images``."""
+    """Return the images with ImageNet-like names, as ``.JPEG`` below ``images``."""
     table = list_god_images(size, seed)
     return table.assign(
         **{c: [str(Path(p).with_suffix(".JPEG")) for p in table[c]] for c in ("path", "file_name")}

@@ -1,4 +1,4 @@
-"""The experimental design of the phantom NSD: which image every trial shows, and the tables that say so.
+"""The experimental design of the phantom NSD: the image of every trial, and the tables that list it.
 
 Makes the arrays of ``nsd_expdesign.mat`` with the counts of the published file, ``nsd_stim_info_merged.csv`` and
 ``responses.tsv``. ``73KID`` and everything in the .mat file count from 1, `nsdId` from 0.
@@ -34,15 +34,15 @@ def make_nsd_expdesign(
     """Return the arrays of ``nsd_expdesign.mat``, everything counted from 1.
 
     `masterordering` gives for each trial the column of `subjectim`; columns 1 to `n_shared` are the same
-    images in all subjects (`sharedix`, ascending), the others are each subject's own.
+    images in all subjects (`sharedix`, ascending), the others are different for each subject.
 
     Returns
     -------
     dict
         `masterordering` uint16 (1, n_trials), `subjectim` int32 (n_subjects, images_per_subject), `sharedix`
         int32 (1, n_shared), `basiccnt` uint16 (3, n_sessions): images shown once, twice, three times within a
-        session, `stimpattern` uint8 (n_sessions, n_runs, n_slots): which slots hold a picture. Types and
-        shapes as `scipy.io.loadmat` gives them for the published file.
+        session, `stimpattern` uint8 (n_sessions, n_runs, n_slots): slots with a picture. Types and shapes as
+        `scipy.io.loadmat` gives them for the published file.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def make_nsd_expdesign(
     shared = np.sort(ids[:n_shared])
     own = ids[n_shared : n_shared + n_subjects * n_own].reshape(n_subjects, n_own)
     subjectim = np.concatenate([np.tile(shared, (n_subjects, 1)), own], axis=1).astype(np.int32)
-    # Subjects see their images in one common order of places, as in the published design.
+    # All subjects have the same order of image numbers, as in the published design.
     order = _order_trials(images_per_subject, n_repetitions, n_sessions, rng)
     counts = np.zeros((3, n_sessions), dtype=np.uint16)
     for session, shown in enumerate(order.reshape(n_sessions, -1)):
@@ -88,10 +88,11 @@ def make_nsd_expdesign(
 
 
 def _order_trials(n_images: int, n_repetitions: int, n_sessions: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the image of each trial, numbered from 1; three fifths of the showings of one lie close together.
+    """Return the image of each trial, numbered from 1; three fifths of the presentations of one image are close
+    together.
 
     Share and spread (0.25 sessions) give the counts of the published design: per session 436 images shown
-    once, 106 twice, 34 three times, and now and then an image that follows itself.
+    once, 106 twice, 34 three times, and sometimes the same image twice in a row.
     """
     centre = rng.uniform(0, n_sessions, (n_images, 1))
     close = centre + rng.normal(0, 0.25, (n_images, n_repetitions))
@@ -101,8 +102,8 @@ def _order_trials(n_images: int, n_repetitions: int, n_sessions: int, rng: np.ra
 
 
 def _place_blanks(per_session: int, n_sessions: int, n_runs: int, rng: np.random.Generator) -> np.ndarray:
-    """Return which slots hold a picture: runs start with 3 blanks, end with 4, and hold a few between."""
-    # Runs of 63 and 62 trials take turns, as in the published file.
+    """Return the slots with a picture: runs start with 3 blanks, end with 4, and hold a few between."""
+    # Runs of 63 and 62 trials alternate, as in the published file.
     sizes = np.diff(-(-np.arange(n_runs + 1) * per_session // n_runs))
     n_slots = int(sizes.max()) + 12
     pattern = np.zeros((n_sessions, n_runs, n_slots), dtype=np.uint8)
@@ -152,7 +153,7 @@ def make_stim_info(design: Design, n_images: int = 73000) -> pd.DataFrame:
 
 
 def make_responses(design: Design, subject: int, n_sessions: int, seed: int = 0) -> pd.DataFrame:
-    """Return the table of ``responses.tsv``: one row a trial, with the memory task answered at 85 %."""
+    """Return the table of ``responses.tsv``: one row per trial, with 85 % correct answers in the memory task."""
     rng = make_generator(seed, "nsd", "responses", subject)
     per_session = design["masterordering"].size // design["stimpattern"].shape[0]
     n_trials = per_session * n_sessions
@@ -168,7 +169,7 @@ def make_responses(design: Design, subject: int, n_sessions: int, seed: int = 0)
     slots = np.concatenate(
         [np.flatnonzero(run) for session in design["stimpattern"][:n_sessions] for run in session]
     )
-    # Slots of 4 s, runs of 330 s with their pause, sessions a week apart; the file counts in days.
+    # Slots have 4 s, runs 330 s with their pause, and sessions are a week apart; the unit in the file is days.
     clock = slots * 4 + (table["RUN"] - 1) * 330 + (table["SESSION"] - 1) * 7 * 86400
     table["TIME"] = clock / 86400
     trial = pd.Series(np.arange(n_trials))

@@ -1,8 +1,8 @@
 """Files of the phantom NSD below its bucket: grids, betas, masks, regions, their colour tables, and bricks of images.
 
-Owns the volume of each subject as published, here at any voxel size, whose middle is 0 mm and whose axes point right,
-forward and up. Traps that are kept: betas are int16 = percent signal change x 300; regions are -1 outside the
-cortex; the HDF5 form lies in MATLAB's order, with all trials of a voxel in one chunk.
+Owns the published volume of each subject, here at any voxel size; its middle is 0 mm and its axes point right, forward
+and up. Traps that are kept: betas are int16 = percent signal change x 300; regions are -1 outside the cortex; the HDF5
+form has MATLAB's order, with all trials of a voxel in one chunk.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCALE = 300
 MOST_PERCENT = np.iinfo(np.int16).max / SCALE
 """The largest signal change that the files can hold."""
 T_R = 4 / 3
-"""Of the 1.8 mm preparation, which upsampled the measured 1.6 s."""
+"""Repetition time of the 1.8 mm preparation, which upsampled the measured 1.6 s."""
 VOXEL_MM = 1.8
 BETA_FORMS = ("nii.gz", "hdf5")
 SHAPES = (
@@ -49,7 +49,7 @@ SHAPES = (
 
 @lru_cache(maxsize=16)
 def make_subject_scanner(voxel_mm: float, subject: int) -> Scanner:
-    """Return the scanner in the volume of one subject, from 1; its voxels are the same in all of them.
+    """Return the scanner in the volume of one subject, from 1; its voxels are the same for all subjects.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def make_subject_scanner(voxel_mm: float, subject: int) -> Scanner:
 
 
 def write_brainmask(root: Path, subject: int, scanner: Scanner) -> Path:
-    """Write ``brainmask.nii.gz``: the cortex and what it encloses."""
+    """Write ``brainmask.nii.gz``: the cortex and the volume inside it."""
     from scipy.ndimage import binary_dilation, binary_fill_holes
 
     # The simulated cortex is a shell; dilated by one voxel it is closed.
@@ -90,7 +90,7 @@ def write_betas(
     Parameters
     ----------
     betas : iterable of arrays of shape `shape`
-        Percent signal change, one volume a trial; multiplied by 300 and rounded.
+        Percent signal change, one volume per trial; multiplied by 300 and rounded.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def _write_hdf5(
 ) -> Path:
     import h5py
 
-    # All trials of a voxel share a chunk, so that the session is held: 1 GB at the published size.
+    # All trials of a voxel are in one chunk, so the whole session is in memory: 1 GB at the published size.
     rows = list(volumes)
     check_count(len(rows), n_trials, what=path.name, unit="volumes")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def _write_hdf5(
         betas = file.create_dataset("betas", (n_trials, *shape[::-1]), np.int16, chunks=(n_trials, 1, 1, 1))
         for z in range(shape[2]):
             plane = np.stack([volume[:, :, z].T for volume in rows])  # (n_trials, y, x)
-            # HDF5 fills what is not written with zeros, which keeps empty slices out of the file.
+            # HDF5 reads parts that were not written as zeros, so empty slices need no space in the file.
             if plane.any():
                 betas[:, z] = plane
     return path
@@ -148,12 +148,12 @@ def beta_folder(root: Path, subject: int, version: str) -> Path:
 
 
 def scale_betas(betas: Iterable[np.ndarray], shape: tuple[int, int, int], name: str) -> Iterator[np.ndarray]:
-    """Yield volumes of percent signal change as the int16 that are stored in the file `name`.
+    """Yield volumes of percent signal change as int16 for the file `name`.
 
     Raises
     ------
     DataError
-        If a value does not fit into int16, which would come back as another number.
+        If a value does not fit into int16, which would be read as another number.
     """
     for trial, volume in enumerate(betas):
         scaled = np.rint(check_block(volume, shape, what=f"the betas of {name}") * SCALE)
@@ -192,12 +192,12 @@ def write_roi(
     labels : int array of shape (x, y, z)
         0 for no region, 1, 2, 3... for its regions.
     cortex : bool array of shape (x, y, z)
-        Where the file is not -1.
+        Voxels in which the file is not -1.
     names
-        What the labels mean; written to ``NAME.mgz.ctab``.
+        Meaning of the labels; written to ``NAME.mgz.ctab``.
     """
     place = LAYOUT.place(root, "regions", subject=subject, roi=name)
-    # -1 outside the cortex, as the published regions have.
+    # -1 outside the cortex, as in the published regions.
     path = write_volume(place, np.where(cortex, labels, -1).astype(np.float32), affine)
     if names is not None:
         lines = [f"{label} {region}" for label, region in sorted({0: "Unknown", **names}.items())]

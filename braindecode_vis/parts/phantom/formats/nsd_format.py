@@ -1,9 +1,8 @@
-"""The Natural Scenes Dataset (NSD) from images to betas, as its bucket lays it out, at a volume of any size.
-
-Owns the order of its files: the experimental design, which image has which `nsdId`, the betas of each version that is
-asked for with their noise ceiling, the masks and regions, the stimulus brick, and the further sessions. Betas are
-simulated as such (percent signal change of single trials), without time series. The files themselves are
-`nsd_design`'s, `nsd_files`' and `nsd_further_sessions`'.
+"""The Natural Scenes Dataset (NSD) from images to betas, in the layout of its bucket, with any voxel size. Owns the
+order of its files: the experimental design, the `nsdId` of each image, the betas of each requested version with their
+noise ceiling, the masks and regions, the stimulus brick, and the further sessions. Betas are simulated directly
+(percent signal change of single trials), without time series. The files are written by `nsd_design`, `nsd_files` and
+`nsd_further_sessions`.
 
 References
 ----------
@@ -81,7 +80,7 @@ from braindecode_vis.parts.phantom.sizes import PhantomSize, divide
 
 USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions", "n_synthetic", "beta_versions", "beta_form")
 STIMULUS_S = 3.0
-# Our assumption: what denoising and a fitted response take off the noise, in units of the denoised noise.
+# Our assumption: noise that denoising and a fitted response remove, in units of the denoised noise.
 _EXTRA_NOISE = {"betas_assumehrf": 0.8, "betas_fithrf": 0.5, VERSION: 0.0}
 
 
@@ -101,7 +100,7 @@ def check(size: PhantomSize) -> None:
 
 
 def check_design(size: PhantomSize) -> None:
-    """Raise `ConfigError` if the images cannot be dealt out to sessions and runs."""
+    """Raise `ConfigError` if the images cannot be divided among sessions and runs."""
     assert size.n_runs is not None
     if size.train_repetitions != size.test_repetitions:
         raise ConfigError(
@@ -113,7 +112,7 @@ def check_design(size: PhantomSize) -> None:
 
 
 def count_images(size: PhantomSize) -> int:
-    """Return the number of images: those that every subject sees, and each person's own."""
+    """Return the number of images: the shared ones, and those of only one subject."""
     return size.n_train_images * size.n_subjects + size.n_test_concepts
 
 
@@ -148,8 +147,8 @@ def count(size: PhantomSize) -> Counts:
 
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
-    """Return the images with their `nsd_id`; training images carry the person (`subject`) who sees them."""
-    # Each subject's own images are exemplars of the same training concepts, a block of exemplars a subject.
+    """Return the images with their `nsd_id`; training images have the subject (`subject`) who sees them."""
+    # The images of only one subject are exemplars of the same training concepts, one block of exemplars per subject.
     n_own = size.n_train_exemplars
     table = list_pictures(size.replace(n_train_exemplars=n_own * size.n_subjects), seed)
     is_train = (table["split"] == "train").to_numpy()
@@ -181,7 +180,7 @@ def make_design(size: PhantomSize, seed: int) -> Design:
 
 def plan(job: PhantomJob) -> list[Unit]:
     """Return design, stimuli, each person's tables and regions, and one unit per session of betas."""
-    # Before hours of work: will the betas fit into the files?
+    # Check before hours of work that the betas fit into the files.
     rows = np.unique(np.linspace(0, len(job.table) - 1, 64).astype(int))
     for person in job.subjects:
         # Gains of single trials reach twice their mean; noise stays within six standard deviations.
@@ -216,7 +215,7 @@ def plan(job: PhantomJob) -> list[Unit]:
 
 
 def plan_shared(job: PhantomJob) -> list[Unit]:
-    """Return what all subjects share: the experimental design and the stimulus brick."""
+    """Return the common units of all subjects: the experimental design and the stimulus brick."""
     n_images = len(job.table)
 
     def write_design_files(progress: Progress) -> list[Path]:
@@ -268,7 +267,7 @@ def write_subject(job: PhantomJob, person: Person, progress: Progress) -> list[P
 def write_regions(root: Path, number: int, scanner: Scanner) -> list[Path]:
     """Write the brain mask of a subject, from 1, and the sets of regions with their colour tables."""
     paths = [write_brainmask(root, number, scanner)]
-    # The published file tells upper from lower field in V1 to V3: seven labels.
+    # The published file separates upper and lower field in V1 to V3: seven labels.
     quadrants, names = label_visual_quadrants(scanner)
     regions = {"prf-visualrois": (scanner.fill_volume(quadrants), names)}
     for name, groups in ROIS.items():
@@ -287,7 +286,7 @@ def _write_session(
     shown = get_trial_images(make_design(job.size, job.config.seed), person.index + 1, session) - 1
     # Rows of the drive in the order of nsdId: the inverse of the column.
     row_of = np.argsort(job.table["nsd_id"].to_numpy())
-    # Trials are named over all sessions, so that a session can be written alone and gives the same numbers.
+    # Names of trials are unique over all sessions, so a session that is written alone has the same numbers.
     seeds = (session - 1) * len(shown) + np.arange(len(shown))
     blocks = iterate_betas(person, job.scanner, row_of[shown], seeds)
     if _EXTRA_NOISE[version]:
@@ -313,7 +312,7 @@ def _write_session(
 def _add_noise(
     blocks: Iterator[np.ndarray], size: float, generator: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Yield betas as a model gives them that denoises less."""
+    """Yield betas of a model with less denoising."""
     for block in blocks:
         yield block + size * generator.standard_normal(block.shape, np.float32)
 
@@ -331,6 +330,6 @@ FORMAT = Format(
     make_recorder=lambda size: make_subject_scanner(size.voxel_mm or 0, 1),
     plan=plan,
     n_imagery_sets=len(IMAGERY_SETS),
-    # 2: volumes are those of the published subjects, with a brain mask, in place of MNI space.
+    # 2: volumes are those of the published subjects, with a brain mask, instead of MNI space.
     version=2,
 )

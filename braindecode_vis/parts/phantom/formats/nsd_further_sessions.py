@@ -1,12 +1,12 @@
 """Further sessions of the phantom NSD's subjects: NSD-Imagery and NSD-synthetic.
 
-In NSD-Imagery some pictures are seen and then imagined. Its stimulus list has the keys that readers ask for (`exps`,
+In NSD-Imagery some pictures are seen and then imagined. Its stimulus list has the keys that readers need (`exps`,
 `cues`, `image_map`); attention trials show the same pictures as vision trials.
 
-NSD-synthetic shows gratings, noise and contrast patterns that lie outside of what NSD's pictures are. Owns the images
-(grey ones for all subjects, coloured noise for each), the design with its uneven repetitions, the table of classes, and
-the responses. Early and mid-level stages of the simulated brains follow the images; they mean nothing, so that semantic
-stages stay at the level of an average picture.
+NSD-synthetic shows gratings, noise and contrast patterns, which are outside the distribution of NSD's pictures. Owns
+the images (grey ones for all subjects, coloured noise for each), the design with its uneven repetitions, the table of
+classes, and the responses. Early and mid-level stages of the simulated brains follow the images; the images have no
+meaning, so semantic stages stay at the level of an average picture.
 
 References
 ----------
@@ -90,7 +90,7 @@ def make_imagery_design(job: PhantomJob) -> pd.DataFrame:
         ],
         ignore_index=True,
     )
-    # A letter a picture, as on the screen; doubled after Z.
+    # One letter per picture, as on the screen; two letters after Z.
     cues = {row: chr(ord("A") + number % 26) * (number // 26 + 1) for number, row in enumerate(rows.tolist())}
     return table.assign(
         cue=table["row"].map(cues),
@@ -100,7 +100,7 @@ def make_imagery_design(job: PhantomJob) -> pd.DataFrame:
 
 
 def write_imagery_design(job: PhantomJob) -> list[Path]:
-    """Write ``nsdimagery_stimuli.pkl3``, the pictures under the names it gives, and the same table in the truth."""
+    """Write ``nsdimagery_stimuli.pkl3``, the pictures with the names in it, and the same table in the ground truth."""
     design = make_imagery_design(job)
     folder = job.root / IMAGES_FOLDER.parent
     names = dict(zip(design["cue"], design["stimulus_id"], strict=True))
@@ -151,19 +151,21 @@ def write_imagery(job: PhantomJob, person: Person, progress: Progress) -> list[P
 CLASSES = ("Noise", "Contrast modulation", "Spiral gratings")
 COLOUR_CLASS = "Chromatic noise"
 _SYNTHETIC_SEED = 1 << 41  # trial names lie beyond those of the other sessions
-# Training images whose features say what is usual: their mean and spread hardly change with more.
+# Number of training images for mean and spread of the features; with more, these hardly change.
 _REFERENCE_IMAGES = 512
 
 
 def count_kinds(size: PhantomSize) -> tuple[int, int]:
-    """Return the number of grey images, which all subjects see, and of coloured ones of each: 220 and 64 of 284."""
+    """Return the number of grey images, which all subjects see, and of coloured ones for each subject: 220 and 64 of
+    284.
+    """
     n = size.n_synthetic or 0
     n_colour = round(n * 64 / 284)
     return n - n_colour, n_colour
 
 
 def count_repetitions(size: PhantomSize) -> np.ndarray:
-    """Return how often each image is shown, in the published shares, shape (n_images,)."""
+    """Return the number of presentations of each image, in the published shares, shape (n_images,)."""
     n = size.n_synthetic or 0
     # From the published counts: 8 of 284 ten times, 8 eight times, 32 four times, the others twice.
     shares = np.array([10] * round(n * 8 / 284) + [8] * round(n * 8 / 284) + [4] * round(n * 32 / 284), int)
@@ -184,7 +186,7 @@ def count_synthetic(size: PhantomSize) -> int:
 
 
 def _measure(size: PhantomSize) -> tuple[int, int]:
-    """Return height and width of the images: 714 x 1360 where NSD's are 425 x 425."""
+    """Return height and width of the images: 714 x 1360, if NSD's images are 425 x 425."""
     return round(714 * size.image_size / 425), round(1360 * size.image_size / 425)
 
 
@@ -196,7 +198,9 @@ def estimate_synthetic_bytes(size: PhantomSize) -> float:
 
 
 def draw_images(size: PhantomSize, seed: int, subject: int) -> np.ndarray:
-    """Return the images as they are shown, uint8 (n_images, height, width, 3); the coloured ones are the subject's."""
+    """Return the images as shown on the screen, uint8 (n_images, height, width, 3); the coloured ones are the
+    subject's.
+    """
     height, width = _measure(size)
     n_grey, n_colour = count_kinds(size)
     y, x = np.mgrid[:height, :width]
@@ -207,7 +211,7 @@ def draw_images(size: PhantomSize, seed: int, subject: int) -> np.ndarray:
         # Coloured images differ between subjects, grey ones do not.
         rng = make_generator(seed, "nsd-synthetic", number, subject if number >= n_grey else 0)
         if number >= n_grey:
-            # Red, green and blue a third of a turn apart, each image further round the circle.
+            # The phases of red, green and blue differ by a third of a turn, and change from image to image.
             hue = np.cos(2 * np.pi * (np.arange(3) / 3 + (number - n_grey) / max(1, n_colour)))
             wave = 0.5 + 0.4 * _smooth(rng.standard_normal((height, width)), height / 12)[..., None] * hue
         else:
@@ -280,7 +284,7 @@ def write_synthetic(job: PhantomJob, person: Person, progress: Progress) -> list
     images = draw_images(job.size, job.config.seed, number)
     drive = make_synthetic_drive(job, images)
     viewer = make_person(person.config, person.index, drive)
-    # Synthetic images follow NSD's pictures in the drive of the viewer; trials count them from 1.
+    # In the drive of the subject, synthetic images come after NSD's pictures; trials count them from 1.
     rows = len(job.drive) + order_trials(job.size, job.config.seed) - 1
     scanner = make_subject_scanner(job.size.voxel_mm or 0, number)
     blocks = progress.watch(
@@ -301,7 +305,7 @@ def make_synthetic_drive(job: PhantomJob, images: np.ndarray) -> StimulusDrive:
     picked = is_train[np.unique(np.linspace(0, len(is_train) - 1, _REFERENCE_IMAGES).astype(int))]
     usual = np.stack([read_image_file(job.root / path) for path in job.table["path"].iloc[picked]])
     joined = {}
-    # The middle square is what the subject looks at, as what NSD's pictures are cut to.
+    # The middle square counts as the seen image, since NSD's pictures are cropped to it too.
     height, width = images.shape[1:3]
     left = (width - height) // 2
     square = images[:, :, left : left + height]

@@ -1,8 +1,8 @@
-"""NSD as other groups passed it on: web datasets of MindEye1 and MindEye2, arrays of Brain-Diffuser.
+"""Copies of NSD that other groups shared: web datasets of MindEye1 and MindEye2, arrays of Brain-Diffuser.
 
 Owns the tars (plain ones, whose members share the first part of their name), the HDF5 files
 ``betas_all_subj01_fp32_renorm.hdf5`` and ``coco_images_224_float16.hdf5``, and the ``.npy`` arrays of mean responses
-with the design that names their rows. Design and simulated responses are those of `nsd`; voxels are those of
+with the design that gives the image of each row. Design and simulated responses are those of `nsd`; voxels are those of
 ``nsdgeneral``, standardised within a session where the authors did so, shared images included.
 
 References
@@ -80,7 +80,7 @@ def make_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
 def simulate_general(
     job: PhantomJob, person: Person, progress: Progress, *, standardised: bool
 ) -> np.ndarray:
-    """Return the betas of ``nsdgeneral``, float32 (n_trials, n_voxels); as `nsd` has them, or z-scored by session."""
+    """Return the betas of ``nsdgeneral``, float32 (n_trials, n_voxels); as in `nsd`, or z-scored by session."""
     trials = make_trials(job, person.index)
     inside = job.scanner.make_roi_volume("nsdgeneral")[job.scanner.mask] > 0
     blocks = iterate_betas(person, job.scanner, trials["row"].to_numpy(), np.arange(len(trials)))
@@ -132,7 +132,7 @@ def make_mindeye1_sample(
         From 0.
     responses : array of shape (n_responses, n_voxels)
     trials : integer array of shape (n_responses,)
-        Number of each trial, which repeats where a response does.
+        Number of each trial; a repeated response has the same number.
     """
     pick = np.minimum(np.arange(3), len(responses) - 1)
     return {
@@ -145,7 +145,7 @@ def make_mindeye1_sample(
 
 
 def write_tar(path: Path, samples: Mapping[str, Mapping[str, np.ndarray]]) -> Path:
-    """Write a web dataset: name of a sample to ending and array of its members; ``jpg`` is an image."""
+    """Write a web dataset, from the members (ending and array) of each sample by its name; ``jpg`` is an image."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ def make_behaviour(nsd_id: int, trial: int) -> dict[str, np.ndarray]:
 
 
 def plan_brain_diffuser(job: PhantomJob) -> list[Unit]:
-    """Return the design that names the rows, and one unit per person."""
+    """Return the design that gives the image of each row, and one unit per subject."""
 
     def write_design(progress: Progress) -> list[Path]:
         return [DESIGN.write(job.root, "design", nsd_format.make_design(job.size, job.config.seed))]

@@ -1,7 +1,7 @@
 """NSD's preprocessed time series: int16 volumes of every run, its design and its motion, in the folders of the bucket.
 
 Owns ``timeseries_session01_run01.nii.gz``, ``design_...tsv`` (for each volume the 73KID that begins there, or 0) and
-``motion_...tsv``. Design, pictures and regions are those of `nsd`. Runs of rest, which some sessions have, are left
+``motion_...tsv``. Design, pictures and regions are those of `nsd`. Runs of rest, which exist in some sessions, are left
 out.
 
 References
@@ -36,7 +36,7 @@ _TAIL_VOLUMES = 9
 
 def _expect_volumes(size: PhantomSize) -> int:
     """Return the volumes of a run: its slots, blanks included, and its end."""
-    # As `make_nsd_expdesign` places them: twelve slots more than pictures.
+    # As in `make_nsd_expdesign`: twelve slots more than pictures.
     n_slots = -(-size.n_trials // (size.n_sessions * (size.runs))) + 12
     return n_slots * SLOT_VOLUMES + _TAIL_VOLUMES
 
@@ -45,7 +45,7 @@ def count(size: PhantomSize) -> Counts:
     """Return work and space of series, pictures and tables."""
     n_runs = size.n_subjects * size.n_sessions * (size.runs)
     n_volumes, n_images = n_runs * _expect_volumes(size), nsd_format.count_images(size)
-    # A row of motion takes 150 bytes; tables of trials and pictures as in `nsd`.
+    # A row of motion needs 150 bytes; tables of trials and pictures as in `nsd`.
     tables = 45.0 * n_images * (2 + size.n_subjects) / 2 + size.n_subjects * size.n_trials * 100
     n_bytes = (
         n_volumes * (estimate_raw_volume(size.voxel_mm) + 150) + n_images * 3.0 * size.image_size**2 + tables
@@ -78,7 +78,7 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
     rows = np.argsort(job.table["nsd_id"].to_numpy())[own - 1]
     starts = SLOT_VOLUMES * np.flatnonzero(pattern[run - 1])
     n_volumes = _expect_volumes(job.size)
-    # Each subject has a volume of their own, around the same voxels.
+    # Each subject has a different volume, around the same voxels.
     own_job = replace(job, recorder=make_subject_scanner(job.size.voxel_mm or 0, person.index + 1))
     begins = np.zeros(n_volumes, int)
     begins[starts] = own

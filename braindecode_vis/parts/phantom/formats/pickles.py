@@ -1,11 +1,9 @@
-"""Pickled dictionaries with one large array, written without holding the array in memory.
+"""Pickled dictionaries with one large array, written without having the array in memory.
 
 Owns the bytes of the files that authors made with ``np.save(path, a_dict)``, ``pickle.dump(a_dict)`` and
-``torch.save(a_dict)``. A dictionary is pickled with a hole where the payload of its `PendingArray` goes, so
-that the caller can write the payload piece by piece (`numpy.ndarray.__reduce__` would first copy all of it).
-The modules are named as NumPy 1 named them, since the published files were written then.
-
-Nothing here reads a pickle.
+``torch.save(a_dict)``. A dictionary is pickled with a gap for the payload of its `PendingArray`, so that the caller can
+write the payload piece by piece (`numpy.ndarray.__reduce__` would first copy all of it). The modules have the names of
+NumPy 1, which wrote the published files. No pickle is read here.
 
 References
 ----------
@@ -27,7 +25,7 @@ Container = Literal["npy", "pickle"]
 
 @dataclass(frozen=True)
 class PendingArray:
-    """An array of known shape and type whose numbers come later, in C order."""
+    """An array of known shape and type whose numbers are written later, in C order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -39,14 +37,14 @@ class PendingArray:
 
 
 class _Hole:
-    """The payload of a `PendingArray`: announced in the stream, not written."""
+    """The payload of a `PendingArray`: its length is in the stream, its bytes are not."""
 
     def __init__(self, n_bytes: int) -> None:
         self.n_bytes = n_bytes
 
 
 class _Global:
-    """A function named in the stream by module and name. Callable, as a pickle asks of it."""
+    """A function named in the stream by module and name. Callable, as pickle requires."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
@@ -63,7 +61,7 @@ _PythonPickler: Any = pickle._Pickler
 
 
 class _Pickler(_PythonPickler):
-    """The pure-Python pickler without frames, with holes and with NumPy 1 names."""
+    """The pure-Python pickler without frames, with gaps and with NumPy 1 names."""
 
     def __init__(self, buffer: io.BytesIO, protocol: int) -> None:
         super().__init__(buffer, protocol=protocol)
@@ -81,7 +79,7 @@ class _Pickler(_PythonPickler):
                 state: tuple[Any, ...] = (1, obj.shape, obj.dtype, False, _Hole(obj.n_bytes))
             else:
                 state = obj.__reduce__()[2]
-            # A new (0,) every time, as NumPy gives one: a shared one would be written as a back reference.
+            # A new (0,) every time, as in NumPy: a shared one would be written as a back reference.
             self.save_reduce(_RECONSTRUCT, (np.ndarray, np.empty(0).shape, b"b"), state, obj=obj)
         elif isinstance(obj, _Global) and self.memo.get(id(obj)) is None:
             self._save_name(obj)
@@ -118,9 +116,9 @@ def split_pickle(content: Any, *, container: Container, protocol: int) -> tuple[
     Parameters
     ----------
     content : dict
-        What is pickled. Without a `PendingArray` the second part is empty.
+        Dictionary to pickle. Without a `PendingArray` the second part is empty.
     container
-        ``npy`` puts the dictionary in a 0-d object array behind a NumPy header, as `numpy.save` does;
+        ``npy`` puts the dictionary in a 0-d object array after a NumPy header, as `numpy.save` does;
         ``pickle`` writes the bare dictionary.
     protocol
         3, as NumPy 1 used, or 4.

@@ -1,7 +1,7 @@
 """Raw fMRI runs in BIDS, before any preprocessing: int16 volumes of a whole head, sidecar and events.
 
-Owns what a scanner delivers where no mask has been made: cortex with its signal, the rest of the head with noise alone,
-air at zero. The formats of BOLD5000, NOD and NSD's time series share it; their designs and tables are their own.
+Owns the images of a scanner before a mask is made: cortex with its signal, the rest of the head with only noise, air at
+zero. The formats of BOLD5000, NOD and NSD's time series share it, with different designs and tables.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def iterate_head(
     Parameters
     ----------
     onsets_s, rows
-        When which image is shown, ascending; see `simulate_bold`.
+        Onset (ascending) and row of each image; see `simulate_bold`.
     stimulus_s
-        How long an image stays, s.
+        Presentation time of an image, s.
     name
         Name of the run; another name gives other noise.
     imagery
@@ -71,7 +71,7 @@ def write_series(
     *,
     imagery: bool = False,
 ) -> Path:
-    """Write the int16 volumes of a run, whose noise goes by the name of the file; see `iterate_head`."""
+    """Write the int16 volumes of a run, with noise that depends on the name of the file; see `iterate_head`."""
     volumes = iterate_head(job, person, onsets_s, rows, stimulus_s, n_volumes, path.name, imagery=imagery)
     return write_volumes(
         path,
@@ -105,9 +105,9 @@ def write_raw_run(
     trials : DataFrame
         `onset` in s, and `row` of the image.
     events : DataFrame
-        The table as the data set spells it.
+        The table in the spelling of the data set.
     tail_s
-        How long the run goes on after the last onset.
+        Time from the last onset to the end of the run.
     imagery
         True for imagined instead of seen images.
     """
@@ -119,7 +119,7 @@ def write_raw_run(
     table = write_tsv(folder / f"{stem}_events.tsv", events)
     content = {"TaskName": task, "RepetitionTime": float(job.scanner.t_r)}
     sidecar = write_json_file(folder / f"{stem}_bold.json", content)
-    # The image comes last: a reader that finds it finds the rest.
+    # The image is written last: if it exists, the other files exist too.
     image = folder / f"{stem}_bold.nii.gz"
     rows = trials["row"].to_numpy()
     series = write_series(image, job, person, onsets, rows, stimulus_s, n_volumes, progress, imagery=imagery)
@@ -130,10 +130,10 @@ def estimate_raw_volume(voxel_mm: float | None) -> float:
     """Return the size of one compressed int16 volume of `iterate_head` in a long series, bytes."""
     shape, n_cortex = GRIDS[voxel_mm or 0]
     n_around = max(0.0, _HEAD_SHARE * float(np.prod(shape)) - n_cortex)
-    # Measured: noise of a few units takes about a byte, that of the cortex more; zeros about a hundredth.
+    # Measured: noise of a few units needs about a byte, that of the cortex more; zeros about a hundredth.
     return 1.6 * n_cortex + 1.1 * n_around + 0.02 * float(np.prod(shape))
 
 
 def estimate_seconds(voxel_mm: float | None, n_volumes: float) -> float:
-    """Return the computing time of so many volumes on one core, s."""
+    """Return the computing time of a number of volumes on one core, s."""
     return n_volumes * (1e-3 + 3e-7 * count_voxels(voxel_mm) + 3e-8 * estimate_raw_volume(voxel_mm))

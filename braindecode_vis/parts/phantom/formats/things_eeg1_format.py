@@ -1,9 +1,8 @@
-"""THINGS-EEG1 from images to raw BrainVision recordings in BIDS: rapid streams, an image every 100 ms.
-
-Owns the design (every training image once in long sequences, then the test images again and again), and the tables as
-version 1.1.0 has them: ``events.tsv`` with onsets in ms, paths with backslashes, test trials whose `object` is -1, and
-``participants.tsv`` with the column `exclude`. Test images are further exemplars of concepts that are also shown for
-training, as in the published set, so that a zero-shot split leaves those out.
+"""THINGS-EEG1 from images to raw BrainVision recordings in BIDS: rapid streams, an image every 100 ms. Owns the design
+(every training image once in long sequences, then the test images many times), and the tables of version 1.1.0:
+``events.tsv`` with onsets in ms, paths with backslashes, test trials whose `object` is -1, and ``participants.tsv``
+with the column `exclude`. Test images are further exemplars of concepts that are also training concepts, as in the
+published set, so a zero-shot split leaves out these training images.
 
 References
 ----------
@@ -39,7 +38,7 @@ PER_SEQUENCE = 309  # [1]_: 72 sequences of the 22,248 images
 
 
 def count_shown(size: PhantomSize) -> int:
-    """Return the presentations of one person; training images of test concepts are among them."""
+    """Return the presentations of one person; they include training images of test concepts."""
     n_concepts = size.n_train_concepts + size.n_test_concepts
     return n_concepts * size.n_train_exemplars + size.n_test_concepts * size.test_repetitions
 
@@ -78,7 +77,7 @@ def make_design(job: PhantomJob, subject: int) -> pd.DataFrame:
     onset = (LEAD_S + SOA_S * np.arange(len(rows)) + PAUSE_S * new).round(3)
     design = pd.DataFrame({"row": rows, "onset": onset, "sequence": sequence})
     repetition = design.groupby("row").cumcount()
-    # The fixation mark changes colour now and then, and a button is due.
+    # The fixation mark sometimes changes colour, and the subject must press a button.
     return design.assign(repetition=repetition, is_target=generator.random(len(rows)) < 0.02)
 
 
@@ -94,7 +93,7 @@ def make_events(design: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """
     shown = table.iloc[design["row"].to_numpy()].reset_index(drop=True)
     test = (shown["split"] == "test").to_numpy()
-    # Numbers of objects follow an order of their own, which readers must not take for that of THINGS.
+    # Numbers of objects have their own order, which is not that of THINGS.
     names = {name: number for number, name in enumerate(sorted(set(table["concept"])))}
     tests = {row: number for number, row in enumerate(np.flatnonzero(table["split"] == "test").tolist())}
     onset = np.rint(1000 * design["onset"].to_numpy()).astype(int)
@@ -133,7 +132,7 @@ def plan(job: PhantomJob) -> list[Unit]:
 
 
 def write_participants(root: Path, subjects: list[str], excluded: dict[str, str] | None = None) -> Path:
-    """Write ``participants.tsv``; `excluded` says who should be left out, and why."""
+    """Write ``participants.tsv``; `excluded` lists subjects to leave out, with the reason."""
     left_out = excluded or {}
     table = pd.DataFrame(
         {
@@ -184,7 +183,7 @@ def write_subject(
     blocks : iterable of arrays of shape (n_channels, n)
         Volts at 1000 Hz.
     events : DataFrame
-        As the published table spells them; `onset` in ms.
+        In the spelling of the published table; `onset` in ms.
     """
     onset = events["onset"].to_numpy()
     marks = pd.DataFrame(
@@ -205,7 +204,7 @@ FORMAT = Format(
     # Each training image once, in one session.
     limits={"n_sessions": (1, 1), "train_repetitions": (1, 1)},
     count=count,
-    # Below ``object_images``; those of test concepts that train are ``excluded``.
+    # Below ``object_images``; training images of test concepts are ``excluded``.
     list_images=lambda size, seed: list_concepts_with_tests(
         size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed
     ),

@@ -1,12 +1,12 @@
-"""THINGS-EEG2 as others preprocessed it: the authors' 100 Hz epochs of 17 channels, and 250 Hz epochs of 63.
+"""Preprocessed forms of THINGS-EEG2: the authors' 100 Hz epochs of 17 channels, and 250 Hz epochs of 63.
 
-The same subjects look at the same images in the same order as in the raw layout, but are recorded at a lower rate, so
-that no raw file is needed. Epochs are cut while the recording passes and kept in a flat temporary file; the noise
-covariance of a session whitens them there (multivariate noise normalisation [3]_), as in the scripts [4]_: over
-training and test trials, of each time over repetitions and baseline included, in the official files; over training
-trials, of each epoch over the times after the onset, in the 250 Hz ones; both shrunk after Ledoit and Wolf. They are
-written as one array per image: one image is in memory at a time. NICE and ATM ship the 250 Hz epochs as pickles, UBP as
-float16 in the archives of `torch.save`, NeuroBridge as plain arrays.
+The same subjects see the same images in the same order as in the raw layout, but are recorded at a lower rate, so no
+raw file is needed. Epochs are cut from the stream and stored in a flat temporary file; the noise covariance of a
+session whitens them there (multivariate noise normalisation [3]_), as in the scripts [4]_: over training and test
+trials, of each time over repetitions and baseline included, in the official files; over training trials, of each epoch
+over the times after the onset, in the 250 Hz ones; both shrunk after Ledoit and Wolf. They are written as one array per
+image: one image is in memory at a time. NICE and ATM publish the 250 Hz epochs as pickles, UBP as float16 in the
+archives of `torch.save`, NeuroBridge as plain arrays.
 
 References
 ----------
@@ -51,28 +51,28 @@ from braindecode_vis.parts.phantom.sizes import PhantomSize
 N_BASELINE_S = 0.2  # epochs start here, and their mean up to the onset is subtracted
 _CHUNK = 128  # trials whitened at a time
 OFFICIAL_TIMES = np.round(np.arange(100) / 100 - 0.2, 2)
-# Fifty samples of baseline were dropped from the data, not from the times.
+# Fifty samples of baseline were removed from the data, but not from the times.
 TIMES_300 = np.round(np.arange(300) / 250 - 0.2, 3)
 
 
 @dataclass(frozen=True)
 class EpochLayout:
-    """How one publisher makes epochs.
+    """Preprocessing of one publisher.
 
     Parameters
     ----------
     sfreq, decim, cutoff_hz
-        Final rate, by how much the simulated one is higher, and the low-pass in between.
+        Final rate, factor between simulated and final rate, and cutoff of the low-pass.
     ch_names
-        Channels that are kept.
+        Kept channels.
     n_times, n_dropped
-        Samples of an epoch from -0.2 s on, and how many of them are cut off at the start after whitening.
+        Samples of an epoch from -0.2 s on, and number of samples that are removed at the start after whitening.
     whitened_by
-        Partitions whose trials give the noise covariance.
+        Partitions from whose trials the noise covariance is computed.
     over_repetitions
         Whether the covariance is that of each time over the repetitions of an image, and not of each epoch over times.
     dtype
-        Of the published numbers.
+        Type of the published numbers.
     """
 
     sfreq: float
@@ -149,7 +149,7 @@ def _write_files(
     epochs: Iterable[np.ndarray],
     sessions: np.ndarray,
 ) -> list[Path]:
-    """Write one partition as its publisher does; `sessions` (from 0) has the shape (n_images, n_repetitions)."""
+    """Write one partition in the form of its publisher; `sessions` (from 0) has the shape (n_images, n_repetitions)."""
     ch_names, (n_images, n_repetitions) = LAYOUTS[name].ch_names, sessions.shape
     if name in ("things-eeg2-official", "things-eeg2-250hz"):
         write = write_official if name == "things-eeg2-official" else write_250hz
@@ -178,7 +178,7 @@ def _fill_session(
     spools: dict[Partition, np.ndarray],
     progress: Progress,
 ) -> dict[Partition, list[int]]:
-    """Record one session, put its epochs where they belong, whiten them there, and return these places."""
+    """Record one session, write its epochs to their positions, whiten them there, and return these positions."""
     rate = layout.sfreq * layout.decim
     system = make_sensor_system_at("eeg63", rate)
     picked = [system.ch_names.index(name) for name in layout.ch_names]
@@ -198,7 +198,7 @@ def _fill_session(
             epochs = cut_epochs(
                 blocks, onsets - n_baseline * layout.decim, layout.n_times, decim=layout.decim, taps=taps
             )
-            # Where the authors put a trial: by image, then by repetition, whatever the order of presentation.
+            # The authors' position of a trial: by image, then by repetition, not by the order of presentation.
             places = (shown["condition"] * repetitions + shown["repetition"]).to_numpy()
             for place, epoch in zip(places.tolist(), epochs, strict=True):
                 epoch = epoch - epoch[:, :n_baseline].mean(axis=1, keepdims=True)
@@ -213,7 +213,7 @@ def _fill_session(
             for same in np.split(rows, np.flatnonzero(np.diff(rows // n)) + 1)
         )
         covariances.append(average_noise_covariance(images, over_repetitions=layout.over_repetitions))
-    # Symmetric inverse square root [3]_; the two partitions of the official files weigh the same.
+    # Symmetric inverse square root [3]_; the two partitions of the official files have equal weight.
     values, vectors = np.linalg.eigh(np.mean(covariances, axis=0))
     whitener = ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)
     for partition, places_of in slots.items():
@@ -231,7 +231,7 @@ def average_noise_covariance(images: Iterable[np.ndarray], *, over_repetitions: 
     images : iterable of arrays of shape (n_repetitions, n_channels, n_times)
         One per image.
     over_repetitions
-        Covariance of each time over repetitions; otherwise of each repetition over times.
+        Whether the covariance is of each time over repetitions; otherwise of each repetition over times.
 
     Returns
     -------
@@ -249,7 +249,7 @@ def average_noise_covariance(images: Iterable[np.ndarray], *, over_repetitions: 
 def _shrink(sets: np.ndarray) -> np.ndarray:
     """Return the covariance of each set, (n_sets, n_samples, n_channels), shrunk on standardised channels.
 
-    As scikit-learn's discriminant analysis does with ``shrinkage="auto"``, which the published scripts call.
+    As in scikit-learn's discriminant analysis with ``shrinkage="auto"``, which the published scripts use.
     """
     n, p = sets.shape[1:]
     deviation = sets.std(axis=1, keepdims=True)  # (set, 1, channel)
@@ -258,7 +258,7 @@ def _shrink(sets: np.ndarray) -> np.ndarray:
     covariance = z.transpose(0, 2, 1) @ z / n
     trace = np.trace(covariance, axis1=1, axis2=2) / p
     squares = np.square(covariance).sum(axis=(1, 2))
-    # Ledoit and Wolf (2004): how uncertain the covariance is, against how far it is from the identity
+    # Ledoit and Wolf (2004): uncertainty of the covariance, relative to its distance from the identity
     uncertain = (np.square(np.square(z).sum(axis=2)).sum(axis=1) / n - squares) / (p * n)
     distance = (squares - p * trace**2) / p
     weight = np.minimum(uncertain, distance) / np.where(distance > 0, distance, 1)
@@ -372,7 +372,7 @@ def write_ubp(
     path = directory / "Preprocessed_data_250Hz_whiten" / f"sub-{subject:02d}" / f"{name}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        # Entries without a date of their own: the same epochs give the same bytes.
+        # Entries have a fixed date, so the same epochs give the same bytes.
         with archive.open(zipfile.ZipInfo(f"{name}/data.pkl"), "w", force_zip64=True) as file:
             _write_parts(file, parts, array, epochs, what=path.name)
         for entry, text in (("byteorder", "little"), ("version", "3\n")):
@@ -454,8 +454,8 @@ def estimate_epochs_bytes(
     return n_images * n_repetitions * n_channels * n_times * itemsize
 
 
-# Decimation by 2 needs a low-pass below 50 Hz; at 250 Hz the simulation runs at the final rate already. The published
-# 250 Hz files lack their 50 baseline samples, while `times` still counts them.
+# Decimation by 2 needs a low-pass below 50 Hz; at 250 Hz the simulation runs at the final rate already. In the
+# published 250 Hz files the 50 baseline samples are missing, but `times` still counts them.
 LAYOUTS = {
     "things-eeg2-official": EpochLayout(100.0, 2, 45.0, POSTERIOR17, 100, 0, PARTITIONS, True, "<f8"),
     "things-eeg2-250hz": EpochLayout(250.0, 1, 0.0, ALL63, 300, 50, ("training",), False, "<f8"),

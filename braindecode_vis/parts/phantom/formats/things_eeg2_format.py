@@ -1,12 +1,11 @@
-"""THINGS-EEG2 from images to raw sessions, as its authors ship it.
+"""THINGS-EEG2 from images to raw sessions, as published by its authors. Owns the experimental design (order and times
+of images), ``sub-XX/ses-YY/raw_eeg_{training,test}.npy`` and ``image_metadata.npy``; the derived layouts share the
+design. Traps that are kept: samples inside a pickled dictionary; codes that start at 1; 99999 for target trials; a
+training file that joins five recordings without a mark; training and test folders that are numbered independently;
+responses that overlap, since images follow each other every 200 ms.
 
-Owns the experimental design (which image when), ``sub-XX/ses-YY/raw_eeg_{training,test}.npy`` and
-``image_metadata.npy``; the derived layouts share the design. Traps that are kept: samples inside a pickled dictionary;
-codes that start at 1; 99999 for target trials; a training file that joins five recordings without a mark; training and
-test folders that are numbered independently; responses that overlap, since images follow each other every 200 ms.
-
-Memory: the pickled dictionary is written with a hole of the final size, and each block of samples goes to its
-place in every channel's row. Only one block is ever held; no temporary file is needed.
+Memory: the pickled dictionary is written with a gap of the final size, and each block of samples is written to its
+place in every channel's row. Only one block is in memory; no temporary file is needed.
 
 References
 ----------
@@ -105,7 +104,7 @@ def count(size: PhantomSize) -> Counts:
 
 @lru_cache(maxsize=4)
 def make_design(size: PhantomSize, seed: int, subject: int) -> list[SessionDesign]:
-    """Return the design of one person (numbered from 0): every subject sees the images in an order of their own."""
+    """Return the design of one person (numbered from 0): every subject sees the images in a different order."""
     assert size.pause_s is not None
     return make_things_eeg2_design(
         size.n_train_concepts,
@@ -131,7 +130,7 @@ def simulate_recordings(
     part: PartitionDesign,
 ) -> Iterator[tuple[pd.DataFrame, Iterator[np.ndarray]]]:
     """Yield events and samples of each recording of one file."""
-    # Codes start anew in each partition; rows of the drive do not.
+    # Codes start at 1 in each partition; rows of the drive do not.
     offset = 0 if partition == "training" else job.size.n_train_images
     for number, (events, n_samples) in enumerate(part.iterate_recordings()):
         condition = events["condition"].to_numpy()
@@ -183,7 +182,7 @@ def _write_recording(
     part = design.training if partition == "training" else design.test
     system = job.sensors
     recordings = simulate_recordings(job, person, system, partition, session, part)
-    # Joined without a mark, as in the published files: filters must not run across.
+    # Joined without a mark, as in the published files: filters must not cross the joins.
     blocks = chain.from_iterable(samples for _, samples in recordings)
     path = write_raw(
         job.root,
@@ -201,7 +200,7 @@ def _write_recording(
 
 @dataclass(frozen=True)
 class PartitionDesign:
-    """What one raw file holds.
+    """Content of one raw file.
 
     Parameters
     ----------
@@ -210,7 +209,7 @@ class PartitionDesign:
         `duration` (s), `code` as in the stim channel, `condition` (row of the image list, -1 for a target),
         `repetition` of this condition over all sessions, `is_target`.
     recording_samples : tuple of int
-        Length of each recording; they lie one after the other in the file.
+        Length of each recording; they are one after the other in the file.
     """
 
     events: pd.DataFrame
@@ -222,7 +221,7 @@ class PartitionDesign:
         return sum(self.recording_samples)
 
     def iterate_recordings(self) -> Iterator[tuple[pd.DataFrame, int]]:
-        """Yield each recording's events, `sample` and `onset` counted from its own start, and its length."""
+        """Yield the events of each recording, with `sample` and `onset` from its own start, and its length."""
         start = 0
         for number, length in enumerate(self.recording_samples):
             events = self.events[self.events["recording"] == number].reset_index(drop=True)
@@ -255,7 +254,7 @@ def make_things_eeg2_design(
     target_fraction: float = 0.06,
     pause_s: tuple[float, float] = PAUSE_S,
 ) -> list[SessionDesign]:
-    """Return which image is shown when, session by session.
+    """Return the order and times of images, session by session.
 
     A session shows one half of the training images `train_repetitions` times and every test image
     `test_repetitions` times; two sessions in a row share a division into halves, and the next two make a new
@@ -317,7 +316,7 @@ def make_things_eeg2_design(
 def _make_passes(conditions: np.ndarray, n_passes: int, rng: np.random.Generator) -> np.ndarray:
     """Return every condition once per pass, each pass in a new order, no image twice in a row."""
     passes = [rng.permutation(conditions) for _ in range(n_passes)]
-    # A repetition in a row would be seen as one long image.
+    # A direct repetition would look like one long image.
     for before, after in pairwise(passes):
         if len(conditions) > 1 and before[-1] == after[0]:
             after[[0, -1]] = after[[-1, 0]]
@@ -336,7 +335,7 @@ def _lay_out(
     pause_s: tuple[float, float],
     rng: np.random.Generator,
 ) -> PartitionDesign:
-    """Mix targets in, cut the trials into sequences and recordings, and put them on the time line."""
+    """Add targets, divide the trials into sequences and recordings, and set their times."""
     # The share is of all shown images, targets included.
     n_targets = round(len(conditions) * target_fraction / (1 - target_fraction))
     n_trials = len(conditions) + n_targets
@@ -355,7 +354,7 @@ def _lay_out(
     clock, recording_start = lead, 0
     for number, size in enumerate(np.bincount(sequence)):
         if number and recording_of[number] != recording_of[number - 1]:
-            # A recording ends with silence in place of the pause, and the next one begins with silence.
+            # A recording ends with silence instead of the pause, and the next one begins with silence.
             clock = clock - int(pauses[number - 1]) + lead
             lengths.append(clock - recording_start)
             recording_start, clock = clock, clock + lead
@@ -478,8 +477,8 @@ def write_raw(
     Raises
     ------
     DataError
-        If the blocks do not add up to `n_samples`, have another number of channels, or are not finite, or if
-        an event lies outside the file or on another one.
+        If the blocks do not add up to `n_samples`, have another number of channels, or are not finite, or if an event
+        is outside the file or at the sample of another one.
     """
     check_option("partition", partition, PARTITIONS)
     where = f"raw {partition} EEG of subject {subject}, session {session}"
@@ -506,7 +505,7 @@ def write_raw(
         file.seek(n_bytes, os.SEEK_CUR)  # the hole reads as zeros: the stim row needs its pulses only
         file.write(tail)
         file.flush()
-        # Each block goes to its place in every channel's row of the array (n_channels, n_samples), in C order.
+        # Each block is written to its place in every channel's row of the array (n_channels, n_samples), in C order.
         start = 0
         for block in blocks:
             array = check_block(block, (len(ch_names), None), what=f"the {where}")
@@ -525,7 +524,7 @@ def write_raw(
 
 
 def estimate_raw_bytes(n_samples: int, n_channels: int = 63) -> int:
-    """Return the size of one raw file: eight bytes a sample and channel, the stim channel included."""
+    """Return the size of one raw file: eight bytes per sample and channel, including the stim channel."""
     return 8 * (n_channels + 1) * n_samples
 
 

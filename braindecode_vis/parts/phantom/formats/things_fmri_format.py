@@ -1,10 +1,10 @@
-"""THINGS-fMRI from images to files, as figshare and OpenNeuro ds004192 ship it: response tables, volumes and events.
+"""THINGS-fMRI from images to files, as on figshare and OpenNeuro (ds004192): response tables, volumes and events.
 
 Owns the design, ``betas_csv`` (a pandas HDF table and two CSV files), ``betas_vol`` with its conditions,
-``brainmasks`` and the events of the raw runs. Volumes come first, run by run, catch trials included; the response
-table is read back from them, so that both hold the same numbers. The HDF table is written with h5py in the layout of
-pandas and PyTables, block of voxels by block of voxels, so that the full table (8.3 GB) never has to be in memory and
-PyTables is not needed; pandas reads it as its own.
+``brainmasks`` and the events of the raw runs. Volumes are written first, run by run, including catch trials; the
+response table is computed from them, so that both hold the same numbers. The HDF table is written with h5py in the
+layout of pandas and PyTables, one block of voxels after the other, so that the full table (8.3 GB) is never in memory
+and PyTables is not needed; pandas can read it.
 
 Traps that are kept: rows are voxels, and the first column is `voxel_id`; column names mix text and numbers,
 so that they are pickled inside the HDF file; the table leaves catch trials out, the volumes keep them;
@@ -62,7 +62,8 @@ _SIDED = {"EBA": "EBA", "FFA": "FFA", "PPA": "PPA", "LO": "LOC", "OPA": "TOS"}
 _VOXELS_PER_BLOCK = 1024  # rows of the response table written at once
 T_R = 1.5
 SOA_S, FIRST_ONSET_S, STIMULUS_S = 4.5, 3.0, 0.5  # three volumes a trial [1]_
-# The phantom's concepts are no THINGS concepts; an offset keeps the two numberings apart, as they are there.
+# The phantom's concepts are not THINGS concepts; as in the published files, an offset makes the two numberings
+# different.
 _THINGS_OFFSET = 1000
 VOXEL_COLUMNS = (
     "voxel_id", "subject_id", "voxel_x", "voxel_y", "voxel_z", "nc_singletrial", "nc_testset",
@@ -173,10 +174,10 @@ def _write_table(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
     stimuli = make_stimulus_metadata(design, job.table, number)
     # Noise ceilings in percent as published, from the planted ratio of variances instead of an estimate [1]_.
     power = compute_voxel_snr(person, scanner) ** 2
-    # A test image is shown once a session; halves of the sessions are correlated.
+    # A test image is shown once per session; halves of the sessions are correlated.
     half = job.size.n_sessions / 2
     split = power / (power + 1 / half)
-    # One 0/1 column a region, left and right apart where functional localisers were.
+    # One 0/1 column per region, with separate left and right columns for functional localisers.
     left = scanner.positions[:, 0] < 0
     flags = {name: scanner.regions == name for name in ("V1", "V2", "V3", "hV4")}
     for region, name in _SIDED.items():
@@ -198,7 +199,7 @@ def _write_table(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
         for row, values in enumerate(_read_trials(job, person, design)):
             spool[row] = values
             progress.add(1)
-        # The table has a row per voxel, so the trials are turned round, a block of voxels at a time.
+        # The table has a row per voxel, so the trials are transposed, one block of voxels at a time.
         starts = range(0, scanner.n_voxels, _VOXELS_PER_BLOCK)
         write_response_table(
             job.root,
@@ -218,7 +219,7 @@ def _write_table(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
 
 
 def _read_trials(job: PhantomJob, person: Person, design: pd.DataFrame) -> Iterator[np.ndarray]:
-    """Yield the voxels of every trial but catch trials, from the finished volumes."""
+    """Yield the voxels of every trial except catch trials, from the finished volumes."""
     scanner = job.scanner
     n_bytes = 4 * scanner.mask.size
     for (session, run), rows in design.groupby(["session", "run"]):
@@ -233,12 +234,12 @@ def _read_trials(job: PhantomJob, person: Person, design: pd.DataFrame) -> Itera
 def make_image_table(concepts: Sequence[str], n_exemplars: int = 12, n_test: int = 100) -> pd.DataFrame:
     """Return one row per image: `concept`, `category_nr`, `exemplar_nr`, `stimulus_id`, `file_path`, `is_test`.
 
-    The first `n_test` of every so many concepts have one image more, shown in every session.
+    `n_test` concepts at equal distances have one more image, shown in every session.
     """
     check_unique(concepts, what="concept names")
     if not 0 <= n_test <= len(concepts):
         raise ConfigError(f"{n_test} test images do not fit into {len(concepts)} concepts.")
-    # Evenly over the alphabet, as concepts are sorted.
+    # At equal distances in the alphabet, since concepts are sorted.
     tested = set(np.arange(n_test) * len(concepts) // max(n_test, 1))
     rows = [
         {"concept": concept, "category_nr": category + 1, "exemplar_nr": e, "is_test": e > n_exemplars}
@@ -248,7 +249,7 @@ def make_image_table(concepts: Sequence[str], n_exemplars: int = 12, n_test: int
     table = pd.DataFrame(rows)
     letter = np.where(table["exemplar_nr"] == 1, "b", "s")
     table["stimulus_id"] = table["concept"] + "_" + table["exemplar_nr"].map("{:02d}".format) + letter
-    # Folders of two-word concepts carry the first word alone: take the concept from the file name.
+    # Folders of two-word concepts have only the first word: read the concept from the file name.
     table["file_path"] = table["concept"].str.split("_").str[0] + "/" + table["stimulus_id"] + ".jpg"
     return table
 
@@ -256,7 +257,7 @@ def make_image_table(concepts: Sequence[str], n_exemplars: int = 12, n_test: int
 def make_things_fmri_design(
     images: pd.DataFrame, n_sessions: int = 12, n_runs: int = 10, seed: int = 0, *, n_catch: int = 100
 ) -> pd.DataFrame:
-    """Return every trial of one person: session k shows exemplar k of each concept, every test image, catches.
+    """Return every trial of one person: session k shows exemplar k of each concept, every test image, and catch trials.
 
     Returns
     -------
@@ -277,10 +278,10 @@ def make_things_fmri_design(
 def draw_sessions(
     images: pd.DataFrame, n_sessions: int, n_runs: int, seed: int, name: str, *, n_catch: int
 ) -> Iterator[tuple[pd.DataFrame, np.random.Generator]]:
-    """Yield the trials of each session in random order, and its generator, for what is drawn of them further.
+    """Yield the trials of each session in random order, and its generator, for further random numbers.
 
-    The trials have `session`, `run`, `trial_type`, `row` and `catch_nr`; `name` keeps the orders of two data sets
-    apart.
+    The trials have `session`, `run`, `trial_type`, `row` and `catch_nr`; `name` makes the orders of two data sets
+    different.
     """
     tests = np.flatnonzero(images["is_test"])
     for session in range(1, n_sessions + 1):
@@ -310,7 +311,7 @@ def write_events(
     Parameters
     ----------
     design : DataFrame
-        From `make_things_fmri_design`; the rows of the run are picked here.
+        From `make_things_fmri_design`; the rows of the run are selected here.
     """
     rows = design[(design["session"] == session) & (design["run"] == run)]
     shown = images.iloc[rows["row"].to_numpy()].set_index(rows.index)
@@ -321,7 +322,7 @@ def write_events(
         np.arange(1, images["is_test"].sum() + 1), index=np.flatnonzero(images["is_test"])
     )
     table = rows[["onset", "duration", "trial_type"]].copy()
-    # A running number of its own: catch trials are the category after the last.
+    # A separate running number: catch trials are the category after the last one.
     table["category_nr"] = np.where(catch, images["category_nr"].max() + 1, shown["category_nr"])
     table["exemplar_nr"] = np.where(catch, rows["catch_nr"], shown["exemplar_nr"])
     table["test_image_nr"] = rows["row"].map(test_numbers).where(test)
@@ -332,13 +333,13 @@ def write_events(
     )
     table["file_path"] = shown["file_path"].where(~catch, rows["catch_nr"].map("catch{:03d}.jpg".format))
     path = place_run(root, "conditions", subject, session, run)
-    # The raw runs have the names of the volumes, in folders of BIDS.
+    # The raw runs have the names of the volumes, in BIDS folders.
     folder = root / path.parent.relative_to(root / VOLUMES) / "func"
     return write_tsv(folder / path.name.replace("conditions.tsv", "events.tsv"), table)
 
 
 def place_run(root: Path, name: str, subject: int, session: Any, run: Any) -> Path:
-    """Return where the ``betas`` or the ``conditions`` of a run lie."""
+    """Return the path of the ``betas`` or the ``conditions`` of a run."""
     return LAYOUT.place(
         root / VOLUMES, name, subject=f"{subject:02d}", session=f"{session:02d}", run=f"{run:02d}"
     )
@@ -374,7 +375,7 @@ def make_voxel_metadata(
         One 0/1 column per region, for example `V1`, ..., `hV4`, ``LO1 (prf)``, `lFFA`, `rPPA`, ``glasser-V1``.
     **values
         Further columns of `VOXEL_COLUMNS`, for example ``nc_singletrial`` (percent), with ``-`` written as
-        ``_``. Those that are not given are 0.
+        ``_``. Columns that are not given are 0.
     """
     check_block(voxel_ijk, (len(rois), 3), what="voxel indices")
     table = pd.DataFrame({"voxel_id": np.arange(len(rois)), "subject_id": f"{subject:02d}"})
@@ -399,9 +400,9 @@ def write_response_table(
     Parameters
     ----------
     blocks : iterable of arrays of shape (n, n_trials)
-        Betas of n voxels in all trials; voxel after voxel.
+        Betas of n voxels in all trials, one voxel after the other.
     stimuli, voxels : DataFrame
-        From `make_stimulus_metadata` (one row a trial) and `make_voxel_metadata` (one row a voxel).
+        From `make_stimulus_metadata` (one row per trial) and `make_voxel_metadata` (one row per voxel).
     """
     import h5py
 
@@ -427,7 +428,7 @@ def write_response_table(
 
 
 def _lay_out_frame(file: Any, voxel_ids: np.ndarray, n_trials: int) -> Any:
-    """Write all of a pandas "fixed" frame but the float block, and return that one, still empty."""
+    """Write a pandas "fixed" frame except for the values of its float block, and return that block, still empty."""
     group = file.create_group("ResponseData")
     _describe(file, CLASS="GROUP", PYTABLES_FORMAT_VERSION="2.1", TITLE="", VERSION="1.0")
     _describe(group, CLASS="GROUP", TITLE="", VERSION="1.0", pandas_type="frame", encoding="UTF-8")
@@ -441,7 +442,7 @@ def _lay_out_frame(file: Any, voxel_ids: np.ndarray, n_trials: int) -> Any:
     names = _write_array(group, "block1_items", np.array([b"voxel_id"]), kind="string", name="N.")
     _describe(names, nan_rep="nan")
     _write_array(group, "block1_values", voxel_ids[:, None])
-    # One row of chunks per block of voxels is written once and never again.
+    # One row of chunks per block of voxels, so that each chunk is written only once.
     values = group.create_dataset("block0_values", (len(voxel_ids), n_trials), "<f4")
     _describe(values, CLASS="ARRAY", FLAVOR="numpy", TITLE="", VERSION="2.4")
     values.attrs["transposed"] = np.uint8(1)
@@ -456,7 +457,7 @@ def _write_array(group: Any, key: str, array: np.ndarray, **text: str) -> Any:
 
 
 def _write_labels(group: Any, key: str, labels: Sequence[Any]) -> None:
-    """Write mixed column names the way PyTables does: a pickled object array in a ragged dataset."""
+    """Write mixed column names as in PyTables: a pickled object array in a ragged dataset."""
     import h5py
 
     # np.array would turn the mixed names into text.
@@ -472,7 +473,7 @@ def _write_labels(group: Any, key: str, labels: Sequence[Any]) -> None:
 
 
 def _describe(node: Any, **attributes: str) -> None:
-    """Set text attributes of fixed length in UTF-8, which PyTables gives back as text."""
+    """Set text attributes of fixed length in UTF-8, which PyTables returns as text."""
     import h5py
 
     for key, value in attributes.items():
@@ -499,7 +500,7 @@ def write_volume_betas(
     Parameters
     ----------
     betas : iterable of arrays of shape `shape`
-        One a trial of the run, catch trials included.
+        One per trial of the run, including catch trials.
     """
     rows = design[(design["session"] == session) & (design["run"] == run)]
     path = place_run(root, "betas", subject, session, run)

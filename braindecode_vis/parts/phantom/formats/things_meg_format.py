@@ -1,17 +1,18 @@
-"""THINGS-MEG from images to raw runs and preprocessed epochs, as OpenNeuro ds004212 ships it, with FIF for CTF folders.
+"""THINGS-MEG from images to raw runs and preprocessed epochs, as on OpenNeuro (ds004212), with FIF instead of CTF
+folders.
 
 Owns the design, the BIDS tree with its raw runs, ``derivatives/preprocessed/preprocessed_P*-epo.fif``,
-``sourcedata/sample_attributes_P*.csv`` and the two THINGS tables that turn image numbers into concepts. MNE
-reads CTF folders but writes none, so that raw runs are ``_meg.fif``; the reference gradiometers are left out.
+``sourcedata/sample_attributes_P*.csv`` and the two THINGS tables that turn image numbers into concepts. MNE can read
+CTF folders but not write them, so raw runs are ``_meg.fif``; the reference gradiometers are left out.
 
-Sessions with raw runs are cut into epochs from those very files, so that a loader of the raw runs finds what the
-epochs hold; the others are recorded at the rate of the epochs. Epochs are low-passed at 40 Hz and z-scored by their
-baseline, as published; the 0.1 Hz high-pass is left out, since the z-score takes the place of it.
+Epochs of sessions with raw runs are cut from these files, so that raw runs and epochs agree; other sessions are
+recorded at the rate of the epochs. Epochs are low-passed at 40 Hz and z-scored by their baseline, as published; the 0.1
+Hz high-pass is left out, since the z-score replaces it.
 
-Traps that are kept: ``channels.tsv`` types every sensor ``OTHER``; macOS ``._`` files lie about; the onset in
+Traps that are kept: ``channels.tsv`` types every sensor ``OTHER``; there are macOS ``._`` files; the onset in
 ``events.tsv`` comes from the optical sensor, 150 ms after the trigger on ``UPPT001``; catch trials have
-``N/A`` for a number, and 999999 in the epochs; the epochs name no condition, so that test images can be told
-only by their twelve repetitions; the tables of the image set have no header.
+``N/A`` for a number, and 999999 in the epochs; the epochs have no condition names, so only their twelve repetitions
+identify test images; the tables of the image set have no header.
 
 References
 ----------
@@ -112,9 +113,9 @@ def count(size: PhantomSize) -> Counts:
     epochs_s = size.n_subjects * (size.n_sessions - size.n_raw_sessions) * session_s
     epochs = estimate_epochs_bytes(size.n_sessions * n_trials)
     n_bytes = raw_s * estimate_raw_bytes(1) * RAW_SFREQ + size.n_subjects * epochs
-    # Epochs lie in a flat file, in MNE's parts and under their name; of these at most two at a time.
+    # Epochs are in a flat file, in MNE's parts and in the final file; at most two of these exist at a time.
     scratch = 2 * epochs + estimate_raw_bytes(1) * RAW_SFREQ * session_s / size.runs
-    # Measured on one core: simulation is as many times faster than real time, MNE writes an epoch in 6 ms.
+    # Measured on one core: the simulation is faster than real time by this factor, and MNE writes an epoch in 6 ms.
     seconds = 7 + raw_s / 25 + epochs_s / 120 + size.n_subjects * size.n_sessions * n_trials * 6e-3
     steps = size.n_subjects * (
         size.n_raw_sessions * size.runs * _count_run_steps(size) + size.n_sessions * n_trials
@@ -150,7 +151,7 @@ def plan(job: PhantomJob) -> list[Unit]:
     labels = {"session": range(1, (job.size.n_raw_sessions or 0) + 1), "run": range(1, job.size.runs + 1)}
     for person in job.subjects:
         units += list_units(job, name, _count_run_steps(job.size), _write_run, people=[person], **labels)
-        # The epochs come after the raw runs, from which they are cut.
+        # The epochs are made after the raw runs, from which they are cut.
         n_epochs = job.size.n_sessions * count_session_trials(job.size)
         units.append(Unit(f"subject {person.name}, epochs", n_epochs, partial(_write_epochs, job, person)))
     return units
@@ -254,7 +255,7 @@ def read_sensors(path: Path) -> Iterator[np.ndarray]:
     step = round(2 * RAW_SFREQ)
     for start in range(0, raw.n_times, step):
         stop = min(start + step, raw.n_times)
-        # FIF holds float32; MNE gives float64.
+        # FIF stores float32; MNE returns float64.
         yield raw.get_data(picks="mag", start=start, stop=stop).astype(np.float32)
 
 
@@ -326,7 +327,7 @@ def make_things_meg_design(
 
 
 def count_run_samples(events: pd.DataFrame) -> int:
-    """Return the length of a run whose events are given."""
+    """Return the length of a run from its events."""
     return int(events["sample"].max()) + round(TAIL_S * RAW_SFREQ)
 
 
@@ -360,7 +361,7 @@ def write_raw_run(
     Raises
     ------
     DataError
-        If the first event leaves no room for its trigger, or the blocks do not fit.
+        If the first event is too early for its trigger, or the blocks do not fit.
     """
     check_columns(
         events.columns, ("onset", "sample", "trial_type", "image_nr", "category_nr"), what="MEG events"
@@ -387,7 +388,7 @@ def write_raw_run(
     write_tsv(folder / f"{stem}_events.tsv", table, missing="N/A")
     channels = pd.DataFrame({"name": [*ch_names, _OPTICAL, TRIGGER_CHANNEL]})
     sensor = np.arange(len(channels)) < len(ch_names)
-    # As published; readers have to find out by name what a sensor is.
+    # As published; readers must find the type of a sensor by its name.
     channels["type"] = np.where(sensor, "OTHER", "MISC")
     channels["units"] = np.where(sensor, "T", "V")
     channels["low_cutoff"], channels["high_cutoff"] = 0.0, RAW_SFREQ / 2
@@ -422,7 +423,7 @@ def _add_sensors(
         rows = np.empty((n_channels + 2, array.shape[1]), dtype=np.float32)
         rows[:n_channels] = array
         rows[-2:] = 0
-        # Blocks may run past the announced length, which the writer then refuses by name.
+        # Blocks may be longer than the announced length; the writer then raises an error that names them.
         known = max(0, min(stop, n_samples) - start)
         rows[-2, :known], rows[-1, :known] = optical[start:stop], trigger[start:stop]
         yield rows
@@ -453,7 +454,7 @@ def _make_sidecar(n_channels: int, n_samples: int) -> dict[str, object]:
 
 
 def write_dataset(root: Path, subjects: Sequence[int], images: pd.DataFrame) -> None:
-    """Write what a data set has once: description, participants, and the tables of the image set.
+    """Write the files that exist once per data set: description, participants, and the tables of the image set.
 
     ``THINGS/Metadata/Image-specific/image_paths.csv`` and ``Concept-specific/image_concept_index.csv`` have
     no header, and a row number plus one is an image number.
@@ -474,7 +475,7 @@ def write_dataset(root: Path, subjects: Sequence[int], images: pd.DataFrame) -> 
 def make_sample_attributes(
     subject: int, design: pd.DataFrame, images: pd.DataFrame, seed: int = 0
 ) -> pd.DataFrame:
-    """Return the table of ``sample_attributes_P*.csv``: 18 columns, one row a trial.
+    """Return the table of ``sample_attributes_P*.csv``: 18 columns, one row per trial.
 
     ``image_on`` and ``image_off`` are seconds on the clock of the stimulus computer.
     """
@@ -500,13 +501,13 @@ def make_sample_attributes(
          "images_test_meg/" + shown["stimulus_id"] + ".jpg"],
         single,
     )  # fmt: skip
-    # The stimulus computer notes when it sent the trigger, 150 ms before the light, with a little jitter.
+    # The stimulus computer records the time of the trigger, 150 ms before the light, with a small jitter.
     table["image_on"] = design["onset"] - TRIGGER_LEAD_S + rng.normal(0, 0.002, len(design))
     table["image_off"] = table["image_on"] + STIMULUS_S
     table["subject_id"], table["session_nr"], table["run_nr"] = subject, design["session"], design["run"]
     table["trial_nr"] = design.groupby(["session", "run"]).cumcount() + 1
     table["abs_trial_nr"] = np.arange(1, len(design) + 1)
-    # Catch images (invented objects) are answered by a button, nearly always.
+    # To catch images (invented objects), subjects nearly always respond with a button.
     table["responded"] = (is_catch & (rng.random(len(design)) < 0.95)).astype(int)
     table["RT"] = np.where(table["responded"] == 1, rng.uniform(0.4, 0.9, len(design)), np.nan)
     return table[list(ATTRIBUTE_COLUMNS)]
@@ -528,7 +529,7 @@ def write_preprocessed(
     split_size: str = "500MB",
     dev_head: np.ndarray | None = None,
 ) -> Path:
-    """Write ``derivatives/preprocessed/preprocessed_P{n}-epo.fif``, in parts where it is large.
+    """Write ``derivatives/preprocessed/preprocessed_P{n}-epo.fif``, in several parts if it is large.
 
     Parameters
     ----------
@@ -545,7 +546,9 @@ def write_preprocessed(
         Device to head coordinates.
     """
     if DROPPED_SENSOR in ch_names:
-        raise DataError(f"the preprocessed epochs of THINGS-MEG lack sensor {DROPPED_SENSOR}; drop it first.")
+        raise DataError(
+            f"the preprocessed epochs of THINGS-MEG must not contain sensor {DROPPED_SENSOR}; drop it first."
+        )
     return write_epochs_fif(
         LAYOUT.place(root, "epochs", subject=subject),
         epochs,
@@ -563,7 +566,7 @@ def estimate_raw_bytes(n_samples: int, n_channels: int = 272) -> int:
 
 
 def estimate_epochs_bytes(n_epochs: int, n_channels: int = 271) -> int:
-    """Return the size of one person's preprocessed epochs; as much again is used while writing."""
+    """Return the size of one person's preprocessed epochs; twice as much is needed during writing."""
     return 4 * n_epochs * n_channels * EPOCH_N_TIMES
 
 

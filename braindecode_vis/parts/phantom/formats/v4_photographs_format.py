@@ -1,8 +1,7 @@
 """V4 photographs (Cowley et al. 2023) from images to arrays of spike counts and archives of pictures.
 
-Owns the neurons (positions of the simulated V4, in place of voxels), whole numbers of spikes, and the order of the
-pictures, in which training and test images are mixed. An animal has one session. Knows no file names: these are the
-reader's.
+Owns the neurons (positions of the simulated V4, instead of voxels), whole numbers of spikes, and the order of the
+pictures, in which training and test images are mixed. An animal has one session. The reader defines the file names.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from braindecode_vis.parts.phantom.scanner import count_voxels, make_area_scanne
 from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images, estimate_image_bytes
 
 SESSIONS = ("201025", "190923", "211022")
-"""One of each animal, those that the authors tested."""
+"""One session of each animal: those that the authors tested."""
 _SHARE = 0.0047  # of cortical positions, for the estimate alone
 _MEAN, _SPREAD = 3.0, 1.5  # spikes in 100 ms, as in the published sessions
 

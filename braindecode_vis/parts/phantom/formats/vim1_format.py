@@ -1,6 +1,6 @@
 """vim-1 (Kay et al. 2008) from grey images to the MATLAB files of the CRCNS archive.
 
-Owns ``EstimatedResponses.mat`` (MATLAB 7.3: HDF5 behind a block of 512 bytes, axes reversed), the images in
+Owns ``EstimatedResponses.mat`` (MATLAB 7.3: HDF5 after a block of 512 bytes, axes reversed), the images in
 ``Stimuli.mat`` (MATLAB 5) and in the files of full resolution, and the slab of occipital voxels in a volume of
 64 x 64 x 18. Responses are means over presentations, z-scored for each voxel; some voxels have gaps (NaN).
 
@@ -33,11 +33,11 @@ from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images
 
 USES = ("voxel_mm",)
 STIMULUS_S, T_R = 1.0, 1.0
-# As published: 15 files of 120 images and a rest.
+# Published: 15 files of 120 images, the last one with the rest.
 _IMAGES_PER_FILE = 120
-# The middle grey that stored values count from, as code that shows them adds it.
+# The middle grey from which stored values count; published code adds it before display.
 _MIDDLE = 0.55
-# Simulated regions, by the codes that the files have for them.
+# Simulated regions, by their codes in the files.
 _CODES = {{"V4": "hV4"}.get(name, name): code for code, name in ROIS.items()}
 
 
@@ -64,7 +64,7 @@ def make_slab(voxel_mm: float) -> Scanner:
 
 
 def plan(job: PhantomJob) -> list[Unit]:
-    """Return the images and the responses, which are one file for all people."""
+    """Return the images and the responses, which are one file for all subjects."""
     return [
         Unit("the images", len(job.table), partial(_write_images, job)),
         Unit("the responses", job.size.n_subjects * job.size.n_trials, partial(_write_responses, job)),
