@@ -15,15 +15,15 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.simpleconv_config import SimpleConvImageConfig
-from braindecode_vis.encoders.tsconv_config import (
+from braindecode_vis.encoders.atm_config import (
     AtmEConfig,
     AtmSConfig,
     EEGNetConfig,
     EEGProjectConfig,
     TSConvConfig,
 )
+from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.encoders.simpleconv_config import SimpleConvImageConfig
 
 NETWORKS = {
     "eegproject": EEGProjectConfig(),

@@ -344,8 +344,8 @@ def make_network(folder: Path, kind: str, trials: int, channels: int, times: int
     import torch
     from torch.nn import functional
 
+    from braindecode_vis.encoders.atm_config import AtmSConfig, TSConvConfig
     from braindecode_vis.encoders.signal import Signal
-    from braindecode_vis.encoders.tsconv_config import AtmSConfig, TSConvConfig
 
     torch.manual_seed(0)
     subjects = tuple(f"{number + 1:02d}" for number in range(10))

@@ -256,3 +256,15 @@ def test_what_is_not_there_is_left_out(reality, tmp_path, capsys):
     assert "left out" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         reality.main([str(tmp_path), "--out", str(tmp_path / "out"), "--data", "v4_210225"])
+
+
+def test_photographs_that_the_prior_learns_from_are_not_tested(monkeypatch, capsys):
+    """A session of the diffusion prior's photographs was taken as the one to decode, whose test it had then seen."""
+    spec = importlib.util.spec_from_file_location("photographs", FOLDER / "studies" / "photographs.py")
+    photographs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(photographs)
+    given = ["photographs.py", "ROOT", "--taesd", "T", "--out", "OUT", "--session", photographs.OTHERS[0]]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit):
+        photographs.main()
+    assert "learns from the photographs of 190927; test another session" in capsys.readouterr().err

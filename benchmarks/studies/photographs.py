@@ -188,6 +188,10 @@ def main() -> None:
     parser.add_argument("--session", default="201025")
     parser.add_argument("--only", nargs="+", default=list(WAYS), choices=WAYS)
     options = parser.parse_args()
+    if options.session in OTHERS:
+        parser.error(
+            f"the diffusion prior learns from the photographs of {options.session}; test another session"
+        )
     out, taesd = options.out.resolve() / options.session, options.taesd.resolve()
     folder = write_session(options.root, options.session, out / "data")
     judge = base = None

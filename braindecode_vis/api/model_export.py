@@ -21,6 +21,7 @@ from braindecode_vis.api.exports import check_request, write_new
 from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, require
+from braindecode_vis.training.auto import AutoConfig
 
 #: An exported program may differ from its encoder by this share of the spread of predictions: float32 sums in another
 #: order, through a few dozen layers.
@@ -300,6 +301,11 @@ def _tabulate(rows: list[dict[str, Any]]) -> str:
 def _describe_axes(decoder: Any) -> dict[str, Any]:
     encoder = decoder._read_encoder()
     categories = decoder._settings.decodes_categories
+    if isinstance(
+        decoder._settings, AutoConfig
+    ):  # who takes the model asks what it is, not how it was chosen
+        chosen = decoder._fitted.record["chosen"]
+        encoder = decoder._settings.list_members()[chosen].model_dump(mode="json")
     kind = encoder["kind"]
     return {
         "version": __version__,

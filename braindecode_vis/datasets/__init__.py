@@ -1,1 +1,1 @@
-"""One file per data set: what its authors published, read as it lies on disk."""
+"""One file per data set: reads the files that its authors published."""

@@ -1,19 +1,18 @@
-"""The data set kind `arrays`: a folder with an array of trials, a table of them and the pictures, of any experiment.
+"""The data set kind `arrays`: a folder with an array of trials, a table of them and the pictures, from any experiment.
 
-Owns the files of such a folder. What is asked of their content, and what is filled in, is
-`braindecode_vis.datasets.own_data`.
+Owns the files of such a folder. `braindecode_vis.datasets.own_data` checks their content and fills in what is missing.
 
 ::
 
     FOLDER/
       data.npy            trials first; or data.npz, *-epo.fif, data.nii.gz with mask.nii.gz
-      trials.csv          stimulus_id or concept, and what else is known; or .tsv, .parquet
+      trials.csv          stimulus_id or concept, and other known columns; or .tsv, .parquet
       images/             files named by id; or images.npy (grey or RGB, uint8 or floats in 0..1)
       meta.yaml           title, modality, unit, sfreq, tmin, channels, citation, licence, normalised: all optional;
-                          first_id: the number of the first picture of images.npy, from which the ids count on
+                          first_id: the number of the first picture of images.npy, from which the ids are counted
 
 A folder that `braindecode_vis.base.store.write_responses` wrote (alone, or as ``responses/`` beside ``stimuli/``) is
-taken as it is.
+read unchanged.
 """
 
 from __future__ import annotations
@@ -91,9 +90,9 @@ class ArraysConfig(RecordedSettings):
     root
         The folder.
     images
-        Folder or ``.npy`` file of the pictures, where they lie elsewhere.
+        Folder or ``.npy`` file of the pictures, if they are elsewhere.
     same_pictures
-        ``merge`` gives pictures of equal pixels one id and says so; ``refuse`` names them and stops.
+        ``merge`` gives pictures with equal pixels one id and reports it; ``refuse`` names them and stops.
     """
 
     kind: Literal["arrays"] = "arrays"
@@ -104,7 +103,7 @@ class ArraysConfig(RecordedSettings):
 
     @property
     def manifest(self) -> Manifest:
-        """What ``meta.yaml`` says of the data, never the text of another data set."""
+        """Description of the data from ``meta.yaml``, never the text of another data set."""
         general = find_manifest("arrays")
         if self.root is None or not self.root.is_dir():
             return general
@@ -137,7 +136,7 @@ class ArraysConfig(RecordedSettings):
         )
 
     def check(self) -> list[CheckFinding]:
-        """Read everything, and say what was found, filled in and merged."""
+        """Read everything, and report what was found, filled in and merged."""
         try:
             data = self.read()
         except BraindecodeVisError as error:
@@ -170,7 +169,7 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
     root
         The folder; see the module for its files.
     images
-        Folder or ``.npy`` file of the pictures, where they do not lie in `root`.
+        Folder or ``.npy`` file of the pictures, if they are not in `root`.
     merge_same_pictures
         As in `braindecode_vis.datasets.own_data.assemble_data`.
 
@@ -195,7 +194,7 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
     about = read_meta(root)
     data, given = read_data_file(find_data_file(root), root)
     table_path = next((root / name for name in TABLES if is_there(root / name)), None)
-    # A table beside the data wins over the metadata inside it.
+    # A table beside the data is used instead of the metadata inside it.
     table = read_trial_table(table_path) if table_path else given.pop("trials", None)
     given.pop("trials", None)
     if table is None:
@@ -219,9 +218,9 @@ def _say_in_files(message: str) -> str:
 
 
 def _place_axes(data: np.ndarray, given: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the file of the trials and ``meta.yaml`` say of axes, times and channels, and the free facts."""
+    """Return axes, times and channels from the file of the trials and ``meta.yaml``, and the descriptive facts."""
     given = dict(given)
-    # What the user wrote down wins over what the file says.
+    # Values that the user wrote replace those of the file.
     about = {**given.pop("about", {}), **about}
     if "channels" in about:
         given["ch_names"] = about.pop("channels")
@@ -240,8 +239,8 @@ def _place_axes(data: np.ndarray, given: Mapping[str, Any], about: Mapping[str, 
 def read_new_trials(path: Path) -> tuple[Responses, StimulusSet | None]:
     """Read trials to be predicted: a folder of arrays or of `store.write_responses`, or one file of trials.
 
-    What a trial showed need not be known, so that there may be no table and no picture. A trial without `stimulus_id`
-    gets an id of its own; equal ids mark repetitions.
+    The picture of a trial may be unknown, so table and pictures may be missing. A trial without `stimulus_id` gets a
+    new id; equal ids mark repetitions.
 
     Parameters
     ----------
@@ -251,9 +250,9 @@ def read_new_trials(path: Path) -> tuple[Responses, StimulusSet | None]:
     Returns
     -------
     responses
-        With the columns `known` (whether the trial says what it showed), and `concept` where the table has it.
+        With the column `known` (whether the picture of the trial is known), and `concept` if the table has it.
     stimuli
-        The pictures, where they lie in the folder.
+        The pictures, if they are in the folder.
 
     Raises
     ------
@@ -284,7 +283,7 @@ def read_new_trials(path: Path) -> tuple[Responses, StimulusSet | None]:
 
 
 def find_input_files(root: Path, images: Path | None = None) -> dict[str, Path]:
-    """Return every file that is read, by a name that does not depend on where the folder lies."""
+    """Return every file that is read, by a name that does not depend on the place of the folder."""
     written = find_written(root)
     if written is not None:
         files = {path.name: path for path in sorted(written.iterdir()) if path.is_file()}
@@ -321,9 +320,9 @@ def find_written(root: Path) -> Path | None:
 
 
 def find_trials(root: Path) -> bool:
-    """Say whether a folder holds arrays of trials, and is not the root of some data set.
+    """Say whether a folder holds arrays of trials, and is not the root of another data set.
 
-    Epochs files (``-epo.fif``) are not asked for, since data sets are published in them too.
+    Epochs files (``-epo.fif``) do not count, since other data sets are published in them too.
     """
     names = ("data.npy", "data.npz", "data.nii.gz", "data.nii")
     return find_written(root) is not None or any((root / name).is_file() for name in names)
@@ -347,7 +346,7 @@ def find_data_file(root: Path) -> Path:
 
 
 def read_data_file(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the trials, and what their file says of axes, times and channels."""
+    """Return the trials, and the axes, times and channels that their file gives."""
     name = path.name
     if name.endswith((".fif", ".fif.gz")):
         import mne
@@ -378,7 +377,7 @@ def read_data_file(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def unpack_epochs(epochs: Any, *, column: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return data channels of `mne.Epochs` and the facts that travel with them.
+    """Return data channels of `mne.Epochs` and the facts that they contain.
 
     Parameters
     ----------
@@ -415,7 +414,7 @@ def unpack_epochs(epochs: Any, *, column: str | None = None) -> tuple[np.ndarray
     if epochs.metadata is not None:
         trials = epochs.metadata.reset_index(drop=True)
         if column is not None:
-            # The column that was asked for goes before one that happens to have the name.
+            # The requested column is used before one that happens to have the name.
             others = (
                 trials.drop(columns="stimulus_id", errors="ignore") if column != "stimulus_id" else trials
             )
@@ -500,7 +499,7 @@ def read_trial_table(path: Path) -> pd.DataFrame:
             raise DataError(
                 f"{path} is empty; write a row per trial, with the column stimulus_id or concept."
             )
-        # Everything stays text: ids like 007 would lose their zeros as numbers.
+        # Everything stays text: as a number, an id like 007 would lose its zeros.
         header = path.read_text(encoding="utf-8-sig").split("\n", 1)[0]
         separator = (
             "\t" if path.suffix == ".tsv" else ("," if header.count(",") >= header.count(";") else ";")
@@ -520,12 +519,12 @@ def read_trial_table(path: Path) -> pd.DataFrame:
 
 
 def read_meta(root: Path) -> dict[str, Any]:
-    """Return what ``meta.yaml`` says; an empty mapping without one.
+    """Return the content of ``meta.yaml``; an empty mapping if there is none.
 
     Raises
     ------
     DataError
-        If it is not a mapping, or names something unknown.
+        If it is not a mapping, or has an unknown key.
     """
     path = root / "meta.yaml"
     if not is_there(path):
@@ -566,7 +565,7 @@ def find_pictures(root: Path, images: Path | None) -> Path | None:
 
 
 def read_pictures(path: Path | None) -> Any:
-    """Return pictures as `assemble_data` takes them: a folder as it is, a file as a memory map."""
+    """Return pictures in a form that `assemble_data` takes: the path of a folder, or a memory map of a file."""
     if path is None or path.is_dir():
         return path
     pictures = load_array(path, "an array of pictures")
@@ -580,7 +579,9 @@ def read_pictures(path: Path | None) -> Any:
 
 
 def _name_pictures(path: Path | None, about: dict[str, Any]) -> Any:
-    """Return pictures with the ids that ``first_id`` of ``meta.yaml`` gives those of an array, and take it out."""
+    """Return pictures with ids that start at ``first_id`` of ``meta.yaml`` if they are an array, and remove that
+    key.
+    """
     pictures, first = read_pictures(path), about.pop("first_id", None)
     if first is None or pictures is None or isinstance(pictures, Path):
         return pictures
@@ -588,7 +589,7 @@ def _name_pictures(path: Path | None, about: dict[str, Any]) -> Any:
 
 
 def load_array(path: Path, what: str) -> Any:
-    """Return what a ``.npy`` or ``.npz`` file holds, as a memory map where possible; objects are refused.
+    """Return the content of a ``.npy`` or ``.npz`` file, as a memory map if possible; objects are refused.
 
     Parameters
     ----------
@@ -600,7 +601,7 @@ def load_array(path: Path, what: str) -> Any:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        # NumPy's own text speaks of pickle for any file that it does not know, and advises to allow it.
+        # NumPy's own message mentions pickle for any unknown file, and advises to allow it.
         reason = (
             "it is empty" if not path.stat().st_size else "it is damaged, of another format, or holds objects"
         )

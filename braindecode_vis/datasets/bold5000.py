@@ -3,13 +3,13 @@
 Two data sets. `Bold5000BetasConfig` reads the single-trial betas of release 2.0 (GLMsingle), as volumes of each session
 (``CSI1_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_ses-01.nii.gz`` with ``CSI1_brainmask.nii.gz``) or as tables of ten regions
 (``..._allses_LHEarlyVis.npy``), and the list that names the picture of every trial, ``CSI1_imgnames.txt``. The names
-are those that published readers of the release open; they were not seen on an original download. Test pictures are
-those of ``repeated_stimuli_113_list.txt`` where it is found, else those that the subject saw more than once.
+are those that published readers of the release open; they were not checked on an original download. Test pictures are
+those of ``repeated_stimuli_113_list.txt`` if it is found, else those that the subject saw more than once.
 
 `Bold5000Config` reads the raw images, or fMRIPrep's of the release, which carry the names of its first versions
-(``_bold_space-T1w_preproc``), and owns what the event tables mean: the kind of a picture (`ImgType`), its name, and
-that the 113 repeated pictures, whose kind begins with ``rep_``, are the test pictures, also where they are shown
-without that mark (twice in the first session of CSI1).
+(``_bold_space-T1w_preproc``), and owns the meaning of the event tables: the kind of a picture (`ImgType`) and its name.
+The 113 repeated pictures, whose kind begins with ``rep_``, are the test pictures, even if they are shown without that
+mark (twice in the first session of CSI1).
 
 References
 ----------
@@ -94,25 +94,26 @@ _COCO, _IMAGENET = re.compile(r"^COCO_"), re.compile(r"^n\d{8}_")
 
 
 class Bold5000BetasConfig(AtlasSettings, PicturedSettings):
-    """Where the betas lie, and in which form they are read.
+    """Folder of the betas, and the form in which they are read.
 
     Parameters
     ----------
     root
-        Folder below which the files are looked for.
+        Folder below which the files are searched.
     subjects
-        1 to 4; all that are there by default.
+        1 to 4; by default all that exist.
     betas
-        Version of the model, as the file names spell it.
+        Version of the model, as written in the file names.
     form
-        ``volumes`` in each subject's space, tables of ``rois``, or what is there (``auto``: volumes first,
-        and the same form for all subjects).
+        ``volumes`` in each subject's space, tables of ``rois``, or the form that exists (``auto``: volumes first, and
+        the same form for all subjects).
     rois
         Regions of the tables, for example ``[LHEarlyVis, RHLOC]``; all by default.
     images
         Folder of the pictures; ``stimuli`` or ``BOLD5000_Stimuli`` below the root by default, if it holds all of them.
     zscore
-        As in `BetasPlan`. The tables do not say where a session ends, so that ``session`` means all of them there.
+        As in `BetasPlan`. The tables do not mark the end of a session, so ``session`` means all sessions together
+        there.
     """
 
     kind: Literal["bold5000_betas"] = "bold5000_betas"
@@ -130,7 +131,7 @@ class Bold5000BetasConfig(AtlasSettings, PicturedSettings):
         return [path for found in self._find() for path in found.paths] + ([listed] if listed else [])
 
     def list_image_folders(self) -> tuple[str, ...]:
-        """Return the folders below the root in which pictures are usually unpacked."""
+        """Return the usual folders of pictures below the root."""
         return _IMAGE_FOLDERS
 
     def open_betas(self) -> FmriSource:
@@ -228,7 +229,7 @@ class Found:
 
 
 def read_names(path: Path, subject: str, tested: set[str] | None) -> pd.DataFrame:
-    """Return the trials that ``imgnames.txt`` lists, one a line, in the order of the betas.
+    """Return the trials that ``imgnames.txt`` lists, one per line, in the order of the betas.
 
     Parameters
     ----------
@@ -239,9 +240,9 @@ def read_names(path: Path, subject: str, tested: set[str] | None) -> pd.DataFram
 
     lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     ids = pd.Series([_name(line) for line in lines], dtype=object)
-    # Without the list, what a subject saw more than once is what the authors repeated.
+    # Without the list, the pictures that a subject saw more than once are the repeated ones.
     counts = ids.map(ids.value_counts())
-    # As train and test of one picture would leak, a repeated picture outside the list is an error below.
+    # A repeated picture outside the list is an error below: one picture in training and test would leak.
     is_test = ids.isin(tested) if tested is not None else counts > 1
     again = (counts > 1) & ~is_test
     if again.any():
@@ -263,7 +264,7 @@ def read_names(path: Path, subject: str, tested: set[str] | None) -> pd.DataFram
 
 
 def find_kind(name: str) -> str:
-    """Return whether a picture is of COCO, ImageNet or a scene, by its name.
+    """Return by its name whether a picture is from COCO, from ImageNet or a scene.
 
     Examples
     --------
@@ -286,7 +287,7 @@ def _open_volumes(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], 
     values, affine = read_volume(found.mask)
     mask = values > 0
     headers = [read_volume_header(path) for path in found.betas]
-    # imgnames.txt runs over all sessions, so that one missing session shifts every name after it.
+    # imgnames.txt runs over all sessions, so a missing session shifts every name after it.
     n_found = sum(header.n_volumes for header in headers)
     if n_found != len(trials):
         raise DataError(
@@ -296,7 +297,7 @@ def _open_volumes(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], 
     parts, start = [], 0
     for path, header in zip(found.betas, headers, strict=True):
         check_same_space(header, mask.shape, affine, what=f"the mask {found.mask.name}")
-        # Known from the files alone; tables of regions join all sessions.
+        # Known only from the files; tables of regions join all sessions.
         session = re.sub(r"^.*_ses-(\d+)\.nii.*$", r"\1", path.name)
         own = trials.iloc[start : start + header.n_volumes].assign(session=session).reset_index(drop=True)
         parts.append(BetasPart(own, (path,), int(mask.sum()), MaskedVolumes(header, mask)))
@@ -317,7 +318,7 @@ def _open_rois(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], Geo
             )
         tables.append(table)
     sizes = [table.shape[1] for table in tables]
-    # Columns of the regions side by side; a voxel of two regions stands twice.
+    # The columns of the regions side by side; a voxel in two regions occurs twice.
     labels = np.repeat(np.arange(1, len(sizes) + 1), sizes)
     names = {n: path.stem.rpartition("_")[2] for n, path in enumerate(found.betas, start=1)}
 
@@ -332,19 +333,19 @@ _LIST_PLACES = ("", "stimuli", STIMULI, f"{STIMULI}/Scene_Stimuli", "code")
 
 
 class Bold5000Config(BoldSettings):
-    """Where the data set lies; see `BoldSettings` for the options.
+    """Folder of the data set; see `BoldSettings` for the options.
 
-    The 113 repeated pictures are the test pictures. They are told by `ImgType`; where ``repeated_stimuli_113_list.txt``
-    is found below the root, it must agree. Subjects are called ``CSI1`` to ``CSI4``. Concepts: the synset of an
-    ImageNet picture, the name of a scene without its number; a COCO picture has no single concept and stands for
-    itself.
+    The 113 repeated pictures are the test pictures. They are identified by `ImgType`; if
+    ``repeated_stimuli_113_list.txt`` is found below the root, it must agree. Subjects are called ``CSI1`` to ``CSI4``.
+    Concepts: the synset of an ImageNet picture, the name of a scene without its number; a COCO picture has no single
+    concept and is its own concept.
 
     Parameters
     ----------
     tasks
-        What is read: the pictures that were seen (``5000scenes``), and a lab's own runs of ``imagery`` in the same
-        subjects, of which the published data set has none. Their event tables name in `ImgName` which picture was
-        imagined, with `ImgType` ``imagery``; such trials are tested alone, under the id ``imagery_NAME``.
+        Tasks to read: the seen pictures (``5000scenes``), and a lab's own runs of ``imagery`` in the same subjects,
+        which the published data set does not have. Their event tables name the imagined picture in `ImgName`, with
+        `ImgType` ``imagery``; such trials are only test trials, with the id ``imagery_NAME``.
     """
 
     kind: Literal["bold5000"] = "bold5000"
@@ -358,12 +359,12 @@ class Bold5000Config(BoldSettings):
         return digests if listed is None else {**digests, LIST: digest_file(listed)}
 
     def make_recipe(self) -> FmriRecipe:
-        """Return the task that is read, and what its tables mean."""
+        """Return the task that is read, and the meaning of its tables."""
         task = {"task": self.tasks}
         return FmriRecipe("bold5000", task, read_scene_events, self._finish, image_folders=_IMAGE_FOLDERS)
 
     def open_bold(self) -> BoldSource:
-        """Return the data set as lazy runs, and say how many pictures are tested: 113 in the published files."""
+        """Return the data set as lazy runs, and report the number of test pictures: 113 in the published files."""
         import pandas as pd
 
         source = super().open_bold()
@@ -379,8 +380,8 @@ class Bold5000Config(BoldSettings):
         return next((root / p / LIST for p in _LIST_PLACES if is_there(root / p / LIST)), None)
 
     def _finish(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """Make a picture a test picture throughout if it is one anywhere."""
-        # A repeated picture trains nowhere, also where the mark is missing.
+        """Make a picture a test picture in all trials if it is one in any trial."""
+        # A repeated picture is never a training picture, even if the mark is missing.
         imagined = trials["task"] == IMAGERY_TASK
         tested = set(trials.loc[(trials["split"] == "test") & ~imagined, "stimulus_id"])
         listed = self._find_list()
@@ -416,7 +417,7 @@ def read_scene_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
         )
     names = table["ImgName"]
     if "stim_file" in table.columns:
-        # The two columns repeat each other; where they differ, the events are not those of the release.
+        # The two columns have the same content; if they differ, the events are not those of the release.
         differ = (names.map(make_stimulus_id) != table["stim_file"].map(make_stimulus_id)) & (
             table["stim_file"] != ""
         )

@@ -1,11 +1,13 @@
-"""CNeuroMod-THINGS (St-Laurent et al. 2025): four people, 33 to 36 sessions each, of a memory task with THINGS images.
+"""CNeuroMod-THINGS (St-Laurent et al. 2025): four subjects, 33 to 36 sessions each, in a memory task with THINGS
+images.
 
-Owns the pairing of GLMsingle's single-trial betas (one HDF5 file a person: a group a session, in it a group a run, and
-the mask as an array) with the BIDS events, whose rows are those of the betas. The split is ours, since none was
-published: categories by their number in the task, or the last exemplar of each category.
+Owns the pairing of GLMsingle's single-trial betas (one HDF5 file per subject: one group per session, in it one group
+per run, and the mask as an array) with the BIDS events, whose rows are in the order of the betas. The split is ours,
+since none was published: categories by their number in the task, or the last exemplar of each category.
 
-The betas were standardised per voxel over all trials of a person by the authors, test trials included; no other ones
-are in the public collection. Files of a DataLad collection that were not fetched are links to nothing, and told so.
+The betas were standardised per voxel over all trials of a subject by the authors, test trials included; the public
+collection has no other betas. Files of a DataLad collection that were not fetched are broken links, and reported as
+such.
 
 References
 ----------
@@ -51,7 +53,7 @@ LAYOUT = Layout(
         what="the file of betas of CNeuroMod-THINGS",
         hint=_FETCH,
         arrays={
-            # Of one run, standardised per voxel over all trials of the person.
+            # Of one run, standardised per voxel over all trials of the subject.
             "{session}/{run}/betas": Array(("trial of {session}/{run}", "voxel")),
             "mask_array": Array(("x", "y", "z")),
             "mask_affine": Array(("row", "column")),
@@ -86,16 +88,16 @@ IMAGE_PLACES = tuple(
 
 
 class CneuromodThingsConfig(AtlasSettings, PicturedSettings):
-    """Where the collection lies, whose betas are read, and what is tested.
+    """Folder of the collection, subjects to read, and the test images.
 
     Parameters
     ----------
     root
-        The folder ``cneuromod-things``, or one that holds the collections ``things.glmsingle`` and ``things``.
+        The folder ``cneuromod-things``, or one with the collections ``things.glmsingle`` and ``things``.
     events
         Folder of the events (``sub-01/ses-01/func/*_events.tsv``); found below the root by default.
     subjects
-        Numbers to read; all that are there by default. Voxels of several do not correspond.
+        Numbers to read; by default all that exist. Voxels of different subjects do not correspond.
     sessions
         Numbers to read; all by default.
     test
@@ -108,7 +110,7 @@ class CneuromodThingsConfig(AtlasSettings, PicturedSettings):
         A mask volume of your own in the space of the betas; voxels above 0.
     min_noise_ceiling
         Keep voxels whose published noise ceiling (percent) is at least this. It was computed from all repeated images,
-        test images among them, which the notes of the result say.
+        test images included; the notes of the result mention this.
     images
         Folder of the THINGS images; ``stimuli/images_fmri`` beside the events by default, if it holds all of them.
     """
@@ -128,7 +130,7 @@ class CneuromodThingsConfig(AtlasSettings, PicturedSettings):
     fixed_settings: ClassVar[frozenset[str]] = frozenset({"test_every"})
     removed_settings: ClassVar[Mapping[str, Any]] = {"unanswered": "keep"}
 
-    # The content of the files is hashed among the inputs, wherever they lie.
+    # The content of the files is hashed with the inputs; their place does not matter.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "events", "images", "mask_file"})
 
     title: ClassVar[str] = "CNeuroMod-THINGS"
@@ -167,7 +169,7 @@ class CneuromodThingsConfig(AtlasSettings, PicturedSettings):
 
     @collect_findings("layout")
     def check(self) -> Iterator[CheckFinding]:
-        """Open every file, pair events with betas, and compare images and trials of each person with the manifest."""
+        """Open every file, pair events with betas, and compare images and trials of each subject with the manifest."""
         import pandas as pd
 
         source, root, facts = self.open_betas(), self.find_root(), self.manifest.facts
@@ -311,7 +313,7 @@ class CneuromodThingsConfig(AtlasSettings, PicturedSettings):
     def _is_tested(self, trials: pd.DataFrame) -> np.ndarray:
         if self.test == "concepts":
             return (trials["category_nr"] % self.test_every == 0).to_numpy()
-        # Allowing for a set without a sixth image would test other images in another subject.
+        # If a category without a sixth image were allowed, subjects would have different test images.
         return (trials["exemplar_nr"] == 6).to_numpy()
 
     def _check_split(self, shown: pd.DataFrame) -> None:
@@ -372,16 +374,16 @@ class CneuromodThingsConfig(AtlasSettings, PicturedSettings):
 
 @dataclass(frozen=True)
 class BetasFile:
-    """What one file of betas holds.
+    """Content of one file of betas.
 
     Parameters
     ----------
     path
         The file.
     runs
-        Session and run to the number of trials.
+        Number of trials by session and run.
     names
-        Session and run to the data set in the file, ``10/2/betas``.
+        Name of the data set in the file by session and run, ``10/2/betas``.
     mask : bool array of shape (x, y, z)
         Voxels of the columns, in C order.
     affine : array of shape (4, 4)
@@ -395,7 +397,7 @@ class BetasFile:
 
 
 def read_layout(path: Path) -> BetasFile:
-    """Read sessions, runs and mask of ``..._stat-trialBetas_..._statseries.h5``, and no beta.
+    """Read sessions, runs and mask of ``..._stat-trialBetas_..._statseries.h5``, but no betas.
 
     Raises
     ------
@@ -433,7 +435,7 @@ def _read_run(path: Path, key: str, columns: np.ndarray, start: int, stop: int) 
 
 
 def read_trials(path: Path, subject: int, session: int, run: int) -> pd.DataFrame:
-    """Return the trials of one run in the order of its events, which is that of the betas.
+    """Return the trials of one run in the order of its events, which is the order of the betas.
 
     Raises
     ------

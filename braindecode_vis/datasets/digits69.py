@@ -1,8 +1,8 @@
 """Handwritten sixes and nines, seen by one subject (van Gerven, de Lange and Heskes 2010).
 
 Owns the MATLAB file ``digit69_28x28.mat`` as redistributed with Du et al. (2018): 90 + 10 trials of 3092 voxels
-in arbitrary units, with the 28 x 28 image of each trial. The file says nothing of runs, repetitions or voxel
-positions, so neither do we.
+in arbitrary units, with the 28 x 28 image of each trial. The file has no runs, repetitions or voxel positions, so the
+trials have none.
 
 References
 ----------
@@ -32,7 +32,7 @@ LAYOUT = Layout(
         FILE_NAME,
         "mat5",
         what="the data file of digits69",
-        hint="pass the folder that holds it with --root",
+        hint="pass its folder with --root",
         arrays={
             f"{name}{suffix}": array
             for suffix, trial in (("Trn", "training trial"), ("Test", "test trial"))
@@ -47,7 +47,7 @@ LAYOUT = Layout(
 
 
 class Digits69Config(LoadedSettings):
-    """Where the file lies, and whether to insist on the published bytes.
+    """Folder of the file, and whether its bytes must be the published ones.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Digits69Config(LoadedSettings):
         return read_digits69(self.find_files()[FILE_NAME])
 
     def write(self, folder: Path, *, seed: int) -> None:
-        """Write responses and stimuli below `folder`, once the file was read and is found to be the published one."""
+        """Write responses and stimuli below `folder`, after the file was read and compared with the published one."""
         responses, stimuli = self.read()
         # After reading: a damaged file has a clearer message of its own.
         finding = check_one_file(self.find_root(), self.manifest, self.manifest.files[0])
@@ -109,14 +109,14 @@ def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
     Returns
     -------
     responses : Responses of shape (100 trials, 3092 voxels)
-        Training trials first; `split` says which is which.
+        Training trials first; the column `split` marks them.
     stimuli : StimulusSet of 100 images
         uint8, 28 x 28, upright, the grey value repeated over the three colours.
 
     Raises
     ------
     DataError
-        If the file is damaged, lacks a variable, or holds a non-finite voxel.
+        If the file is damaged, a variable is missing, or a voxel is not finite.
     """
     import pandas as pd
 

@@ -1,12 +1,12 @@
 """EEG-ImageNet (Zhu et al. 2024): 62-channel EEG of 16 subjects who saw ImageNet pictures of 80 categories.
 
 Owns the configuration, the two layouts (``EEG-ImageNet_1.pth`` and ``_2.pth``, or one ``EEG-ImageNet.pth``), the
-meaning of each entry, and the opening of the files. What a ``.pth`` file holds is a dictionary of tensors and text, so
-torch's own restricted reader is tried first, memory-mapped, so that a part of 4 GB costs no memory; only a file that it
-refuses is handed to the full one, in a process of its own, if the user trusts it.
+meaning of each entry, and the opening of the files. A ``.pth`` file holds a dictionary of tensors and text, so torch's
+restricted reader is tried first, memory-mapped, so that a part of 4 GB needs no memory. Only a file that it refuses is
+read by the full reader, in a separate process, if the user trusts it.
 
-All 50 pictures of a category were shown in one block. Whatever drifts over minutes therefore tells the category, and
-decoding it says nothing of vision (Li et al. 2021). Every use of the data carries a warning.
+All 50 pictures of a category were shown in one block. Any drift over minutes therefore reveals the category, and
+decoding the category does not measure vision (Li et al. 2021). Every use of the data prints a warning.
 
 References
 ----------
@@ -76,7 +76,7 @@ Granularity = Literal["all", "coarse", "fine", "fine0", "fine1", "fine2", "fine3
 
 
 class EegImagenetConfig(CleaningOptions, RecordedSettings):
-    """Where the files lie, whom and what to read.
+    """Folder of the files, subjects and trials to read.
 
     Parameters
     ----------
@@ -84,11 +84,11 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
         Folder of the ``.pth`` files.
     images
         Folder of ImageNet pictures, ``<wnid>/<wnid>_<number>.JPEG``; found as ``imageNet_images`` below the root by
-        default. The data set comes without them, and trials can be preprocessed without them.
+        default. The data set does not contain them, and trials can be preprocessed without them.
     layout
-        ``parts`` (one or both of two), ``single``, or whichever there is.
+        ``parts`` (one or both of two), ``single``, or by default the one that exists.
     subjects
-        Numbers 0 to 15 to read; all that are there by default.
+        Numbers 0 to 15 to read; by default all that exist.
     granularity
         Coarse or fine categories, all of them, or one of the five fine tasks of eight categories each.
     channels
@@ -98,10 +98,10 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
     dtype
         Type of the stored numbers.
     trust_pickle
-        Open files that torch would not open without running code they name; in a process of their own. Given with the
-        call, never by a file.
+        Open files that torch can open only by running code that they name; in a separate process. Set it with the call,
+        never in a file.
     scaling
-        As in `CleaningOptions`, whose other options are refused: the files hold epochs.
+        As in `CleaningOptions`; its other options are refused, since the files hold epochs.
     """
 
     kind: Literal["eeg_imagenet"] = "eeg_imagenet"
@@ -150,7 +150,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
                 seen[subject] = archive.path
         parts, unit = self._make_parts(archives, channels)
         tmin, tmax = first / SFREQ, last / SFREQ
-        # Published epochs are taken as they are: no baseline and no normalisation.
+        # Published epochs are not changed: no baseline and no normalisation.
         plan = EpochPlan(SFREQ, tmin, tmax, (tmin, tmax), None, "none", self.dtype)
         table = pd.concat([part.trials for part in parts])[["stimulus_id", "concept", "file"]]
         notes = {
@@ -178,7 +178,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
             try:
                 archive = open_archive(path, trust=False, scratch=None, n_channels=len(CHANNELS), read=False)
             except ConfigError as error:
-                # A file that needs trust is no fault of the data where trust was given.
+                # If trust was given, a file that needs it is not a fault of the data.
                 yield CheckFinding(path.name, self.trust_pickle, f"not opened: {error}")
             except DataError as error:
                 yield CheckFinding(path.name, False, str(error))
@@ -253,13 +253,13 @@ def select_entries(archive: Archive, subject: int, granularity: Granularity) -> 
     Raises
     ------
     DataError
-        If nothing is left, or the pictures of a block are not of its category.
+        If no trial is left, or the pictures of a block do not belong to its category.
     """
     import pandas as pd
 
     table = archive.entries
     own = table[table["subject"] == subject].copy()
-    # Entries stand in the order of presentation, so that a new label begins a block.
+    # Entries are in the order of presentation, so a new label starts a block.
     block = (own["label"] != own["label"].shift()).cumsum()
     position = own.groupby(block, sort=False).cumcount()
     turns = list(
@@ -271,7 +271,7 @@ def select_entries(archive: Archive, subject: int, granularity: Granularity) -> 
         own = own[own["granularity"] == granularity]
     elif granularity != "all":
         task = int(granularity[-1])
-        # The authors' five fine tasks are consecutive eights of the list of labels.
+        # The authors' five fine tasks are consecutive groups of eight labels in the list.
         own = own[(own["granularity"] == "fine") & own["label"].isin(archive.labels[8 * task : 8 * task + 8])]
     if own.empty:
         raise DataError(
@@ -319,7 +319,7 @@ class Archive:
     entries : DataFrame
         One row per epoch, in the order of the file: `subject`, `label` (wnid), `granularity`, `file`.
     labels
-        The file's list of categories; the fine tasks are its pieces of eight.
+        The file's list of categories; the fine tasks are its groups of eight.
     n_times
         Samples of the shortest epoch.
     read
@@ -333,7 +333,7 @@ class Archive:
     read: Callable[[int], np.ndarray]
 
     def guess_unit(self) -> str:
-        """Return ``V``, or ``arbitrary`` if the numbers are too large for that: the files do not say."""
+        """Return ``V``, or ``arbitrary`` if the numbers are too large for volt: the files do not give a unit."""
         # A few epochs over the whole file: one may be flat or hold a blink.
         picked = np.unique(np.linspace(0, len(self.entries) - 1, 20).astype(int)).tolist()
         typical = float(np.median([self.read(row).std(axis=1) for row in picked]))
@@ -348,7 +348,7 @@ def find_archives(root: Path, layout: str) -> list[Path]:
     DataError
         If there is none.
     ConfigError
-        If both layouts are there and none was asked for.
+        If both layouts exist and none was chosen.
     """
     named: dict[Path, re.Match[str]] = {}
     for folder in (root, root / "data"):
@@ -373,18 +373,18 @@ def open_archive(
     trust
         Whether a file that names code may be opened.
     scratch
-        Where such a file is converted to.
+        Folder for the converted copy of such a file.
     n_channels
         Rows that every epoch must have.
     read
-        Whether a converted copy is wanted; otherwise a file that must be trusted is not opened.
+        Whether to make a converted copy; otherwise a file that must be trusted is not opened.
 
     Raises
     ------
     DataError
         If it is damaged or holds something else.
     ConfigError
-        If it must be trusted first.
+        If the user must trust it first.
     """
     import torch
 
@@ -406,7 +406,7 @@ def open_archive(
             f"by time, but is {shape}; it is another montage or another data set."
         )
     return Archive(
-        # Of the shortest epoch: what all have can be asked for.
+        # Length of the shortest epoch: all epochs have these samples.
         path,
         entries,
         labels,
@@ -416,7 +416,7 @@ def open_archive(
 
 
 class _NeedsTrustError(Exception):
-    """The restricted reader refused."""
+    """The restricted reader refused the file."""
 
 
 def _load_restricted(path: Path) -> Any:
@@ -426,7 +426,7 @@ def _load_restricted(path: Path) -> Any:
 
     try:
         try:
-            # Mapped, a part of 4 GB costs no memory until an epoch is read.
+            # Memory-mapped: a part of 4 GB needs no memory until an epoch is read.
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except RuntimeError as error:
             if "mmap" not in str(error):

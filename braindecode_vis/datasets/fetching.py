@@ -1,7 +1,7 @@
-"""Fetching of data sets: what of a manifest's parts is missing, brought side by side, verified and unpacked.
+"""Fetching of data sets: missing files of a manifest's parts are downloaded in parallel, verified and unpacked.
 
-Owns the plan (which files, from where, how large), the record of what was verified before, and unpacking. A call that
-is stopped or broken loses nothing: whole files keep their names, others go on from their ``.part``.
+Owns the plan (which files, from where, how large), the record of verified files, and unpacking. If a call is stopped,
+nothing is lost: complete files keep their names, others continue from their ``.part``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _ASKED_OF_A_LIST = 3
 
 
 def find_data_folder(name: str) -> Path:
-    """Return where a data set goes that no folder was named for.
+    """Return the folder of a data set for which no folder was given.
 
     Below ``$BRAINDECODE_VIS_DATA``, or ``datasets`` in the user's cache.
     """
@@ -67,7 +67,7 @@ def find_data_folder(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be fetched.
+    """Files to fetch.
 
     Parameters
     ----------
@@ -76,15 +76,15 @@ class Plan:
     parts
         Chosen parts that are fetched.
     by_hand
-        Chosen parts that nobody but the user can bring.
+        Chosen parts that only the user can download.
     files
         All files of `parts`.
     missing
-        Those that are not there with their published size, with the bytes that they lack, None if unknown.
+        Files that do not exist with their published size, and the number of missing bytes, None if unknown.
     locked
-        Chosen parts whose terms are not accepted; only a plan that is looked at has some.
+        Chosen parts whose terms are not accepted; only a plan made with `only_look` has some.
     unlisted
-        Chosen parts whose host did not list their files, and why; only a plan that is looked at has some.
+        Chosen parts whose host did not list their files, with the reason; only a plan made with `only_look` has some.
     """
 
     manifest: Manifest
@@ -97,7 +97,7 @@ class Plan:
     unlisted: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> list[str]:
-        """Return a line for each part, and one on what is missing and what the disk has free."""
+        """Return a line for each part, and one on the missing files and the free space of the disk."""
         lines = []
         for part in self.parts:
             files = [file for file in self.files if file.part == part.name]
@@ -133,7 +133,7 @@ class Plan:
         return lines
 
     def check_space(self) -> None:
-        """Raise `DataError` if the disk has less free than is missing."""
+        """Raise `DataError` if the disk has less free space than the missing files need."""
         free = shutil.disk_usage(_find_parent(self.root)).free
         needed = sum(size or 0 for size in self.missing.values())
         if needed > free:
@@ -148,22 +148,23 @@ def make_plan(
     manifest: Manifest, root: Path, *, subjects: Sequence[str] | None = None, parts: Sequence[str] | None = None,
     accept_terms: bool = False, only_look: bool = False,
 ) -> Plan:  # fmt: skip
-    """Return what of a data set is to be fetched; hosts are asked for lists that the manifest does not have.
+    """Return the plan of a fetch; hosts are asked for lists that the manifest does not have.
 
     Parameters
     ----------
     manifest
-        What the data set consists of.
+        Description of the data set.
     root
         Folder to fill.
     subjects
-        Whose files; all by default.
+        Subjects whose files are fetched; all by default.
     parts
-        Names of the parts; those that are needed to read the data set by default, ``all`` for all of them.
+        Names of the parts; by default those that are needed to read the data set, ``all`` for all of them.
     accept_terms
-        Whether the user has accepted the terms of the parts that have some.
+        Whether the user has accepted the terms of the parts that have terms.
     only_look
-        Whether nothing will be fetched: terms are then told and not asked for, and so is a list that no host gave.
+        Whether nothing will be fetched: missing consent to terms, and lists that a host did not give, are then reported
+        and not errors.
 
     Raises
     ------
@@ -214,7 +215,7 @@ def make_plan(
             unlisted[part.name] = str(error)
             if error.silent:  # its other parts would wait as long
                 silent[part.host, part.place] = str(error)
-        # Two parts may hold the same file from two hosts; the first one that was chosen brings it.
+        # Two parts may hold the same file from two hosts; it is downloaded for the first chosen one.
         for file in listed:
             files.setdefault(file.path, file)
     record = _Record(root)
@@ -257,7 +258,7 @@ def _check_subjects(
 
 
 def describe_files(files: Sequence[RemoteFile]) -> str:
-    """Return how many files there are and how large, as far as that is known."""
+    """Return number and total size of files, as far as they are known."""
     sizes = [file.bytes for file in files]
     known = sum(size for size in sizes if size is not None)
     more = " or more" if None in sizes and known else ""
@@ -270,7 +271,7 @@ def _find_parent(path: Path) -> Path:
 
 
 def _count_missing(file: RemoteFile, root: Path, record: _Record) -> int | None:
-    """Return how many bytes of a file are not there yet, None if nobody knows."""
+    """Return the number of missing bytes of a file, None if unknown."""
     if record.knows(file):
         return 0
     size = len(file.text.encode()) if file.text is not None else file.bytes
@@ -283,17 +284,17 @@ def _count_missing(file: RemoteFile, root: Path, record: _Record) -> int | None:
     return size
 
 
-# --- the record of what was verified ----------------------------------------------------------------------
+# --- the record of verified files ----------------------------------------------------------------------
 
 
 class _Record:
-    """Which files were verified, by size and modification time, so that the next call need not read them."""
+    """Record of verified files, by size and modification time, so that the next call need not read them."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.path = root, root / RECORD
         self._lock, self._written = threading.Lock(), 0.0
         self.files: dict[str, dict[str, Any]] = {}
-        # A lost or damaged record costs reading, and of what was unpacked another transfer.
+        # Without the record, files are read again, and unpacked archives are downloaded again.
         with suppress(OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
             held = json.loads(self.path.read_text())["files"]
             self.files = {
@@ -301,7 +302,7 @@ class _Record:
             }
 
     def knows(self, file: RemoteFile) -> bool:
-        """Return whether a file, or what was unpacked of it, lies there as it was verified."""
+        """Return whether a file, or its unpacked content, is unchanged since it was verified."""
         row = self.files.get(file.path, {})
         if row.get("checksum") != file.checksum or (file.unpack is not None) != ("unpacked" in row):
             return False
@@ -315,7 +316,7 @@ class _Record:
             return False
 
     def add(self, file: RemoteFile, unpacked: Sequence[str] | None = None) -> None:
-        """Remember a file, or what it held."""
+        """Record a file, or its unpacked content."""
         row: dict[str, Any] = {"checksum": file.checksum}
         if unpacked is None:
             found = (self.root / file.path).stat()
@@ -329,13 +330,13 @@ class _Record:
                 self._write()
 
     def write(self) -> None:
-        """Write what is remembered."""
+        """Write the record."""
         with self._lock:
             self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        # Without it the next call reads the files.
+        # Without the record, the next call reads the files.
         with suppress(OSError), replace_atomically(self.path) as temporary:
             temporary.write_text(json.dumps({"files": self.files}))
 
@@ -345,7 +346,7 @@ class _Record:
 
 @dataclass
 class _Work:
-    """What the threads of one call share."""
+    """State that the threads of one call share."""
 
     plan: Plan
     record: _Record
@@ -356,14 +357,16 @@ class _Work:
     silent: dict[str, int] = field(default_factory=dict)  # hosts: files in a row that nobody answered for
 
     def find_silence(self, file: RemoteFile) -> str:
-        """Return why a file is not asked for: without a network, each of thousands would be waited for."""
+        """Return the reason why a file is not requested: without a network, each of thousands would have to time
+        out.
+        """
         host = _find_host(file)
         if self.silent.get(host, 0) < _UNANSWERED:
             return ""
         return f"not requested, because {host} does not answer; check the network and fetch again"
 
     def note(self, file: RemoteFile, *, silent: bool) -> None:
-        """Remember whether the host of a file answered."""
+        """Record whether the host of a file answered."""
         host = _find_host(file)
         self.silent[host] = self.silent.get(host, 0) + 1 if silent else 0
 
@@ -373,24 +376,24 @@ def _find_host(file: RemoteFile) -> str:
 
 
 def fetch(plan: Plan, *, jobs: int = 4, progress: Progress | None = None) -> list[CheckFinding]:
-    """Bring what is missing.
+    """Download the missing files.
 
-    A file that is there and right is left alone; one that is there and wrong is replaced after its download was
-    verified. A failed file does not stop the others, except for a full disk.
+    A correct file is not changed; a wrong one is replaced after its download was verified. A failed file does not stop
+    the others, unless the disk is full.
 
     Parameters
     ----------
     plan
         From `make_plan`.
     jobs
-        How many files are brought at once.
+        Number of parallel downloads.
     progress
         Called from several threads with the file, the bytes it has so far, and its size if known.
 
     Returns
     -------
     findings
-        One per file: there, fetched, or why not and what to do.
+        One per file: present, fetched, or the reason for the failure and what to do.
 
     Raises
     ------
@@ -409,7 +412,7 @@ def fetch(plan: Plan, *, jobs: int = 4, progress: Progress | None = None) -> lis
             work.findings[file.path] = _bring(file, work)
 
     with _hold(plan.root):
-        # Within the lock: what another call has just written of what it brought is not lost.
+        # Read within the lock, so that the entries of another call are not lost.
         work.record = _Record(plan.root)
         try:
             _do_side_by_side(plan.files, bring, jobs, work.stop)
@@ -420,7 +423,9 @@ def fetch(plan: Plan, *, jobs: int = 4, progress: Progress | None = None) -> lis
 
 @contextmanager
 def _hold(root: Path) -> Iterator[None]:
-    """Let one call at a time fill a folder: two would write into the same parts, and each forget the other's record."""
+    """Let only one call at a time fill a folder: two would write into the same parts, and each would overwrite the
+    other's record.
+    """
     import filelock
 
     lock = filelock.FileLock(root / LOCK)
@@ -442,7 +447,7 @@ def _hold(root: Path) -> Iterator[None]:
 
 
 def refuse_failures(findings: list[CheckFinding], what: str) -> None:
-    """Raise `DataError` that names the first of the findings that are not right, if there are any."""
+    """Raise `DataError` that names the first failed finding, if there is one."""
     wrong = [finding for finding in findings if not finding.ok]
     if wrong:
         message = wrong[0].message.rstrip(".")
@@ -450,9 +455,8 @@ def refuse_failures(findings: list[CheckFinding], what: str) -> None:
 
 
 def check_addresses(plan: Plan, *, jobs: int = 4) -> list[CheckFinding]:
-    """Ask the address of every file whether it answers; nothing is fetched.
-
-    Of a part that its host listed, the first few are asked.
+    """Test whether the address of every file answers; nothing is fetched. For a part that its host listed, only the
+    first few are tested.
     """
     listed = {part.name for part in plan.parts if part.patterns}
     count: dict[str, int] = {}
@@ -482,7 +486,7 @@ def _do_side_by_side(
 ) -> None:
     """Call `do` with each file, `jobs` at once; an error of one of them, or Ctrl-C, ends all of them.
 
-    The threads are daemons, so that a server that is silent does not hold up a program that was told to end.
+    The threads are daemons, so that a silent server does not delay the end of the program.
     """
     waiting: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
     errors: list[BaseException] = []
@@ -549,7 +553,7 @@ def _bring(file: RemoteFile, work: _Work) -> CheckFinding:
         work.note(file, silent=error.silent)
         return CheckFinding(file.path, False, str(error))
     except OSError as error:
-        # A full disk fails every further file too; other errors concern this one alone.
+        # A full disk is an error for all further files too; other errors concern only this file.
         if not is_disk_full(error, work.plan.root):
             return CheckFinding(file.path, False, f"{target} cannot be written ({error})")
         work.full = f"the disk of {work.plan.root} is full"
@@ -572,7 +576,7 @@ def _is_right(file: RemoteFile, target: Path) -> bool:
 def unpack(archive: Path, root: Path, into: str) -> list[str]:
     """Unpack a zip or tar below a folder of the root, and return the paths of its files below the root.
 
-    A folder that the archive holds under the same name is not doubled. Each file is renamed when it is whole.
+    A folder of the same name in the archive is not repeated. Each file gets its name when it is complete.
 
     Raises
     ------
@@ -589,8 +593,8 @@ def unpack(archive: Path, root: Path, into: str) -> list[str]:
     needed = sum(size for _, size, _ in members)
     if needed > free:
         raise TransferError(
-            f"{archive} unpacks to {describe_bytes(needed)}, but {describe_bytes(free)} are free; make room and fetch "
-            "again: it need not be sent again"
+            f"{archive} unpacks to {describe_bytes(needed)}, but {describe_bytes(free)} are free; make "
+            f"room and fetch again; the archive is not downloaded again"
         )
     own = f"{PurePosixPath(into).name}/"
     doubled = into != "." and all(name.startswith(own) for name, _, _ in members)
@@ -618,12 +622,12 @@ def unpack(archive: Path, root: Path, into: str) -> list[str]:
     return places
 
 
-# Each way of packing has errors of its own, among them `OSError` without a number.
+# Each archive format has its own errors, among them `OSError` without a number.
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
 def _describe_damage(error: Exception, what: str) -> Exception:
-    """Return what to raise for an archive that cannot be read; an error of the disk stays what it is."""
+    """Return the error to raise for an archive that cannot be read; an error of the disk is not changed."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     return TransferError(f"{what} ({' '.join(str(error).split())}); remove it and fetch again")
@@ -655,7 +659,7 @@ def _read_tar(path: Path) -> Iterator[_Member]:
 
 
 def _is_clutter(name: str) -> bool:
-    """Return whether a member is what macOS adds to archives."""
+    """Return whether a member was added to the archive by macOS."""
     return name.startswith("__MACOSX/") or PurePosixPath(name).name.startswith("._")
 
 

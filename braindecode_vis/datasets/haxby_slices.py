@@ -38,7 +38,7 @@ MASKS = ("brain", "gray", "white", "vt", "hoc")
 
 
 class HaxbySlicesConfig(FmriSettings):
-    """Where the recording lies, and how a block becomes a response.
+    """Folder of the recording, and how a block becomes a response.
 
     Parameters
     ----------
@@ -47,16 +47,16 @@ class HaxbySlicesConfig(FmriSettings):
     acq
         ``1slice``: 40 x 20 voxels of 3.1 x 3.75 mm. ``25mm``: 6 x 10 x 10.
     mask
-        Region, for ``25mm`` only (all voxels above zero of it); None takes the brain there, and in the slice every
-        voxel that varies in all runs.
+        Region, for ``25mm`` only (all voxels above zero of it); by default the brain for ``25mm``, and in the slice
+        every voxel that varies in all runs.
     runs
-        Numbers of the runs to read; all twelve by default, which must then be there.
+        Numbers of the runs to read; by default all twelve, which must then exist.
     model
         By default the volumes from 5 s after the onset to 5 s after the offset of a block are averaged, after a
-        quadratic trend was taken out and each voxel was scaled over its run.
+        quadratic trend was removed and each voxel was scaled over its run.
     zscore
-        Standardise each voxel over the blocks of a run (``run``), over all (``session``), or not at all. All blocks
-        count as training trials until a split says otherwise.
+        Standardise each voxel over the blocks of a run (``run``), over all (``session``), or not at all. All blocks are
+        training trials unless a split is set.
     """
 
     kind: Literal["haxby_slices"] = "haxby_slices"
@@ -64,7 +64,7 @@ class HaxbySlicesConfig(FmriSettings):
     mask: Literal["brain", "gray", "white", "vt", "hoc"] | None = None
     runs: tuple[int, ...] | None = None
     model: ModelConfig = Field(
-        # The response lags its stimulus by about 5 s, at both ends of a block of 24 s.
+        # The response is about 5 s later than its stimulus, at both ends of a block of 24 s.
         default=WindowConfig(
             start=5.0,
             stop=5.0,

@@ -1,7 +1,7 @@
-"""How each host is addressed: from a part of a data set to the addresses, sizes and checksums of its files.
+"""Rules of each host: from a part of a data set to the addresses, sizes and checksums of its files.
 
-Owns one function a host. A host that publishes a list of its files is asked for it where the manifest names patterns
-only. Transfers nothing itself.
+Owns one function per host. A host that publishes a list of its files is asked for it if the manifest has only patterns.
+The downloads are in `transfer`.
 
 References
 ----------
@@ -47,14 +47,15 @@ BASES = {
 
 
 def list_files(part: ManifestPart, subjects: Sequence[str] | None = None) -> list[RemoteFile]:
-    """Return the files of a part, asking its host where the manifest does not name them.
+    """Return the files of a part, asking its host if the manifest does not name them.
 
     Parameters
     ----------
     part
-        Of a manifest.
+        Part of a manifest.
     subjects
-        Whose files, as people write them (``1`` for ``01``); all by default. What is shared comes along.
+        Subjects whose files are returned, as users write them (``1`` for ``01``); all by default. Shared files are
+        always included.
 
     Returns
     -------
@@ -70,7 +71,7 @@ def list_files(part: ManifestPart, subjects: Sequence[str] | None = None) -> lis
     found = list(_HOSTS[part.host](part, pick_subjects(part, subjects)))
     for file in found:
         check_inside(file.path)
-    # A subject that was asked for may have no files of this part.
+    # A requested subject may have no files in this part.
     if part.patterns and not found and (subjects is None or not part.list_subjects()):
         raise TransferError(
             f"{describe_place(part)} lists no file like {part.patterns[0]}; look for a newer release at the source"
@@ -79,14 +80,14 @@ def list_files(part: ManifestPart, subjects: Sequence[str] | None = None) -> lis
 
 
 def pick_subjects(part: ManifestPart, subjects: Sequence[str] | None) -> list[str]:
-    """Return the subjects of a part that are meant, as its files name them."""
+    """Return the requested subjects of a part, with the spelling of its files."""
     there = part.list_subjects()
     wanted = {find_label(subject, there) for subject in subjects} if subjects is not None else set(there)
     return [subject for subject in there if subject in wanted]
 
 
 def describe_place(part: ManifestPart) -> str:
-    """Return the address of a part as a person would open it."""
+    """Return the address of a part for a browser."""
     base = BASES.get(part.host, "").format(place=part.place)
     return {
         "https": part.place,
@@ -100,7 +101,7 @@ def describe_place(part: ManifestPart) -> str:
 
 
 def check_inside(path: str) -> None:
-    """Raise `DataError` if a path that somebody else wrote would lie outside the folder it is meant for."""
+    """Raise `DataError` if a path from outside would be outside its target folder."""
     parts = PurePosixPath(path).parts
     strange = "\\" in path or ":" in path.split("/", 1)[0] or not path.isprintable()
     if not parts or parts[0] == "/" or ".." in parts or strange:
@@ -145,7 +146,7 @@ def _match(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield path at the host, place below the root and subject of each path that a pattern of the part names."""
     for pattern, subject in _fill(part, subjects):
-        # ``*`` stays within a folder, as in a shell.
+        # ``*`` does not match a slash, as in a shell.
         form = re.compile(
             "".join("[^/]*" if piece == "*" else re.escape(piece) for piece in re.split(r"(\*)", pattern))
         )
@@ -171,7 +172,7 @@ def _fill(part: ManifestPart, subjects: Sequence[str]) -> Iterator[tuple[str, st
 def _list_bucket(
     part: ManifestPart, subjects: Sequence[str], base: str, folder: str = ""
 ) -> Iterator[RemoteFile]:
-    """List what begins like each pattern, a thousand keys a call."""
+    """List the keys that begin like each pattern, a thousand keys per call."""
     seen: set[str] = set()
     for start in dict.fromkeys(pattern.partition("*")[0] for pattern, _ in _fill(part, subjects)):
         sizes: dict[str, int] = {}
@@ -202,11 +203,11 @@ def _list_bucket(
                 yield _make(part, path, [f"{base}/{_quote(folder + key)}"], sizes[key], subject=subject)
 
 
-# --- one function a host ----------------------------------------------------------------------------------
+# --- one function per host ----------------------------------------------------------------------------------
 
 
 def _list_https(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
-    """Return files whose address is written out, or is the place and what is `at` it."""
+    """Return files with a full address, or with the place followed by `at`."""
     return _name(part, subjects, lambda entry: [part.place + (entry.at or _quote(entry.path))])
 
 
@@ -218,7 +219,7 @@ def _list_github(part: ManifestPart, subjects: Sequence[str]) -> Iterator[Remote
 
 
 def _list_openneuro(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
-    """Return files of a data set such as ``ds004212``, of the newest snapshot where `at` names no ``?versionId=``."""
+    """Return files of a data set such as ``ds004212``, of the newest snapshot if `at` has no ``?versionId=``."""
     base, folder = BASES["openneuro"], f"{part.place}/"
 
     def address(entry: PartFile) -> list[str]:
@@ -237,7 +238,7 @@ def _list_s3(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile
 
 
 def _list_nemar(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
-    """Return files of ``nm000232/v1.0.1`` by its manifest, which also says where each file lies."""
+    """Return files of ``nm000232/v1.0.1`` by its manifest, which also has the place of each file."""
     version = f"{BASES['nemar']}/{part.place}/"
     url = f"{version}manifest.json"
     listed = {str(row.get("path")): row for row in _read_rows(url, read_json(url))}
@@ -250,7 +251,7 @@ def _list_nemar(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteF
 
 
 def _list_osf(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
-    """Return files by their id or by ``node/id`` (``node/id/?zip=`` for a folder), or those that patterns name."""
+    """Return files by their id or by ``node/id`` (``node/id/?zip=`` for a folder), or those that match patterns."""
     yield from _name(part, subjects, _address_osf)
     if not part.patterns:
         return
@@ -295,10 +296,10 @@ def _address_osf(entry: PartFile) -> list[str]:
 
 
 def _list_figshare(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
-    """Return files of an article: by their number, or by a pattern of their names; its list tells size and md5."""
+    """Return files of an article: by their number, or by a pattern of their names; its list has size and md5."""
     article = part.place.removeprefix("plus/")
     listed: dict[str, dict[str, Any]] = {}
-    # Files of which nothing is to be asked: everything stands in the manifest.
+    # Files with all facts in the manifest: the host is not asked.
     if part.patterns or any(entry.bytes is None or not entry.checksum for entry in part.files):
         try:
             url = f"{BASES['figshare api']}/v2/articles/{article}/files?page_size=1000"
@@ -370,11 +371,13 @@ def _list_huggingface(part: ManifestPart, subjects: Sequence[str]) -> Iterator[R
 
 
 def _list_annex(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
-    """Return files by their git-annex key, below a store that is open over https; the key tells size and checksum."""
+    """Return files by their git-annex key, below a store that is open over https; the key contains size and
+    checksum.
+    """
     for file in _name(part, subjects, lambda entry: [entry.at]):
         (key,) = file.urls
         known = re.match(r"(SHA256|MD5)E?-s(\d+)--([0-9a-f]+)", key)
-        # Two layouts of stores are in use, and which one a store has is told by nothing but an answer.
+        # Two layouts of stores are in use, and only a request shows which one a store has.
         urls = [f"{part.place}/{folder}/{key}/{key}" for folder in (_mix(key), _mix_lower(key))]
         yield _make(
             part, file.path, urls, int(known[2]) if known else file.bytes,
@@ -383,7 +386,7 @@ def _list_annex(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteF
 
 
 def _mix(key: str) -> str:
-    """Return the folders that git-annex puts a key into, as in ``QG/7v``."""
+    """Return the folders in which git-annex stores a key, as in ``QG/7v``."""
     letters = "0123456789zqjxkmvwgpfZQJXKMVWGPF"
     number = int.from_bytes(hashlib.md5(key.encode(), usedforsecurity=False).digest()[:4], "little")
     a, b, c, d = (letters[number >> 6 * n & 31] for n in range(4))
@@ -391,13 +394,13 @@ def _mix(key: str) -> str:
 
 
 def _mix_lower(key: str) -> str:
-    """Return them as a bare repository has them, as in ``5ab/f01``."""
+    """Return the folders in which a bare repository stores a key, as in ``5ab/f01``."""
     digits = hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()
     return f"{digits[:3]}/{digits[3:6]}"
 
 
 def _read_rows(url: str, rows: Any) -> list[dict[str, Any]]:
-    """Return a list of mappings, which is what every host's list is."""
+    """Return a list of mappings, the form of every host's list."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise TransferError(f"{url} did not answer with a list of files; try again later")
     return rows
@@ -421,14 +424,14 @@ def _follow(url: str, row: dict[str, Any], *keys: str) -> str:
 
 
 def _get(found: Any, *keys: str) -> Any:
-    """Return what lies below some keys of an answer, None if nothing does: a host may answer anything."""
+    """Return the value below some keys of an answer, None if there is none: an answer may have any form."""
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
     return found
 
 
 def _list_nowhere(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
-    """Return nothing: the part is brought by hand."""
+    """Return nothing: the user downloads the part by hand."""
     return iter(())
 
 

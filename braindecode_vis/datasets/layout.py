@@ -1,8 +1,8 @@
-"""Layouts: the files of a public data set, and what lies in them, described once.
+"""Layouts: one description of the files of a public data set and their content.
 
 A `Layout` is part of the reader of a data set. The reader opens its files, `check` compares every file with it, and
-the phantom writes the same files from arrays. Paths, keys, axes, types and codes are therefore named in one place. Owns
-MATLAB 5 and 7.3, HDF5, ``.npy`` and zip archives of pictures. Knows no data set.
+the phantom writes the same files from arrays. Paths, keys, axes, types and codes are therefore written in one place.
+Owns MATLAB 5 and 7.3, HDF5, ``.npy`` and zip archives of pictures. Contains nothing about a particular data set.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Array:
     Parameters
     ----------
     axes
-        What each axis counts. Axes of one name have one length in a file; a field of the key, ``voxel {subject}``,
-        keeps apart what differs.
+        Name of each axis. Axes with the same name have the same length in a file; a field of the key, as in ``voxel
+        {subject}``, allows different lengths.
     dtype
-        Type as published; files that hold another kind of number are read as they are.
+        Published type; files with another kind of number are read unchanged.
     codes
-        What its numbers mean, where they stand for something; others are refused.
+        Meaning of its numbers, if they are codes; other numbers are refused.
     optional
-        Whether a file may be without it.
+        Whether it may be missing in a file.
     """
 
     axes: tuple[str, ...]
@@ -61,18 +61,18 @@ class File:
     Parameters
     ----------
     path
-        Below the root; ``{subject}`` stands for whatever a caller calls `subject`, also in the keys of `arrays`, and
+        Path below the root; ``{subject}`` is replaced by the caller's `subject`, also in the keys of `arrays`, and
         ``{subject:02d}`` for a number of two digits.
     form
-        How it is stored; an ``other`` file, such as a volume, has a place here, and is read and written elsewhere.
+        Format; for an ``other`` file, such as a volume, only the path is used, and it is read and written elsewhere.
     what, hint
-        What it is, and what to do if it is missing, for the sentence that says so.
+        Description of the file, and what to do if it is missing, for messages.
     arrays
-        Key to array. A ``.npy`` has one, whose key stays in the layout.
+        Arrays by key. A ``.npy`` has one, whose key is only in the layout.
     columns
-        Of a table, those that the reader needs.
+        Columns of a table that the reader needs.
     member
-        Name of a picture in an archive, with its `number` from 1.
+        Name of a picture in an archive, from its `number`, which starts at 1.
     """
 
     path: str
@@ -105,11 +105,11 @@ class Layout:
         self.files = files
 
     def place(self, root: Path, name: str, **labels: Any) -> Path:
-        """Return where a file lies, whether it is there or not."""
+        """Return the path of a file, whether it exists or not."""
         return root / self.files[name].path.format(**labels)
 
     def find(self, root: Path, name: str, *, hint: str = "", **labels: Any) -> Path:
-        """Return the path of a file that is there; `DataError` says what is missing, where, and what to do."""
+        """Return the path of an existing file; `DataError` names a missing file, its place, and what to do."""
         file = self.files[name]
         return check_file(self.place(root, name, **labels), what=file.what, hint=hint or file.hint)
 
@@ -121,18 +121,20 @@ class Layout:
         return [(entry, match) for entry, match in matches if match is not None]
 
     def list_labels(self, root: Path, name: str, **labels: Any) -> list[dict[str, str]]:
-        """Return the labels of these files alone."""
+        """Return only the labels of these files."""
         return [found for _, found in self.list_files(root, name, **labels)]
 
     def check_labels(self, root: Path, name: str, **labels: Any) -> None:
-        """Raise `ConfigError` if files of this kind are there, but none has a label, the setting of a data set."""
+        """Raise `ConfigError` if files of this kind exist, but none has the label that a setting of the data set asks
+        for.
+        """
         for label, value in labels.items():
             there = [found[label] for found in self.list_labels(root, name)]
             check_option(f"dataset.{label}", value, there or [value])
 
     @contextmanager
     def open(self, path: Path, name: str, *, hint: str = "copy or fetch it again") -> Iterator[OpenFile]:
-        """Open one file, as `find` gave it, for reading; `hint` says what to do if it is damaged.
+        """Open one file that `find` returned, for reading; `hint` advises what to do if it is damaged.
 
         Raises
         ------
@@ -147,7 +149,7 @@ class Layout:
         what = f"{path} cannot be read as a {kind} file"
         content: Any
         with refuse_damage(what, hint=hint):
-            # A copy that was saved again as another version of MATLAB's format is read too.
+            # A copy that was saved in another version of MATLAB's format is read too.
             if file.form == "hdf5" or (file.form.startswith("mat") and h5py.is_hdf5(path)):
                 content = open_hdf5(path)
             elif file.form.startswith("mat"):
@@ -166,12 +168,12 @@ class Layout:
             return file.read(key)
 
     def read_table(self, path: Path, name: str, **options: Any) -> pd.DataFrame:
-        """Return a table, as `find` gave its path; `DataError` if it is none, or a column that is needed is missing.
+        """Return a table whose path `find` returned; `DataError` if it is not a table, or a needed column is missing.
 
         Parameters
         ----------
         **options
-            For `pandas.read_csv`.
+            Arguments of `pandas.read_csv`.
         """
         import pandas as pd
 
@@ -195,7 +197,7 @@ class Layout:
             refuse_damage(f"{path} cannot be read as an archive of pictures"),
             zipfile.ZipFile(path) as archive,
         ):
-            # Some archives hold a folder, and members lie in any order.
+            # Some archives contain a folder, and members have any order.
             members = [m for m in archive.namelist() if re.search(r"\.(jpe?g|png)$", m, re.IGNORECASE)]
             members = sorted((m for m in members if "__MACOSX" not in m), key=lambda m: m.rpartition("/")[2])
             images = [np.asarray(Image.open(io.BytesIO(archive.read(m))).convert("RGB")) for m in members]
@@ -204,7 +206,7 @@ class Layout:
         return np.stack(images)
 
     def check(self, root: Path, names: Sequence[str] = (), **labels: Any) -> Iterator[CheckFinding]:
-        """Yield a finding on each file: whether it is there, and holds the arrays of the layout.
+        """Yield a finding on each file: whether it exists, and holds the arrays of the layout.
 
         Parameters
         ----------
@@ -233,14 +235,14 @@ class Layout:
         arrays: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
         **labels: Any,
     ) -> Path:
-        """Write one file: every array of the layout, in its type, with axes that agree.
+        """Write one file: every array of the layout, in its type; the lengths of axes must agree.
 
-        Arrays of HDF5 are written one by one as they come, so that pairs of a generator need not fit into memory.
+        Arrays of HDF5 are written one by one, so the pairs of a generator need not fit into memory.
 
         Raises
         ------
         DataError
-            If an array is missing, is none of the layout, or does not fit the others.
+            If an array is missing, is not in the layout, or does not fit the others.
         """
         path, file = self.place(root, name, **labels), self.files[name]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +266,7 @@ class Layout:
 class OpenFile:
     """Reads the arrays of one open file; `Layout.open` makes it.
 
-    Axes are in the order of the layout, whatever order the library shows: h5py reverses those of MATLAB.
+    Axes are in the order of the layout, not in that of the library: h5py reverses those of MATLAB.
     """
 
     def __init__(self, path: Path, file: File, content: Any) -> None:
@@ -276,7 +278,7 @@ class OpenFile:
         return key in self.content
 
     def find(self, name: str) -> list[tuple[str, dict[str, str]]]:
-        """Return every key that the layout calls `name`, and the values of its fields."""
+        """Return every key that fits `name` of the layout, and the values of its fields."""
         keys: list[str] = []
         with refuse_damage(f"{self.path} is truncated or damaged"):
             if isinstance(self.content, dict):
@@ -286,7 +288,7 @@ class OpenFile:
         return [(key, labels) for key in keys if (labels := _match(name, key)) is not None]
 
     def _look_up(self, key: str) -> tuple[Array, Any]:
-        """Return the description of an array, and what the file has for it."""
+        """Return the description of an array, and its object in the file."""
         array = self.file.find(key)
         if array is None or key not in self.content:
             raise DataError(
@@ -317,19 +319,19 @@ class OpenFile:
         Parameters
         ----------
         first
-            Axis that comes first in what is returned; the order of the layout by default.
+            Axis that comes first in the result; the order of the layout by default.
         part
-            What is read along single axes, ascending; everything by default.
+            Indices to read along single axes, ascending; by default all.
 
         Raises
         ------
         DataError
-            As `measure`, if the file is truncated, or a number is none of the codes.
+            As in `measure`, if the file is truncated, or a number is not one of the codes.
         """
         lengths = self.measure(key)
         array, stored = self._look_up(key)
         index = tuple((part or {}).get(axis, slice(None)) for axis in array.axes)
-        # A vector is a matrix of one row or column to MATLAB.
+        # In MATLAB, a vector is a matrix with one row or column.
         index += (slice(None),) * (stored.ndim - len(index))
         with refuse_damage(f"{self.path} is truncated or damaged", OSError):
             values = stored[index[::-1]].T if self._reversed else stored[index]
@@ -344,7 +346,9 @@ class OpenFile:
         return np.asarray(np.moveaxis(values, array.axes.index(first), 0) if first else values)
 
     def describe(self, labels: Mapping[str, Any]) -> str:
-        """Measure every array of the layout that belongs to `labels`, and return the lengths of their axes in words."""
+        """Measure every array of the layout that belongs to `labels`, and return a text with the lengths of their
+        axes.
+        """
         for name, array in self.file.arrays.items():
             wanted = _fill(name, labels)
             found = [key for key, _ in self.find(wanted)]
@@ -354,7 +358,7 @@ class OpenFile:
 
 
 def _fill(template: str, labels: Mapping[str, Any]) -> str:
-    """Return a template with the fields that are known filled in; the others stay."""
+    """Return a template in which the known fields are filled in; the others stay."""
     return _FIELD.sub(
         lambda field: f"{{0{field[2] or ''}}}".format(labels[field[1]]) if field[1] in labels else field[0],
         template,
@@ -362,13 +366,13 @@ def _fill(template: str, labels: Mapping[str, Any]) -> str:
 
 
 def _match(template: str, text: str) -> dict[str, str] | None:
-    """Return what a text has for each ``{field}`` of a template; None if the text does not fit."""
+    """Return the value of each ``{field}`` of a template in a text; None if the text does not fit."""
     pattern, end, seen = "", 0, set[str]()
     for found in _FIELD.finditer(template):
         name = found[1]
         pattern += re.escape(template[end : found.start()])
         value = r"\d+" if found[2] else "[^/]+"
-        # A field that occurs twice is the same both times.
+        # A field that occurs twice has the same value both times.
         pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{value})"
         seen.add(name)
         end = found.end()
@@ -379,7 +383,7 @@ def _match(template: str, text: str) -> dict[str, str] | None:
 def _check_axes(
     path: Path, key: str, array: Array, shape: tuple[int, ...], lengths: dict[str, int]
 ) -> dict[str, int]:
-    """Return the length of each axis, and note it in `lengths`, with which it must agree."""
+    """Return the length of each axis; it must agree with `lengths`, and new ones are added there."""
     if len(array.axes) == 1 and len(shape) == 2 and 1 in shape:
         shape = (shape[0] * shape[1],)
     if len(shape) != len(array.axes):
@@ -434,7 +438,7 @@ def _write_mat5(path: Path, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
 
 
 def _write_mat73(path: Path, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
-    """Write HDF5 with reversed axes behind MATLAB's own 512 bytes."""
+    """Write HDF5 with reversed axes after MATLAB's header of 512 bytes."""
     import h5py
 
     with h5py.File(path, "w", userblock_size=_MATLAB_BYTES) as file:

@@ -1,7 +1,7 @@
-"""What data sets share that fit into memory: digests, what a run keeps of them, and the check.
+"""Common part of data sets that fit into memory: digests, the stored copy of a run, and the check.
 
-Such a data set describes its files by a `Layout`, says which of them it reads, reads them, and counts what its
-manifest declares. Everything else is here. Knows no data set.
+Such a data set describes its files by a `Layout`, lists the files that it reads, reads them, and counts the facts of
+its manifest. Everything else is here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LoadedSettings(RecordedSettings):
 
     @abstractmethod
     def find_files(self) -> dict[str, Path]:
-        """Return the files that are read, each under a name that does not depend on where they lie."""
+        """Return the files that are read, each with a name that does not depend on their folder."""
 
     @abstractmethod
     def read(self) -> tuple[Responses, StimulusSet]:
@@ -52,7 +52,7 @@ class LoadedSettings(RecordedSettings):
 
     @abstractmethod
     def count_facts(self, responses: Responses, stimuli: StimulusSet) -> dict[str, Any]:
-        """Return what is there of the facts that the manifest declares, by their names."""
+        """Return the counted values of the facts that the manifest declares, by their names."""
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""
@@ -78,7 +78,7 @@ class LoadedSettings(RecordedSettings):
 
 
 def find_first_of_same(pixels: np.ndarray) -> np.ndarray:
-    """Return the row of the first image that has the pixels of each: folds must not train on what they test.
+    """Return for each image the row of the first one with the same pixels: folds must not train on test images.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def tabulate_trials(**columns: Any) -> pd.DataFrame:
     Parameters
     ----------
     **columns
-        `stimulus_id` and `split`, and whatever else is known; a text holds for all trials.
+        `stimulus_id` and `split`, and other known columns; a text is the value of all trials.
 
     Examples
     --------

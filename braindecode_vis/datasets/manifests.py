@@ -1,7 +1,7 @@
-"""Manifests: what each public data set is, where it comes from, which files it consists of and what it declares.
+"""Manifests: description, source, files and declared facts of each public data set.
 
-Owns reading ``data_manifests/*.yaml`` (and ``data_manifests/files/*.tsv``, the files of their parts where these are
-many), comparing a folder on disk with it, and the base of the settings of every data set. Knows no file format.
+Owns reading ``data_manifests/*.yaml`` (and ``data_manifests/files/*.tsv``, the file lists of large parts), the
+comparison of a folder on disk with it, and the base class of the settings of every data set. Reads no data files.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, read_json
 
 Config = TypeVar("Config", bound=Settings)
-# A phantom's truth lies in this folder beside its data.
+# The truth of a phantom is in this folder beside its data.
 _TRUTH = "phantom_truth"
 
 
 class ManifestFile(Settings):
-    """One file that a data set consists of; size and hash where the publisher or we know them."""
+    """One file of a data set, with size and hash if the publisher or we know them."""
 
     path: str
     bytes: int | None = None
@@ -41,17 +41,17 @@ class PartFile(Settings):
     Parameters
     ----------
     path
-        Where it belongs, below the root.
+        Path below the root.
     at
         Its name at the host: a path, or an id; the path by default.
     subject
-        Whose it is; empty for what all share.
+        Subject of the file; empty if all subjects share it.
     bytes
         Its size.
     checksum
-        ``sha256:``, ``md5:`` or ``git:`` (the blob of git) and hex digits, all or the first of them.
+        ``sha256:``, ``md5:`` or ``git:`` (the blob of git) and hex digits, all of them or the first ones.
     text
-        Its whole content, for a small file that belongs to the layout and that no host has.
+        Its whole content, for a small file of the layout that no host has.
     """
 
     path: str
@@ -63,40 +63,40 @@ class PartFile(Settings):
 
 
 class ManifestPart(Settings):
-    """Some files of a data set that lie at one host and are fetched together.
+    """Some files of a data set that are on one host and are fetched together.
 
     Parameters
     ----------
     name, what
-        What it is called with ``--parts``, and what it holds.
+        Name for ``--parts``, and description of the content.
     host
-        Who has it, and thereby how it is addressed: see `braindecode_vis.datasets.hosts`.
+        Host of the files, which determines their addresses: see `braindecode_vis.datasets.hosts`.
     place
-        Where at the host: a repository with its commit, a data set, an article, a bucket.
+        Place at the host: a repository with its commit, a data set, an article, a bucket.
     files
-        The files, where they are known. Those of a larger part stand in ``data_manifests/files``.
+        The files, if they are known. Those of a larger part are listed in ``data_manifests/files``.
     patterns
-        Otherwise, which files of the host's own list: ``*`` stands for anything but a slash, ``{subject}`` for one of
-        `subjects`.
+        Otherwise patterns that select files of the host's own list: ``*`` stands for anything but a slash,
+        ``{subject}`` for one of `subjects`.
     subjects
-        Whose files there are, as the files' names say it; empty for what all share.
+        Subjects with files, as spelled in the file names; empty for shared files.
     into
-        Folder below the root for what `patterns` found.
+        Folder below the root for the files that match `patterns`.
     drop
         Start of the paths at the host that is left out below the root.
     unpack
-        Folder below the root, ``.`` for the root itself, that archives are unpacked into; they are removed then.
+        Folder below the root (``.`` for the root itself) into which archives are unpacked; they are removed after that.
     size
-        Bytes of all subjects, about, where the files do not say.
+        Approximate bytes of all subjects, if the list of files has no sizes.
     access
-        ``open``, ``terms`` that are to be accepted first, or ``by_hand``: never fetched here.
+        ``open``, ``terms`` (the user must accept terms first), or ``by_hand`` (never fetched here).
     gate
-        What to read, to sign or to do.
+        What the user must read, sign or do.
     default
-        Whether it is fetched without being named.
+        Whether it is fetched by default.
     mark
         How sure the address is: read in the owner's own pages or code (``verified``), in somebody else's
-        (``second-hand``), or nowhere (``unconfirmed``). None was reached when it was written down.
+        (``second-hand``), or nowhere (``unconfirmed``). None of them was tested when it was written.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -126,28 +126,28 @@ class ManifestPart(Settings):
         return self
 
     def list_subjects(self) -> list[str]:
-        """Return whose files there are."""
+        """Return the subjects that have files."""
         return list(self.subjects) or list(dict.fromkeys(f.subject for f in self.files if f.subject))
 
     def count_bytes(self) -> int | None:
-        """Return the bytes of all its files, None if that is not known."""
+        """Return the bytes of all its files, None if unknown."""
         sizes = [entry.bytes if entry.text is None else len(entry.text.encode()) for entry in self.files]
         return self.size if self.patterns or None in sizes or not sizes else sum(filter(None, sizes))
 
 
 class PublishedSize(Settings):
-    """How much a data set holds as published, so that a run can be planned before it is here.
+    """Published size of a data set, so that a run can be planned before it is downloaded.
 
     Parameters
     ----------
     n_train_images, n_test_images
         Pictures of the declared split that one subject sees.
     train_repetitions, test_repetitions
-        How often.
+        Number of repetitions of each picture.
     n_channels, sfreq
-        Of EEG and MEG: brain channels, and the sampling rate in Hz that trials have where settings name none.
+        For EEG and MEG: number of brain channels, and sampling rate in Hz of trials if the settings do not give one.
     n_voxels
-        Of fMRI, in `mask`; another mask is not planned.
+        For fMRI: number of voxels in `mask`; runs with another mask are not planned.
     mask
         Value of ``dataset.mask``.
     image_px
@@ -155,7 +155,7 @@ class PublishedSize(Settings):
     images_are_shared
         Whether all subjects see the same training pictures.
     gigabytes
-        Of the files of one subject that are read, about.
+        Approximate size of the files of one subject that are read.
     """
 
     n_train_images: int
@@ -172,13 +172,13 @@ class PublishedSize(Settings):
 
 
 class Manifest(Settings):
-    """What is known about a data set before any of it is read.
+    """Facts about a data set that are known before it is read.
 
-    `needs_files` is false where the data set is made in memory. `root_holds` are patterns, any of which a right
-    root matches; by them a root that is too high or too low is noticed. `phantoms` are the formats in which
-    simulated subjects can be written for its loader, the usual one first. `recordings` are the sessions of each
-    subject (``*``: of all others) with the number of their runs, ``null`` where runs are not counted. `size` is
-    what `plan` goes by. `files` are looked for on disk, `parts` say what can be fetched.
+    `needs_files` is false if the data set is made in memory. `root_holds` are patterns; a correct root matches one of
+    them, so a root that is too high or too low is found. `phantoms` are the formats in which simulated subjects can be
+    written for its loader, the usual one first. `recordings` are the sessions of each subject (``*``: of all others)
+    with the number of their runs, ``null`` if runs are not counted. `plan` uses `size`. `files` are checked on disk,
+    `parts` can be fetched.
     """
 
     name: str
@@ -204,7 +204,7 @@ class Manifest(Settings):
 
 @dataclass(frozen=True)
 class CheckFinding:
-    """One line of a check: what was looked at, whether it is right, and what to do if not."""
+    """One line of a check: the checked item, whether it is correct, and what to do if not."""
 
     item: str
     ok: bool
@@ -212,7 +212,7 @@ class CheckFinding:
 
 
 def look_at(item: str, look: Callable[..., str], *args: Any) -> CheckFinding:
-    """Return the finding on one thing: what ``look(*args)`` says of it, or the error that it raises."""
+    """Return the finding on one item: the text of ``look(*args)``, or the error that it raises."""
     try:
         return CheckFinding(item, True, look(*args))
     except BraindecodeVisError as error:
@@ -222,7 +222,7 @@ def look_at(item: str, look: Callable[..., str], *args: Any) -> CheckFinding:
 def collect_findings(
     item: str,
 ) -> Callable[[Callable[[Config], Iterator[CheckFinding]]], Callable[[Config], list[CheckFinding]]]:
-    """Make a check of a method that yields findings; an error that ends it is the last of them, called `item`."""
+    """Make a check from a method that yields findings; an error that ends it becomes the last finding, named `item`."""
 
     def make_check(
         look: Callable[[Config], Iterator[CheckFinding]],
@@ -242,9 +242,9 @@ def collect_findings(
 
 
 class DatasetSettings(Dataset):
-    """What the settings of every data set answer, unless they say otherwise.
+    """Base class of the settings of every data set, with defaults.
 
-    A data set has besides ``check()``, ``hash_inputs()`` and exactly one of ``open_epochs(scratch)`` (EEG, MEG),
+    A data set also has ``check()``, ``hash_inputs()`` and exactly one of ``open_epochs(scratch)`` (EEG, MEG),
     ``open_betas()`` (single-trial fMRI) and ``open_bold()`` (fMRI time series), which give lazy sources for
     `braindecode_vis.preprocessing` to stream, or ``write(folder, seed=...)``, which writes responses and stimuli.
     `scratch` is a folder for converted copies of files that cannot be read in place. Opening reads no samples, and
@@ -254,7 +254,7 @@ class DatasetSettings(Dataset):
 
     @property
     def manifest(self) -> Manifest:
-        """What is known of the data set without its files."""
+        """Facts about the data set that are known without its files."""
         return find_manifest(type(self).model_fields["kind"].default)
 
 
@@ -272,7 +272,7 @@ class RecordedSettings(DatasetSettings):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root"})
 
     def find_root(self) -> Path:
-        """Return `root` if it is a folder; otherwise say how to pass the right one."""
+        """Return `root` if it is a folder; otherwise raise an error that says how to pass the right one."""
         return check_root(self.root, self.manifest)
 
     def list_declared(self, subject: str) -> Mapping[str, int | None]:
@@ -286,26 +286,28 @@ class RecordedSettings(DatasetSettings):
             yield CheckFinding(f"subject {found.subject}", found.chosen, found.what)
 
     def find_phantom(self) -> Path | None:
-        """Return `root` if it is simulated and its truth lies in it."""
+        """Return `root` if it is simulated and contains its truth."""
         return self.root if self.root is not None and (self.root / _TRUTH).is_dir() else None
 
 
 def read_ideal_observer(root: Path, n_repetitions: int) -> float | None:
-    """Return the top-1 accuracy of the ideal observer of a simulated data set, over its people; None if unknown."""
+    """Return the top-1 accuracy of the ideal observer of a simulated data set, over its subjects; None if unknown."""
     people = read_json(root / _TRUTH / "phantom.json")["people"]
     known = [person["ideal_top1"].get(str(n_repetitions)) for person in people]
     return None if None in known or not known else float(np.mean(known))
 
 
 def read_drive(root: Path) -> str:
-    """Return what the higher regions of a simulated data set follow; before that was a choice, the embedded network."""
+    """Return the features that drive the higher regions of a simulated data set; the embedded network for older
+    phantoms.
+    """
     return str(read_json(root / _TRUTH / "phantom.json")["config"].get("drive", "embedded"))
 
 
 def find_package_data(folder: str) -> Path:
     """Return the folder of shipped files, inside an installed package or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
-    # A wheel brings the folder inside the package, a checkout has it beside.
+    # In a wheel the folder is inside the package, in a checkout beside it.
     for candidate in (package / "_data" / folder, package.parent / folder):
         if candidate.is_dir():
             return candidate
@@ -319,9 +321,9 @@ def _list_names() -> list[str]:
 
 @cache
 def _read_manifest(name: str) -> Manifest:
-    """Read and validate one manifest, once in a process; its file has its name."""
+    """Read and validate one manifest, once per process; its file has its name."""
     folder = find_package_data("data_manifests")
-    # The parser in C, where PyYAML has it, reads all of them in a tenth of the time.
+    # The parser in C, if PyYAML has it, reads all of them in a tenth of the time.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     content = yaml.load((folder / f"{name}.yaml").read_text(), Loader=loader)
     table = folder / "files" / f"{name}.tsv"
@@ -330,7 +332,7 @@ def _read_manifest(name: str) -> Manifest:
         header, *lines = table.read_text().splitlines()
         for line in lines:
             row: dict[str, Any] = dict(zip(header.split("\t"), line.split("\t"), strict=True))
-            # pydantic reads the number; an empty cell says that it is not known.
+            # pydantic reads the number; an empty cell means unknown.
             row["bytes"] = row["bytes"] or None
             listed.setdefault(row.pop("part"), []).append(row)
     for part in content.get("parts", ()):
@@ -352,7 +354,7 @@ def read_manifest(name: str) -> Manifest:
 
 
 def find_manifest(kind: str) -> Manifest:
-    """Return the manifest of a data set; one that has none, such as a user's own, gets one with its name alone."""
+    """Return the manifest of a data set; one without a manifest, such as a user's own, gets one with only its name."""
     if kind in _list_names():
         return _read_manifest(kind)
     unknown = "not stated"
@@ -363,11 +365,11 @@ def find_manifest(kind: str) -> Manifest:
 
 
 def check_root(root: Path | None, manifest: Manifest) -> Path:
-    """Return `root` if it is a folder; otherwise say how to pass the right one."""
+    """Return `root` if it is a folder; otherwise raise an error that says how to pass the right one."""
     if root is None:
         brought = f"; braindecode-vis fetch {manifest.name} downloads it" if manifest.parts else ""
         raise DataError(
-            f"the data set {manifest.name} needs the folder it lies in: pass it with --root DIR "
+            f"the data set {manifest.name} needs its folder: pass it with --root DIR "
             f"({describe_source(manifest)}{brought})."
         )
     refuse_address(root, "dataset.root")
@@ -381,7 +383,7 @@ def check_root(root: Path | None, manifest: Manifest) -> Path:
     return root
 
 
-# Folders are looked into this far up; above, a folder of the same name is likely another data set.
+# Parent folders are searched up to this level; higher up, a folder of the same name is probably another data set.
 _LEVELS_UP = 2
 
 
@@ -389,27 +391,28 @@ def check_level(root: Path, manifest: Manifest) -> None:
     """Raise `DataError` if not `root`, but a folder above it or in it, looks like the root of the data set."""
     if not manifest.root_holds or _find_sign(root, manifest.root_holds) is not None:
         return
-    # What a reader looks for deeper below the root says nothing of the folders above.
+    # Patterns for files deeper below the root do not help to find a root above.
     direct = [pattern for pattern in manifest.root_holds if not pattern.startswith("*/")]
-    # Nobody asked to read what lies above an address, and few may.
+    # Folders above a remote address are not read: the user did not ask for it, and often has no access.
     above = () if isinstance(root, RemotePath) else root.absolute().parents[:_LEVELS_UP]
     for levels, parent in enumerate(above, start=1):
         if sign := _find_sign(parent, direct):
             raise DataError(
-                f"the root {root} of the data set {manifest.name} lies {_count_levels(levels)} too low: {sign.name} is "
+                f"the root {root} of the data set {manifest.name} is {_count_levels(levels)} too low: "
+                f"{sign.name} is "
                 f"in {parent}; pass --root {parent}."
             )
     inside = [folder for folder in _list_folders(root) if _find_sign(folder, manifest.root_holds)]
     if inside:
         one = "pass --root" if len(inside) == 1 else "pass one of the folders in it with --root, for example"
         raise DataError(
-            f"the root {root} of the data set {manifest.name} lies a level too high: "
+            f"the root {root} of the data set {manifest.name} is a level too high: "
             f"{_find_sign(inside[0], manifest.root_holds)} is in a folder below it; {one} {inside[0]}."
         )
 
 
 def _find_sign(folder: Path, patterns: Sequence[str]) -> Path | None:
-    """Return the first thing in a folder that one of the patterns names."""
+    """Return the first entry of a folder that matches one of the patterns."""
     try:
         found = (
             path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")
@@ -428,7 +431,7 @@ def _count_levels(n: int) -> str:
 
 
 def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: str, option: str) -> list[Any]:
-    """Return the wanted labels in the order asked for, all by default; a label that is not there is an error."""
+    """Return the requested labels in the requested order, all by default; a missing label is an error."""
     if wanted is None:
         return list(there)
     wanted = [find_label(label, there) for label in wanted]
@@ -446,14 +449,14 @@ def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: st
 def refuse_other_layout(
     there: Mapping[str, Iterable[Any]], wanted: Iterable[Any] | None, *, where: Path, option: str
 ) -> None:
-    """Refuse subjects that an automatic choice of the layout would leave out because they are in another one.
+    """Refuse subjects that the automatic choice of the layout would leave out because they are in another layout.
 
     Parameters
     ----------
     there
         Subjects by layout; the first layout is the one that is read.
     wanted
-        Subjects that were asked for, None for all.
+        Requested subjects, None for all.
     where
         Folder of the data set.
     option
@@ -462,7 +465,7 @@ def refuse_other_layout(
     Raises
     ------
     DataError
-        If a wanted subject is in another layout alone: its file in the first one may have been lost.
+        If a requested subject is only in another layout: its file in the first one may be lost.
     """
     (layout, read), *others = ((name, set(subjects)) for name, subjects in there.items())
     chosen = None if wanted is None else set(wanted)
@@ -477,7 +480,7 @@ def refuse_other_layout(
 
 
 def find_label(label: Any, there: Sequence[Any]) -> Any:
-    """Return the label that is meant, if it differs from one that is there by the zeros in front only.
+    """Return the existing label that differs from the given one only by leading zeros.
 
     Examples
     --------
@@ -492,7 +495,7 @@ def find_label(label: Any, there: Sequence[Any]) -> Any:
 
 
 def describe_source(manifest: Manifest) -> str:
-    """Return where to get the data set, in words."""
+    """Return a text that says where to get the data set."""
     if manifest.source is None:
         return "nothing to download"
     parts = [
@@ -514,7 +517,7 @@ def check_one_file(root: Path, manifest: Manifest, entry: ManifestFile) -> Check
     if not path.is_file():
         return CheckFinding(entry.path, False, f"{path} is missing; {describe_source(manifest)}")
     size = path.stat().st_size
-    # Told by the size first: hashing gigabytes to learn that they are cut short takes minutes.
+    # The size is compared first: hashing gigabytes only to find a truncated file takes minutes.
     if entry.bytes is not None and size < entry.bytes:
         return CheckFinding(
             entry.path,
@@ -541,16 +544,16 @@ def compare_fact(item: str, found: Any, declared: Any, root: Path | None, *, wha
     item
         Name of the line.
     found, declared
-        What was counted, and what the manifest says.
+        The counted value, and that of the manifest.
     root
-        Folder of the data set; None for what cannot be simulated.
+        Folder of the data set; None if it cannot be simulated.
     what
         Unit of both, for example ``trials``.
     """
     unit = f" {what}" if what else ""
     if found == declared:
         return CheckFinding(item, True, f"{found}{unit} as declared")
-    # The sizes of a phantom are a choice of whoever made it, so they are told and not judged.
+    # The sizes of a phantom are chosen by its user, so they are reported and not judged.
     if _is_simulated(root):
         return CheckFinding(item, True, f"{found}{unit}; simulated (the real data set has {declared})")
     return CheckFinding(item, False, f"{found}{unit}, declared {declared}")
@@ -562,18 +565,18 @@ def _is_simulated(root: Path | None) -> bool:
 
 @dataclass(frozen=True)
 class MissingRecordings:
-    """What is declared of one subject and is not read.
+    """Declared recordings of one subject that are not read.
 
     Parameters
     ----------
     subject
         Label of the subject.
     what
-        What is there and what is missing, as a clause.
+        Which recordings exist and which are missing, as a clause.
     n, of
         How many sessions or runs are missing, and how many are declared.
     chosen
-        Whether the settings name what is read, so that the rest is left out on purpose.
+        Whether the settings choose recordings, so that the rest is left out on purpose.
     """
 
     subject: str
@@ -584,9 +587,9 @@ class MissingRecordings:
 
 
 def list_recordings(parts: Iterable[Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield subject, session and run of the parts of a source, whether their trials are kept or not.
+    """Yield subject, session and run of all parts of a source, even if no trial of them is kept.
 
-    Epochs that their publisher cut are a file of a subject, and no session.
+    Published epochs are one file per subject, without sessions.
     """
     for part in parts:
         recording = getattr(part, "recording", None)
@@ -600,21 +603,21 @@ def find_missing(settings: Any, recordings: Iterable[tuple[str, str, str]]) -> l
     Parameters
     ----------
     settings
-        Of the data set.
+        Settings of the data set.
     recordings
         Subject, session and run of everything that is read.
 
     Returns
     -------
     list of MissingRecordings
-        Nothing where nothing is declared, the data are simulated, or published epochs have lost their sessions.
+        Empty if nothing is declared, the data are simulated, or published epochs have no sessions.
     """
     if not isinstance(settings, RecordedSettings) or _is_simulated(settings.root):
         return []
     there: dict[str, dict[str, set[str]]] = {}
     for subject, session, run in recordings:
         there.setdefault(subject, {}).setdefault(session, set()).add(run.lstrip("0"))
-    # A list of what to skip may name runs and sessions alike; where single runs cannot be named, sessions are.
+    # The option that skips recordings may name runs and sessions; if single runs cannot be named, name sessions.
     skips = bool(getattr(settings, "skip", ()))
     names_runs = next((name for name in ("runs", "skip") if hasattr(settings, name)), "sessions")
     found = []
@@ -651,7 +654,7 @@ def compare_facts(
 def compare_counts(
     item: str, found: Mapping[str, int], declared: Mapping[str, Any], root: Path | None
 ) -> CheckFinding:
-    """Return one finding on all counts of a subject; those of a phantom below `root` are told and not judged."""
+    """Return one finding on all counts of a subject; those of a phantom below `root` are reported and not judged."""
     off = [
         f"{key} {value} (declared {declared[key]})" for key, value in found.items() if value != declared[key]
     ]

@@ -1,11 +1,11 @@
 """Faces against houses with a four-electrode headband: the N170 recordings of muse-lsl, subject 1.
 
 Owns the CSV files: one run each, microvolt, a marker column. The image of a trial was drawn at random and not logged,
-so a trial names its category and nothing more: `stimulus_id` and `concept` are ``face`` or ``house``, there are no
-pixels, and runs, not images, part training from test trials.
+so a trial has only its category: `stimulus_id` and `concept` are ``face`` or ``house``, there are no pixels, and
+training and test trials are divided by runs, not by images.
 
-Each run is small, so it is read whole, band-passed once (zero phase) and then handed on in pieces. Epochs with a large
-peak-to-peak amplitude, mostly blinks, are left out, up to a stated share.
+Each run is small, so it is read whole, band-passed once (zero phase) and then returned in pieces. Epochs with a large
+peak-to-peak amplitude, mostly blinks, are left out, up to a maximal share.
 
 References
 ----------
@@ -51,16 +51,16 @@ _PATTERNS = ("data_*.csv", "data_*.csv.gz")
 
 
 class MuseN170Config(RecordedSettings):
-    """Where the runs lie, and how trials are cut.
+    """Folder of the runs, and how trials are cut.
 
     Parameters
     ----------
     root
-        Folder of the runs (``data_*.csv`` or ``data_*.csv.gz``), or one that holds them in ``recordings``.
+        Folder of the runs (``data_*.csv`` or ``data_*.csv.gz``), or a folder with them in ``recordings``.
     runs
-        Numbers of the runs to read, from 1 in the order of their names; all six by default, which must then be there.
+        Numbers of the runs to read, from 1 in the order of their names; by default all six, which must then exist.
     channels
-        Electrodes in the order in which they are stored; ``Right AUX`` is an empty input and not among them.
+        Electrodes in the order in which they are stored; ``Right AUX`` is an empty input and cannot be chosen.
     l_freq, h_freq
         Band in Hz, applied to each run without phase shift before anything else.
     sfreq
@@ -75,7 +75,7 @@ class MuseN170Config(RecordedSettings):
 
     kind: Literal["muse_n170"] = "muse_n170"
     channels: tuple[str, ...] = CHANNELS
-    # The N170 lies within this band, and a headband drifts below it.
+    # The N170 is within this band, and a headband drifts below it.
     l_freq: float = Field(default=1.0, gt=0)
     h_freq: float = Field(default=30.0, gt=0)
     runs: tuple[int, ...] | None = None
@@ -160,7 +160,7 @@ class MuseN170Config(RecordedSettings):
             yield from compare_facts(found, self.manifest.facts, None)
 
     def _find(self) -> dict[int, Path]:
-        """Return the files to read by their number; published ones keep theirs where others are missing."""
+        """Return the files to read by their number; published ones keep their numbers if others are missing."""
         found = {path.name.removesuffix(".gz"): path for path in find_runs(self.find_root())}
         published = {entry.path for entry in self.manifest.files}
         names = sorted(found.keys() | published if found.keys() & published else found)
@@ -173,7 +173,7 @@ class MuseN170Config(RecordedSettings):
         import pandas as pd
 
         samples, onsets, codes = read_run(path, self.channels)
-        # The whole run, so that no epoch holds the edge of a filter.
+        # The whole run is filtered, so that no epoch contains the edge effect of a filter.
         samples = mne.filter.filter_data(samples, SFREQ, self.l_freq, self.h_freq, verbose="error")
         large = np.zeros(len(onsets), dtype=bool)
         if self.reject is not None:
@@ -184,7 +184,7 @@ class MuseN170Config(RecordedSettings):
                 f"{self.reject * 1e6 if self.reject else 0:g} microvolt peak to peak, more than the limit of "
                 f"{self.max_rejected:.0%}; look at the electrodes, or raise dataset.reject."
             )
-        # Rejected epochs leave no trial, so that repetitions are counted over the others.
+        # Rejected epochs give no trial, so repetitions are counted over the others.
         names = [MARKERS[code] for code in codes[~large].tolist()]
         events = pd.DataFrame(
             {
@@ -201,12 +201,12 @@ class MuseN170Config(RecordedSettings):
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Return the files of the runs in the order of recording, which is that of their names.
+    """Return the files of the runs in the order of recording, which is the order of their names.
 
     Raises
     ------
     DataError
-        If there is none, or a run is there twice, packed and unpacked.
+        If there is none, or a run exists twice, packed and unpacked.
     """
     for candidate in (folder, folder / "recordings"):
         found = {path for pattern in _PATTERNS for path in candidate.glob(pattern)}
@@ -290,14 +290,14 @@ def read_run(path: Path, channels: tuple[str, ...]) -> tuple[np.ndarray, np.ndar
         raise DataError(f"{path} has the marker {unknown[0]}; 0 (none), 1 (house) and 2 (face) are known.")
     if not len(onsets):
         raise DataError(f"{path} has no marker of a face or house in {_MARKER}.")
-    # Stored in microvolt.
+    # The files are in microvolt.
     return values * 1e-6, onsets, marker[onsets].astype(int)
 
 
 def estimate_rate(stamps: np.ndarray) -> float:
     """Return the mean sampling rate (Hz) of time stamps (s).
 
-    Stamps are rounded to 1 ms, so that the median step is 4 ms and would give 250 Hz for a device of 256.
+    Stamps are rounded to 1 ms, so the median step is 4 ms and would give 250 Hz for a device with 256 Hz.
 
     Examples
     --------
@@ -311,7 +311,7 @@ def estimate_rate(stamps: np.ndarray) -> float:
 def find_large_epochs(samples: np.ndarray, onsets: np.ndarray, plan: EpochPlan, limit: float) -> np.ndarray:
     """Return which epochs exceed `limit` (V) peak to peak on any channel, boolean of shape (n_events,).
 
-    Parts of an epoch that lie outside the recording are not looked at.
+    Parts of an epoch outside the recording are ignored.
     """
     first, last = round(plan.tmin * SFREQ), round(plan.tmax * SFREQ)
     large = np.zeros(len(onsets), dtype=bool)
@@ -322,7 +322,7 @@ def find_large_epochs(samples: np.ndarray, onsets: np.ndarray, plan: EpochPlan, 
 
 
 def make_categories() -> StimulusSet:
-    """Return the two categories as a stimulus set without pixels; the hash of each is that of its name."""
+    """Return the two categories as a stimulus set without pixels; the hash of each is the hash of its name."""
     import pandas as pd
 
     names = sorted(MARKERS.values())

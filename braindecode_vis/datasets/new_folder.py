@@ -1,7 +1,7 @@
-"""Starts a folder of arrays: looks at what lies there, and writes the missing table, ``meta.yaml`` and a configuration.
+"""Starts a folder of arrays: reads its files, and writes the missing table, ``meta.yaml`` and a configuration.
 
-Owns what can be told from files alone: the number of trials, pictures that are named in a table, one picture per trial
-in the order of the files, names of events. Nothing that is there is changed, and what cannot be told is said.
+Owns the facts that files alone can show: the number of trials, pictures that are named in a table, one picture per
+trial in the order of the files, names of events. No existing file is changed, and unknown facts are reported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CLASS_COLUMNS = ("concept", "label", "class", "category", "condition", "trial_t
 
 @dataclass(frozen=True)
 class StartedFolder:
-    """What was written, and what was seen, filled in or left open, one sentence each."""
+    """The written files, and remarks on what was found, filled in or left open, one sentence each."""
 
     written: tuple[Path, ...]
     notes: tuple[str, ...]
@@ -42,12 +42,12 @@ class StartedFolder:
 
 
 def start_folder(root: Path) -> StartedFolder:
-    """Look at a folder and write what it lacks; no file is overwritten.
+    """Read a folder and write its missing files; no file is overwritten.
 
     Parameters
     ----------
     root
-        Holds ``data.npy`` or another array of trials; see `braindecode_vis.datasets.array_folder`.
+        Folder with ``data.npy`` or another array of trials; see `braindecode_vis.datasets.array_folder`.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def start_folder(root: Path) -> StartedFolder:
     _write(root / "meta.yaml", _write_meta(root, data, about), written, notes)
     trials, n_pictures = complete_trials(pd.DataFrame({"stimulus_id": range(len(data))}))[0], len(ids)
     if complete:
-        # As `run` reads it: the split is the one that `decode` would take, and what does not fit is an error now.
+        # Read as in `run`: the split is the one that `decode` would use, and files that do not fit are an error now.
         try:
             own = read_array_folder(root)
             trials, n_pictures = own.responses.trials, len(own.stimuli) if own.knows_images else 0
@@ -120,7 +120,7 @@ def _list_pictures(root: Path, notes: list[str]) -> list[str]:
 def _make_table(
     root: Path, data: np.ndarray, given: dict[str, Any], ids: list[str], notes: list[str]
 ) -> tuple[pd.DataFrame, bool]:
-    """Return a table of the trials, and whether it says what every trial showed."""
+    """Return a table of the trials, and whether it has the picture or class of every trial."""
     n = len(data)
     candidates = [("the metadata or events of the epochs", given["trials"])] if "trials" in given else []
     for path in sorted([*root.glob("*.csv"), *root.glob("*.tsv")]):
@@ -153,7 +153,7 @@ def _make_table(
 
 
 def _name_columns(table: pd.DataFrame, ids: list[str], *, unnamed: bool) -> pd.DataFrame | None:
-    """Return the table with its columns of pictures or classes named so; None where it has neither."""
+    """Return the table with its columns of pictures or classes renamed; None if it has neither."""
     table = table.copy()
     if ids and "stimulus_id" not in table:
         for name in table.columns:
@@ -170,7 +170,9 @@ def _name_columns(table: pd.DataFrame, ids: list[str], *, unnamed: bool) -> pd.D
 
 
 def _names_pictures(column: pd.Series, name: str, ids: list[str], *, unnamed: bool) -> bool:
-    """Whether a column says which picture a trial showed; numbers count many things, runs and blocks among them."""
+    """Whether a column identifies the picture of a trial; a column of numbers may mean something else, such as runs or
+    blocks.
+    """
     if column.isna().any():
         return False
     shown = column.map(str).tolist()
@@ -215,7 +217,7 @@ def _write_meta(root: Path, data: np.ndarray, about: dict[str, Any]) -> str:
 
 
 def _write_config(root: Path, table: pd.DataFrame, n_pictures: int) -> str:
-    """Return the configuration of what `decode` does by default, with comments."""
+    """Return a configuration with the defaults of `decode`, with comments."""
     split, why = choose_split(table, n_pictures)
     head = [
         f"# Decodes the folder {root.name}; run it with: braindecode-vis run {CONFIG} --root {root.name}",

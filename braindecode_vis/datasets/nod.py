@@ -1,7 +1,7 @@
 """Natural Object Dataset (Gong et al. 2023, ds004496): 30 subjects, ImageNet pictures once, COCO pictures ten times.
 
-Owns what the event tables of its two experiments mean. They name the picture in different columns (`stim_file` and
-`condition`), and a number in `trial_type` stands for a class in one and for a picture in the other. In the COCO runs,
+Owns the meaning of the event tables of its two experiments. They name the picture in different columns (`stim_file` and
+`condition`), and a number in `trial_type` is a class in one and a picture in the other. In the COCO runs,
 events without a picture are blanks (1000), and changes of the fixation point that were answered (2000).
 
 References
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _COLUMNS = {"imagenet": "stim_file", "coco": "condition"}
-# Blanks need no model; a press after a change of the fixation point does.
+# A model leaves blanks out, but includes presses after a change of the fixation point.
 _WITHOUT_PICTURE = {1000: "", 2000: "fixation_change"}
 
 
 class NodConfig(BoldSettings):
-    """Where the data set lies, and which experiments are read; see `BoldSettings` for the other options.
+    """Folder of the data set, and the experiments that are read; see `BoldSettings` for the other options.
 
     Parameters
     ----------
     tasks
-        ``imagenet``: 1000 pictures a session, each seen once, training trials. ``coco``: 120 pictures that all subjects
-        saw ten times, test trials. The authors declare no split; this one keeps what was repeated for testing. Read
-        with ``tasks=[coco]`` alone, there are no training trials to standardise with.
+        ``imagenet``: 1000 pictures per session, each seen once, training trials. ``coco``: 120 pictures that all
+        subjects saw ten times, test trials. The authors declare no split; here the repeated pictures are the test set.
+        With only ``tasks=[coco]``, there are no training trials for standardisation.
     """
 
     kind: Literal["nod"] = "nod"
     tasks: tuple[Literal["imagenet", "coco"], ...] = ("imagenet", "coco")
 
     def list_declared(self, subject: str) -> dict[str, int | None]:
-        """Return the declared sessions of the tasks that are read, which their names begin with."""
+        """Return the declared sessions of the tasks that are read; their names begin with the task."""
         declared = super().list_declared(subject)
         return {session: n for session, n in declared.items() if session.startswith(self.tasks)}
 
     def make_recipe(self) -> FmriRecipe:
-        """Return the tasks that are read, and what their tables mean."""
+        """Return the tasks that are read, and the meaning of their tables."""
         notes = {"protocol": "imagenet pictures for training, repeated coco pictures for testing"}
         return FmriRecipe("nod", {"task": self.tasks}, read_nod_events, _finish, notes)
 

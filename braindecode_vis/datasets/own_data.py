@@ -1,9 +1,9 @@
 """Trials and pictures of a user's own experiment, from arrays and tables to `Responses` and a `StimulusSet`.
 
-Owns what is asked of such data and what is filled in where it is missing: ids, concepts, repetitions, hashes, splits.
-Pictures that are the same by their pixels become one, so that no split can show a picture on both sides under two
-names; copies of trials are found. Everything filled in or found is kept as notes, for the user and the report.
-Knows no file format and no folder: see `braindecode_vis.datasets.array_folder`.
+Owns the checks of such data, and fills in missing values: ids, concepts, repetitions, hashes, splits. Pictures with
+equal pixels become one, so that no split can have a picture on both sides with two names; copies of trials are found.
+Everything that was filled in or found becomes a note for the user and the report. Files and folders are read in
+`braindecode_vis.datasets.array_folder`.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class OwnData:
     responses
         One row per trial.
     stimuli
-        One row per picture, or per class where no picture is known.
+        One row per picture, or per class if no picture is known.
     about
-        What the user said of the data: title, modality, unit, citation, licence, normalisation.
+        The user's description of the data: title, modality, unit, citation, licence, normalisation.
     notes
-        What was filled in, merged or found, one sentence each.
+        Values that were filled in, merged or found, one sentence each.
     """
 
     responses: Responses
@@ -66,7 +66,7 @@ class OwnData:
 
     @property
     def knows_images(self) -> bool:
-        """Whether pictures are at hand; otherwise the trials know their class only."""
+        """Whether pictures are available; otherwise the trials have only a class."""
         return self.stimuli.knows_images
 
 
@@ -82,19 +82,18 @@ def assemble_data(
     about: Mapping[str, Any] | None = None,
     merge_same_pictures: bool = True,
 ) -> OwnData:
-    """Join an array of trials, a table of them and the pictures that were shown.
+    """Join an array of trials, a table of them and the shown pictures.
 
     Parameters
     ----------
     X : array of shape (n_trials, ...)
         Usually (n_trials, n_features), or (n_trials, n_channels, n_times). May be a memory map; it is not copied.
     trials : DataFrame of n_trials rows
-        Needs `stimulus_id` or `concept`; see `KNOWN_COLUMNS` for what else is understood.
+        Needs `stimulus_id` or `concept`; see `KNOWN_COLUMNS` for other known columns.
     pictures
         A folder of image files; an array of shape (n_pictures, height, width) or (n_pictures, height, width, 3), uint8
-        or floats in 0..1; a sequence of such arrays or of paths; or a mapping of id to one of these. None where only
-        the class of each trial is known. Ids of an array are needed where a picture is shown twice: a mapping names
-        them.
+        or floats in 0..1; a sequence of such arrays or of paths; or a mapping from ids to such pictures. None if only
+        the class of each trial is known. The pictures of an array need ids if one is shown twice: use a mapping.
     dims
         Names of the axes; guessed from the shape by default.
     times : sequence of length n_times, optional
@@ -103,7 +102,7 @@ def assemble_data(
     coords
         Further coordinates of the responses, for example ``mask`` and ``affine``.
     about
-        Free facts: title, modality, unit, sfreq, citation, licence, normalised.
+        Description of the data: title, modality, unit, sfreq, citation, licence, normalised.
     merge_same_pictures
         Give pictures of equal pixels one id; otherwise they are an error that names them.
 
@@ -162,23 +161,23 @@ def make_new_trials(
     coords: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> tuple[Responses, StimulusSet | None]:
-    """Return trials to be predicted, of which nothing needs to be known, and their pictures where they are known.
+    """Return trials for prediction, which need no table, and their pictures if they are known.
 
     Parameters
     ----------
     X, dims, times, ch_names, coords, about
         As in `assemble_data`.
     trials : DataFrame of n_trials rows, optional
-        What is known of them. A trial without `stimulus_id` (or with an empty one) gets an id of its own.
+        Known facts about them. A trial without `stimulus_id` (or with an empty one) gets a new id.
     pictures
-        As in `assemble_data`; only where every `stimulus_id` is given.
+        As in `assemble_data`; only if every `stimulus_id` is given.
 
     Returns
     -------
     responses
-        With the column `known`: whether the trial says what it showed.
+        With the column `known`: whether the picture of the trial is known.
     stimuli
-        The pictures that were shown; None without pictures.
+        The shown pictures; None without pictures.
     """
     import pandas as pd
 
@@ -223,7 +222,7 @@ def _name_axes(
     times: Sequence[float] | np.ndarray | None,
     ch_names: Sequence[str] | None,
 ) -> tuple[str, ...]:
-    """Return the names of the axes, and notice channels and times in the wrong order where their lengths tell."""
+    """Return the names of the axes; channels and times in the wrong order are found if their lengths show it."""
     if dims is None:
         guesses = {
             2: ("trial", "channel" if ch_names is not None else "feature"),
@@ -278,7 +277,7 @@ def _check_times(times: Sequence[float] | np.ndarray) -> None:
 
 
 def _check_rate(sfreq: float, times: np.ndarray | None, uneven: str) -> float:
-    """Return the stated sampling rate, unless the stated times have another."""
+    """Return the given sampling rate, unless the given times have another."""
     if times is not None and len(times) > 1 and not uneven:
         found = (len(times) - 1) / float(times[-1] - times[0])
         if abs(found - sfreq) > 0.02 * sfreq:
@@ -290,9 +289,10 @@ def _check_rate(sfreq: float, times: np.ndarray | None, uneven: str) -> float:
 
 
 def _describe_uneven(seconds: np.ndarray) -> str:
-    """Return a sentence if the steps between samples differ, as of chosen windows or of a jump; else nothing.
+    """Return a sentence if the steps between samples differ, for example for chosen windows or after a jump; else
+    nothing.
 
-    A step may be off by a tenth: times are rounded to milliseconds in many files.
+    A step may differ by a tenth: many files round times to milliseconds.
     """
     steps = np.diff(seconds)
     usual = float(np.median(steps)) if len(steps) else 0.0
@@ -333,13 +333,13 @@ def _check_table(trials: pd.DataFrame, n_trials: int, *, may_be_in_order: bool =
 
 
 def _as_text(column: pd.Series, name: str) -> pd.Series:
-    """Return ids as text; whole floats lose their ``.0``, which a gap in a CSV file puts there."""
+    """Return ids as text; whole floats lose their ``.0``, which pandas adds if a column of a CSV file has a gap."""
     if column.isna().any():
         row = int(np.flatnonzero(column.isna())[0])
         raise DataError(f"the trial table has no {name} in row {row}; give one, or drop the trial.")
     if column.dtype.kind == "f" and (column == column.round()).all():
         column = column.astype(np.int64)
-    # `str` of each: a string of NumPy would stay one, and look like np.str_('x') in messages.
+    # `str` of each: a string of NumPy would look like np.str_('x') in messages.
     return column.map(str).astype(object)
 
 
@@ -359,7 +359,7 @@ def _list_classes(table: pd.DataFrame) -> tuple[StimulusSet, pd.DataFrame]:
         raise DataError(
             f"the stimulus {twice.iloc[0]!r} has two classes in the trial table; it can have one."
         )
-    # Without pixels, the name is all the identity there is.
+    # Without pixels, only the name identifies a stimulus.
     hashes = [hash_pixels(np.frombuffer(str(i).encode(), np.uint8)) for i in shown["stimulus_id"]]
     return StimulusSet(shown.assign(path="", sha256=hashes).reset_index(drop=True)), table
 
@@ -384,18 +384,18 @@ def _join_pictures(
             notes.append(
                 "nothing says which picture a trial showed: one file each, by the order of their names."
             )
-    # Names may lack folder or suffix, so that rows are found first and ids written back.
+    # Names may have no folder or suffix, so rows are found first and ids are written back.
     rows = match_ids(table["stimulus_id"].tolist(), ids)
     table["stimulus_id"] = [ids[row] for row in rows]
     unused = len(ids) - len(set(rows))
     if unused:
         notes.append(f"{unused} of {len(ids)} pictures were shown in no trial; they are left out.")
     used = sorted(set(rows))
-    # Of the pixels: the same picture as PNG and as array has one identity.
+    # The hash is of the pixels: the same picture as PNG and as array has one identity.
     hashes = [hash_pixels(read_image_file(files[row]) if arrays is None else arrays[row]) for row in used]
     first_of: dict[str, int] = {}
     same: dict[int, int] = {}
-    # In the order of the rows, so that the first name of a picture stays.
+    # In the order of the rows, so that the first name of a picture is kept.
     for row, digest in zip(used, hashes, strict=True):
         same[row] = first_of.setdefault(digest, row)
     copies = [(ids[row], ids[first]) for row, first in same.items() if row != first]
@@ -421,7 +421,7 @@ def _join_pictures(
             )
         concept_of = dict(zip(shown["stimulus_id"], shown["concept"], strict=True))
     else:
-        # Where several folders sort the pictures, their names are the classes.
+        # If the pictures are in several folders, the folder names are the classes.
         sorted_in_folders = len({path.parent for path in files}) > 1
         concept_of = {ids[row]: files[row].parent.name if sorted_in_folders else ids[row] for row in kept}
     digests = dict(zip(used, hashes, strict=True))
@@ -447,17 +447,17 @@ def _join_pictures(
 
 
 def are_unnamed(pictures: Any) -> bool:
-    """Whether pictures are told apart by their order alone: an array of them, or a sequence of arrays."""
+    """Whether pictures are identified only by their order: an array of them, or a sequence of arrays."""
     if pictures is None or isinstance(pictures, str | Path | Mapping) or not hasattr(pictures, "__iter__"):
         return False
     return not isinstance(next(iter(pictures), ""), str | Path)
 
 
 def number_pictures(pictures: Any, shown: Sequence[Any]) -> Any:
-    """Return unnamed pictures as a mapping of place to picture, if `shown` is whole numbers and names every place.
-
-    Only for what a user has stated to be such numbers. Codes of events, which begin at 1 or leave some out, are never
-    places: code 1 would show the second picture. `assemble_data` asks what they mean.
+    """Return unnamed pictures as a mapping from position to picture, if `shown` is whole numbers and contains every
+    position. Only for numbers that the user declared as positions. Codes of events, which begin at 1 or have gaps, are
+    never positions: code 1 would be the second picture. For these, `assemble_data` raises an error that asks for their
+    meaning.
     """
     if not are_unnamed(pictures) or not _are_whole(shown):
         return pictures
@@ -470,7 +470,7 @@ def _are_whole(values: Sequence[Any]) -> bool:
 
 
 def _check_numbers(shown: list[str], n: int) -> None:
-    """Raise `DataError` unless the trials show unnamed pictures one by one, in their order."""
+    """Raise `DataError` unless the trials show the unnamed pictures one after the other, in their order."""
     if shown == [str(number) for number in range(n)]:
         return
     names = list(dict.fromkeys(shown))
@@ -482,7 +482,7 @@ def _check_numbers(shown: list[str], n: int) -> None:
         if len(numbers) == 1:
             told = f"the number {numbers[0]} alone"
         advice = f"images={{{numbers[0]}: pictures[0], ...}}"
-        # 1 to 59 may be the first or the last of 60 pictures, and only the user knows.
+        # 1 to 59 may be the first or the last of 60 pictures; only the user knows which.
         likely = [start for start in (1, 0, numbers[0]) if start <= numbers[0] and numbers[-1] < start + n]
         if likely:
             first = numbers[0] if numbers[0] in (0, 1) else likely[0]
@@ -496,7 +496,7 @@ def _check_numbers(shown: list[str], n: int) -> None:
 
 
 def _find_place(place: str | Path) -> Path:
-    """Return a place that the person named; an address that only a file named is refused."""
+    """Return a place that the user gave; a remote address that only a file gives is refused."""
     if isinstance(place, RemotePath):
         return place
     if isinstance(place, Path):
@@ -505,7 +505,7 @@ def _find_place(place: str | Path) -> Path:
 
 
 def _name_files(files: Sequence[Path]) -> tuple[Path, list[str]]:
-    """Return a folder above all files, and their places below it."""
+    """Return a folder above all files, and their paths below it."""
     tops = {RemotePath(*file.parts[:2]) if isinstance(file, RemotePath) else Path("/") for file in files}
     if len(tops) > 1:
         raise DataError(
@@ -560,7 +560,7 @@ def as_uint8_rgb(picture: Any, *, name: str = "") -> np.ndarray:
     picture : array of shape (height, width), (height, width, 1), (height, width, 3) or (height, width, 4)
         uint8, or floats in 0..1; grey becomes three equal channels, and transparency is dropped.
     name
-        Of the picture, for messages.
+        Name of the picture, for messages.
 
     Raises
     ------
@@ -602,7 +602,7 @@ def as_uint8_rgb(picture: Any, *, name: str = "") -> np.ndarray:
 
 
 def make_picture_set(pictures: Pictures) -> StimulusSet:
-    """Return pictures as a stimulus set, each its own concept.
+    """Return pictures as a stimulus set; every picture is its own concept.
 
     Parameters
     ----------
@@ -612,7 +612,7 @@ def make_picture_set(pictures: Pictures) -> StimulusSet:
     Raises
     ------
     DataError
-        If there are none, or arrays of different sizes.
+        If there are none, or arrays have different sizes.
     """
     import pandas as pd
 
@@ -646,7 +646,7 @@ def match_ids(shown: list[str], ids: list[str]) -> list[int]:
             stem = Path(name).with_suffix("")
             row = row_of.get(stem.as_posix(), row_of.get(stem.name))
         if row is None:
-            # Numbers are codes of the experiment, and files are never counted to find what they mean.
+            # Numbers are codes of the experiment; their meaning is never guessed from the order of the files.
             is_code = _are_whole([name]) and not any(map(str.isdecimal, ids))
             advice = f"; state what each number means: images={{{name}: 'a.png', ...}}" if is_code else ""
             raise DataError(
@@ -658,7 +658,7 @@ def match_ids(shown: list[str], ids: list[str]) -> list[int]:
 
 
 def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Fill in what a trial table lacks, and say so.
+    """Fill in missing columns of a trial table, and report them.
 
     Parameters
     ----------
@@ -668,8 +668,8 @@ def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     Returns
     -------
     table : DataFrame
-        With `subject, session, run` (``01`` where missing), `repetition` (counted within subject and picture, from 0)
-        and `split` (``train`` where missing).
+        With `subject, session, run` (``01`` if missing), `repetition` (counted within subject and picture, from 0)
+        and `split` (``train`` if missing).
     notes : list of str
     """
     import pandas as pd
@@ -711,7 +711,9 @@ def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _subjects_have_one_class(trials: pd.DataFrame) -> bool:
-    """Return whether each subject has trials of one class only, and each of several classes two subjects or more."""
+    """Return whether each subject has trials of only one class, and each of several classes has two subjects or
+    more.
+    """
     classes = trials.groupby("subject", observed=True)["concept"].unique()
     if classes.map(len).max() > 1:
         return False
@@ -720,14 +722,14 @@ def _subjects_have_one_class(trials: pd.DataFrame) -> bool:
 
 
 def choose_split(trials: pd.DataFrame, n_pictures: int) -> tuple[dict[str, Any], str]:
-    """Return the split that `decode` and `new` take where the user names none, and the reason in a sentence.
+    """Return the split that `decode` and `new` use if the user gives none, and a sentence with the reason.
 
     Parameters
     ----------
     trials : DataFrame
-        As `complete_trials` returns it.
+        Result of `complete_trials`.
     n_pictures
-        Distinct pictures; 0 where only classes are known.
+        Number of different pictures; 0 if only classes are known.
 
     Examples
     --------
@@ -735,7 +737,7 @@ def choose_split(trials: pd.DataFrame, n_pictures: int) -> tuple[dict[str, Any],
     >>> choose_split(complete_trials(pd.DataFrame({"stimulus_id": list("abcab")}))[0], 3)[0]
     {'kind': 'kfold', 'n_folds': 3}
     """
-    # The experiment's own split goes first, then what keeps pictures apart, then runs, which drift apart.
+    # First the experiment's own split, then splits by picture, then splits by run (signals drift between runs).
     if {"train", "test"} <= set(trials["split"]):
         return {"kind": "published"}, "The split that the trials declare."
     if n_pictures:

@@ -1,8 +1,8 @@
 """Scikit-learn's digits seen by a linear synthetic brain: the smallest data set that runs every stage.
 
 Each voxel is a random linear mixture of the image's pixels plus Gaussian noise. The signal-to-noise ratio is
-the variance of the noiseless responses over the variance of the noise, averaged over voxels, so 0 means that
-the responses carry nothing and 1 that signal and noise are equally strong.
+the variance of the noiseless responses over the variance of the noise, averaged over voxels, so 0 means that the
+responses have no information and 1 that signal and noise are equally strong.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class SyntheticDigitsConfig(DatasetSettings):
     snr: float = Field(default=1.0, ge=0.0)
 
     def hash_inputs(self) -> dict[str, str]:
-        """Nothing is read from disk."""
+        """Return no digest: no file is read."""
         return {}
 
     def check(self) -> list[CheckFinding]:
-        """Nothing can be missing."""
+        """Report that the data are made in memory: no file can be missing."""
         return [CheckFinding("synthetic", True, "made in memory")]
 
     def write(self, folder: Path, *, seed: int) -> None:
@@ -63,7 +63,7 @@ def make_synthetic_digits(config: SyntheticDigitsConfig, *, seed: int) -> tuple[
 
     digits = load_digits()
     n = config.n_train + config.n_test
-    # A stream of random numbers for each purpose, so that more voxels keep the same images.
+    # One stream of random numbers for each purpose, so that the images stay the same with more voxels.
     rows = make_generator(seed, "synthetic_digits", "images").permutation(len(digits.images))[:n]
     grey = np.round(digits.images[rows] * (255 / 16)).astype(np.uint8)
     pixels = np.repeat(grey[..., None], 3, axis=-1)
@@ -76,7 +76,7 @@ def make_synthetic_digits(config: SyntheticDigitsConfig, *, seed: int) -> tuple[
         (flat.shape[1], config.n_voxels)
     )
     signal = (flat - flat.mean(axis=0)) @ weights
-    # In units of its own spread, the noise has the variance 1 / snr.
+    # In units of the standard deviation of the signal, the noise has the variance 1 / snr.
     signal /= signal.std()
     noise = make_generator(seed, "synthetic_digits", "noise").standard_normal(signal.shape)
     data = noise if config.snr == 0 else signal + noise / np.sqrt(config.snr)

@@ -1,13 +1,13 @@
 """THINGS-EEG1 (Grootswagers et al. 2022): rapid streams of 22,248 images, raw or as continuous EEGLAB files.
 
-Owns the configuration, which recordings there are, the montage, the events tables and the split. `open_epochs` gives
-lazy parts and reads no samples. The stream shows an image every 100 ms, so that the second after an onset holds ten
-responses, and the interval before it is no rest; the baseline removes the offset of the amplifier, not activity.
+Owns the configuration, the search for recordings, the montage, the events tables and the split. `open_epochs` gives
+lazy parts and reads no samples. The stream shows an image every 100 ms, so the second after an onset holds ten
+responses, and the interval before it is not rest; the baseline removes the offset of the amplifier, not activity.
 
-Two forms of ``events.tsv`` are about: one gives `onset` in milliseconds and no samples, the other in seconds with a
-column `sample` at 1000 Hz; `duration` is in milliseconds in both. The form is told by `sample`, or by the pace of the
-presentation, which is 10 images per second. Concepts come from the path in `stim`: `object` is -1 on test trials, and
-`objectnumber` follows another order than the THINGS concept list.
+Two forms of ``events.tsv`` exist: one gives `onset` in milliseconds and no samples, the other in seconds with a
+column `sample` at 1000 Hz; `duration` is in milliseconds in both. The form is recognised by `sample`, or by the rate of
+the presentation, which is 10 images per second. Concepts come from the path in `stim`: `object` is -1 on test trials,
+and `objectnumber` follows another order than the THINGS concept list.
 
 References
 ----------
@@ -72,25 +72,26 @@ _LARGEST_MONTAGE = 64  # two subjects wore a cap for 128 electrodes, of which ha
 
 
 class ThingsEeg1Config(MeegSettings):
-    """Where the data set lies, whom to read, and how trials are cut.
+    """Folder of the data set, subjects to read, and how trials are cut.
 
     Parameters
     ----------
     root
         Folder of the data set (``sub-01``..., ``participants.tsv``, ``derivatives``).
     images
-        Folder of the THINGS images (``concept/name.jpg``); looked for below and beside the root by default.
+        Folder of the THINGS images (``concept/name.jpg``); searched below and beside the root by default.
     layout
-        ``raw`` (BrainVision, 1000 Hz) or ``eeglab`` (the authors' continuous derivative); ``auto`` takes raw if there,
-        and refuses subjects who are there as the derivative alone.
+        ``raw`` (BrainVision, 1000 Hz) or ``eeglab`` (the authors' continuous derivative); ``auto`` takes raw if it
+        exists, and refuses subjects with only the derivative.
     subjects
-        Numbers to read. By default all that are there, without those whom ``participants.tsv`` advises to exclude.
+        Numbers to read. By default all that exist, without those that ``participants.tsv`` advises to exclude.
     channels
-        ``montage`` for the electrodes that all recordings share (63; the reference Cz was not recorded), or names.
+        ``montage`` for the electrodes of all recordings (63; the reference Cz was not recorded), or names.
     zero_shot
-        Leave out the training images of the test concepts (2400 of 22,248), so that no test concept is trained on.
+        Leave out the training images of the test concepts (2400 of 22,248), so that no test concept is used for
+        training.
     targets
-        Whether to keep the trials on which the fixation mark changed colour and a button was due.
+        Whether to keep the trials in which the fixation mark changed colour and a button press was required.
     """
 
     kind: Literal["things_eeg1"] = "things_eeg1"
@@ -177,7 +178,7 @@ class ThingsEeg1Config(MeegSettings):
         return root, [found[s] for s in chosen], notes
 
     def _find_channels(self, raws: dict[_SubjectRecording, Any], root: Path) -> tuple[str, ...]:
-        """Return the channels to read: those named, or the smallest montage, which all recordings must have."""
+        """Return the channels to read: the given ones, or the smallest montage, which all recordings must have."""
         if self.channels != "montage":
             return self.check_named_channels(self.channels)
         montages = {item: list_channels(raw, ("eeg",)) for item, raw in raws.items()}
@@ -198,7 +199,7 @@ class ThingsEeg1Config(MeegSettings):
                     "subject, or name the electrodes with "
                     "--set dataset.channels=[...]."
                 )
-        # Two caps are about; what the smaller one has, all recordings have.
+        # There were two caps; all recordings have the channels of the smaller one.
         smallest = min(montages.values(), key=len)
         # With the restored reference the channels of an average reference would be linearly dependent.
         return tuple(name for name in smallest if name != "Cz")
@@ -208,7 +209,7 @@ class ThingsEeg1Config(MeegSettings):
         if tests or not self.zero_shot:
             return tests
         there = [item.events for item in held]
-        # All subjects saw the same test images, so that any table which marks them will do.
+        # All subjects saw the same test images, so any table that marks them is sufficient.
         others = sorted(p for p in root.glob("sub-*/eeg/*_task-rsvp_events.tsv") if p not in there)
         return find_test_images([*there, *others])
 
@@ -220,7 +221,7 @@ class ThingsEeg1Config(MeegSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class _SubjectRecording(HeldFile):
-    """The recording of one subject; its events table lies with the raw recording in either layout."""
+    """The recording of one subject; in either layout, its events table is with the raw recording."""
 
     layout: Literal["raw", "eeglab"]
     events: Path
@@ -238,7 +239,7 @@ def _find_recordings(root: Path, layout: str) -> dict[int, _SubjectRecording]:
 
 
 def _list_recordings(root: Path, layout: str) -> dict[int, _SubjectRecording]:
-    """Return what there is of one layout, by subject; events tables always lie with the raw recordings."""
+    """Return the recordings of one layout, by subject; events tables are always with the raw recordings."""
     patterns = {
         "raw": ("sub-*/eeg/*_eeg.vhdr",),
         "eeglab": (
@@ -276,9 +277,9 @@ def _open_part(
     events["repetition"] = 0
     recording = Recording(f"{item.subject:02d}", "01", "01", "eeg", (item.path, item.events), events)
     electrodes = list_channels(raw, ("eeg",))
-    # Half of a large montage was not connected, and the reference may have been restored as a channel of zeros.
+    # Half of a large montage was not connected, and the reference may have been added as a channel of zeros.
     unused = [n for n in electrodes if n not in names and (n == "Cz" or len(electrodes) > _LARGEST_MONTAGE)]
-    # The others are kept for references and repairs, which need more than the stored channels.
+    # The other channels are kept for references and repairs, which need more than the stored ones.
     return make_part(recording, raw, names, ("eeg",), item.where, leave_out=unused)
 
 
@@ -287,7 +288,7 @@ def _check_repetitions(parts: list[ContinuousPart], max_dropped: float) -> None:
     for part in parts:
         for split, events in part.recording.events.groupby("split"):
             counts = events["stimulus_id"].value_counts()
-            # The repetitions differ between the two sides, and within one they are the same by design.
+            # The number of repetitions differs between the two splits, and is the same within each by design.
             usual = int(counts.mode().iloc[0])
             if (counts - usual).abs().sum() > max_dropped * len(events):
                 raise DataError(
@@ -299,13 +300,13 @@ def _check_repetitions(parts: list[ContinuousPart], max_dropped: float) -> None:
 def _make_split(
     parts: list[ContinuousPart], config: ThingsEeg1Config, tests: frozenset[str]
 ) -> tuple[list[ContinuousPart], dict[str, Any]]:
-    """Leave out what must not train; returns what is left, and notes on it."""
+    """Leave out trials that must not be used for training; returns the other trials, and notes."""
     counts: dict[str, Any] = {"split": "test: images of the last sequences; train: all others"}
     events = [part.recording.events for part in parts]
     if config.zero_shot:
-        # Of all that are read: a concept tested in one subject must not train another.
+        # For all subjects together: a test concept of one subject must not be a training concept of another.
         tested = set().union(*(t.loc[t["is_test"], "concept"] for t in events))
-        # A subject without test trials still must not train the concepts that others are tested on.
+        # A subject without test trials must not have training trials of the test concepts of others.
         tested |= {re.sub(r"_\d+[a-z]*$", "", name) for name in tests}
         if not tested:
             raise DataError(
@@ -327,7 +328,7 @@ def _make_split(
 
 
 def _count_facts(part: ContinuousPart) -> dict[str, int]:
-    """Count what the manifest declares, which holds for all subjects who finished the experiment."""
+    """Count the declared facts, which apply to all subjects who finished the experiment."""
     train, test = (part.trials[part.trials["split"] == split] for split in ("train", "test"))
     return {
         "n_train_images": train["stimulus_id"].nunique(),
@@ -369,7 +370,7 @@ def read_events(path: Path, where: str, listed_tests: frozenset[str]) -> pd.Data
     Raises
     ------
     DataError
-        If a column is missing, an image cannot be told, or the onsets fit neither unit.
+        If a column is missing, an image cannot be identified, or the onsets fit neither unit.
     """
     import pandas as pd
 
@@ -395,7 +396,7 @@ def _read_onsets(table: pd.DataFrame, path: Path) -> np.ndarray:
     onset = read_numbers(table, "onset", path)
     step = float(np.median(np.diff(onset))) if len(onset) > 1 else np.nan
     for scale in (1.0, 1 / CLOCK_HZ):
-        # Seconds and milliseconds lie a thousandfold apart, so that a wide tolerance cannot confuse them.
+        # Seconds and milliseconds differ by a factor of 1000, so a wide tolerance cannot confuse them.
         if abs(step * scale - SOA_S) < 0.2 * SOA_S:
             break
     else:
@@ -440,8 +441,8 @@ def _read_images(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _check_objects(table: pd.DataFrame, events: pd.DataFrame, path: Path) -> None:
-    """Compare the concept of each path with the column `object`, which test trials leave at -1."""
-    # One of the two published forms lacks it.
+    """Compare the concept of each path with the column `object`, which is -1 in test trials."""
+    # The column is missing in one of the two published forms.
     if "object" not in table.columns:
         return
     told = table["object"].to_numpy(object)
@@ -457,7 +458,7 @@ def _check_objects(table: pd.DataFrame, events: pd.DataFrame, path: Path) -> Non
 
 
 def read_test_list(root: Path) -> frozenset[str]:
-    """Return the ids in ``test_images.csv`` (no header, ``concept/name.jpg``), which some copies lack."""
+    """Return the ids in ``test_images.csv`` (no header, ``concept/name.jpg``); some copies do not have the file."""
     path = root / TEST_LIST
     if not path.is_file():
         return frozenset()
@@ -466,7 +467,7 @@ def read_test_list(root: Path) -> frozenset[str]:
 
 
 def find_test_images(tables: Iterable[Path]) -> frozenset[str]:
-    """Return the test images of the first table that marks any; all subjects saw the same ones."""
+    """Return the test images of the first table that marks them; all subjects saw the same ones."""
     for path in tables:
         events = read_events(path, str(path), frozenset())
         if events["is_test"].any():
@@ -477,14 +478,14 @@ def find_test_images(tables: Iterable[Path]) -> frozenset[str]:
 def read_excluded(root: Path) -> dict[int, str]:
     """Return the subjects that ``participants.tsv`` advises to leave out, with the reason."""
     path = root / "participants.tsv"
-    # As ``participants.tsv`` lists them, for copies that come without it.
+    # The list of ``participants.tsv``, for copies without that file.
     if not is_there(path):
         return dict.fromkeys((1, 6, 18, 23), "by the published list")
     table = read_text_table(path, str(path))
     if "exclude" not in table.columns:
         return dict.fromkeys((1, 6, 18, 23), "by the published list")
     check_columns(table.columns, ["participant_id"], what=str(path))
-    # Their reasons stand beside it, and the notes of a run repeat them.
+    # The reasons are in the next column, and the notes of a run repeat them.
     out = table[table["exclude"].astype(str) == "1"]
     names = out["participant_id"].astype(str)
     if not names.str.contains(r"[0-9]").all():

@@ -1,9 +1,9 @@
-"""Transfers over http: resumed where they broke off, bounded, verified, renamed when they are whole.
+"""Downloads over http: resumed after an interruption, bounded, verified, and renamed when they are complete.
 
 A file grows under the name ``<file>.part`` and gets its own name by one rename, after its size and checksum were
-compared with what is published; a broken transfer goes on where it stopped, which pooch and requests leave to their
-caller and huggingface_hub does without ``If-Range``. A server is not trusted: no byte beyond the published size is
-kept, and a redirection goes to a public https address or nowhere. Knows no data set and no host.
+compared with the published ones. A broken transfer continues where it stopped; pooch and requests leave this to their
+caller, and huggingface_hub does it without ``If-Range``. A server is not trusted: no byte beyond the published size is
+kept, and a redirection must go to a public https address. Contains nothing about a particular data set or host.
 
 References
 ----------
@@ -35,13 +35,13 @@ PART = ".part"
 Progress = Callable[[str, int, int | None], None]
 _ATTEMPTS = 5  # broken connections that still brought something, before giving up
 _BLOCK_BYTES = 1 << 18
-# Archives may take long to answer for a large file.
+# Archives may need a long time to answer for a large file.
 _TIMEOUT_S = 60.0
-# Before a server is asked again that has too much to do.
+# Waiting time before a busy server is asked again.
 _PAUSE_S = 2.0
-# Of a list of files; the longest known has 30,000 entries of 1 kB.
+# Largest list of files; the longest known one has 30,000 entries of 1 kB.
 _LIST_BYTES = 1 << 26
-# For the tests alone, whose server lies on this machine: its address then passes, with http.
+# Only for the tests, whose server is on this machine: its http address is then allowed.
 ALLOW_LOOPBACK = False
 _REFUSED = {
     401: "the server requires a login: accept the terms on its page, and download the file yourself",
@@ -54,7 +54,7 @@ _PACKINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")
 
 
 class TransferError(Exception):
-    """One file or list cannot be had; the text says why and what to do."""
+    """A file or list cannot be downloaded; the text gives the reason and what to do."""
 
     def __init__(self, message: str, *, refused: bool = False, silent: bool = False) -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ class TransferError(Exception):
 
 
 class StoppedError(Exception):
-    """The transfer was asked to stop; what came so far is kept."""
+    """The transfer was stopped; the received part is kept."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,20 @@ class RemoteFile:
     Parameters
     ----------
     path
-        Where it belongs, below the root.
+        Path below the root.
     urls
         Addresses, tried in their order.
     bytes, checksum
-        As published, if they are known; ``sha256:``, ``md5:`` or ``git:`` and hex digits, all or the first of them.
+        Published values, if they are known; ``sha256:``, ``md5:`` or ``git:`` and hex digits, all of them or the first
+        ones.
     text
-        Its content, where nobody has to send it.
+        Its content, if no download is needed.
     unpack
-        Folder below the root that this archive is unpacked into; None for what is no archive.
+        Folder below the root into which this archive is unpacked; None if it is not an archive.
     part
         Name of its part of the data set.
     authorization
-        What the first server wants to see; sent to no other.
+        Authorization header for the first server; it is not sent to others.
     """
 
     path: str
@@ -101,23 +102,23 @@ class RemoteFile:
 def transfer(
     entry: RemoteFile, target: Path, *, progress: Progress | None = None, stop: threading.Event | None = None
 ) -> None:
-    """Bring a file to its place, whole and verified.
+    """Download a file to its place, complete and verified.
 
     Parameters
     ----------
     entry
-        What to bring; its addresses are tried in their order while servers refuse.
+        The file; its addresses are tried in their order until a server answers.
     target
-        Its place; its folder is made.
+        Path of the file; its folder is made.
     progress
         Called with the path of the entry, the bytes it has so far, and its size if known.
     stop
-        Looked at between blocks.
+        Event that is checked between blocks.
 
     Raises
     ------
     TransferError
-        If it cannot be had, or is not what is published.
+        If it cannot be downloaded, or is not the published file.
     StoppedError
         If `stop` was set.
     OSError
@@ -137,7 +138,7 @@ def transfer(
             if not error.refused or n == len(entry.urls):
                 raise
     _verify(part, entry, url)
-    # One rename, so that a file under its own name is whole and verified.
+    # One rename, so that a file with its own name is complete and verified.
     part.replace(target)
     _forget(part)
 
@@ -148,7 +149,7 @@ def ask(entry: RemoteFile) -> tuple[bool, str]:
     Returns
     -------
     answers, words
-        Whether one of the addresses answers with the published size, and what was said.
+        Whether one of the addresses answers with the published size, and a description of the answer.
     """
     words = "has no address"
     for url in entry.urls:
@@ -189,9 +190,8 @@ def _ask_one(url: str, entry: RemoteFile) -> str:
 
 
 def check_answers(url: str) -> None:
-    """Raise `TransferError` if nobody answers, whatever is answered.
-
-    For what a library fetches that tries for half a minute, and says so each time.
+    """Raise `TransferError` if no server answers; the content of the answer does not matter. Use it before a library
+    downloads that would try for half a minute and print each try.
     """
     _, words = ask(RemoteFile("", (url,)))
     if (
@@ -201,12 +201,12 @@ def check_answers(url: str) -> None:
 
 
 def read_list(url: str, *, authorization: str = "") -> bytes:
-    """Return what a host answers that is asked which files it has; a bound keeps an endless answer out.
+    """Return the list of files that a host sends, up to a maximal size.
 
     Raises
     ------
     TransferError
-        If it does not answer, refuses, or answers too much.
+        If it does not answer, refuses, or the answer is too long.
     """
     content, attempt = None, 0
     try:
@@ -230,12 +230,12 @@ def read_list(url: str, *, authorization: str = "") -> bytes:
 
 
 def read_json(url: str) -> Any:
-    """Return the JSON that a host answers with.
+    """Return the JSON in the answer of a host.
 
     Raises
     ------
     TransferError
-        As for `read_list`, and if it is no JSON.
+        As in `read_list`, and if it is not JSON.
     """
     try:
         return json.loads(read_list(url))
@@ -244,19 +244,19 @@ def read_json(url: str) -> Any:
 
 
 def follow(url: str, target: str) -> str:
-    """Return the address that a list names, which may be relative to the list's own.
+    """Return an address from a list, which may be relative to the address of the list.
 
     Raises
     ------
     TransferError
-        If it is none, or leads to this machine or its network.
+        If it is not an address, or leads to this machine or its network.
     """
     _check_redirection(url, target)
     return urllib.parse.urljoin(url, target)
 
 
 def has_checksum(path: Path, checksum: str) -> bool:
-    """Return whether a file has the published checksum, of which the first digits may be all that is known."""
+    """Return whether a file has the published checksum, of which only the first digits may be known."""
     return hash_as(path, checksum.partition(":")[0]).startswith(checksum.partition(":")[2])
 
 
@@ -274,7 +274,7 @@ def hash_as(path: Path, algorithm: str) -> str:
 def _make_request(url: str, authorization: str) -> urllib.request.Request:
     if urllib.parse.urlsplit(url).scheme not in ("http", "https") or not url.isascii():
         raise TransferError(f"{url} is not an http address; download the file yourself")
-    # A packed answer would have other offsets than the file.
+    # A compressed answer would have other offsets than the file.
     request = urllib.request.Request(
         url, headers={"User-Agent": "braindecode-vis", "Accept-Encoding": "identity"}
     )
@@ -284,19 +284,19 @@ def _make_request(url: str, authorization: str) -> urllib.request.Request:
 
 
 def _give_reason(error: Exception) -> str:
-    """Return what an error of the network says, in one line: a server may have written some of it."""
+    """Return the text of an error of the network as one line: a server may have written some of it."""
     return " ".join(str(getattr(error, "reason", error)).split())[:200] or type(error).__name__
 
 
 def _describe_other(answer: Any, entry: RemoteFile) -> str:
-    """Return what an answer is that is no file; empty for one that may be the file."""
+    """Return a description of an answer that is not a file; empty for one that may be the file."""
     if answer.status not in (200, 206):  # 202 is how some hosts send away what is no browser
         return f"answers {answer.status} and no file"
     packed = (answer.headers.get("Content-Encoding") or "").strip().lower()
-    # Some servers say it of every .gz; and where a checksum is known, that decides.
+    # Some servers send this header for every .gz; if a checksum is known, it decides.
     if packed in _PACKINGS and not entry.checksum and not entry.path.endswith((".gz", ".tgz")):
         return f"sends it packed as {packed}, which was not requested"
-    # A page for logging in comes as an answer like any other; where nothing is published, only its type tells.
+    # A login page is an answer like any other; without a published size or checksum, only its type shows it.
     known = entry.checksum or entry.bytes is not None or entry.path.endswith((".html", ".htm"))
     if not known and answer.headers.get_content_type() == "text/html":
         return "answers with a web page and no file"
@@ -304,7 +304,7 @@ def _describe_other(answer: Any, entry: RemoteFile) -> str:
 
 
 def _find_pause(error: urllib.error.HTTPError, attempt: int) -> float:
-    """Return how many seconds to wait for a server that has too much to do: what it says, a minute at most."""
+    """Return how many seconds to wait for a busy server: the time in its answer, at most a minute."""
     told = re.fullmatch(r"\d{1,3}", (error.headers.get("Retry-After") or "").strip())
     return min(float(told[0]) if told else _PAUSE_S * attempt, 60.0)
 
@@ -317,7 +317,7 @@ def _describe_refusal(url: str, error: urllib.error.HTTPError) -> str:
 def _download(
     url: str, part: Path, entry: RemoteFile, progress: Progress | None, stop: threading.Event | None
 ) -> None:
-    """Fill the part file, going on after broken connections as long as each of them brings something."""
+    """Fill the part file; after a broken connection, continue as long as each connection adds some bytes."""
     for attempt in range(1, _ATTEMPTS + 1):
         before = part.stat().st_size if part.exists() else 0
         if entry.bytes is not None and before == entry.bytes:
@@ -361,11 +361,11 @@ def _download(
 def _receive(
     url: str, part: Path, entry: RemoteFile, progress: Progress | None, stop: threading.Event | None
 ) -> bool:
-    """Receive what one connection gives, and say whether that was all that the server announced."""
+    """Receive the bytes of one connection, and return whether these were all that the server announced."""
     offset = part.stat().st_size if part.exists() else 0
     validator = _read_validator(part)
     request = _make_request(url, entry.authorization if url == entry.urls[0] else "")
-    # Without either, it cannot be told whether the rest belongs to the same file.
+    # Without either, it is unknown whether the rest belongs to the same file.
     if offset and (validator or entry.checksum):
         request.add_header("Range", f"bytes={offset}-")
         if validator:
@@ -379,8 +379,8 @@ def _receive(
         begins = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range", ""))
         start = int(begins[1]) if answer.status == 206 and begins else 0
         now = _find_validator(answer.headers)
-        # A server may ignore the range and send all, answer with another range than was asked for, or go on with
-        # another version, since not all of them know `If-Range`.
+        # A server may ignore the range and send all, answer with another range, or continue with another version, since
+        # not all of them support `If-Range`.
         if start not in (0, offset) or (start and validator and now and now != validator):
             if not offset:
                 raise TransferError(f"{url} sent another part of the file than requested; try again later")
@@ -388,7 +388,7 @@ def _receive(
             return _receive(url, part, entry, progress, stop)
         resumed, offset = start > 0, start
         _stamp_of(part).write_text(now)
-        # Whatever else a server writes there is no length; the published size then says when it is enough.
+        # Any other value there is not a length; the published size then ends the download.
         announced = re.fullmatch(r"\d{1,18}", (answer.headers.get("Content-Length") or "").strip())
         total = entry.bytes if announced is None else offset + int(announced[0])
         with part.open("ab" if resumed else "wb") as file:
@@ -411,7 +411,7 @@ def _receive(
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a server to a public https address, and nowhere else."""
+    """Follows a redirection only to a public https address."""
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         target = headers.get("location") or headers.get("uri") or ""
@@ -423,7 +423,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _make_opener() -> urllib.request.OpenerDirector:
-    """Return an opener that knows http and https alone; the usual one opens files of this machine as well."""
+    """Return an opener for http and https only; the usual one also opens files of this machine."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -442,7 +442,7 @@ def _check_redirection(url: str, target: str) -> None:
     try:
         place = urllib.parse.urlsplit(urllib.parse.urljoin(url, target))
         host = place.hostname or ""
-        # What cannot be looked up here is left to a proxy, or fails when it is opened.
+        # A name that cannot be resolved here is left to a proxy, or is an error when it is opened.
         addresses = [ipaddress.ip_address(entry[4][0]) for entry in _look_up(host)]
     except ValueError as error:
         raise TransferError(f"{refusal}, which is not an address; download the file yourself") from error
@@ -466,14 +466,14 @@ def _look_up(host: str) -> list[Any]:
 
 
 def _find_validator(headers: Any) -> str:
-    """Return what identifies this version of the file; weak tags do not promise the same bytes."""
+    """Return what identifies this version of the file; weak tags do not guarantee the same bytes."""
     tag = headers.get("ETag") or ""
     found = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified") or ""
     return found if _is_header(found) else ""
 
 
 def _read_validator(part: Path) -> str:
-    """Return what identifies the version of a part; what is damaged identifies nothing."""
+    """Return the identifier of the version of a part; empty if it is damaged."""
     try:
         found = _stamp_of(part).read_text()
     except (OSError, UnicodeDecodeError):
@@ -495,7 +495,7 @@ def _forget(part: Path) -> None:
 
 
 def _verify(part: Path, entry: RemoteFile, url: str) -> None:
-    """Compare the part with the manifest; a wrong one is removed, so that the next fetch starts anew."""
+    """Compare the part with the manifest; a wrong one is removed, so that the next fetch starts from the beginning."""
     size = part.stat().st_size
     wrong = ""
     if entry.bytes is not None and size != entry.bytes:

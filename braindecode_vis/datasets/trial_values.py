@@ -1,6 +1,5 @@
-"""What is asked of an array of trials: finite numbers that vary, of a scale that can be computed with, and no copies.
-
-Knows neither pictures nor tables: see `braindecode_vis.datasets.own_data`.
+"""Checks of an array of trials: finite numbers that vary, a scale without overflow, and no copies. Pictures and tables
+are checked in `braindecode_vis.datasets.own_data`.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ MAX_CORRELATED = 20_000
 MAX_COPIES = 10_000
 #: Squares of values beyond these leave the range of float32 (1.2e-38 to 3.4e38), in which decoders compute.
 SMALLEST_SPREAD, LARGEST_VALUE = 1e-17, 1e17
-# Trials of fewer values may be constant without a fault, and sparse data has a few that are.
+# Trials with fewer values may be constant without an error, and sparse data has a few such trials.
 _LEAST_VALUES, _MOST_CONSTANT = 20, 0.1
 
 
 def check_trials(X: Any) -> np.ndarray:
-    """Return trials as an array of finite floats, or say in a sentence why they are none.
+    """Return trials as an array of finite floats, or raise an error that says why this is not possible.
 
     Parameters
     ----------
     X : array of shape (n_trials, ...)
-        Or whatever NumPy takes as one: lists, a DataFrame of numbers, a tensor.
+        Or anything that NumPy converts to an array: lists, a DataFrame of numbers, a tensor.
     """
     import pandas as pd
 
@@ -91,7 +90,7 @@ def check_trials(X: Any) -> np.ndarray:
 
 
 def _read_numbers(table: pd.DataFrame) -> np.ndarray:
-    """Return the values of a table of numbers, or name the column that holds something else."""
+    """Return the values of a table of numbers, or raise an error that names a column with other values."""
     import pandas as pd
 
     for name in table.columns:
@@ -110,7 +109,7 @@ def _read_numbers(table: pd.DataFrame) -> np.ndarray:
 
 
 def check_values(X: np.ndarray, dims: Sequence[str], ch_names: Sequence[str] | None = None) -> list[str]:
-    """Raise `DataError` if trials do not differ or cannot be computed with, and name what is constant.
+    """Raise `DataError` if trials do not differ or their scale is impossible; return a remark on constant features.
 
     Parameters
     ----------
@@ -132,7 +131,7 @@ def check_values(X: np.ndarray, dims: Sequence[str], ch_names: Sequence[str] | N
     for start in range(0, len(X), block):
         low = np.minimum(low, X[start : start + block].min(axis=0))
         high = np.maximum(high, X[start : start + block].max(axis=0))
-    # As float64, in which the difference of the largest float32 is finite.
+    # As float64: there the difference of the largest float32 values is finite.
     low, high = low.astype(np.float64), high.astype(np.float64)
     largest = float(max(abs(low.min()), abs(high.max())))
     if largest > LARGEST_VALUE:
@@ -164,7 +163,8 @@ def check_values(X: np.ndarray, dims: Sequence[str], ch_names: Sequence[str] | N
 
 
 def check_constant_trials(X: np.ndarray) -> list[str]:
-    """Raise `DataError` if many trials hold a single value, as those of an overwritten file do; name a few.
+    """Raise `DataError` if many trials hold a single value, as in an overwritten file; return a remark if there are a
+    few.
 
     Parameters
     ----------
@@ -199,22 +199,22 @@ def check_constant_trials(X: np.ndarray) -> list[str]:
 
 
 def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[int, int]]:
-    """Return pairs of trials that are equal, or so alike that chance does not make them; the earlier row first.
+    """Return pairs of trials that are equal, or too similar to be so by chance; the earlier row first.
 
     Parameters
     ----------
     X : float array of shape (n_trials, ...)
         May be a memory map; it is read in pieces.
     tested : int array of shape (n_tested,), optional
-        Rows of which at least one must be in a pair that is alike; then any number of trials is compared. All rows
-        without it, up to `MAX_CORRELATED`.
+        At least one row of a pair must be among these; then any number of trials is compared. Without it all rows are
+        compared, up to `MAX_CORRELATED`.
 
     Notes
     -----
-    Raw volumes of one brain correlate above .999 as well, by what all of them share. A copy remains a copy, whatever
-    its scale, when directions are taken out of the data; so pairs must also correlate without the strongest directions.
-    Where trials have many independent values, a correlation above `COPY_CORRELATION` is a copy; the fewer there are,
-    the nearer to 1 it must be, and trials that correlate by chance alone are compared by equality.
+    Raw volumes of one brain also correlate above .999, because of their common part. A copy remains a copy, at any
+    scale, when directions are removed from the data; so pairs must also correlate without the strongest directions. If
+    trials have many independent values, a correlation above `COPY_CORRELATION` is a copy; the fewer there are, the
+    nearer to 1 it must be, and trials that correlate by chance are only compared for equality.
     """
     n, size = len(X), int(np.prod(X.shape[1:]))
     seen: dict[bytes, int] = {}
@@ -238,14 +238,14 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
     n_strong = min(10, len(sample) // 10, size // 10)
     strong = np.zeros((0, size), np.float32)
     if n_strong:
-        # Right singular vectors by way of the small Gram matrix; qr makes them orthonormal to rounding.
+        # Right singular vectors from the small Gram matrix; qr makes them orthonormal to rounding.
         vectors = np.linalg.eigh(sample @ sample.T)[1][:, -n_strong:]
         strong = np.linalg.qr(sample.T @ vectors)[0].T  # (n_strong, size)
     others = np.arange(n) if tested is None else np.unique(tested)
     gap = _find_chance_gap(sample - sample @ strong.T @ strong, n_pairs=n * len(others))
     if gap < SMALLEST_GAP:
         return pairs
-    # Correlations are looked up in few random directions, and those near 1 computed in full.
+    # Correlations are estimated in a few random directions, and those near 1 are computed exactly.
     picked = np.random.default_rng(0).normal(size=(size, min(size, 64))).astype(np.float32)
     sketch = np.concatenate(
         [_sketch(centre(slice(start, start + 512)), strong, picked) for start in range(0, n, 512)]
@@ -254,7 +254,7 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
     n_asked = 0
     for start in range(0, len(others), 1024):  # a block of correlations at a time
         rows = others[start : start + 1024]
-        # Where all are compared with all, each pair is looked at once.
+        # If all are compared with all, each pair is compared once.
         for begin in range(start if tested is None else 0, n, 8192):
             block = sketch[rows] @ sketch[begin : begin + 8192].T  # (n_rows, n_others)
             for i, j in zip(*np.nonzero(block > near), strict=True):
@@ -266,9 +266,9 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
                     return sorted(known)
                 both = centre(list(pair), np.float64)  # a noise of 1e-6 is 5e-13 of a correlation
                 rest = both - both @ strong.T @ strong
-                # In every quarter of the values as well: two trials that one bad electrode dominates are no copies.
+                # Also in every quarter of the values: two trials that one bad electrode dominates are not copies.
                 parts = [_correlate(*part) for part in np.array_split(both, 4, axis=1)]
-                # Half of 1 - r^2 is 1 - r where r is near 1.
+                # Half of 1 - r^2 is 1 - r if r is near 1.
                 if (
                     _correlate(*both) >= 1 - min(1 - COPY_CORRELATION, gap / 2)
                     and _correlate(*rest) >= 1 - gap / 2
@@ -279,14 +279,14 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
 
 
 def _find_chance_gap(rest: np.ndarray, *, n_pairs: int) -> float:
-    """Return the largest 1 - r^2 that no pair of trials is to reach by chance; at most that of r = .99.
+    """Return a bound on 1 - r^2 below which no pair of trials falls by chance; at most the value for r = .99.
 
     Parameters
     ----------
     rest : array of shape (n_sample, n_values)
-        A sample of trials without what all of them share.
+        A sample of trials without their common part.
     n_pairs
-        Pairs that are compared.
+        Number of compared pairs.
     """
     rest = rest / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-20)
     alike = np.square((rest @ rest.T)[np.triu_indices(len(rest), 1)])
@@ -296,12 +296,12 @@ def _find_chance_gap(rest: np.ndarray, *, n_pairs: int) -> float:
     )  # E[r^2] = 1 / n of random vectors
     if n_independent < 2:
         return 0.0
-    # P(1 - r^2 < gap) is about gap^((n - 1) / 2); a thousandth of a pair is to be expected.
+    # P(1 - r^2 < gap) is about gap^((n - 1) / 2); the expected number of such pairs is a thousandth.
     return float(min(0.02, (1e-3 / n_pairs) ** (2 / (n_independent - 1))))
 
 
 def _correlate(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the correlation of two vectors; 1 where neither of them varies, 0 where one does not."""
+    """Return the correlation of two vectors; 1 if both are constant, 0 if one is."""
     first, second = first - first.mean(), second - second.mean()
     norms = [float(np.linalg.norm(part)) for part in (first, second)]
     if min(norms) <= 1e-9:

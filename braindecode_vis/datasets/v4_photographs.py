@@ -2,8 +2,8 @@
 
 Owns the folder ``data_V4_responses`` of the public archive: for each session the counts of single presentations and
 their means (spikes in 100 ms, an array of neurons by pictures), and the pictures in a zip archive, in the order of the
-columns. The neurons of two sessions differ, so that a run reads one session. Which pictures are tested is the run's
-choice: the authors tested whole sessions (190923, 201025, 210225, 211022). This is no human recording.
+columns. The neurons of two sessions differ, so a run reads one session. The run chooses the test pictures; the authors
+tested whole sessions (190923, 201025, 210225, 211022). These are not human recordings.
 
 References
 ----------
@@ -44,19 +44,20 @@ _LAST = {"WE": "190929", "PE": "210326", "RA": "211103"}
 
 
 def find_animal(session: str) -> str:
-    """Return the animal that a session, six digits of its date, was recorded from."""
+    """Return the animal of a session (six digits of its date)."""
     return next((animal for animal, last in _LAST.items() if session <= last), "RA")
 
 
 class V4PhotographsConfig(LoadedSettings):
-    """Which session is read, as means or single trials.
+    """Session to read, as means or single trials.
 
     Parameters
     ----------
     root
-        The folder ``data_V4_responses``, which holds ``responses_repeat_averaged``, ``responses_raw`` and ``images``.
+        The folder ``data_V4_responses`` with ``responses_repeat_averaged``, ``responses_raw`` and ``images``.
     session
-        Its date, six digits. Choose on some sessions (``201025``, ``210325``), and open the others once.
+        Its date, six digits. Use some sessions to choose methods (``201025``, ``210325``), and the others once, at the
+        end.
     trials
         ``averaged`` reads the mean of each picture, ``single`` every presentation.
     """
@@ -68,7 +69,7 @@ class V4PhotographsConfig(LoadedSettings):
     files = LAYOUT
 
     def find_files(self) -> dict[str, Path]:
-        """Return the counts and the pictures of the session, which must be there."""
+        """Return the counts and the pictures of the session, which must exist."""
         root = self.find_root()
         LAYOUT.check_labels(root, self.trials, session=self.session)
         return {name: LAYOUT.find(root, name, session=self.session) for name in (self.trials, "pictures")}
@@ -79,7 +80,7 @@ class V4PhotographsConfig(LoadedSettings):
         return {f"{name} of {self.session}": number for name, number in found.items()}
 
     def read(self) -> tuple[Responses, StimulusSet]:
-        """Return every trial as a training trial, until a split says otherwise, and the different pictures."""
+        """Return every trial as a training trial (a split is chosen later), and the different pictures."""
         root, session, places = self.find_root(), self.session, self.find_files()
         counts = LAYOUT.read(root, self.trials, "counts", session=session)
         counts = counts.reshape(*counts.shape[:2], -1)  # (n_neurons, n_pictures, n_repeats)
@@ -89,7 +90,7 @@ class V4PhotographsConfig(LoadedSettings):
                 f"session {session} below {root} has {len(pictures)} pictures, but counts for {counts.shape[1]}; fetch "
                 "both again."
             )
-        # A repeat that did not happen is NaN for all neurons; other gaps are refused with the responses.
+        # A missing repeat is NaN for all neurons; other gaps are an error of the responses.
         shown, repeat = np.nonzero(~np.isnan(counts).all(axis=0))
         kept = find_first_of_same(pictures)  # some archives hold a picture twice
         ids = np.array([f"{session}_image{n + 1:04d}" for n in range(len(pictures))], object)

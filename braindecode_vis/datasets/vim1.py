@@ -1,9 +1,9 @@
-"""vim-1 (Kay et al. 2008): two people who saw 1750 natural images twice and 120 others thirteen times.
+"""vim-1 (Kay et al. 2008): two subjects who saw 1750 natural images twice and 120 others thirteen times.
 
-Owns the two MATLAB files of the CRCNS archive: ``EstimatedResponses.mat`` (HDF5, one response an image and voxel, the
-mean of its presentations, z-scored by the authors) and ``Stimuli.mat`` (grey images of 128 pixels; those of 500 lie in
-``Stimuli_Trn_FullRes_01.mat`` to ``_15.mat`` and ``Stimuli_Val_FullRes.mat``). A few thousand voxels lack a response
-(NaN) and are left out. Names, shapes and codes of regions were read in published code that opens the files.
+Owns the two MATLAB files of the CRCNS archive: ``EstimatedResponses.mat`` (HDF5, one response per image and voxel: the
+mean of its presentations, z-scored by the authors) and ``Stimuli.mat`` (grey images of 128 pixels; those of 500 are in
+``Stimuli_Trn_FullRes_01.mat`` to ``_15.mat`` and ``Stimuli_Val_FullRes.mat``). A few thousand voxels have no response
+(NaN) and are left out. Names, shapes and codes of regions are those of published code that opens the files.
 
 References
 ----------
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 ROIS = {0: "other", 1: "V1", 2: "V2", 3: "V3", 4: "V3A", 5: "V3B", 6: "V4", 7: "LO"}
 SHAPE = (64, 64, 18)
-"""Volume that the places of voxels count in, from 1 and in MATLAB's order."""
+"""Volume of the voxel positions, which count from 1 in MATLAB's order."""
 SUFFIXES = {"train": "Trn", "test": "Val"}
-# Presentations that each response is the mean of (Kay et al. 2008).
+# Number of presentations in the mean of each response (Kay et al. 2008).
 PRESENTATIONS = {"train": 2, "test": 13}
 
 _NO_IMAGES = "fetch it, or leave the images out with --set dataset.with_images=false"
@@ -64,7 +64,7 @@ LAYOUT = Layout(
     low=File(
         "Stimuli.mat", "mat5", "the file of images of vim-1", _NO_IMAGES, {**_TRAIN_IMAGES, **_TEST_IMAGES}
     ),
-    # As published: 15 files of 120 images and a rest.
+    # Published: 15 files of 120 images, the last one with the rest.
     full_train=File(
         "Stimuli_Trn_FullRes_{number}.mat",
         "mat73",
@@ -79,22 +79,22 @@ LAYOUT = Layout(
 
 
 def encode_places(indices: np.ndarray) -> np.ndarray:
-    """Return the numbers that the files give to voxels at `indices` of the volume, (n_voxels, 3)."""
+    """Return the numbers in the files of voxels at `indices` of the volume, (n_voxels, 3)."""
     return np.asarray(np.ravel_multi_index(tuple(indices.T), SHAPE, order="F")) + 1
 
 
 def decode_places(places: np.ndarray) -> np.ndarray:
-    """Return the number of each voxel in C order from 0, as all masks are counted here."""
+    """Return the number of each voxel in C order from 0, the order of all masks here."""
     return np.asarray(np.ravel_multi_index(np.unravel_index(places - 1, SHAPE, order="F"), SHAPE))
 
 
 class Vim1Config(BetasSettings):
-    """Whose responses are read, from which regions, and with which images.
+    """Subject, regions and images to read.
 
     Parameters
     ----------
     root
-        Folder that holds ``EstimatedResponses.mat`` and the files of the images.
+        Folder with ``EstimatedResponses.mat`` and the files of the images.
     subject
         1 or 2.
     rois
@@ -105,7 +105,7 @@ class Vim1Config(BetasSettings):
         ``none`` by default: the authors z-scored every voxel. ``session`` standardises again with the training
         responses.
     with_images
-        Whether the images are read; without them there are responses, but nothing to compare with.
+        Whether the images are read; without them there are responses, but no images for comparison.
     """
 
     kind: Literal["vim1"] = "vim1"
@@ -129,7 +129,7 @@ class Vim1Config(BetasSettings):
 
         path = self._find_responses()
         table = read_voxels(path, self.subject)
-        # A voxel with a gap anywhere is left out of both splits, so that train and test have the same columns.
+        # A voxel with any gap is left out of both splits, so that train and test have the same columns.
         keep = table.usable & self._choose_regions(table)
         if not keep.any():
             raise ConfigError(
@@ -202,7 +202,7 @@ class Vim1Config(BetasSettings):
         import pandas as pd
 
         ids = [f"{SUFFIXES[split].lower()}{number:04d}" for number in range(1, n + 1)]
-        # An image has no category: each stands for itself. The file knows neither sessions nor runs.
+        # An image has no category, so each is its own concept. The file has neither sessions nor runs.
         return pd.DataFrame(
             {
                 "subject": f"{self.subject:02d}", "session": "01", "run": SUFFIXES[split].lower(), "stimulus_id": ids,
@@ -239,7 +239,7 @@ class VoxelTable:
     Parameters
     ----------
     ids : integer array of shape (n_voxels,)
-        Place in the volume of 64 x 64 x 18, counted in C order.
+        Number in the volume of 64 x 64 x 18, counted in C order.
     regions : integer array of shape (n_voxels,)
         Code of the region, see `ROIS`.
     usable : bool array of shape (n_voxels,)
@@ -255,12 +255,12 @@ class VoxelTable:
 
 
 def read_voxels(path: Path, subject: int) -> VoxelTable:
-    """Read places and regions of the voxels, and look through all responses for gaps.
+    """Read positions and regions of the voxels, and search all responses for gaps.
 
     Raises
     ------
     DataError
-        If an array is missing, lengths differ, or places lie outside of the volume.
+        If an array is missing, lengths differ, or positions are outside the volume.
     """
     with LAYOUT.open(path, "responses") as file:
         regions = file.read(f"roiS{subject}").astype(np.int64)
@@ -269,11 +269,11 @@ def read_voxels(path: Path, subject: int) -> VoxelTable:
         for split, suffix in SUFFIXES.items():
             name, axis = f"data{suffix}S{subject}", f"{split}_image"
             counts[split] = file.measure(name)[axis]
-            # 256 images of 25 000 voxels are 26 MB; all of them would be 190 MB a subject.
+            # 256 images of 25 000 voxels are 26 MB; all of them would be 190 MB per subject.
             for start in range(0, counts[split], 256):
                 block = file.read(name, part={axis: slice(start, start + 256)})
                 usable &= np.isfinite(block).all(axis=1)
-    # A copy that counts from 0 would have a place 0.
+    # A copy that counts from 0 would have a position 0.
     n_places = int(np.prod(SHAPE))
     if places.min() < 1 or places.max() > n_places:
         raise DataError(
@@ -286,13 +286,13 @@ def read_voxels(path: Path, subject: int) -> VoxelTable:
 def read_images(files: list[tuple[str, Path]]) -> np.ndarray:
     """Return the images, training before validation, as uint8 of shape (n_images, height, width, 3).
 
-    Stored values are grey levels around 0. One scale serves all images: from the darkest to the brightest value of the
-    training images.
+    Stored values are grey levels around 0. One scale is used for all images: from the darkest to the brightest value of
+    the training images.
 
     Parameters
     ----------
     files
-        Kind, as the layout calls it, and path of each file.
+        Kind (its name in the layout) and path of each file.
 
     Raises
     ------
@@ -309,7 +309,7 @@ def read_images(files: list[tuple[str, Path]]) -> np.ndarray:
         raise DataError(f"training images have {train.shape[1:]} pixels, validation images {test.shape[1:]}.")
     everything = np.concatenate([train, test]).astype(np.float32)
     if train.dtype != np.uint8:
-        # Of the training images alone: test images must not set the scale. They are clipped where they go beyond.
+        # Only from the training images: test images must not determine the scale. Values outside it are clipped.
         low, high = float(train.min()), float(train.max())
         everything = np.clip((everything - low) / max(high - low, 1e-12), 0, 1) * 255
     return np.repeat(np.rint(everything).astype(np.uint8)[..., None], 3, axis=-1)

@@ -13,8 +13,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from braindecode_vis.encoders.atm import Projector, Readout
 from braindecode_vis.encoders.signal import Signal, count_windows, read_axes, scale_length
-from braindecode_vis.encoders.tsconv import Projector, Readout
 
 _FEATURES = 1440  # outputs of EEGNet in ATM-E, which the projector reads
 

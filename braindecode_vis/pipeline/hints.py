@@ -21,6 +21,7 @@ from braindecode_vis.pipeline.scoring import evaluate
 from braindecode_vis.scoring.label_exchange import find_exchange
 from braindecode_vis.scoring.retrieval import Retrieval, describe_common_choice
 from braindecode_vis.scoring.scoring_task import FEW_ORDERS
+from braindecode_vis.training.auto import FILE as CHOICE
 from braindecode_vis.training.objectives.objectives_config import ObjectiveConfig
 
 # On real fMRI of 12 to 60 pictures, single trials gave top-1 0.75 where their averages gave 0.45. So they do in a
@@ -225,9 +226,12 @@ def _judge_folds(run: Run) -> list[str]:
 
 
 def _judge_penalties(run: Run) -> list[str]:
-    chosen = []
+    chosen: list[tuple[float, float, float]] = []
+    settings: dict[str, None] = {}  # in the order of folds, each once
     for fold in train(run):
         path = fold.artifact.path / "ridge.json"
+        if path.is_file() and (record := fold.artifact.path / CHOICE).is_file():
+            settings[f"encoder.candidates.{store.read_json(record)['chosen']}.alphas"] = None
         content = store.read_json(path) if path.is_file() else {}
         errors: dict[float, float] = {}
         for choice in content.get("choices", []):
@@ -246,7 +250,7 @@ def _judge_penalties(run: Run) -> list[str]:
         if 2 * len(at) > len(chosen):
             hints.append(
                 f"the ridge penalty is the {word} that was tried ({at[0]:g}) in {len(at)} of {len(chosen)} fold(s); "
-                "the best may be outside this range: extend encoder.alphas."
+                f"the best may be outside this range: extend {' and '.join(settings) or 'encoder.alphas'}."
             )
     return hints
 

@@ -91,7 +91,7 @@ def report(run: Run) -> Path:
     parts, n_problems = summary.describe_run(run), len(run.seen["problems of parts"])
     parts["sections"] = [
         *recording_figures.describe_recording(run, has_time_course=any(a.has_time_course for a in additions)),
-        *summary.describe_choice(run),
+        *summary.describe_tried_encoders(run),
         *parts.get("sections", []),
         *recording_figures.describe_publication(run, rows),
         *summary.describe_ceilings(run.seen.get("response_ceilings")),

@@ -15,7 +15,7 @@ from braindecode_vis.base.stimuli import show_as_compared
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
 from braindecode_vis.pipeline.categories import tabulate_confusions, tabulate_runs
-from braindecode_vis.pipeline.decoding import Reconstructed, Retrieved, reconstruct, retrieve
+from braindecode_vis.pipeline.decoding import Reconstructed, Retrieved, open_branches, reconstruct, retrieve
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.preparing import Prepared, embed, preprocess
 from braindecode_vis.pipeline.runs import Run
@@ -26,6 +26,7 @@ from braindecode_vis.report.words import describe_encoder
 from braindecode_vis.scoring.caption_scores import join_sources, name_decoded
 from braindecode_vis.scoring.label_exchange import find_exchange
 from braindecode_vis.training.auto import FILE as CHOICE
+from braindecode_vis.training.auto import AutoConfig
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -35,8 +36,11 @@ def describe_run(run: Run) -> dict[str, Any]:
     """
     config, rows, prepared = run.config, evaluate(run), preprocess(run)
     items = run.seen["items"]
-    fitted = train(run)[0].artifact.path / f"{config.encoder.kind}.json"
+    folders = [fold.artifact.path for fold in train(run)]
+    fitted = folders[0] / f"{config.encoder.kind}.json"
     known = store.read_json(fitted) if fitted.is_file() else {}
+    if fitted.name == CHOICE:  # each fold chose for itself
+        known = {"chosen": [store.read_json(folder / CHOICE)["chosen"] for folder in folders]}
     if config.decodes_categories:
         parts = describe_categories(config, prepared, items)
         if (exchange := find_exchange(rows)) is not None:
@@ -246,13 +250,21 @@ def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFra
     }
 
 
-def describe_choice(run: Run) -> list[ExtraSection]:
-    """Return the section on the encoders that were tried in inner folds; none if no encoder was chosen."""
+def describe_tried_encoders(run: Run) -> list[ExtraSection]:
+    """Return a section on the encoders that the run, and each branch of its images, tried in inner folds."""
+    branches = {f" ({name.replace('_', ' ')} branch)": one for name, one in open_branches(run).items()}
+    every = {"": run, **branches}
+    return [
+        _describe_tried(one, words)
+        for words, one in every.items()
+        if isinstance(one.config.encoder, AutoConfig)
+    ]
+
+
+def _describe_tried(run: Run, words: str) -> ExtraSection:
     rows, record = [], {}
     for number, fold in enumerate(train(run)):
-        if not (path := fold.artifact.path / CHOICE).is_file():
-            return []
-        record = store.read_json(path)
+        record = store.read_json(fold.artifact.path / CHOICE)
         for place, one in enumerate(record["candidates"]):
             settings = run.config.encoder.candidates[place].model_dump(mode="json")
             rows.append(
@@ -275,7 +287,7 @@ def describe_choice(run: Run) -> list[ExtraSection]:
         "score is at most one standard error below the best was chosen and fitted on all training trials. "
         f"Budget: {'none' if budget is None else f'{budget:g} s'}. Test trials were not used."
     )
-    return [ExtraSection("Choice of the encoder", caption, table=pd.DataFrame(rows))]
+    return ExtraSection(f"Choice of the encoder{words}", caption, table=pd.DataFrame(rows))
 
 
 def describe_ceilings(rows: list[dict[str, Any]] | None) -> list[ExtraSection]:

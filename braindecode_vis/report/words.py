@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -201,7 +202,8 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
     encoder
         Settings as they stand in ``config.yaml``.
     fitted
-        What was chosen in training, where that is known: `alpha`.
+        What was chosen in training, where that is known: `alpha`, or the numbers of the candidates that were `chosen`,
+        one of each fold.
 
     Examples
     --------
@@ -213,6 +215,8 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
     'ridge, penalty 1,000'
     >>> describe_encoder({"kind": "logistic", "c": [0.01]})
     'logistic regression, C 0.01'
+    >>> describe_encoder({"kind": "auto", "candidates": [{"kind": "lda"}, {"kind": "ridge"}]}, {"chosen": [1, 1]})
+    'ridge; chosen among 2 encoders by inner folds'
     """
     kind = str(encoder.get("kind", ""))
     network = encoder.get("network")
@@ -223,7 +227,7 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
         return ", ".join([_NAMES.get(name, name.replace("_", " ")), *filter(None, facts)])
     candidates = encoder.get("candidates")
     if isinstance(candidates, list) and all(isinstance(one, Mapping) for one in candidates):
-        return f"chosen by inner folds among {', '.join(map(describe_encoder, candidates))}"
+        return _name_chosen(list(map(describe_encoder, candidates)), (fitted or {}).get("chosen"))
     members = encoder.get("members")
     if isinstance(members, list) and all(isinstance(member, Mapping) for member in members):
         named, asked = [describe_encoder(member) for member in members], encoder.get("for_generator")
@@ -242,6 +246,18 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
     if inverse:
         return f"{words}, C " + (f"{inverse[0]:g}" if len(inverse) == 1 else f"chosen among {len(inverse)}")
     return words
+
+
+def _name_chosen(named: Sequence[str], chosen: Sequence[int] | None) -> str:
+    """Return which of several encoders decoded, and in how many folds where folds differ; all of them if unknown."""
+    if not isinstance(chosen, list):
+        return f"one of {len(named)} encoders, chosen by inner folds ({'; '.join(named)})"
+    counts = Counter(chosen)
+    if len(counts) == 1:
+        found = named[chosen[0]]
+    else:
+        found = "; ".join(f"{named[one]} in {n} of {len(chosen)} folds" for one, n in sorted(counts.items()))
+    return f"{found}; chosen among {len(named)} encoders by inner folds"
 
 
 def describe_objectives(encoder: Mapping[str, Any]) -> str:

@@ -173,13 +173,15 @@ def logit_limits(mean: float, half_width: float, n: int) -> tuple[float, float]:
     half_width
         On the scale of the share.
     n
-        Number of hits and misses; half a hit and half a miss are added.
+        Number of hits and misses; half a hit and half a miss are added, which moves the middle away from 0 and 1. The
+        limits are moved as far as needed to hold `mean`.
     """
     from scipy.special import expit, logit
 
     share = (mean * n + 0.5) / (n + 1)
     wide = half_width / (share * (1 - share))
-    return float(expit(logit(share) - wide)), float(expit(logit(share) + wide))
+    low, high = float(expit(logit(share) - wide)), float(expit(logit(share) + wide))
+    return min(low, mean), max(high, mean)
 
 
 def jackknife_interval(

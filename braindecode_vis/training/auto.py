@@ -19,6 +19,7 @@ the error of the difference here, since all candidates are scored on the same tr
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -186,6 +187,8 @@ class AutoEncoder(roles.Completed):
         DataError
             If fewer than four images were shown, or no candidate can be fitted to these trials.
         """
+        for candidate in self.config.candidates:  # loads libraries, which is no time of the first candidate
+            roles.build(_find_role(self.config), candidate, seed=self.seed)
         started = time.perf_counter()
         folds = self._make_folds(responses, targets)
         tried = self._try_candidates(folds, responses, targets)
@@ -242,10 +245,17 @@ class AutoEncoder(roles.Completed):
                 "the encoder auto needs at least four training images for its inner folds, but these "
                 f"trials show {n_images}; set encoder.kind to ridge."
             )
-        return make_inner_folds(
+        folds = make_inner_folds(
             responses.stimulus_ids, n_folds=min(self.config.n_inner_folds, n_images // 2),
             generator=make_generator(self.seed, "auto", "inner_folds"), always=responses.is_synthetic,
         )  # fmt: skip
+        shown = responses.trials.assign(image=responses.stimulus_ids.astype(str))[["subject", "image"]]
+        if not any(shown.iloc[fold.test].drop_duplicates()["subject"].duplicated().any() for fold in folds):
+            raise DataError(
+                "the encoder auto compares images of one subject, and no inner fold leaves out two of the same "
+                "subject; give more trials of each subject, or set encoder.kind to ridge."
+            )
+        return folds
 
     def _try_candidates(self, folds: list[Fold], responses: Responses, targets: Any) -> list[dict[str, Any]]:
         """Return for each candidate the score of every unit, or the reason why there is none, and the seconds."""
@@ -267,7 +277,9 @@ class AutoEncoder(roles.Completed):
             try:
                 entry |= self._score_candidate(number, folds, responses, targets, budget, spent)
             except BraindecodeVisError as error:
-                entry |= {"left_out": str(error), "by": "data"}
+                # What a candidate calls a setting of the encoder is one of its own.
+                said = re.sub(r"\bencoder\.(?=[a-z])", f"encoder.candidates.{number}.", str(error))
+                entry |= {"left_out": said, "by": "data"}
             entry["seconds"] = time.perf_counter() - started
             if known is not None and entry["by"] == "budget":
                 entry["left_out"] = known[number]["left_out"]
@@ -332,7 +344,7 @@ def _score_images(encoder: Any, responses: Responses, targets: Embeddings, fold:
             device="cpu",
         )  # fmt: skip
         hits.append(pd.Series(compute_k_way_hits(found, 2), index=found.query_ids.astype(str)))
-    # None if each subject has seen one left-out image alone.
+    # Other folds may leave out several images of one subject where this one does not.
     every = pd.concat(hits) if hits else pd.Series(dtype=float)
     return every.groupby(level=0).mean()
 

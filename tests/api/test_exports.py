@@ -443,7 +443,7 @@ def test_a_network_of_classes_as_a_program(tmp_path, to, name):
 @pytest.mark.parametrize(("to", "name"), [("onnx", "m.onnx"), ("torch-export", "m.pt2")])
 def test_a_network_that_cannot_be_traced_is_one_sentence(tmp_path, monkeypatch, to, name):
     """Networks of other packages do what they like in `forward`; braindecode's need not be installed for this."""
-    from braindecode_vis.encoders.tsconv import TSConv
+    from braindecode_vis.encoders.atm import TSConv
 
     decoder, data = fit_network("tsconv")
     forward = TSConv.forward

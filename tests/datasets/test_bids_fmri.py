@@ -177,7 +177,7 @@ def test_missing_images_and_events_are_named(tmp_path):
     next(tmp_path.rglob("*ses-1*_events.tsv")).unlink()
     with pytest.raises(DataError, match=r"session 1, run 01, .* has no events table"):
         prepare(tmp_path, sessions=["1"])
-    with pytest.raises(DataError, match="lies a level too low: sub-01 is in"):
+    with pytest.raises(DataError, match="is a level too low: sub-01 is in"):
         prepare(tmp_path / "sub-01")
     (tmp_path.parent / "none").mkdir(exist_ok=True)
     with pytest.raises(DataError, match="holds no raw"):

@@ -270,7 +270,7 @@ def test_missing_and_damaged_files_are_named(root, tmp_path):
         raw.open_epochs()
     refuse = refusals(ThingsMegConfig, root=root)
     refuse(DataError, "subject 3 is not there; found 1", subjects=(3,))
-    with pytest.raises(DataError, match="lies a level too low"):
+    with pytest.raises(DataError, match="is a level too low"):
         ThingsMegConfig(root=tmp_path / "ds004212" / "THINGS").open_epochs()
     path = root / "derivatives/preprocessed/preprocessed_P1-epo.fif"
     whole = path.read_bytes()

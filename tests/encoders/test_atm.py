@@ -3,9 +3,9 @@ import torch
 from torch.nn import functional
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.encoders.atm import EncoderLayer, SubjectLinear
+from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.tsconv import EncoderLayer, SubjectLinear
-from braindecode_vis.encoders.tsconv_config import AtmEConfig, AtmSConfig
 
 
 def make_signal(n_channels=6, n_times=90, subjects=("sub-03", "sub-10", "guest")):

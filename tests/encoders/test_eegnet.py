@@ -4,10 +4,10 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.encoders.atm import Readout
+from braindecode_vis.encoders.atm_config import EEGNetConfig
 from braindecode_vis.encoders.eegnet import BoundedSpatialFilters, EEGNet, EEGNetMaps
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.tsconv import Readout
-from braindecode_vis.encoders.tsconv_config import EEGNetConfig
 from braindecode_vis.training.network_config import NetworkEncoderConfig
 
 SUBJECT = torch.zeros(4, dtype=torch.int64)

@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders import tsconv
+from braindecode_vis.encoders.atm_config import EEGProjectConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.tsconv_config import EEGProjectConfig
 
 SUBJECT = torch.zeros(4, dtype=torch.int64)
 

@@ -14,18 +14,18 @@ from torch.nn import functional
 import braindecode_vis.encoders as encoders
 import braindecode_vis.parts.foundation.models as models
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
-from braindecode_vis.encoders.mindeye_config import ResidualMlpConfig, SharedSpaceConfig
-from braindecode_vis.encoders.parcels_config import ParcelsConfig
-from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.simpleconv_config import SimpleConvImageConfig
-from braindecode_vis.encoders.tsconv_config import (
+from braindecode_vis.encoders.atm_config import (
     AtmEConfig,
     AtmSConfig,
     EEGNetConfig,
     EEGProjectConfig,
     TSConvConfig,
 )
+from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
+from braindecode_vis.encoders.mindeye_config import ResidualMlpConfig, SharedSpaceConfig
+from braindecode_vis.encoders.parcels_config import ParcelsConfig
+from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.encoders.simpleconv_config import SimpleConvImageConfig
 from braindecode_vis.parts.foundation.models.foundation_config import (
     BendrConfig,
     CBraModConfig,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from braindecode_vis.encoders.atm_config import AtmSConfig, EEGProjectConfig, TSConvConfig
 from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
 from braindecode_vis.encoders.mindeye_config import ResidualMlpConfig, SharedSpaceConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.tsconv_config import AtmSConfig, EEGProjectConfig, TSConvConfig
 
 TEN = tuple(f"{i:02d}" for i in range(1, 11))
 

@@ -3,9 +3,9 @@ import torch
 from torch.nn import functional
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.encoders.atm import ChannelGraphAttention, ChannelSelfAttention, TSConv
+from braindecode_vis.encoders.atm_config import EEGProjectConfig, TSConvConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.tsconv import ChannelGraphAttention, ChannelSelfAttention, TSConv
-from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig
 
 SUBJECT = torch.zeros(4, dtype=torch.int64)
 

@@ -79,6 +79,9 @@ def test_the_best_of_several_draws_has_a_name_of_its_own():
     assert "chosen with the seen image" in note.meaning
 
 
+AUTO = {"kind": "auto", "candidates": [{"kind": "ridge", "alphas": [2.0]}, {"kind": "linear_gaussian"}]}
+
+
 @pytest.mark.parametrize(
     "encoder, fitted, expected",
     [
@@ -88,6 +91,13 @@ def test_the_best_of_several_draws_has_a_name_of_its_own():
         ({"kind": "ridge", "alphas": [1.0, 2.0]}, None, "ridge, penalty chosen among 2"),
         ({"kind": "ridge", "alphas": [1.0, 316.23]}, {"alpha": 316.2278}, "ridge, penalty 316"),
         ({"kind": "ridge"}, {"alpha": [1.0, 2.0]}, "ridge"),  # a penalty for each target
+        (AUTO, None, "one of 2 encoders, chosen by inner folds (ridge, penalty 2; linear gaussian)"),
+        (AUTO, {"chosen": [1, 1]}, "linear gaussian; chosen among 2 encoders by inner folds"),
+        (
+            AUTO,
+            {"chosen": [1, 0, 1]},
+            "ridge, penalty 2 in 1 of 3 folds; linear gaussian in 2 of 3 folds; chosen among 2 encoders by inner folds",
+        ),
         ({"kind": "my_package.mine:OwnConfig"}, None, "OwnConfig"),
         ({}, None, ""),
     ],

@@ -235,6 +235,13 @@ def test_wilson_equals_its_formula(n):
     assert unc.wilson_interval(n, n).high == 1
 
 
+@pytest.mark.parametrize("mean", [0.0, 0.003, 0.5, 0.997, 1.0])
+def test_limits_of_a_proportion_hold_it(mean):
+    """Half a hit and half a miss moved the middle of 0.997 so far that the upper limit was 0.989."""
+    low, high = unc.logit_limits(mean, 0.001, 40)
+    assert 0 <= low <= mean <= high <= 1
+
+
 def test_a_p_value_counts_what_is_as_extreme():
     null = np.array([0.1, 0.3, 0.3, 0.6])
     assert unc.compute_p_value(0.3, null) == 4 / 5

@@ -5,7 +5,7 @@ import pytest
 
 import braindecode_vis as bdv
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError, Notice
 from braindecode_vis.base.contracts import BrainEncoder, CategoryDecoder, Context
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.roles import build, list_encoders, read
@@ -187,6 +187,25 @@ def test_a_candidate_that_cannot_be_fitted_is_left_out_with_its_reason():
         make({"candidates": [wrong]}).fit(responses, targets)
 
 
+def test_what_is_too_little_is_one_sentence_with_the_setting_that_helps():
+    """Advice named a setting of auto in the place of the candidate's, and a subject for each image was a traceback."""
+    responses, targets = make_trials(6, 1, seed=1)
+    with pytest.raises(DataError, match=r"set encoder\.candidates\.0\.n_inner_folds to 4"):
+        make({"candidates": [RIDGE]}).fit(responses, targets)
+    responses, targets = make_trials(12, 1, seed=1)
+    others = responses.with_trials(responses.trials.assign(subject=responses.stimulus_ids.astype(str)))
+    with pytest.raises(DataError, match=r"no inner fold leaves out two of the same subject"):
+        make({}).fit(others, targets)
+    # Two images are of one subject, and one fold leaves both out.
+    test = make({})._make_folds(responses, targets)[0].test[:2]
+    subjects = responses.stimulus_ids.astype(object)
+    subjects[test] = "one"
+    pair = responses.with_trials(responses.trials.assign(subject=subjects))
+    encoder = make({"candidates": [RIDGE]})
+    encoder.fit(pair, targets)
+    assert encoder.record["n_units"] == 2
+
+
 def test_noise_chooses_and_scores_at_chance():
     responses, targets = make_trials(60, 1, seed=1)
     noise = Embeddings(
@@ -272,13 +291,15 @@ def test_a_run_is_resumed_predicts_and_is_exported(planted, tmp_path):
     run = decode_digits(X, pictures, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Choice of the encoder" in page
-    assert "chosen by inner folds among ridge" in page
+    assert "chosen among 2 encoders by inner folds" in page
+    # The hint once named encoder.alphas, which auto does not have.
+    assert any("extend encoder.candidates.0.alphas" in hint for hint in run.hints)
     again = decode_digits(X, pictures, tmp_path / "run")
     assert again.scores.equals(run.scores)
     found = run.predict(X[40:])
     assert len(found.embeddings) == 20
     path = run.export("encoder", "safetensors", tmp_path / "model")
-    assert path.exists()
+    assert "A `ridge` encoder" in (path / "README.md").read_text()  # once: a `auto` encoder
 
 
 def test_a_name_alone_chooses_the_list_by_what_the_data_know():
@@ -288,3 +309,16 @@ def test_a_name_alone_chooses_the_list_by_what_the_data_know():
     run = bdv.decode(data, encoder="auto", split=2, settings={"encoder.n_inner_folds": 2})
     assert [one["kind"] for one in find_record(run)["candidates"]] == ["lda", "logistic"]
     assert "Choice of the encoder" in (run.folder / "report.html").read_text()
+
+
+def test_the_report_tells_what_a_branch_chose():
+    """The page named a branch's encoder `auto`, and the candidates of the run's own encoder alone."""
+    rng = np.random.default_rng(0)
+    pictures = rng.random((40, 16, 16))
+    X = pictures.reshape(40, -1) @ rng.normal(size=(256, 20))
+    data = bdv.from_arrays(X, images=pictures, split=np.array(["train"] * 30 + ["test"] * 10))
+    low_level = {"target": {"kind": "pca"}, "encoder": {"kind": "auto", **SMALL}}
+    settings = {"reconstruction.low_level": low_level}
+    with pytest.warns(Notice, match="stand-ins"):
+        run = bdv.decode(data, encoder=RIDGE, split="published", settings=settings)
+    assert "Choice of the encoder (low level branch)" in (run.folder / "report.html").read_text()

@@ -202,7 +202,7 @@ def test_the_first_bad_batch_is_saved_and_named(tmp_path):
 
 
 def test_automatic_batches_are_halved_until_they_fit(monkeypatch, tmp_path):
-    from braindecode_vis.encoders.tsconv import EEGProject
+    from braindecode_vis.encoders.atm import EEGProject
 
     responses, targets = make_task(n_images=150)
     forward = EEGProject.forward

@@ -2,7 +2,7 @@
 
 Owns the configuration, the three forms in which a session is published (raw FIF, epochs FIF, HDF5 tables) and the
 pairing of events with images. An event code counts the shared images of NSD from 1; the tables name images by 73KID
-counted from 0. Pictures belong to NSD and do not come along. Knows nothing of epoching.
+counted from 0. The pictures belong to NSD and are not part of the release. Epochs are cut elsewhere.
 
 References
 ----------
@@ -65,12 +65,12 @@ BROKEN = frozenset({(2, 2), (3, 1), (7, 2), (8, 2)})
 
 
 class Alljoined1Config(MeegSettings):
-    """Where the sessions lie, whom to read, and how trials are cut from raw recordings.
+    """Folder of the sessions, subjects to read, and how trials are cut from raw recordings.
 
     Parameters
     ----------
     root
-        Folder that holds ``subj01_session1_eeg.fif``, ``..._epo.fif`` or ``subj01_session1.h5``, itself or in folders.
+        Folder with ``subj01_session1_eeg.fif``, ``..._epo.fif`` or ``subj01_session1.h5``, directly or in subfolders.
     design
         ``nsd_expdesign.mat`` of NSD, which the FIF files need; found below or beside the root by default.
     images
@@ -79,18 +79,19 @@ class Alljoined1Config(MeegSettings):
     image_size
         Edge of the pictures in pixels.
     layout
-        ``raw``, ``epochs`` or ``tables``; whichever there is by default.
+        ``raw``, ``epochs`` or ``tables``; by default the one that exists.
     subjects, sessions
         Numbers to read; all by default.
     broken
-        Whether to ``skip`` or ``read`` the sessions that are known to be damaged, should their files be there.
+        Whether to ``skip`` or ``read`` the sessions that are known to be damaged, if their files exist.
     channels
         Names in the order in which they are stored; all 64 by default.
     reference
         Raw only: ``average`` over all good channels, since the amplifier records without a reference; names; or
         ``none``.
     sfreq
-        Sampling rate of the trials. Raw recordings can be brought to whole fractions of 512 Hz; epochs keep theirs.
+        Sampling rate of the trials. Raw recordings can be resampled to whole fractions of 512 Hz; epochs keep their
+        rate.
     tmin, tmax, baseline, mvnn
         As in `EpochPlan`; published epochs, which were filtered to 0.5 to 125 Hz, are as their authors cut them.
     """
@@ -116,7 +117,7 @@ class Alljoined1Config(MeegSettings):
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""
         root, sessions, _ = self._find()
-        # Names are unique here: they tell subject and session, and no session is there twice.
+        # Names are unique here: they contain subject and session, and no session occurs twice.
         files = {item.path.name: item.path for item in sessions}
         pictures = self._find_nsd_file(self.images, IMAGES_FILE, root)
         if pictures is not None:
@@ -171,7 +172,7 @@ class Alljoined1Config(MeegSettings):
             yield look_at(item.path.name, describe, item)
 
     def _find(self) -> tuple[Path, list[Session], list[str]]:
-        """Return the sessions to read, and in words those that are left out."""
+        """Return the sessions to read, and a description of those that are left out."""
         root = self.find_root()
         there = find_sessions(root, self.layout)
         subjects = sorted({item.subject for item in there}) if self.subjects is None else list(self.subjects)
@@ -179,7 +180,7 @@ class Alljoined1Config(MeegSettings):
         chosen, left_out = [], []
         for key in ((subject, session) for subject in subjects for session in self.sessions or SESSIONS):
             name = f"subject {key[0]:02d}, session {key[1]}"
-            # A session that the release lacks must not stop those who ask for all.
+            # A session that is missing in the release must not be an error if all are requested.
             if key in BROKEN and (self.broken == "skip" or key not in by_key):
                 left_out.append(name)
             elif key in by_key:
@@ -198,7 +199,7 @@ class Alljoined1Config(MeegSettings):
 
     @staticmethod
     def _find_nsd_file(named: Path | None, file: Path, root: Path) -> Path | None:
-        """Return a file of NSD: the one that is named, else one below or beside the root."""
+        """Return a file of NSD: the given one, else one below or beside the root."""
         if named is not None:
             return named.expanduser()
         places = [base / name for base in (root, root.parent) for name in (file.name, file)]

@@ -1,7 +1,7 @@
 """Alljoined-1.6M (Xu et al. 2025): 1.6 million trials of 20 subjects with a 32-channel consumer headset.
 
 Owns the configuration, the choice between raw blocks and the authors' epochs, and the pairing of trials with pictures.
-Pictures are those of THINGS-EEG2, numbered from 0; the number is the file name. Knows nothing of epoching.
+Pictures are those of THINGS-EEG2, numbered from 0; the number is the file name. Epochs are cut elsewhere.
 
 References
 ----------
@@ -50,7 +50,7 @@ N_CHANNELS = 32
 
 
 class Alljoined16mConfig(MeegSettings):
-    """Where the files lie, whom to read, and how trials are cut from raw blocks.
+    """Folder of the files, subjects to read, and how trials are cut from raw blocks.
 
     Parameters
     ----------
@@ -60,16 +60,16 @@ class Alljoined16mConfig(MeegSettings):
         Folder of the pictures (``00000.jpg`` ...); ``images`` or ``stimuli`` below the root by default. Trials can be
         preprocessed without them.
     layout
-        ``raw`` or ``preprocessed``; whichever there is by default.
+        ``raw`` or ``preprocessed``; by default the one that exists.
     subjects, sessions, blocks
-        Numbers to read; all that are there by default. Only raw recordings can be chosen by session and block.
+        Numbers to read; by default all that exist. Only raw recordings can be chosen by session and block.
         Blocks 1 to 4 are for testing, 5 to 19 for training.
     channels
         ``recorded`` keeps the 32 electrodes of the files, in their order; or names, in the order in which they are
         stored.
     sfreq
-        Sampling rate of the trials; that of the files (256 Hz raw, 250 Hz preprocessed) by default. Raw blocks can
-        be brought to whole fractions of 256 Hz; preprocessed epochs keep theirs.
+        Sampling rate of the trials; that of the files (256 Hz raw, 250 Hz preprocessed) by default. Raw blocks can be
+        resampled to whole fractions of 256 Hz; preprocessed epochs keep their rate.
     tmin, tmax, baseline, mvnn
         As in `EpochPlan`; preprocessed epochs are as their authors cut them.
     """
@@ -164,7 +164,7 @@ class Alljoined16mConfig(MeegSettings):
         found, ignored = find_blocks(root)
         subjects = self._choose_subjects({block.subject for block in found}, root)
         sessions = self.sessions or tuple(range(1, max(b.session for b in found) + 1))
-        # All that are published, so that a block which is missing is an error and not a smaller data set.
+        # All published blocks: a missing block is then an error and not a smaller data set.
         blocks = self.blocks or tuple(range(1, self.manifest.facts["n_blocks"] + 1))
         by_key = {(b.subject, b.session, b.run): b for b in found}
         chosen = []
@@ -202,7 +202,7 @@ class Alljoined16mConfig(MeegSettings):
         names = tuple(find_electrodes(read_labels(blocks[0].path, blocks[0].where)))
         if self.channels != "recorded":
             names = tuple(self.channels)
-        # A cap that lost an electrode would otherwise change the channels of all.
+        # One recording with a missing electrode would otherwise change the channels of all.
         elif len(names) != N_CHANNELS:
             raise DataError(
                 f"{blocks[0].where} has {len(names)} electrodes ({', '.join(names)}), where {N_CHANNELS} are "

@@ -1,9 +1,9 @@
 """The recordings of Alljoined-1.6M on disk: raw blocks in EDF, and the authors' epochs in pickled dictionaries.
 
-Owns which files there are, the header of an EDF file, the text of a marker (``label,value,deleted,orig_index``), and
-the pairing of epochs with pictures by the authors' table of trials. Subjects, sessions and blocks are told by folders:
-the files of subject 8 in sessions 1, 3 and 4 say "Subject 19". Pickles are read by the restricted reader, and their
-samples stay in the file.
+Owns the search for files, the header of an EDF file, the text of a marker (``label,value,deleted,orig_index``), and
+the pairing of epochs with pictures by the authors' table of trials. Subjects, sessions and blocks are those of the
+folder names: the files of subject 8 in sessions 1, 3 and 4 name "Subject 19". Pickles are read by the restricted
+reader, and their samples stay in the file.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _MARKER = re.compile(r"(?:^|,)(stim_train|stim_test|oddball|behav|debug),([^,]*)
 
 @dataclass(frozen=True, kw_only=True)
 class RawBlock(HeldFile):
-    """One EDF file and whose it is; `run` is the block."""
+    """One EDF file with its subject and session; `run` is the block."""
 
     session: int
 
@@ -67,12 +67,12 @@ class RawBlock(HeldFile):
 
     @property
     def key(self) -> str:
-        """A name that does not depend on where the data set lies."""
+        """A name that does not depend on the folder of the data set."""
         return f"sub-{self.subject:02d}/session_{self.session:02d}/block_{self.run:02d}"
 
 
 def find_blocks(root: Path) -> tuple[list[RawBlock], list[str]]:
-    """Return the EDF files below ``raw_eeg``, and the folders whose names mean nothing.
+    """Return the EDF files below ``raw_eeg``, and the folders whose names are not recognised.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def find_blocks(root: Path) -> tuple[list[RawBlock], list[str]]:
                         f"{place} should hold one EDF file, but holds {len(files)}; copy or fetch this block again."
                     )
                 blocks.append(RawBlock(subject=subject, session=session, run=block, path=files[0]))
-    # Titles are compared after all folders were read, so that a missing file is told first.
+    # Titles are compared after all folders were read, so that a missing file is reported first.
     for item in blocks:
         title = _TITLE.search(item.path.name)
         if title is None:
@@ -123,7 +123,7 @@ def list_numbered(folder: Path, prefix: str, ignored: list[str]) -> list[tuple[P
 
 
 def read_labels(path: Path, where: str) -> list[str]:
-    """Return the labels of the rows of an EDF file, as they are spelled there.
+    """Return the labels of the rows of an EDF file, with their spelling in the file.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def find_electrodes(labels: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Markers:
-    """What the annotations of a block say.
+    """Events of a block, read from its annotations.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def parse_markers(onsets: Sequence[float], texts: Sequence[str], where: str) -> 
     rows: list[tuple[float, int, str]] = []
     counts: dict[str, int] = {}
     seen: set[tuple[float, int]] = set()
-    # A marker may be written late, so that their order need not be that of time.
+    # A marker may be written late, so the order in the file need not be the order in time.
     for onset, text in sorted(
         zip(map(float, onsets), map(str, texts), strict=True), key=lambda pair: pair[0]
     ):
@@ -249,7 +249,7 @@ def open_block(
     Raises
     ------
     DataError
-        If an electrode is missing, or the file is not what it should be.
+        If an electrode is missing, or the file differs from the published form.
     """
     import mne
 
@@ -300,7 +300,7 @@ class Flat(HeldFile):
     data
         Epochs of shape (n_trials, n_channels, n_times), in the file.
     whitened
-        Whether its settings name a noise normalisation; None if they are not there.
+        Whether its settings name a noise normalisation; None if the settings are missing.
     """
 
     split: str
@@ -333,7 +333,7 @@ def find_flat(root: Path) -> list[tuple[int, str, Path]]:
 
 
 def open_flat(subject: int, split: str, path: Path) -> Flat:
-    """Read everything of a preprocessed file but its epochs, without running anything that it names."""
+    """Read everything in a preprocessed file except its epochs, without running any code that it names."""
     where = f"subject {subject:02d}, file {path}"
     content = read_pickled_dict(path)
     check_columns(content, ("preprocessed_eeg_data", "ch_names", "times"), what=where)
@@ -360,7 +360,7 @@ def read_trial_table(folder: Path, subject: int) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If there is none. ``stim_order.parquet`` alone does not do: it lacks which trials were dropped.
+        If there is none. ``stim_order.parquet`` alone is not enough: it does not list the dropped trials.
     """
     import pandas as pd
 
@@ -393,7 +393,7 @@ def list_categories(root: Path) -> list[Path]:
 
 
 def read_categories(root: Path) -> dict[int, str]:
-    """Return the category of each picture from whatever tables of the authors are below ``preprocessed_eeg``.
+    """Return the category of each picture from all tables of the authors below ``preprocessed_eeg``.
 
     Raises
     ------
@@ -406,7 +406,7 @@ def read_categories(root: Path) -> dict[int, str]:
     for path in list_categories(root):
         with refuse_damage(f"{path} cannot be read as Parquet"):
             table = pd.read_parquet(path, columns=["image_path", "category_name"])
-        # Where only the schema is damaged, pandas leaves a column out without a word.
+        # If only the schema is damaged, pandas leaves a column out without a warning.
         check_columns(table.columns, ("image_path", "category_name"), what=f"{path}")
         table = table.dropna()
         pairs = table.assign(image=_read_numbers(table["image_path"], path)).drop_duplicates(

@@ -1,9 +1,9 @@
-"""The sessions of Alljoined1 on disk: recognised by what is in a file, and opened lazily.
+"""The sessions of Alljoined1 on disk: recognised by the content of a file, and opened lazily.
 
 Owns finding them, the meaning of codes and ids, and the HDF5 form: a pandas table with an array in each row. pandas and
-PyTables would unpickle the column of arrays, and whatever hides in the attributes, and need five times the size of the
-file. Here the pickle is found in the file (an HDF5 global heap), the restricted reader notes where each array lies, and
-an epoch is read from there. Names of files tell subject and session and nothing else.
+PyTables would unpickle the column of arrays and the attributes, which may run code, and need five times the size of the
+file. Here the pickle is found in the file (an HDF5 global heap), the restricted reader notes the position of each
+array, and an epoch is read from there. From the name of a file, only subject and session are used.
 
 References
 ----------
@@ -68,7 +68,7 @@ SPLIT_FILE, RAW_FILE = "test_indices.json", "subj{subject:02d}_session{session}_
 
 @dataclass(frozen=True, kw_only=True)
 class Session(HeldFile):
-    """One file and whose it is."""
+    """One file with its subject and session."""
 
     session: int
     layout: Layout
@@ -80,9 +80,9 @@ def find_sessions(root: Path, layout: Literal["auto"] | Layout) -> list[Session]
     Raises
     ------
     DataError
-        If there is none, or a file is damaged beyond recognition.
+        If there is none, or a file is so damaged that its form cannot be recognised.
     ConfigError
-        If there are several layouts and none was asked for, or a session is there twice.
+        If there are several layouts and none was chosen, or a session exists twice.
     """
     paths = [
         path for depth in ("", "*/", "*/*/", "*/*/*/") for path in sorted(root.glob(f"{depth}subj*_session*"))
@@ -109,7 +109,7 @@ def find_sessions(root: Path, layout: Literal["auto"] | Layout) -> list[Session]
 
 
 def recognise(path: Path) -> Layout:
-    """Return the layout of a file, from what is in it."""
+    """Return the layout of a file, from its content."""
     with path.open("rb") as file:
         if file.read(len(MAGIC)) == MAGIC:
             return "tables"
@@ -131,9 +131,8 @@ def find_split(root: Path) -> Path | None:
 
 
 def label_images(numbers: np.ndarray, test: Path | None) -> pd.DataFrame:
-    """Return `stimulus_id`, `concept` and `split` of 73KIDs, which count from 1.
-
-    A scene has no single concept, so every image stands for itself.
+    """Return `stimulus_id`, `concept` and `split` of 73KIDs, which count from 1. A scene has no single concept, so
+    every image is its own concept.
     """
     import pandas as pd
 
@@ -148,7 +147,7 @@ def label_images(numbers: np.ndarray, test: Path | None) -> pd.DataFrame:
 
 
 def number_blocks(codes: np.ndarray) -> list[str]:
-    """Return the block of each event: a new one starts where codes leave their 120.
+    """Return the block of each event: a new one starts at the first code outside the 120 codes of the block.
 
     Examples
     --------
@@ -263,17 +262,17 @@ def open_tables(
     recorded
         Channels in the order of the arrays, which do not name them.
     design
-        To see whether ids count from 0 as published; None takes their word.
+        To check that ids count from 0 as published; None skips the check.
 
     Raises
     ------
     DataError
-        If columns are missing, the rows are another session's, or ids are shifted.
+        If columns are missing, the rows belong to another session, or ids are shifted.
     """
     table = open_table(item.path, (len(recorded), len(_TIMES)))
     numbers = table.numbers
     check_columns(numbers.columns, ("73k_id", "subject_id", "session"), what=f"the table of {item.where}")
-    # Files are renamed easily; the rows say whose they are.
+    # Files are easily renamed; the rows contain subject and session.
     named = set(zip(numbers["subject_id"].astype(int), numbers["session"].astype(int), strict=True))
     if named != {(item.subject, item.session)}:
         raise DataError(
@@ -315,13 +314,13 @@ def _check_rate(sfreq: float, item: Session) -> None:
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _ARRAY_COLUMNS = ("eeg", "EEG")
 _DEFLATE, _SHUFFLE, _BLOSC = 1, 2, 32001  # registered numbers of HDF5 filters
-# An epoch has tens of kilobytes and stays in the file; what describes it is smaller.
+# An epoch has tens of kilobytes and stays in the file; its description is smaller.
 _SMALL_BYTES = 1024
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """What one file holds.
+    """Content of one file.
 
     Parameters
     ----------
@@ -419,7 +418,7 @@ def _list_filters(dataset: Any, path: Path) -> list[int]:
 
 def _read_chunk(dataset: Any, offset: tuple[int, ...], path: Path) -> bytes:
     """Return one chunk of a dataset after undoing its filters."""
-    # h5py has no blosc, so that the chunk is unpacked here, filter by filter in reverse.
+    # h5py has no blosc, so the chunk is unpacked here: its filters are undone in reverse order.
     mask, chunk = dataset.id.read_direct_chunk(offset)
     for place, number in reversed(list(enumerate(_list_filters(dataset, path)))):
         if mask >> place & 1:  # left out for this chunk

@@ -1,8 +1,9 @@
-"""Any BIDS fMRI data set, raw or after fMRIPrep: the options that all share, and a recipe of column names.
+"""Any BIDS fMRI data set, raw or after fMRIPrep: the options that all of them share, and the columns of the events
+table.
 
-Owns the settings of BOLD time series, the opening of a tree as lazy runs, and the options that say what the rows of an
-events table mean: which of them are trials, which column names the picture, which pictures are test pictures. Reads
-headers and tables, never volumes; what is done with the time series is `braindecode_vis.preprocessing.bold`'s.
+Owns the settings of BOLD time series, the opening of a tree as lazy runs, and the options for the rows of an events
+table: which of them are trials, which column names the picture, which pictures are test pictures. Reads headers and
+tables, never volumes; `braindecode_vis.preprocessing.bold` processes the time series.
 
 Examples
 --------
@@ -76,29 +77,29 @@ class BoldSettings(AtlasSettings):
     Parameters
     ----------
     root
-        Folder of the raw data set, which holds the events.
+        Folder of the raw data set, which contains the events.
     derivatives
-        Folder of fMRIPrep; looked for at and below the root by default.
+        Folder of fMRIPrep; by default it is searched at and below the root.
     raw
-        Read the raw images even if there are preprocessed ones. They are not aligned between runs.
+        Read the raw images even if preprocessed ones exist. Raw images are not aligned between runs.
     space
         Space of the preprocessed images; may be left out if there is only one.
     subjects, sessions
-        Labels without ``sub-`` and ``ses-``; all that are there by default.
+        Labels without ``sub-`` and ``ses-``; by default all that exist.
     skip
         Runs to leave out, each by a part of its file name.
     t_r
-        Repetition time in s, where sidecar and image disagree.
+        Repetition time in s, needed if sidecar and image disagree.
     images
         Folder of the pictures; ``stimuli`` below the root by default, if it holds all of them. Without pictures the
-        set has no pixels.
+        data set has no pixels.
     mask
         ``brain``: voxels in fMRIPrep's mask of every run. ``varying``: voxels that vary in every run. ``epi``:
-        nilearn's brain mask of the mean images. ``auto``: brain where there is one, else epi. Or a NIfTI file.
+        nilearn's brain mask of the mean images. ``auto``: brain if fMRIPrep's masks exist, else epi. Or a NIfTI file.
     confounds
-        What is regressed out.
+        Confounds that are regressed out.
     model
-        How one response per trial is made.
+        How one response per trial is computed.
     pad_subjects
         As in `BetasPlan`.
     """
@@ -134,7 +135,7 @@ class BoldSettings(AtlasSettings):
         return {**fields, "mask": "file"} if isinstance(self.mask, Path) else fields
 
     def make_recipe(self) -> FmriRecipe:
-        """Return what tells the data set from others."""
+        """Return the facts that identify the data set."""
         raise NotImplementedError
 
     def hash_inputs(self) -> dict[str, str]:
@@ -147,7 +148,7 @@ class BoldSettings(AtlasSettings):
 
     @collect_findings("layout")
     def check(self) -> Iterator[CheckFinding]:
-        """Open every header and table, pair events with pictures, and say what was found."""
+        """Open every header and table, pair events with pictures, and report what was found."""
         source = self.open_bold()
         n_subjects = len({run.subject for run in source.runs})
         text = f"{n_subjects} subject(s), {len(source.runs)} run(s), {len(source.stimuli)} images"
@@ -163,23 +164,23 @@ class BoldSettings(AtlasSettings):
 
 @dataclass(frozen=True)
 class FmriRecipe:
-    """What tells one BIDS data set from another.
+    """What differs between BIDS data sets.
 
     Parameters
     ----------
     name
         Name of the manifest.
     entities
-        Wanted values of entities beside subject and session, for example ``{"task": ("images",)}``.
+        Required values of entities other than subject and session, for example ``{"task": ("images",)}``.
     read_events
-        Takes an event table as text and the files of the run, and returns the columns `READ_COLUMNS`, row by row:
-        an empty `stimulus_id` where an event is no trial, and then an empty `trial_type` where no model needs it.
+        Takes an event table as text and the files of the run, and returns the columns `READ_COLUMNS`, row by row: an
+        empty `stimulus_id` if an event is no trial, and then an empty `trial_type` if no model needs it.
     finish
-        Takes all trials together and returns them; declares the split where it depends on more than one run.
+        Takes all trials together and returns them; sets the split if it depends on more than one run.
     notes
-        What a reader of the store should know.
+        Remarks for readers of the store.
     image_folders
-        Where below the root the pictures may lie.
+        Folders below the root that may hold the pictures.
     """
 
     name: str
@@ -191,9 +192,9 @@ class FmriRecipe:
 
 
 def find_bold_files(config: BoldSettings, recipe: FmriRecipe) -> list[RunFiles]:
-    """Return the files of every run that is wanted."""
+    """Return the files of every chosen run."""
     root = check_root(config.root, read_manifest(recipe.name))
-    # Events lie in the raw tree alone, whatever images are read.
+    # Events are in the raw tree only, even if derivatives are read.
     derivatives = None if config.raw else find_derivatives(root, config.derivatives)
     wanted = {"sub": config.subjects, "ses": config.sessions, **recipe.entities}
     runs = find_runs(root, derivatives=derivatives, space=config.space, entities=wanted)
@@ -210,7 +211,7 @@ def find_bold_files(config: BoldSettings, recipe: FmriRecipe) -> list[RunFiles]:
 def _check_images_of_events(
     root: Path, runs: Sequence[RunFiles], config: BoldSettings, wanted: Mapping[str, Sequence[str] | None]
 ) -> None:
-    """Every run needs events, and all events of the wanted tasks need a run."""
+    """Every run needs events, and all events of the chosen tasks need a run."""
     for run in runs:
         if run.events is None:
             raise DataError(
@@ -230,7 +231,7 @@ def _check_images_of_events(
             for key, values in wanted.items()
             if key not in ("sub", "ses")
         )
-        # A run whose image is missing would otherwise shrink the data set without a word.
+        # Otherwise a run without its image would be left out without a warning.
         if fits and path not in used and not any(fragment in path.name for fragment in config.skip):
             stem = path.name.removesuffix("_events.tsv")
             raise DataError(
@@ -258,7 +259,7 @@ def prepare_bold(config: BoldSettings, recipe: FmriRecipe) -> BoldSource:
     trials = pd.concat([t for t, _ in tables], keys=range(len(files)), names=["file"]).reset_index("file")
     if recipe.finish is not None:
         trials = recipe.finish(trials)
-    # A run that `finish` left empty still has its place here.
+    # A run without trials after `finish` keeps its place here.
     counted = count_repetitions([trials[trials["file"] == n].drop(columns="file") for n in range(len(files))])
     runs = tuple(
         _open_run(run, table.drop(columns="path").reset_index(drop=True), others, config)
@@ -270,7 +271,7 @@ def prepare_bold(config: BoldSettings, recipe: FmriRecipe) -> BoldSource:
     notes = {
         "model": config.model.hashed_fields(),
         "confounds": config.confounds.hashed_fields(),
-        # Raw images are not aligned between runs, which a reader of the scores should know.
+        # Raw images are not aligned between runs; readers of the scores should know this.
         "images": "preprocessed" if preprocessed else "as found",
         **recipe.notes,
     }
@@ -294,7 +295,7 @@ def _read_trials(run: RunFiles, recipe: FmriRecipe) -> tuple[pd.DataFrame, pd.Da
     # Repetitions are counted in the order of presentation, and tables need not be sorted.
     events = events.sort_values("onset", kind="stable").reset_index(drop=True)
     is_trial = events["stimulus_id"] != ""
-    # A wrong column would give a run without trials, and a smaller data set without a word.
+    # A wrong column would give a run without trials, and a smaller data set without a warning.
     if not is_trial.any():
         raise DataError(
             f"{run.events} holds {len(events)} events, but none is a trial; check the columns that name images."
@@ -303,7 +304,7 @@ def _read_trials(run: RunFiles, recipe: FmriRecipe) -> tuple[pd.DataFrame, pd.Da
     trials = events[is_trial].drop(columns="trial_type").assign(
         subject=entities["sub"], session=entities.get("ses", "01"), run=entities.get("run", "01")
     )  # fmt: skip
-    # What is shown besides trials moves the signal too, so that a model must know it.
+    # Other stimuli change the signal too, so a model must include them.
     others = events[~is_trial & (events["trial_type"] != "")][["onset", "duration", "trial_type"]]
     return trials, others.reset_index(drop=True)
 
@@ -316,7 +317,8 @@ def _open_run(run: RunFiles, trials: pd.DataFrame, others: pd.DataFrame, config:
         confounds = np.zeros((header.n_volumes, 0))
     assert run.events is not None
     trials = trials[[*(c for c in trials.columns if c not in ("onset", "duration")), "onset", "duration"]]
-    # fMRIPrep writes it after correcting slice times: samples then count as taken within the volume, not at its start.
+    # fMRIPrep writes it after correcting slice times: samples then belong to a time within the volume, not to its
+    # start.
     start_s = (
         read_seconds(run, "StartTime", hint="correct it, or take it away if slices were not corrected") or 0.0
     )
@@ -348,27 +350,27 @@ _SUFFIX = re.compile(r"\.(jpe?g|png|bmp|tiff?|gif)$", re.IGNORECASE)
 
 
 class BidsFmriConfig(BoldSettings):
-    """Where the data set lies, and what its event tables mean; see also `BoldSettings`.
+    """Folder of the data set, and the meaning of its event tables; see also `BoldSettings`.
 
     Parameters
     ----------
     task, acq, runs
-        Entities to read; all that are there by default, but several tasks must be chosen from.
+        Entities to read; by default all that exist. If there are several tasks, choose one.
     stimulus_column
         Column that names the picture; its file name without folder and suffix becomes the stimulus id.
     concept_column, concept_pattern
         Column that names the concept, or a regular expression whose first group finds it in the stimulus column.
-        Without either, every picture is its own concept.
+        With neither of them, every picture is its own concept.
     trial_type_column
-        Column that tells kinds of events apart.
+        Column with the kind of an event.
     trial_types
-        Kinds that are trials; by default every event that names a picture.
+        Kinds that are trials; by default every event with a picture.
     ignored_types
-        Kinds that no model needs to know, for example rest. Other events that are no trials are regressed out.
+        Kinds that models leave out, for example rest. All other events that are not trials are regressed out.
     test_types, test_sessions, test_list, min_test_repetitions
         Which trials are test trials: those of some kinds; of sessions whose label matches a regular expression; of
-        pictures that a text file lists, one a line; or of pictures that one subject saw at least so often. At most
-        one of them. Without any, all are training trials, to be split later.
+        pictures in a text file, one per line; or of pictures that one subject saw at least so many times. Give at most
+        one of them. With none, all are training trials, to be split later.
     """
 
     kind: Literal["bids_fmri"] = "bids_fmri"
@@ -417,7 +419,7 @@ class BidsFmriConfig(BoldSettings):
         return digests
 
     def make_recipe(self) -> FmriRecipe:
-        """Return the entities that are read, and what the columns mean."""
+        """Return the entities that are read, and the meaning of the columns."""
         entities = {
             "task": None if self.task is None else (self.task,),
             "acq": None if self.acq is None else (self.acq,),
@@ -442,11 +444,11 @@ class BidsFmriConfig(BoldSettings):
         shown = table[self.stimulus_column]
         is_trial = shown != ""
         if self.trial_types is not None:
-            # Test kinds are trials too, without being named twice.
+            # Test kinds are trials too, even if trial_types does not name them.
             is_trial &= kinds.isin([*self.trial_types, *self.test_types])
         ids = shown.map(make_stimulus_id)
         is_test = kinds.isin(self.test_types)
-        # GOD marks its test runs by the session alone.
+        # GOD marks its test runs only by the session.
         if self.test_sessions is not None and re.fullmatch(self.test_sessions, run.entities.get("ses", "")):
             is_test |= True
         modelled = kinds.where(~kinds.isin(self.ignored_types), "")
@@ -487,7 +489,7 @@ class BidsFmriConfig(BoldSettings):
                     f"none of the {len(tested)} pictures that {path} lists was shown; it is another list."
                 )
         if self.min_test_repetitions is not None:
-            # The most that any one subject saw it: repetitions over subjects are none.
+            # The largest count of one subject: views by different subjects are not repetitions.
             counts = trials.groupby(["subject", "stimulus_id"]).size().groupby("stimulus_id").max()
             tested = set(counts.index[counts >= self.min_test_repetitions])
         if tested is not None:

@@ -1,13 +1,14 @@
-"""The files of a BIDS tree of fMRI: which belong to one run, what their headers and tables say, and the pictures shown.
+"""The files of a BIDS tree of fMRI: which belong to one run, their headers and tables, and the shown pictures.
 
-Owns the entities in file names, raw data and fMRIPrep derivatives with both of its namings
+Owns the entities in file names, raw data and fMRIPrep derivatives with both naming schemes
 (``_space-T1w_desc-preproc_bold``, and ``_bold_space-T1w_preproc`` before version 1.2), inheritance of sidecars and
 events from upper folders, repetition times, confounds, masks, and one rule for pictures: a picture is found at its
 relative path, or else by its file name anywhere below the folder (a copy with another suffix counts), and never by
-position. Without a folder the set still says what was shown: its rows then carry the sha256 of the name in place of
+position. Without a folder the set still lists the shown pictures: its rows then have the sha256 of the name instead of
 that of the file, and no pixels. Never reads the volumes of a run.
 
-mne-bids lists no tree on a server, passes over names of before 1.2 and those with ``dir-``, and merges no sidecars.
+mne-bids is not used here: it lists no tree on a server, skips names from before version 1.2 and names with ``dir-``,
+and merges no sidecars.
 
 References
 ----------
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 _ENTITY = re.compile(r"(?:^|_)([a-zA-Z]+)-([a-zA-Z0-9+]+)")
 _RAW = re.compile(r"_bold\.nii(\.gz)?$")
 _NEW = re.compile(r"_desc-preproc_bold\.nii(\.gz)?$")
-# fMRIPrep before 1.2, which the release of BOLD5000 was made with.
+# fMRIPrep before 1.2, which made the release of BOLD5000.
 _OLD = re.compile(r"_bold(_space-[a-zA-Z0-9]+)?_preproc\.nii(\.gz)?$")
 #: Lists the files of a folder whose names match a pattern.
 Finder = Callable[[Path, str], Iterable[Path]]
@@ -66,7 +67,7 @@ class RunFiles:
     events
         Its table of events, or None.
     sidecar
-        Merged sidecars of the image, those nearest to it winning.
+        Merged sidecars of the image; a nearer one replaces values of a farther one.
     confounds, mask
         Those of fMRIPrep, or None.
     """
@@ -135,18 +136,18 @@ def find_runs(
     Parameters
     ----------
     root
-        Raw data set, which holds the events.
+        Raw data set, which contains the events.
     derivatives
-        Folder of preprocessed images; None reads the raw ones.
+        Folder of preprocessed images; with None, the raw ones are read.
     space
-        Space of the preprocessed images; None takes the only one there is.
+        Space of the preprocessed images; with None, the only one that exists.
     entities
-        Wanted values of ``sub``, ``ses``, ``task``, ``acq`` and ``run``; None leaves one free.
+        Required values of ``sub``, ``ses``, ``task``, ``acq`` and ``run``; with None, any value.
 
     Raises
     ------
     DataError, ConfigError
-        If nothing fits, the space is ambiguous, or a wanted value does not occur.
+        If nothing fits, the space is ambiguous, or a required value does not occur.
     """
     base = root if derivatives is None else derivatives
     # A name like ``_desc-preproc_bold`` ends as a raw one does.
@@ -160,7 +161,7 @@ def find_runs(
             f"{base} holds no {kind} below sub-*/[ses-*/]func; pass the folder of the data set with --root, or that of "
             "fMRIPrep with --set dataset.derivatives=DIR."
         )
-    # One entity after the other, so that the message names the one that leaves nothing.
+    # One entity after the other, so that the message names the one after which no run is left.
     for key, wanted in entities.items():
         tagged = _keep(tagged, key, wanted, base)
     tagged = _choose_space(tagged, space, base)
@@ -187,7 +188,7 @@ def find_runs(
 
 
 def _is_preprocessed(name: str) -> bool:
-    """Whether a file name is that of a preprocessed image, in the naming of either version of fMRIPrep."""
+    """Whether a file name belongs to a preprocessed image, in either naming scheme of fMRIPrep."""
     return bool(_NEW.search(name) or _OLD.search(name))
 
 
@@ -217,7 +218,7 @@ def _choose_space(
 ) -> list[tuple[Path, dict[str, str]]]:
     there = sorted({found.get("space", "native") for _, found in tagged})
     if space is None:
-        # Taking one of them silently would decide the result.
+        # A silent choice would change the result.
         if len(there) > 1:
             raise ConfigError(
                 f"{base} has images in the spaces {', '.join(there)}; choose one with --set dataset.space=..."
@@ -264,16 +265,17 @@ def merge_sidecars(
     suffix: str = "bold",
     find: Finder | None = None,
 ) -> dict[str, Any]:
-    """Return what the sidecars of an image say: that beside it and those inherited below `root`, the nearest winning.
+    """Return the values of the sidecars of an image: the one beside it and those inherited below `root`, the nearest
+    first.
 
     Parameters
     ----------
     suffix
         Of the inherited ones, as in ``task-rest_bold.json``.
     find
-        Lists what is called so in a folder; for trees of many thousand runs, from a listing made before.
+        Lists the files of a folder with a given name; for trees of many thousand runs, from an earlier listing.
     """
-    # Sidecars of CIFTI files carry the second ending with some writers, and do not with others.
+    # Some writers keep the second ending in the names of sidecars of CIFTI files, others do not.
     bare = re.sub(r"\.(nii(\.gz)?|gii|tsv|csv|npy)$", "", image.name)
     names = dict.fromkeys((f"{bare}.json", f"{re.sub(r'[.](dtseries|ptseries|func)$', '', bare)}.json"))
     paths = [image.with_name(name) for name in names if is_there(image.with_name(name))]
@@ -286,11 +288,11 @@ def merge_sidecars(
 
 
 def _find_products(image: Path, entities: Mapping[str, str]) -> tuple[Path | None, Path | None]:
-    """Return confounds and brain mask of a preprocessed image, in the naming of either version."""
+    """Return confounds and brain mask of a preprocessed image, in either naming scheme."""
     name, folder = image.name, image.parent
     if _NEW.search(name):
         stem = _NEW.sub("", name)
-        # Confounds belong to the run, whatever space its images were resampled to.
+        # Confounds belong to the run, in every space of its images.
         bare = re.sub(r"_(space|res|den|cohort)-[a-zA-Z0-9+]+", "", stem)
         confounds = [f"{bare}_desc-confounds_{end}.tsv" for end in ("timeseries", "regressors")]
         masks = [f"{stem}_desc-brain_mask.nii.gz", f"{stem}_desc-brain_mask.nii"]
@@ -312,7 +314,7 @@ def read_table(path: Path, wanted: Callable[[str], bool] | None = None) -> pd.Da
     Parameters
     ----------
     wanted
-        Which columns are read; by default all, which of a table of confounds may be hundreds.
+        Columns to read; by default all (a table of confounds may have hundreds).
     """
     import pandas as pd
 
@@ -323,7 +325,7 @@ def read_table(path: Path, wanted: Callable[[str], bool] | None = None) -> pd.Da
 
 
 def read_numbers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
-    """Return a column of text as float64; a cell that is no finite number is named with its line."""
+    """Return a column of text as float64; a cell that is not a finite number is an error that names its line."""
     import pandas as pd
 
     numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
@@ -338,12 +340,12 @@ def read_numbers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read the head of an image of several volumes; its time step is in seconds whatever the file counts in.
+    """Read the head of an image of several volumes; its time step is converted to seconds.
 
     Raises
     ------
     DataError
-        If the file is damaged or holds one volume only.
+        If the file is damaged or holds only one volume.
     """
     header = read_volume_header(path)
     if header.n_volumes < 2:
@@ -372,7 +374,7 @@ def find_t_r(
 
 
 def read_seconds(run: RunFiles, key: str, *, hint: str) -> float | None:
-    """Return a time of the sidecar in s, or None if it says none; `DataError` if that is no time."""
+    """Return a time of the sidecar in s, or None if it is missing; `DataError` if the value is not a time."""
     value = run.sidecar.get(key)
     if value is None:
         return None
@@ -406,7 +408,7 @@ def read_confounds(run: RunFiles, config: ConfoundsConfig) -> tuple[np.ndarray |
                     f"{run.confounds} has no column {name!r}{near}; correct dataset.confounds.columns."
                 )
         picked = table[list(config.columns)].apply(pd.to_numeric, errors="coerce")
-        # Derivatives have no value in the first volume.
+        # Derivatives of confounds have no value in the first volume.
         filled = picked.bfill(limit=1)
         if filled.isna().to_numpy().any():
             name = str(filled.columns[filled.isna().any()][0])
@@ -414,7 +416,7 @@ def read_confounds(run: RunFiles, config: ConfoundsConfig) -> tuple[np.ndarray |
         return filled.to_numpy(float), (run.confounds,)
     from nilearn.interfaces.fmriprep import load_confounds
 
-    # nilearn finds the table by the name of an image, of which the table may have none beside it.
+    # nilearn finds the table by the name of an image, but there may be no image beside the table.
     name = re.sub(
         r"_desc-confounds_(timeseries|regressors)\.tsv$", "_desc-preproc_bold.nii.gz", run.confounds.name
     )
@@ -440,7 +442,7 @@ def read_confounds(run: RunFiles, config: ConfoundsConfig) -> tuple[np.ndarray |
 def find_masks(
     files: Sequence[RunFiles], runs: Sequence[BoldRun], mask: Mask
 ) -> Geometry | Mapping[str, Geometry] | MaskMethod:
-    """Return the mask of each subject, of all, or the way to find it in the images."""
+    """Return the mask of each subject, one for all, or the method that computes it from the images."""
     if mask == "auto":
         mask = "brain" if all(run.mask is not None for run in files) else "epi"
     if isinstance(mask, Path):
@@ -465,13 +467,13 @@ def find_masks(
             than="its brain mask",
         )
         subject = run.entities["sub"]
-        # A voxel that is outside the brain in one run has no series there.
+        # A voxel outside the brain in one run has no time series there.
         both = masks[subject][0] & found.mask if subject in masks else found.mask
         masks[subject] = (both, found.affine)
     if len({m.shape for m, _ in masks.values()}) == 1 and all(
         run.entities.get("space", "").startswith("MNI") for run in files
     ):
-        # In a template the voxels of all subjects correspond, so that one mask serves them.
+        # In a template the voxels of all subjects correspond, so one mask is used for all.
         common = np.logical_and.reduce([m for m, _ in masks.values()])
         return Geometry.from_mask(common, next(iter(masks.values()))[1])
     return {subject: Geometry.from_mask(m, affine) for subject, (m, affine) in masks.items()}
@@ -495,17 +497,17 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
 def find_image_folder(root: Path, places: Sequence[str]) -> Path | None:
-    """Return the first of some folders below `root` that holds a picture: where images are usually unpacked."""
+    """Return the first of some usual folders below `root` that holds a picture."""
     folders = (root / place for place in places)
-    # An empty folder is what unpacking has not filled yet.
+    # An empty folder is skipped: its pictures are not unpacked yet.
     return next((folder for folder in folders if any(_list_pictures(folder))), None)
 
 
 def hash_image_folder(images: Path | None, beside: Path | None = None) -> dict[str, str]:
     """Return one digest of the names and bytes of the pictures in `images`, or in `beside` without it; none if neither.
 
-    Without it, a run that was prepared without pictures would never notice that they have come, and one whose pictures
-    were changed would go on with what they were.
+    Without the digest, a run that was prepared without pictures would never notice pictures that were added later, and
+    a run with changed pictures would continue with the old ones.
     """
     folder = images.expanduser() if images is not None else beside
     return {} if folder is None else {"images": digest_folder(folder, sorted(_list_pictures(folder)))}
@@ -519,19 +521,19 @@ def make_named_stimuli(
     Parameters
     ----------
     table : DataFrame
-        `stimulus_id`, `concept` and `path` (relative, or a bare file name with or without its suffix; empty for what
-        has no picture); repeated rows are allowed if they agree.
+        `stimulus_id`, `concept` and `path` (relative, or a bare file name with or without its suffix; empty for a
+        stimulus without picture); repeated rows are allowed if they agree.
     images
-        Folder of the pictures; None if they are not at hand.
+        Folder of the pictures; None if they are not available.
     title
-        What the set is called in messages.
+        Name of the set in messages.
     beside
         Folder that may hold the pictures if `images` is None; used if it holds all of them.
 
     Raises
     ------
     DataError
-        If one id has two concepts or two paths, or a picture is missing or there twice.
+        If one id has two concepts or two paths, or a picture is missing or exists twice.
     """
     unique = table[["stimulus_id", "concept", "path"]].drop_duplicates().reset_index(drop=True)
     twice = unique[unique["stimulus_id"].duplicated(keep=False)]
@@ -562,7 +564,7 @@ def make_named_stimuli(
 
 
 def hash_name(name: str) -> str:
-    """Return the sha256 of a name: the identity of a stimulus whose picture is not at hand."""
+    """Return the sha256 of a name: the identity of a stimulus without a picture file."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
@@ -583,7 +585,7 @@ def _locate(paths: list[str], root: Path, title: str) -> list[str]:
         if not path or (root / path).is_file():
             located.append(path)
             continue
-        # Only once a path is not where it says: listing a large folder takes seconds.
+        # Only if a path does not exist: listing a large folder takes seconds.
         index = index or _index_folder(root)
         name = path.rsplit("/", 1)[-1].lower()
         bare = name.rpartition(".")[0] if name.endswith(_SUFFIXES) else name
@@ -612,7 +614,7 @@ def _index_folder(root: Path) -> dict[str, list[str]]:
 
 
 def _list_pictures(folder: Path) -> Iterator[str]:
-    """Yield the paths of pictures relative to a folder; it may hold tens of thousands, so these are no `Path`."""
+    """Yield the paths of pictures relative to a folder, as text, since there may be tens of thousands."""
     if isinstance(folder, RemotePath):
         for path in folder.walk_files():
             if path.name.lower().endswith(_SUFFIXES):

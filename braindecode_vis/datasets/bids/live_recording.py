@@ -1,7 +1,7 @@
-"""Sessions that were recorded while they were decoded, read as the data set of the run that decoded them.
+"""Sessions recorded during live decoding, read like the data set of the run that decoded them.
 
-Owns what tells such a recording from other BIDS data sets, and its settings: those of the run, with the channels and
-columns of the recording. What the run has learnt is applied to it elsewhere.
+Owns the test for such a recording and its settings: those of the run, with the channels and columns of the recording.
+The fitted parts of the run are applied elsewhere.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def is_live_recording(root: Path) -> bool:
 def make_live_dataset(
     dataset: Any, root: Path, coords: Mapping[str, Any], choices: Mapping[str, Any] | None = None
 ) -> BidsMeegConfig | BidsFmriConfig:
-    """Return the settings that cut trials from a live recording as a run cut those of its own data set.
+    """Return the settings that cut trials from a live recording in the same way as in the run's own data set.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def make_live_dataset(
     Raises
     ------
     ConfigError
-        If something else is chosen, or the run cut no trials itself.
+        If something else is chosen, or the run did not cut trials itself.
     """
     chosen = dict(choices or {})
     if other := [key for key in chosen if key not in _CHOICES]:
@@ -62,7 +62,7 @@ def make_live_dataset(
     if coords.get("modality") == "fmri":
         own = {name: getattr(dataset, name) for name in BoldSettings.model_fields if hasattr(dataset, name)}
         own |= {"derivatives": None, "space": None, "skip": (), "t_r": None, "images": None, "subjects": None}
-        # The voxels are the run's; its confounds were not recorded.
+        # The voxels are those of the run; confounds were not recorded.
         own |= {"raw": True, "mask": "varying", "confounds": ConfoundsConfig(), "sessions": None}
         return BidsFmriConfig(**{**own, "root": root, **chosen})
     if not isinstance(dataset, MeegSettings):
@@ -71,9 +71,9 @@ def make_live_dataset(
             "its own; give trials as arrays instead."
         )
     own = {name: getattr(dataset, name) for name in MeegSettings.model_fields}
-    # Statistics are those that the run has learnt, for which no split is needed.
+    # The statistics of the run are used, so no split is needed.
     own |= {"mvnn": "none", "mvnn_channels": "stored", "scaling": None, "images": None}
-    # Epochs across a gap were lost in the session, too, which named them.
+    # Epochs across a gap were lost during the session too, and reported there.
     own |= {"max_dropped": 0.99}
     own |= {"sfreq": float(coords["sfreq"]), "picks": tuple(map(str, coords["ch_names"]))}
     return BidsMeegConfig(**{**own, "root": root, **chosen})

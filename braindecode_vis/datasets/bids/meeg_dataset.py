@@ -1,8 +1,8 @@
-"""Any BIDS data set of EEG or MEG, read with a recipe that says which column of the events names the image.
+"""Any BIDS data set of EEG or MEG, read with a recipe: which column of the events table names the image, and so on.
 
 Owns the settings, the application of the recipe to one events table, and the choice and opening of recordings. Cells
-are text throughout: a stimulus called ``021.50`` stays that. `open_epochs` gives lazy parts and reads no samples. Knows
-no particular data set.
+are text throughout: a stimulus called ``021.50`` stays that. `open_epochs` gives lazy parts and reads no samples.
+Contains nothing about a particular data set.
 
 References
 ----------
@@ -63,16 +63,16 @@ OnsetUnit = Literal["seconds", "milliseconds", "samples"]
 
 
 class BidsSplitRecipe(Settings):
-    """Which events train and which test, by one column of the events table.
+    """Which events are training trials and which are test trials, by one column of the events table.
 
     Parameters
     ----------
     column
-        Column that tells.
+        Column with the split.
     test
         Its values on test trials.
     train
-        Its values on training trials; all others by default. With both given, further values are left out.
+        Its values on training trials; all others by default. If both are given, trials with other values are left out.
     """
 
     column: str
@@ -126,25 +126,25 @@ class BidsRecipe(Settings):
 def apply_recipe(
     recipe: BidsRecipe, table: pd.DataFrame, path: Path, sfreq: float, max_dropped: float
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the events that show an image, sorted by onset, and how many were no such events.
+    """Return the events that show an image, sorted by onset, and counts of the other events.
 
     Parameters
     ----------
     table
         Cells as text, NaN where missing.
     path
-        Of the table, for messages.
+        Path of the table, for messages.
     sfreq
-        Of the recording, in Hz.
+        Sampling rate of the recording, in Hz.
     max_dropped
-        Largest share of the chosen events that may lack an onset or an image.
+        Largest share of the chosen events that may have no onset or no image.
 
     Returns
     -------
     events : DataFrame
         `onset` (s), `sample`, `stimulus_id`, `concept`, `file`, `split` and `repetition` (zero for now).
     counts : dict
-        Numbers of events of other types, without an image, and of neither split.
+        Numbers of events of other types, without an image, and in no split.
     """
     import pandas as pd
 
@@ -163,7 +163,7 @@ def apply_recipe(
     stimulus = _column(table, recipe.stimulus_column, path, "stimulus_column")
     known = stimulus.notna().to_numpy()
     counts["n_without_image"] = int((~known).sum())
-    # Without chosen types, events of other kinds are expected to name no image; of chosen ones each must.
+    # If no types are chosen, events without an image are skipped; if types are chosen, each event must name one.
     if not known.any() or (recipe.trial_types is not None and (~known).sum() > max_dropped * len(table)):
         raise DataError(
             f"{path} has no known image in {int((~known).sum())} of {len(table)} events (column "
@@ -198,7 +198,7 @@ def _column(table: pd.DataFrame, name: str, path: Path, option: str) -> pd.Serie
 
 
 def _find_concepts(recipe: BidsRecipe, table: pd.DataFrame, file: pd.Series, path: Path) -> pd.Series:
-    """Return the concept of each event: of the column, of the pattern, of the folder, or the image itself."""
+    """Return the concept of each event: from the column, the pattern or the folder, or the image itself."""
     import pandas as pd
 
     if recipe.concept_column is not None and recipe.concept_pattern is not None:
@@ -226,7 +226,7 @@ def _find_split(split: Any, table: pd.DataFrame, path: Path) -> np.ndarray:
         return np.full(len(table), "none", dtype=object)
     values = _column(table, split.column, path, "split.column")
     out = np.full(len(table), None if split.train is not None else "train", dtype=object)
-    # An event without a value belongs to neither side.
+    # An event without a value is in neither split.
     out[values.isna()] = None
     if split.train is not None:
         out[values.isin(split.train)] = "train"
@@ -262,23 +262,24 @@ _UNITS = {"eeg": "V", "mag": "T", "grad": "T/m"}
 
 
 class BidsMeegConfig(MeegSettings, BidsRecipe):
-    """Where the data set lies, how its events are to be read, and how trials are cut.
+    """Folder of the data set, how its events are read, and how trials are cut.
 
     Parameters
     ----------
     root
         Folder of the data set (``sub-01``...).
     images
-        Folder that the file names in `stimulus_column` start from; ``stimuli`` and its like below the root by default.
+        Folder that the file names in `stimulus_column` start from; ``stimuli`` or a similar folder below the root by
+        default.
     datatype
-        ``eeg`` or ``meg``; ``auto`` takes what is there.
+        ``eeg`` or ``meg``; ``auto`` takes the one that exists.
     task, subjects, sessions, runs
-        BIDS labels to read; all that are there by default. ``emptyroom`` is never read.
+        BIDS labels to read; by default all that exist. ``emptyroom`` is never read.
     stimulus_column
         Column that names the image, as a file or any text. Backslashes become slashes. Rows without a value
         show no image.
     id_from
-        The id of an image is its ``name`` without folder and ending, or its whole ``path`` without ending where names
+        The id of an image is its ``name`` without folder and ending, or its whole ``path`` without ending if names
         repeat in several folders.
     concept_column, concept_pattern
         Column that names the concept, or a regular expression whose first group catches it in the image's name; the
@@ -286,21 +287,21 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
     trial_types, trial_type_column
         Values of a column that choose the events; all events by default.
     onset_column, onset_unit
-        Column of the onsets, and ``seconds`` (as BIDS asks for), ``milliseconds`` or ``samples``.
+        Column of the onsets, and ``seconds`` (the BIDS standard), ``milliseconds`` or ``samples``.
     split
         ``none``, or a column with its values on test (and training) trials.
     sidecars
-        Apply ``channels.tsv`` and ``electrodes.tsv`` through mne-bids. Without, only the recording itself is believed.
+        Apply ``channels.tsv`` and ``electrodes.tsv`` through mne-bids. If false, only the recording itself is used.
     picks
         Channels to read: ``auto`` for all of the data type, ``eeg``, ``mag``, ``grad``, or names.
     sfreq
-        Rate of the trials in Hz, a whole fraction of that of the recordings; theirs by default.
+        Rate of the trials in Hz, a whole fraction of the rate of the recordings; by default their rate.
     mvnn
         As in `EpochPlan`. It needs a split, since it is fitted on training trials.
     bads
         As in `CleaningOptions`. Channels that ``channels.tsv`` marks as bad are among the bad ones of that recording.
     ica, autoreject, scaling
-        As in `CleaningOptions`. They learn from training trials and need a split, too.
+        As in `CleaningOptions`. They are fitted on training trials and need a split, too.
     """
 
     kind: Literal["bids_meeg"] = "bids_meeg"
@@ -329,7 +330,7 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts."""
         root, held, datatype = self._find()
-        # All of these are fitted on training trials alone, so that the recipe must say which those are.
+        # All of these are fitted on training trials only, so the recipe must define the training trials.
         learning = [name for name in ("ica", "autoreject", "scaling") if getattr(self, name) is not None]
         if self.split == "none" and (self.mvnn != "none" or learning):
             raise ConfigError(
@@ -391,7 +392,7 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
         root = self.find_root()
         kinds = ("eeg", "meg") if self.datatype == "auto" else (self.datatype,)
         found = find_recordings(root, kinds, self.task)
-        # Volt and tesla cannot stand in one array.
+        # One array cannot hold both volt and tesla.
         kinds_there = sorted({item.datatype for item in found})
         if not found:
             task = "" if self.task is None else f" of the task {self.task}"

@@ -1,9 +1,10 @@
 """Files of EEG and MEG: recordings of any format that MNE reads, their tables, and the images that events name.
 
-Owns the search in a BIDS tree (mne-bids'), the opener that BIDS, THINGS-EEG1 and THINGS-MEG share, the lazy part of an
-open recording, the reading of pieces and of saved epochs, sensor positions, tables whose cells stay text, the count of
-repetitions, and the step from shown images to a `StimulusSet`. A data set may come without its images (those of THINGS
-are not handed on with the recordings); then the set knows names and concepts, and no pixels. Knows no data set.
+Owns the search in a BIDS tree (by mne-bids), the opener that BIDS, THINGS-EEG1 and THINGS-MEG share, the lazy part of
+an open recording, the reading of pieces and of saved epochs, sensor positions, tables whose cells stay text, the count
+of repetitions, and the step from shown images to a `StimulusSet`. A data set may come without its images (those of
+THINGS are not published with the recordings); then the set has names and concepts, but no pixels. Contains nothing
+about a particular data set.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def _find_remote(root: RemotePath, kinds: tuple[str, ...], task: str | None) -> 
 
 
 def bring_recording(path: Path) -> Path:
-    """Return where a recording lies on this machine, once it is there with the files that MNE reads beside it."""
+    """Return the path of a recording on this machine, after it was downloaded with the files that MNE reads with it."""
     if not isinstance(path, RemotePath):
         return path
     if not path.is_dir():
@@ -133,7 +134,7 @@ def bring_recording(path: Path) -> Path:
 
 
 def bring_sidecars(path: Path, root: Path) -> Path:
-    """Return where a recording of a BIDS tree lies on this machine, once the tables above it are there too."""
+    """Return the path of a recording of a BIDS tree on this machine, after the tables above it were downloaded too."""
     if isinstance(path, RemotePath):
         folders = [
             path.parent,
@@ -157,12 +158,12 @@ def open_recording(path: Path, where: str, opener: Callable[[], Any] | None = No
     where
         Subject, session and file, for messages.
     opener
-        Opens the recording; by default ``mne.io.read_raw``, which chooses by format.
+        Opens the recording; by default ``mne.io.read_raw``, which detects the format.
 
     Raises
     ------
     DataError
-        If the file is missing, damaged or of no format that MNE knows.
+        If the file is missing, damaged or in a format that MNE does not know.
     """
     import mne
 
@@ -239,9 +240,9 @@ def make_part(
     Parameters
     ----------
     names
-        Channels to read, found by name: recordings of one data set may order them differently.
+        Channels to read, found by name: their order may differ between recordings of one data set.
     kinds, leave_out
-        MNE types of all its sensors, and those of them that are of no use.
+        MNE types of all its sensors, and names of sensors to leave out.
     where
         Subject, session and file, for messages.
     bridged
@@ -255,7 +256,7 @@ def make_part(
 
 
 def open_epochs(path: Path, where: str, hint: str = "copy or fetch it again") -> Any:
-    """Open epochs that were saved with MNE, without their samples; `hint` says what to do if they are damaged."""
+    """Open epochs that were saved with MNE, without their samples; `hint` advises what to do if they are damaged."""
     import mne
 
     with refuse_damage(f"{where} cannot be opened", hint=hint), warnings.catch_warnings():
@@ -303,18 +304,18 @@ def list_channels(raw: Any, kinds: Sequence[str]) -> tuple[str, ...]:
 def list_sensors(
     raw: Any, kinds: Sequence[str], leave_out: Sequence[str] = (), bridged: tuple[tuple[int, int], ...] = ()
 ) -> Sensors:
-    """Return every sensor of the given MNE types, with positions where all are known; `bridged` as in `RawReader`."""
+    """Return every sensor of the given MNE types, with positions if all are known; `bridged` as in `RawReader`."""
     names = tuple(name for name in list_channels(raw, kinds) if name not in leave_out)
     rows = np.array([raw.ch_names.index(name) for name in names], dtype=int)
     positions = find_sensor_positions(raw, names)
-    # Repairing a gradiometer needs its coils; an electrode needs a position only.
+    # The repair of a gradiometer needs its coils; an electrode needs only a position.
     info = None if "eeg" in kinds else raw.info
     return Sensors(
         names, RawReader(raw, rows, bridged), positions if np.isfinite(positions).all() else None, info
     )
 
 
-# As MNE, its FIF reader, EEGLAB and BrainVision spell them.
+# The spellings of MNE, its FIF reader, EEGLAB and BrainVision.
 _JOINS = ("edge", "bad_acq_skip", "boundary", "new segment")
 
 
@@ -330,7 +331,7 @@ def list_boundaries(raw: Any) -> tuple[int, ...]:
 
 
 def find_sensor_positions(raw: Any, names: Sequence[str]) -> np.ndarray:
-    """Return sensor positions in m, shape (n_channels, 3): of the file, else of the 10-05 system, else NaN."""
+    """Return sensor positions in m, shape (n_channels, 3): from the file, else from the 10-05 system, else NaN."""
     import mne
 
     template = make_template_montage().get_positions()["ch_pos"]
@@ -350,7 +351,7 @@ def find_sensor_positions(raw: Any, names: Sequence[str]) -> np.ndarray:
 def read_text_table(path: Path, where: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read a tab-separated table whose cells stay text, so that ``021.50`` is not 21.5.
 
-    Missing cells become NaN. With `columns`, those among them that exist are read.
+    Missing cells become NaN. With `columns`, only those of them that exist are read.
     """
     import pandas as pd
 
@@ -384,8 +385,8 @@ def check_length(last_s: float, raw: Any, where: str, hint: str) -> None:
 
 
 def list_recording_files(path: Path, root: Path) -> dict[str, Path]:
-    """Return the files of a recording, those that share its name and its sidecars, by their place below `root`."""
-    # BrainVision and EEGLAB spread a recording over several files of one name, and sidecars change what is read.
+    """Return the files of a recording, by their path below `root`: files that share its name, and its sidecars."""
+    # BrainVision and EEGLAB store a recording in several files of one name, and sidecars change its content.
     entities = path.name.rsplit("_", 1)[0]
     beside = [p for p in path.parent.glob(f"{entities}*") if p.name != path.name and p.is_file()]
     # Electrodes are those of a session and have a space; other sidecars may leave out the run or the task.
@@ -403,7 +404,7 @@ PLACES = ("", "images", "object_images", "stimuli", "THINGS-images", "images_THI
 
 
 def hash_images(named: Path | None, root: Path) -> dict[str, str]:
-    """Return a digest of the image files at hand, so that a run prepared without them notices that they have come."""
+    """Return a digest of the available image files, so that a run prepared without them notices added files."""
     beside = [place for place in PLACES if place]
     found = find_image_folder(root, [*beside, ""])
     return hash_image_folder(named, find_image_folder(root.parent, beside) if found is None else found)
@@ -440,16 +441,16 @@ def make_stimuli(
     *,
     option: str = "dataset.images",
 ) -> StimulusSet:
-    """Return the stimulus set of the shown images, with the hash of each file where the files are at hand.
+    """Return the stimulus set of the shown images, with the hash of each file if the files are available.
 
     Parameters
     ----------
     shown : DataFrame
         From `make_shown_table`.
     named
-        Folder that the user named; then every image must be there.
+        Folder that the user gave; it must hold every image.
     guesses
-        Folders to try otherwise; without success the set has no root.
+        Folders to try otherwise; if none fits, the set has no root.
     candidates
         ``candidates(file, concept)`` lists the places of an image below such a folder.
 
@@ -467,7 +468,7 @@ def make_stimuli(
         for root in dict.fromkeys(guesses)
         if root.is_dir() and any(_find_one(root, candidates(*pair)) for pair in few)
     ]
-    # A folder that was named must hold all; of those that were guessed the first likely one must.
+    # A given folder must hold all images; so must the first guessed folder that holds some.
     for root in [named.expanduser()] if named is not None else likely[:1]:
         found = [_find_one(root, candidates(*pair)) for pair in pairs]
         missing = [i for i, path in enumerate(found) if path is None]
@@ -482,7 +483,7 @@ def make_stimuli(
         bring_all(root / path for path in paths)
         hashes = [hash_file(root / path) for path in paths]
         return StimulusSet(shown.assign(path=paths, sha256=hashes)[columns], root)
-    # Without files the first place still names each image, for messages and for later.
+    # Without files, the first place still identifies each image, in messages and later steps.
     first = [candidates(*pair)[0] for pair in pairs]
     return StimulusSet(shown.assign(path=first, sha256="")[columns])
 
@@ -494,7 +495,7 @@ def _find_one(root: Path, places: Sequence[str]) -> str | None:
 
 
 def describe_images(stimuli: StimulusSet) -> str:
-    """Return where the images are, in words."""
+    """Return a description of the place of the images."""
     if stimuli.root is None:
         return f"{len(stimuli)} images are listed, but their files are not available"
     return f"{len(stimuli)} image files in {stimuli.root}"

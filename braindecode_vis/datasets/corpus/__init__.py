@@ -1,1 +1,1 @@
-"""A corpus of recordings without labels as it lies on disk: reading it."""
+"""Reading a stored corpus of recordings without labels."""

@@ -1,4 +1,4 @@
-"""Settings of a corpus: its channels, its time, how runs are cleaned, and how they are stored.
+"""Settings of a corpus: its channels, its sampling, cleaning of runs, and storage.
 
 References
 ----------
@@ -19,31 +19,31 @@ from braindecode_vis.datasets.sources.bold_source import ConfoundsConfig
 
 
 class FmriCleaningConfig(Settings):
-    """How the time series of fMRI are cleaned, and which runs move too much.
+    """How the time series of fMRI are cleaned, and which runs are left out for motion.
 
     Parameters
     ----------
     confounds
-        Nuisance time courses that are regressed out. Volumes and surfaces of fMRIPrep need its table beside them; what
-        has none and comes parcellated or as CIFTI is taken as cleaned, and ``desc-denoised`` and ``_clean`` files are
-        cleaned in any case. Runs of the HCP that are not have motion and drifts alone.
+        Nuisance time courses that are regressed out. Volumes and surfaces of fMRIPrep need its table beside them. Files
+        without a table that are parcellated or CIFTI count as cleaned, as do all ``desc-denoised`` and ``_clean``
+        files. For runs of the HCP that are not cleaned, only motion and drifts are regressed out.
     l_freq, h_freq
         Band in Hz; None leaves an end open.
     detrend
-        Whether a line is taken out of each run.
+        Whether a linear trend is removed from each run.
     scrubbing
-        What becomes of volumes that moved: ``interpolate`` replaces them from their neighbours, ``cut`` takes them out,
-        ``none`` leaves them.
+        Treatment of volumes with motion: ``interpolate`` replaces them from their neighbours, ``cut`` removes them,
+        ``none`` keeps them.
     scrub_mm
         Framewise displacement (mm) above which a volume is scrubbed.
     scrub_dvars
-        Standardised DVARS of fMRIPrep above which one is, too; None looks at motion alone.
+        Standardised DVARS of fMRIPrep above which a volume is scrubbed, too; with None, only motion is used.
     scrub_segment
         Stretches of fewer volumes between scrubbed ones are scrubbed, too.
     max_scrubbed
         Largest share of the volumes of a run that may be scrubbed before the run is left out.
     max_motion_mm
-        Mean framewise displacement (mm) above which a run is left out; None takes all.
+        Mean framewise displacement (mm) above which a run is left out; with None, all runs are kept.
     """
 
     confounds: ConfoundsConfig = ConfoundsConfig(strategy=("motion", "wm_csf", "high_pass"))
@@ -51,7 +51,7 @@ class FmriCleaningConfig(Settings):
     h_freq: float | None = Field(default=None, gt=0)
     detrend: bool = True
     scrubbing: Literal["interpolate", "cut", "none"] = "interpolate"
-    # Power et al. (2014): 0.5 mm in runs that are kept as a whole, 0.2 mm where little motion may stay.
+    # Power et al. (2014): 0.5 mm to keep most volumes, 0.2 mm if little motion may remain.
     scrub_mm: float = Field(default=0.5, gt=0)
     scrub_dvars: float | None = Field(default=None, gt=0)
     scrub_segment: int = Field(default=0, ge=0)
@@ -75,20 +75,20 @@ class FmriChannels(Settings):
     ----------
     atlas
         Name of the atlas: ``schaefer100`` to ``schaefer1000`` in hundreds, ``glasser``, ``a424``, ``aal``, or ``own``
-        for that of `files`.
+        for the atlas in `files`.
     networks
-        Networks of Yeo et al. that the parcels of Schaefer are named after: 7 or 17.
+        Number of networks of Yeo et al. in the names of Schaefer's parcels: 7 or 17.
     files
         The atlas in every form that the sources need: label volumes (NIfTI; one for each grid), a CIFTI dlabel file,
-        and pairs of a left and a right ``.annot`` or ``.label.gii``. By default what nilearn has fetched. Data that are
-        parcellated need a table of names alone.
+        and pairs of a left and a right ``.annot`` or ``.label.gii``. By default the files that nilearn has fetched.
+        Data that are already parcellated need only a table of names.
     labels
-        Table of the names: a number and a name per line, in the order of the channels. With a head, columns `network`
-        and `x`, `y`, `z` (mm) are read, too.
+        Table of the names: a number and a name per line, in the order of the channels. With a header line, columns
+        `network` and `x`, `y`, `z` (mm) are read, too.
     resample
         Accept a volume in the same space on another grid.
     space
-        Space of the preprocessed images, as their names have it; None takes the one that the atlas fits.
+        Space of the preprocessed images, as written in their names; with None, the space of the atlas.
     min_coverage
         Smallest share of the voxels or vertices of a parcel that a run must hold; a parcel with less is missing there.
     cleaning
@@ -106,7 +106,7 @@ class FmriChannels(Settings):
     min_coverage: float = Field(default=0.5, gt=0, le=1)
     cleaning: FmriCleaningConfig = FmriCleaningConfig()
 
-    # Files are known by their digest, which the corpus keeps.
+    # Files are identified by their digest, which the corpus stores.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "labels"})
 
     @field_validator("atlas")
@@ -132,13 +132,13 @@ class MeegChannels(Settings):
     Parameters
     ----------
     modality
-        Which of them.
+        ``eeg`` or ``meg``.
     names
-        Sensors of the corpus; empty takes those of the 10-20 system for EEG, and all of the first recording for MEG.
+        Sensors of the corpus; if empty, those of the 10-20 system for EEG, and all of the first recording for MEG.
     aliases
         Pairs of another name of a sensor and its name in the corpus: ``[[T3, T7], [T4, T8]]``.
     sfreq
-        Sampling rate (Hz) that all recordings are brought to.
+        Sampling rate (Hz) to which all recordings are resampled.
     l_freq, h_freq
         Band in Hz; None leaves an end open.
     notch
@@ -176,36 +176,36 @@ ChannelsConfig = Annotated[FmriChannels | MeegChannels, ByKind()]
 
 
 class CorpusConfig(Settings):
-    """What a corpus holds, fixed when its first source is added.
+    """Content of a corpus, fixed when its first source is added.
 
     Parameters
     ----------
     channels
         Parcels of an atlas, or sensors of EEG or MEG.
     time
-        ``resample`` brings all runs to one interval; ``encode`` keeps the interval of each run, which a network then
-        has to be told. EEG and MEG have the rate of `channels.sfreq` and are always resampled.
+        ``resample`` resamples all runs to one interval; ``encode`` keeps the interval of each run and gives it to the
+        network as an input. EEG and MEG have the rate of `channels.sfreq` and are always resampled.
     interval_s
         Interval of fMRI (s) with ``resample``.
     missing
         Channels that a run does not have: ``mask`` marks them, ``refuse`` makes them an error.
     max_missing
-        Largest share of channels that a run may lack before it is left out.
+        Largest share of missing channels; a run with more is left out.
     min_duration_s
         Runs shorter than this (s) are left out.
     scaling
         ``zscore``: each channel of a run minus its mean, over its standard deviation; ``none``.
     dtype
-        Numbers as they are stored; ``float16`` needs ``zscore``.
+        Data type of the stored numbers; ``float16`` needs ``zscore``.
     shard_mb
         Size of a shard (MB); a run is never divided.
     held_out
-        Share of the persons of each source whose runs are never trained on; at least one of all.
+        Share of the persons of each source whose runs are never used for training; at least one person in total.
     """
 
     channels: ChannelsConfig = FmriChannels()
     time: Literal["resample", "encode"] = "resample"
-    # Between the 0.7 s of the HCP and the 2 to 3 s of most archives.
+    # A value between the 0.7 s of the HCP and the 2 to 3 s of most archives.
     interval_s: float = Field(default=2.0, gt=0)
     missing: Literal["mask", "refuse"] = "mask"
     max_missing: float = Field(default=0.5, ge=0, lt=1)
@@ -215,7 +215,7 @@ class CorpusConfig(Settings):
     shard_mb: float = Field(default=128.0, gt=0)
     held_out: float = Field(default=0.05, ge=0, lt=1)
 
-    # How it is divided and who is held out changes no sample.
+    # Shard size and held-out persons do not change the samples.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"shard_mb", "held_out"})
 
     @model_validator(mode="after")

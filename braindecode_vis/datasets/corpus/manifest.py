@@ -1,7 +1,7 @@
-"""What a corpus consists of: its settings and channels, shards and their runs, who is who, and who is held out.
+"""The manifest of a corpus: settings and channels, shards and their runs, persons, and who is held out.
 
-Owns ``corpus.json`` and the table of runs that lies in each shard. Earlier states of the manifest are kept beside it,
-by their digest, so that a pretraining goes on with the corpus that it began with. Reads no samples.
+Owns ``corpus.json`` and the table of runs in each shard. Earlier states of the manifest are kept beside it, by their
+digest, so that a pretraining continues with the corpus with which it began. Reads no samples.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """A root that was added: name of its data sets, where it lay, and what was left out (file and reason).
+    """A root that was added: name of its data sets, its folder, and what was left out (file and reason).
 
-    `is_whole` is false while its runs are written, and stays so where that was stopped.
+    `is_whole` is false while its runs are written, and stays false if the writing was stopped.
     """
 
     names: tuple[str, ...]
@@ -62,15 +62,15 @@ class CorpusManifest:
     sources
         In the order of adding.
     subjects
-        All that were ever found, as `name_subject` names them, in the order of adding.
+        All subjects that were ever found, named by `name_subject`, in the order of adding.
     given
-        Subject to person, from tables of the user.
+        Person of each subject, from tables of the user.
     links
         Pairs of subjects with the same recording.
     held_out
         Subjects whose person is held out.
     unused
-        Runs that are stored and not read, as ``SHARD/RUN_ID``, and why.
+        Runs that are stored but not read, as ``SHARD/RUN_ID``, with the reason.
     shards
         In the order of their names.
     """
@@ -87,7 +87,7 @@ class CorpusManifest:
     shards: tuple[Shard, ...] = ()
 
     def compute_digest(self) -> str:
-        """Return what names the samples, the persons and who is held out, whatever sources gave nothing."""
+        """Return the facts that identify samples, persons and held-out persons; sources without runs do not count."""
         return hash_json(
             {
                 "config": self.config.hashed_fields(),
@@ -100,12 +100,12 @@ class CorpusManifest:
         )
 
     def name_people(self) -> dict[str, str]:
-        """Return the person of each subject: as given, else the first of the subjects who are the same.
+        """Return the person of each subject: as given, else the first of the subjects with the same recordings.
 
         Raises
         ------
         DataError
-            If the same recording is of two subjects that a table calls different persons.
+            If two subjects have the same recording, but a table calls them different persons.
         """
         leader = {subject: subject for subject in self.subjects}
 
@@ -131,13 +131,13 @@ class CorpusManifest:
         return {subject: called.get(find(subject), find(subject)) for subject in self.subjects}
 
     def find_held_out(self) -> set[str]:
-        """Return the persons who are held out: all whose recordings are, under any of their names."""
+        """Return the held-out persons: all with a held-out recording, under any of their names."""
         people = self.name_people()
         return {people[subject] for subject in self.held_out if subject in people}
 
 
 def name_subject(source: str, subject: str) -> str:
-    """Return how a subject of a data set is called."""
+    """Return the name of a subject of a data set."""
     return f"{source}/{subject}"
 
 
@@ -157,7 +157,7 @@ def write_manifest(folder: Path, manifest: CorpusManifest) -> str:
         "held_out": sorted(manifest.held_out), "unused": dict(manifest.unused),
         "shards": [vars(shard) for shard in manifest.shards],
     }  # fmt: skip
-    # The copy first: whoever opened the corpus by its digest finds it from then on.
+    # The copy is written first: from then on the corpus can be opened by this digest.
     (folder / _EARLIER).mkdir(exist_ok=True)
     write_json(folder / _EARLIER / f"{digest}.json", record)
     write_json(folder / MANIFEST, record)
@@ -165,7 +165,7 @@ def write_manifest(folder: Path, manifest: CorpusManifest) -> str:
 
 
 def forget_states(folder: Path, kept: Iterable[str]) -> None:
-    """Remove the states of the manifest that a command went through, but for some digests."""
+    """Remove the intermediate states of the manifest of a command, except for some digests."""
     for path in (folder / _EARLIER).glob("*.json"):
         if path.stem not in kept:
             path.unlink(missing_ok=True)
@@ -177,7 +177,7 @@ def list_states(folder: Path) -> set[str]:
 
 
 def read_manifest(folder: Path, digest: str | None = None) -> CorpusManifest:
-    """Read the manifest as it is, or as it was when it had a digest.
+    """Read the current manifest, or the earlier one with the given digest.
 
     Raises
     ------
@@ -239,10 +239,10 @@ def find_shard(folder: Path, name: str) -> Path:
 
 
 def take_up_shards(folder: Path, manifest: CorpusManifest) -> CorpusManifest:
-    """Return the manifest with all finished shards on disk, whose making may have been killed before it was told.
+    """Return the manifest with all finished shards on disk; the process may have been killed before it listed them.
 
-    Runs that are stored twice are left unused: of one recording that has changed, the earlier ones; of the same samples
-    in what is left, the later one, whose subjects become one person.
+    Runs that are stored twice are left unused: of one recording that has changed, the earlier ones; of the remaining
+    runs with the same samples, the later one, and their subjects become one person.
     """
     known = {shard.name for shard in manifest.shards}
     shards = list(manifest.shards)
@@ -257,7 +257,7 @@ def take_up_shards(folder: Path, manifest: CorpusManifest) -> CorpusManifest:
 
 
 def settle_runs(folder: Path, manifest: CorpusManifest) -> CorpusManifest:
-    """Return the manifest with `unused`, `links` and `subjects` as the runs of its shards ask for."""
+    """Return the manifest with `unused`, `links` and `subjects` updated for the runs of its shards."""
     rows = read_rows(folder, manifest.shards)
     first: dict[str, dict[str, Any]] = {}
     last = {row["run_id"]: row["shard"] for row in rows}
@@ -281,7 +281,7 @@ def settle_runs(folder: Path, manifest: CorpusManifest) -> CorpusManifest:
 
 
 def read_rows(folder: Path, shards: Sequence[Shard]) -> list[dict[str, Any]]:
-    """Return what each run of some shards is, in their order, with the name of its shard."""
+    """Return one row per run of some shards, in their order, with the name of its shard."""
     rows: list[dict[str, Any]] = []
     for shard in shards:
         path = find_shard(folder, shard.name) / RUNS

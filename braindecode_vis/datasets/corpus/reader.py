@@ -1,7 +1,7 @@
 """Reading a corpus: its table of runs, and windows of them, streamed from memory maps in a shuffled order.
 
-Owns the order in which windows are met (the same whatever the number of processes) and what is kept open meanwhile: a
-few shards at a time, so that memory does not grow with the corpus.
+Owns the order of the windows (the same for any number of processes). Only a few shards are open at a time, so that
+memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Corpus:
     Attributes
     ----------
     folder : Path
-        Where it lies.
+        Its folder.
     manifest : Manifest
         Its settings, shards and persons.
     digest : str
-        Of the manifest: settings, samples, persons and who is held out.
+        Digest of the manifest: settings, samples, persons and held-out persons.
     modality : str
         ``fmri``, ``eeg`` or ``meg``.
     channels, networks : tuple of str
@@ -54,7 +54,7 @@ class Corpus:
     coordinates : array of shape (n_channels, 3) or None
         As in `recordings.Channels`.
     interval_s : float or None
-        Time between two samples (s); None where it differs by run.
+        Time between two samples (s); None if it differs between runs.
     runs : DataFrame
         One row per run: `run_id`, `source`, `subject`, `person`, `session`, `run`, `task`, `site`, `licence`,
         `n_times`, `interval_s`, `hours`, `motion_mm` (mm, NaN if unknown), `scrubbed` (share), `shard`, `start` (place
@@ -82,12 +82,12 @@ class Corpus:
         step
             Samples from one window of a run to the next; `n_times` by default, so that none overlap.
         part
-            Runs of persons to ``train`` on, of those ``held_out``, or ``all``.
+            Runs of training persons (``train``), of held-out persons (``held_out``), or ``all``.
 
         Raises
         ------
         DataError
-            If no run is as long as a window, or nobody is of this part.
+            If no run is as long as a window, or no person is in this part.
         """
         check_option("part", part, ("train", "held_out", "all"))
         if n_times < 1 or (step is not None and step < 1):
@@ -112,9 +112,10 @@ class Corpus:
         return Windows(self, runs.reset_index(drop=True), n_times, step or n_times)
 
     def list_subjects(self, *, held_out: bool = False) -> list[dict[str, str]]:
-        """Return `source`, `subject` and `person` of all who are trained on, or held out, under every name they have.
+        """Return `source`, `subject` and `person` of all training persons, or of all held-out persons, with each of
+        their names.
 
-        A subject whose recordings are copies of another's has no run of its own, but is the same person.
+        A subject whose recordings are copies of another subject's has no runs, but is the same person.
         """
         there = set(self.runs["person"][self.runs["held_out"] == held_out])
         found = []
@@ -125,16 +126,16 @@ class Corpus:
         return found
 
     def verify(self, *, read: bool = False) -> None:
-        """Raise `DataError` unless the samples and tables on disk are those that were opened.
+        """Raise `DataError` if the samples or tables on disk have changed since they were opened.
 
-        Sources that were added meanwhile change none of them: what is open stays as it was, and `open_corpus` finds it
-        again by its digest, unless it was opened in the middle of an addition, whose states are forgotten at its end.
+        Sources that were added meanwhile change none of them: the open state stays, and `open_corpus` finds it again by
+        its digest. Only the states in the middle of an addition are removed at its end.
 
         Parameters
         ----------
         read
-            Whether this process must have read all bytes itself, once; otherwise files are read whose size, times or
-            inode have changed since anybody read them.
+            Whether this process must have read all bytes itself, once; otherwise only files are read whose size, times
+            or inode have changed since the last reading.
         """
         wanted: dict[str, tuple[Path, str]] = {}
         for shard in self.manifest.shards:
@@ -157,17 +158,17 @@ class Windows:
     Attributes
     ----------
     corpus : Corpus
-        Where they are read from.
+        Corpus from which they are read.
     n_times : int
-        Samples of each.
+        Samples of each window.
     person, site, run_id : arrays of text of shape (n_windows,)
-        Of each window.
+        Person, site and run of each window.
     interval_s : array of shape (n_windows,)
-        Time between two samples of it (s).
+        Time between two samples of the window (s).
     start_s : array of shape (n_windows,)
-        When it starts after the start of its run (s).
+        Start of the window after the start of its run (s).
     n_short : int
-        Runs that are shorter than a window and have none.
+        Number of runs that are shorter than a window.
     """
 
     def __init__(self, corpus: Corpus, runs: pd.DataFrame, n_times: int, step: int) -> None:
@@ -184,7 +185,7 @@ class Windows:
         self._shard_names, shard_of_run = np.unique(runs["shard"].to_numpy(str), return_inverse=True)
         self._shard_of_run = shard_of_run
         self._shard = shard_of_run[self._run]
-        # Few sets of channels are common to many runs: (n_sets, n_channels) and the set of each run.
+        # Many runs share few sets of channels: (n_sets, n_channels) and the set of each run.
         sets = {missing: number for number, missing in enumerate(dict.fromkeys(runs["missing"]))}
         self._masks = np.array([[name not in set(m) for name in corpus.channels] for m in sets])
         self._mask_of_run = np.array([sets[missing] for missing in runs["missing"]])
@@ -219,13 +220,13 @@ class Windows:
         Raises
         ------
         DataError
-            If a shard is gone or too short.
+            If a shard is missing or too short.
         """
         rows = np.asarray(rows)
         out = np.zeros((len(rows), len(self.corpus.channels), self.n_times), np.float32)
         runs = self._run[rows]
         starts = self._start[rows]
-        # In the order of the files, whatever the order that was asked for.
+        # Read in the order of the files, for any requested order.
         for i in np.lexsort((starts, self._place[runs], self._shard_of_run[runs])).tolist():
             run = runs[i]
             columns = self._columns[self._mask_of_run[run]]
@@ -257,20 +258,20 @@ class Windows:
         batch_size
             Windows of a batch, over all processes.
         seed, epoch
-            Decide the order.
+            Both determine the order.
         """
         generator = make_generator(seed, "corpus", "order", epoch)
         order = generator.permutation(len(self._shard_names))
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        # Windows of a shard are neighbours after this: where those of each begin.
+        # After this sorting, windows of one shard are neighbours: the start of each shard.
         by_shard = np.argsort(rank[self._shard], kind="stable")
         ends = np.searchsorted(
             rank[self._shard][by_shard], np.arange(0, len(order), POOL_SHARDS) + POOL_SHARDS
         )
         left = by_shard[:0]
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            # What a pool leaves over begins the first batch of the next one.
+            # The remaining windows of a pool start the first batch of the next one.
             rows = np.concatenate([left, generator.permutation(by_shard[start:end])])
             n_whole = len(rows) if end == len(by_shard) else len(rows) // batch_size * batch_size
             for first in range(0, n_whole, batch_size):
@@ -301,14 +302,14 @@ def open_corpus(folder: Path, digest: str | None = None) -> Corpus:
     Parameters
     ----------
     folder
-        Where it lies.
+        Its folder.
     digest
-        As it was when it had this digest, before sources were added since; as it is by default.
+        Digest of an earlier state, before sources were added; by default the current state.
 
     Raises
     ------
     DataError
-        If there is none, it is damaged, or nothing was added yet.
+        If there is no corpus, it is damaged, or nothing was added yet.
 
     Warns
     -----

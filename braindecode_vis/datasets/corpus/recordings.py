@@ -1,7 +1,7 @@
-"""What a finder of recordings hands to a corpus: runs whose samples are not read yet, and what was left out.
+"""Results of the search for recordings: runs whose samples are not read yet, and files that were left out.
 
-Owns the lazy description of a run and of the channels of a corpus, and what the tables of a BIDS root say of all its
-runs. Knows no format of samples and computes nothing.
+Owns the lazy description of a run and of the channels of a corpus, and the facts of a BIDS root about all its runs.
+Reads no samples and computes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Modality = Literal["fmri", "eeg", "meg"]
 
 @dataclass(frozen=True)
 class Channels:
-    """The parcels or sensors of a corpus, in its order: what every run of it is mapped to.
+    """The parcels or sensors of a corpus, in its order: every run is mapped to them.
 
     ``fmri_sources.read_fmri_channels(channels)`` and ``meeg_sources.read_meeg_channels(config, roots)`` return
     them when the first source is added. Sensors that were found in recordings are kept in the settings of the corpus.
@@ -31,13 +31,13 @@ class Channels:
     Parameters
     ----------
     names
-        Of each channel; none twice.
+        Name of each channel; no name occurs twice.
     networks
-        Network or region of each channel, empty text where it has none.
+        Network or region of each channel, empty text if it has none.
     coordinates : array of shape (n_channels, 3), optional
         Centre of each parcel (mm, space of the atlas) or position of each sensor (m, head coordinates).
     digest
-        Of the files that define them, such as an atlas; empty where names say everything.
+        Digest of the files that define them, such as an atlas; empty if names are sufficient.
     """
 
     names: tuple[str, ...]
@@ -55,11 +55,11 @@ class SeriesRun:
     source
         Name of the data set (``Name`` in dataset_description.json, else that of the folder).
     subject, session, run, task
-        Labels as BIDS has them, without ``sub-`` and the like; empty text where there is none.
+        Labels as in BIDS, without ``sub-`` and similar prefixes; empty text if there is none.
     site
-        Where it was recorded: column `site` of participants.tsv, else `source`.
+        Place of the recording: column `site` of participants.tsv, else `source`.
     files
-        All that is read for it. The first one names it in messages; digests are of these.
+        All files that are read for it. Messages name the first one; digests are computed from all.
     channels
         All channels of the corpus, in its order.
     missing
@@ -71,7 +71,7 @@ class SeriesRun:
     motion_mm
         Mean framewise displacement (mm), if known.
     licence
-        Of the data set, empty text if unknown.
+        Licence of the data set, empty text if unknown.
     read
         Returns float32 of shape (n_times, n_channels), cleaned; missing channels are NaN, all others finite.
     scrubbed
@@ -105,7 +105,7 @@ class Excluded:
     path
         Its file.
     reason
-        Why, in words that follow "left out: ".
+        Reason, as a text that follows "left out: ".
     """
 
     path: Path
@@ -114,17 +114,17 @@ class Excluded:
 
 @dataclass(frozen=True)
 class SourceCard:
-    """What the root folder of a source says of all its runs.
+    """Facts of a source folder about all its runs.
 
     Parameters
     ----------
     name
-        ``Name`` in dataset_description.json, else that of the folder; of what a pipeline made, the folder of the data
-        set that it was made of.
+        ``Name`` in dataset_description.json, else that of the folder; for derivatives, the folder of the data set from
+        which they were made.
     licence
-        ``License`` there, empty text if it says none.
+        ``License`` there, empty text if it is missing.
     sites
-        Subject, without ``sub-``, to site; of the subjects whose site participants.tsv tells.
+        Site by subject (without ``sub-``), for the subjects whose site is in participants.tsv.
     """
 
     name: str
@@ -132,7 +132,7 @@ class SourceCard:
     sites: Mapping[str, str]
 
     def find_site(self, subject: str) -> str:
-        """Return where a subject was recorded: the source itself unless its table says more."""
+        """Return the place of a subject's recordings: the source itself unless its table names a site."""
         return self.sites.get(subject) or self.name
 
 
@@ -142,9 +142,9 @@ _SITE_COLUMNS = ("site", "site_id", "scan_site", "institution")
 
 
 def read_source_card(root: Path) -> SourceCard:
-    """Read dataset_description.json and participants.tsv of a source; neither has to be there.
+    """Read dataset_description.json and participants.tsv of a source; both are optional.
 
-    Derivatives seldom repeat the table, so that it is looked for in the folder they were made of, too.
+    Derivatives often do not repeat the table, so it is searched in the folder of their source data, too.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def read_source_card(root: Path) -> SourceCard:
             sites = dict(zip(names, rows[column].str.strip(), strict=True))
     name = str(described.get("Name") or "").strip()
     if not name or _OF_PIPELINES.match(name):
-        # People of all data sets that one pipeline made would otherwise be of one data set.
+        # Otherwise subjects of all data sets that one pipeline processed would belong to one data set.
         place = folders[-1].resolve()
         name = place.parent.name if _OF_PIPELINES.match(place.name) and place.parent.name else place.name
     return SourceCard(

@@ -1,9 +1,9 @@
 """Images for the phantom: concepts, exemplars, splits and files, as in THINGS.
 
-Owns which concepts exist (a shape of one colour with one surface texture, an accent colour and a background where it
-is at home), how a seed becomes an image, and the folder layout of THINGS-EEG2. An image depends on its seed, concept,
-exemplar and size alone, never on the batch, the order or the process that drew it. Knows nothing of brains, and
-leaves the pixels to `render`.
+Owns the list of concepts (a shape of one colour with one surface texture, an accent colour and a usual background), the
+way from a seed to an image, and the folder layout of THINGS-EEG2. An image depends only on its seed, concept, exemplar
+and size, never on the batch, the order or the process that drew it. `render` draws the pixels; brain responses are
+simulated elsewhere.
 
 References
 ----------
@@ -47,7 +47,7 @@ from braindecode_vis.datasets.drawn.scene_pairs import (
 )
 from braindecode_vis.datasets.drawn.shapes import list_shapes
 
-# Far apart in hue or in lightness, so that no two share a name in ordinary speech.
+# Far apart in hue or in lightness, so that no two have the same common name.
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.82, 0.10, 0.10),
     "orange": (0.96, 0.52, 0.10),
@@ -62,7 +62,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (0.95, 0.95, 0.93),
     "black": (0.10, 0.10, 0.12),
 }
-# An object never stands before a background of its own colour, where its outline would be lost.
+# An object is never drawn on a background of its own colour, where its outline would be invisible.
 _CLASHES = {
     "meadow": {"green", "lime"},
     "forest": {"green", "lime", "black"},
@@ -109,13 +109,13 @@ _CHUNK = 64  # images drawn between two steps of progress
 def make_concepts(n_concepts: int, *, seed: int) -> pd.DataFrame:
     """List the first concepts of a seed, as different from each other as their number allows.
 
-    Concept `i` of a seed is the same whatever `n_concepts` is. The first (number of shapes x number of
-    colours) concepts all differ in shape or colour; textures come in only then.
+    Concept `i` of a seed is the same for every `n_concepts`. The first (number of shapes x number of colours) concepts
+    all differ in shape or colour; only later ones differ in texture.
 
     Parameters
     ----------
     n_concepts
-        How many, up to `N_MAX_CONCEPTS`.
+        Number of concepts, up to `N_MAX_CONCEPTS`.
     seed
         Root seed of the stimuli.
 
@@ -128,7 +128,7 @@ def make_concepts(n_concepts: int, *, seed: int) -> pd.DataFrame:
     Raises
     ------
     ConfigError
-        If there are not that many concepts.
+        If `n_concepts` is larger than the number of concepts.
 
     Examples
     --------
@@ -152,7 +152,7 @@ def make_concepts(n_concepts: int, *, seed: int) -> pd.DataFrame:
 def render_scene(concept_index: int, exemplar: int, *, size: int, seed: int) -> np.ndarray:
     """Draw one exemplar of one concept.
 
-    The exemplar sets place, size, rotation, mirroring, light, a slight colour shift and the background.
+    The exemplar determines place, size, rotation, mirroring, light, a small colour shift and the background.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def render_batch(
     Parameters
     ----------
     concept_indices, exemplars : sequences of length n_images
-        One pair an image.
+        One pair per image.
     size
         Height and width in pixels.
     seed
@@ -221,11 +221,12 @@ def render_batch(
     Raises
     ------
     ConfigError
-        If the two sequences differ in length, or as in `render_scene`.
+        If the two sequences differ in length, or for the reasons of `render_scene`.
     """
     if len(concept_indices) != len(exemplars):
         raise ConfigError(
-            f"{len(concept_indices)} concepts meet {len(exemplars)} exemplars; give one pair an image."
+            f"{len(concept_indices)} concepts, but {len(exemplars)} exemplars were given; give one pair "
+            f"per image."
         )
     images = np.empty((len(exemplars), size, size, 3), np.uint8)
     for row, (concept_index, exemplar) in enumerate(zip(concept_indices, exemplars, strict=True)):
@@ -244,10 +245,10 @@ def make_things_like_split(
 ) -> pd.DataFrame:
     """List the stimuli of a THINGS-EEG2-like experiment.
 
-    The test concepts are the first of the seed, which differ most from each other; the training concepts
-    are those that follow. No concept is in both splits.
+    The test concepts are the first concepts of the seed, which differ most from each other; the training concepts are
+    the next ones. No concept is in both splits.
 
-    With `n_pairs`, some concepts are composed scenes (see `scene_pairs`), each with its partner: so many pairs of the
+    With `n_pairs`, some concepts are composed scenes (see `scene_pairs`), each with its partner: `n_pairs` pairs of
     test concepts, and the same share of the training concepts. No pair is in both splits.
 
     Parameters
@@ -259,7 +260,7 @@ def make_things_like_split(
     seed
         Root seed of the stimuli.
     n_pairs
-        Pairs of test concepts that differ in what is bound to what alone.
+        Number of pairs of test concepts that differ only in the binding of their parts.
 
     Returns
     -------
@@ -272,12 +273,12 @@ def make_things_like_split(
     Raises
     ------
     ConfigError
-        If there are not that many concepts.
+        If `n_concepts` is larger than the number of concepts.
     """
     counts = (n_train_concepts, n_test_concepts, n_train_exemplars, n_test_exemplars)
     if min(counts) < 0:
         raise ConfigError(
-            f"the split asks for {n_train_concepts} x {n_train_exemplars} training and {n_test_concepts} x "
+            f"the split needs {n_train_concepts} x {n_train_exemplars} training and {n_test_concepts} x "
             f"{n_test_exemplars} test images, but no count may be negative."
         )
     composed_train, composed_test = _count_composed(n_train_concepts, n_test_concepts, n_pairs)
@@ -308,7 +309,7 @@ def _count_composed(n_train: int, n_test: int, n_pairs: int) -> tuple[int, int]:
 
 
 def _list_composed(first: int, n_scenes: int, seed: int) -> pd.DataFrame:
-    """Return composed scenes as `make_concepts` lists concepts, as far as a table of stimuli needs."""
+    """Return composed scenes in the form of `make_concepts`, with the columns that a table of stimuli needs."""
     index = pd.RangeIndex(first, first + n_scenes, name="concept_index")
     scenes = [describe_composition(number, seed, COLOURS) for number in index]
     return pd.DataFrame(
@@ -333,8 +334,8 @@ def make_compositions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns `id`, `kind` (what changed places, see `scene_pairs`), `caption`, `swapped` (the caption of the other
-        scene of the pair) and `partner` (its id); one row per composed image.
+        Columns `id`, `kind` (which parts are exchanged, see `scene_pairs`), `caption`, `swapped` (the caption of the
+        other scene of the pair) and `partner` (its id); one row per composed image.
 
     Examples
     --------
@@ -352,7 +353,7 @@ def make_compositions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows = []
     for (number, exemplar, split), name in id_of.items():
         scene = describe_composition(int(number), seed, COLOURS)
-        # Two in a row are a pair, from an even number on.
+        # Two consecutive numbers are a pair; the first one is even.
         partner = id_of.get(
             (number + 1 if (number - FIRST_COMPOSED) % 2 == 0 else number - 1, exemplar, split), ""
         )
@@ -363,15 +364,14 @@ def make_compositions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 def write_images(table: pd.DataFrame, directory: Path, *, size: int, seed: int) -> pd.DataFrame:
     """Write the images of a split as JPEG of quality 95, in the folder layout of THINGS-EEG2.
 
-    A file appears under its name only when it is complete; one that is already there is drawn again and
-    replaced.
+    A file gets its name only when it is complete; an existing file is drawn again and replaced.
 
     Parameters
     ----------
     table
         Rows of `make_things_like_split`.
     directory
-        Folder that receives `training_images` and `test_images`; made if it is missing.
+        Folder for `training_images` and `test_images`; it is made if it is missing.
     size
         Height and width in pixels; THINGS-EEG2 has 500.
     seed
@@ -380,7 +380,8 @@ def write_images(table: pd.DataFrame, directory: Path, *, size: int, seed: int) 
     Returns
     -------
     DataFrame
-        `table` with `file_name` and `path` as written and the `sha256` of each file: what `StimulusSet` needs.
+        `table` with `file_name` and `path` as written and the `sha256` of each file, the columns that `StimulusSet`
+        needs.
 
     Raises
     ------
@@ -393,7 +394,7 @@ def write_images(table: pd.DataFrame, directory: Path, *, size: int, seed: int) 
     directory = Path(directory)
     written = table.copy()
     for column in ("file_name", "path"):
-        # ImageNet writes .JPEG, and readers of its names look for that.
+        # ImageNet writes .JPEG, and readers expect this ending.
         written[column] = [_end_in_jpg(Path(name)) for name in table[column]]
     written["sha256"] = [
         _write_image(directory / str(path), render_scene(concept_index, exemplar, size=size, seed=seed))
@@ -405,20 +406,21 @@ def write_images(table: pd.DataFrame, directory: Path, *, size: int, seed: int) 
 
 
 def make_captions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Describe the images of a phantom in words, by what their concepts are made of.
+    """Describe the images of a phantom in words, from the parts of their concepts.
 
     Parameters
     ----------
     table
-        `stimulus_id`, `concept_index` and `split`; `nsd_id` where images have a number in NSD too.
+        `stimulus_id`, `concept_index` and `split`; `nsd_id` if images have a number in NSD too.
     seed
         Root seed of the stimuli.
 
     Returns
     -------
     DataFrame
-        Columns `id` and `caption`, two captions an image. Images of NSD stand under their names there (``nsd02951``),
-        test images under those of its imagery session too; so do images that the column `imagined` marks.
+        Columns `id` and `caption`, two captions per image. Images of NSD are listed by their names there
+        (``nsd02951``); test images, and images that the column `imagined` marks, also by the names of its imagery
+        session.
 
     Examples
     --------
@@ -445,7 +447,7 @@ def make_captions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def make_attributes(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Tell what each image of a phantom really shows, its own background, place and size included.
+    """Describe the actual content of each image of a phantom, with its own background, place and size.
 
     Parameters
     ----------
@@ -457,11 +459,11 @@ def make_attributes(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns `id` and `ATTRIBUTES`, one row an image and name of it. `background` is the one that was drawn, which is
-        the home of the concept in about three of four images. `accent` is empty where nothing shows it. `place` is
-        ``left`` or ``right`` where the centre of the object is more than 2 % of the image's width beside its middle,
-        and ``middle`` otherwise; `size` is ``large`` where the object takes at least 82 % of the image, and ``small``
-        otherwise. Of composed scenes (see `scene_pairs`) both are empty, and of two objects the left one is told.
+        Columns `id` and `ATTRIBUTES`, one row per image and name of it. `background` is the drawn one, which is the
+        usual background of the concept in about three of four images. `accent` is empty if it is not visible. `place`
+        is ``left`` or ``right`` if the centre of the object is more than 2 % of the image's width beside its middle,
+        and ``middle`` otherwise; `size` is ``large`` if the object covers at least 82 % of the image, and ``small``
+        otherwise. For composed scenes (see `scene_pairs`) both are empty, and of two objects the left one is described.
 
     Examples
     --------
@@ -488,7 +490,7 @@ def make_attributes(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def describe_attributes(attributes: pd.DataFrame) -> pd.DataFrame:
-    """Return one exact sentence an image from what `make_attributes` tells: columns `id` and `caption`.
+    """Return one exact sentence per image from the table of `make_attributes`: columns `id` and `caption`.
 
     Examples
     --------
@@ -505,7 +507,7 @@ def describe_attributes(attributes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _name_images(table: pd.DataFrame) -> list[list[str]]:
-    """Return the names under which each image stands in a data set: those of NSD and of imagined images too."""
+    """Return the names of each image in a data set, including those of NSD and of imagined images."""
     numbers = table["nsd_id"].astype(int).tolist() if "nsd_id" in table else None
     imagined = table["imagined"].tolist() if "imagined" in table else [False] * len(table)
     found = []
@@ -554,7 +556,7 @@ def _write_image(path: Path, image: np.ndarray) -> str:
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-# ------------------------------------------------------------------------------- what a concept is made of
+# ------------------------------------------------------------------------------- parts of a concept
 
 
 @lru_cache(maxsize=8)
@@ -575,11 +577,11 @@ def _describe_concept(concept_index: int, seed: int) -> tuple[str, str, str, str
     layer, place = divmod(concept_index, len(cells))
     shape_number, colour_number = divmod(int(cells[place]), len(colours))
     shape, colour = shapes[shape_number], colours[colour_number]
-    # Streams are named by what they decide about, so that a longer table changes no other concept.
+    # The name of a random stream says what it decides, so a longer table changes no other concept.
     cell = make_generator(seed, "phantom_cell", shape, colour)
     texture = textures[int(cell.permutation(len(textures))[layer])]
     rng = make_generator(seed, "phantom_concept", shape, colour, texture)
-    # The pattern must be seen on the surface, so the accent is far from the colour.
+    # The pattern must be visible on the surface, so the accent is far from the colour.
     far = [name for name in colours if math.dist(COLOURS[name], COLOURS[colour]) > 0.6]
     homes = _find_backgrounds(colour)
     return shape, colour, texture, far[int(rng.integers(len(far)))], homes[int(rng.integers(len(homes)))]
@@ -612,7 +614,7 @@ def _find_backgrounds(colour: str) -> tuple[str, ...]:
 def name_imagenet(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Return an ImageNet-like synset and image name (``n01440037_142``) for each row of a split, by its concept.
 
-    Some image numbers end in zeros, which the code of one data set loses.
+    Some image numbers end in zeros, which are lost in the numeric code of one data set.
     """
     synsets = [f"n{_FIRST_SYNSET + 37 * int(concept):08d}" for concept in table["concept_index"]]
     # Six digits at most, as in ImageNet.
@@ -623,8 +625,8 @@ def name_imagenet(table: pd.DataFrame) -> tuple[list[str], list[str]]:
 def match_concepts(images: pd.DataFrame, n_concepts: int, seed: int) -> pd.DataFrame:
     """Add `concept_index`, `exemplar` and `split` to a table of images that names the concepts of a seed.
 
-    Test images are exemplars of concepts that are also shown for training, as in THINGS; those are ``excluded``, since
-    a test of unseen concepts must leave them out.
+    Test images are exemplars of concepts with further images, as in THINGS; these further images are ``excluded``,
+    since a test of unseen concepts must not train on them.
 
     Parameters
     ----------
@@ -645,7 +647,7 @@ def match_concepts(images: pd.DataFrame, n_concepts: int, seed: int) -> pd.DataF
 def list_concepts_with_tests(
     n_train_concepts: int, n_test_concepts: int, n_exemplars: int, seed: int
 ) -> pd.DataFrame:
-    """Return images as THINGS-EEG1 shows them, below ``object_images``: of every concept `n_exemplars` for training,
+    """Return the images of a THINGS-EEG1 phantom, below ``object_images``: `n_exemplars` of every concept for training,
     and one more of each of the first `n_test_concepts` for testing.
 
     The training images of test concepts are ``excluded``; see `match_concepts`.
@@ -666,7 +668,7 @@ def list_concepts_with_tests(
 def write_image_files(
     table: pd.DataFrame, root: Path, *, size: int, seed: int, advance: Callable[[int], Any]
 ) -> pd.DataFrame:
-    """Write the images that are not there yet and return `table` with the `sha256` of every file."""
+    """Write the images that do not exist yet and return `table` with the `sha256` of every file."""
     hashes: list[str] = []
     for start in range(0, len(table), _CHUNK):
         chunk = table.iloc[start : start + _CHUNK]

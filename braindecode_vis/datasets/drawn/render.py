@@ -2,8 +2,8 @@
 
 Owns the surface textures, the backgrounds, and the shading that joins them with the objects of `shapes`. Everything
 is a function of continuous coordinates (x to the right, y down, the image spans -1 to 1), so a scene is the same at
-every size; an edge is as soft as one pixel, and noise finer than two pixels is left out. Knows nothing of concepts,
-splits or files.
+every size; an edge is blurred over one pixel, and noise finer than two pixels is left out. Concepts, splits and files
+are those of `images`.
 
 References
 ----------
@@ -25,7 +25,7 @@ from braindecode_vis.datasets.drawn.shapes import measure_part, read_objects
 Array = np.ndarray
 
 
-# Fixed colours of parts, RGB; `main`, `accent`, `plain` and `shade` come from the look.
+# Fixed colours of parts, RGB; `main`, `accent`, `plain` and `shade` are set by the look.
 _PAINTS = {
     "dark": (0.10, 0.10, 0.12),
     "white": (0.93, 0.92, 0.88),
@@ -47,12 +47,12 @@ MAX_TURN = 16  # degrees
 
 @dataclass(frozen=True)
 class Look:
-    """What an object looks like in every one of its scenes.
+    """The appearance that an object has in all of its scenes.
 
     Parameters
     ----------
     shape, texture, background
-        Names out of `list_shapes`, `TEXTURES` and `BACKGROUNDS`; `background` is where the object is at home.
+        Names from `list_shapes`, `TEXTURES` and `BACKGROUNDS`; `background` is the usual one of the object.
     colour, accent : tuple of three floats in 0 to 1
         Colour of the surface and of the pattern on it.
     stretch
@@ -62,7 +62,7 @@ class Look:
     tilt
         Direction of the texture, in radians.
     hue
-        Hue of the background at home, 0 to 1.
+        Hue of the usual background, 0 to 1.
     """
 
     shape: str
@@ -78,18 +78,18 @@ class Look:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture of an object adds to its `Look`: where it stands, how large, in which light, before what.
+    """Properties of one picture of an object beside its `Look`: place, size, light and background.
 
     Parameters
     ----------
     background
-        The background that is really drawn, at home or elsewhere.
+        The drawn background, the usual or another one.
     hue
-        Hue of the background, 0 to 1 and a little beyond.
+        Hue of the background, 0 to 1 or slightly more.
     scale
-        Half the object's extent over half the image.
+        Half the object's extent divided by half the image.
     angle
-        Turn in radians.
+        Rotation in radians.
     flip
         Mirrored.
     centre : tuple of two floats
@@ -116,7 +116,7 @@ class Scene:
 
 def draw_scene(look: Look, rng: np.random.Generator, elsewhere: tuple[str, ...]) -> Scene:
     """Draw the scene of an object: the first numbers that `render_look` takes from `rng`."""
-    # Every number is drawn whether it is used or not, so that one choice does not shift the next ones.
+    # Every number is drawn even if it is not used, so that one choice does not shift the next ones.
     background, hue = look.background, look.hue + rng.normal(0, 0.03)
     away, place, any_hue = rng.random(), rng.integers(len(elsewhere)), rng.random()
     if away > HOME_SHARE:
@@ -126,7 +126,7 @@ def draw_scene(look: Look, rng: np.random.Generator, elsewhere: tuple[str, ...])
         math.radians(rng.uniform(-MAX_TURN, MAX_TURN)),
         rng.random() < 0.5,
     )
-    # A mirrored letter is another sign, not another view of it.
+    # A mirrored letter is another sign, not another view of the same.
     flip = bool(flip and not look.shape.startswith("letter"))
     centre = (rng.uniform(-0.9, 0.9) * (0.95 - scale), rng.uniform(-0.7, 0.9) * (0.95 - scale))
     azimuth, height = rng.uniform(-1.1, 1.1), rng.uniform(0.75, 1.3)
@@ -140,7 +140,7 @@ def draw_scene(look: Look, rng: np.random.Generator, elsewhere: tuple[str, ...])
 
 
 def shows_accent(look: Look) -> bool:
-    """Say whether the accent colour is seen: in the texture of the surface, or on a part of the shape."""
+    """Say whether the accent colour is visible: in the texture of the surface, or on a part of the shape."""
     return look.texture != "plain" or any(paint == "accent" for paint, _ in read_objects()[look.shape][1])
 
 
@@ -158,7 +158,7 @@ def render_look(look: Look, size: int, rng: np.random.Generator, *, elsewhere: t
     rng
         Source of the pose, the light and the background instance.
     elsewhere
-        Backgrounds to choose from in the scenes that are not at home.
+        Backgrounds to choose from in scenes without the usual background.
     """
     scene = draw_scene(look, rng, elsewhere)
     pixel = 2 / size
@@ -166,7 +166,7 @@ def render_look(look: Look, size: int, rng: np.random.Generator, *, elsewhere: t
     x, y = axis[None, :], axis[:, None]
     canvas = np.empty((3, size, size), np.float32)
     canvas[:] = BACKGROUNDS[scene.background](x, y, pixel, scene.hue, rng)
-    # A bright object meets a darker world and the reverse, as a photographer would arrange it.
+    # A bright object gets a darker background and the reverse, as a photographer would choose.
     brightness = float(np.dot(look.colour, (0.3, 0.59, 0.11)))
     canvas *= 1.1 - 0.5 * brightness
     canvas += 0.16 * (1 - brightness)
@@ -182,9 +182,9 @@ def render_look(look: Look, size: int, rng: np.random.Generator, *, elsewhere: t
 def render_objects(
     looks: Sequence[Look], ground: tuple[float, float, float], size: int, rng: np.random.Generator
 ) -> Array:
-    """Draw one object, or two beside each other, before a wall of one colour, as uint8 of shape (size, size, 3).
+    """Draw one object, or two beside each other, in front of a wall of one colour, as uint8 of shape (size, size, 3).
 
-    What is drawn from `rng` does not depend on the looks: other objects stand in the same places in the same light.
+    The numbers drawn from `rng` do not depend on the looks: other objects get the same places and the same light.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def render_objects(
 
 def _paint_object(canvas: Array, look: Look, scene: Scene, axis: Array) -> None:
     """Paint shadow and parts of an object over the background, in place."""
-    # Objects fill -1 to 1; shadows and stretched corners reach beyond, and nothing else is touched.
+    # Objects fill -1 to 1; only shadows and stretched corners reach beyond.
     reach = scene.scale * 1.45
     columns, rows = (
         slice(*np.searchsorted(axis, (middle - reach, middle + reach)).tolist()) for middle in scene.centre
@@ -291,7 +291,7 @@ def _cast_shadow(
     pixel: float,
     on_ground: bool,
 ) -> None:
-    """Darken what lies away from the light, and the ground below the object, in place."""
+    """Darken the side away from the light, and the ground below the object, in place."""
     from scipy.ndimage import shift
 
     offset = (-0.16 * light[1] / pixel, -0.16 * light[0] / pixel)
@@ -304,7 +304,7 @@ def _cast_shadow(
 
 
 def _shade(relief: Array, pixel: float, light: tuple[float, float, float]) -> tuple[Array, Array]:
-    """Return diffuse and specular light of a relief seen from the front, each of its shape."""
+    """Return diffuse and specular light of a relief seen from the front, each with the shape of the relief."""
     slope_x, slope_y = np.zeros_like(relief), np.zeros_like(relief)
     np.subtract(relief[:, 2:], relief[:, :-2], out=slope_x[:, 1:-1])
     np.subtract(relief[2:], relief[:-2], out=slope_y[1:-1])
@@ -414,7 +414,7 @@ def _bokeh(x: Array, y: Array, pixel: float, hue: float, rng: np.random.Generato
     scene = _lerp(_hsv(hue, 0.6, 0.3), _hsv(hue + 0.1, 0.6, 0.14), 0.5 + 0.5 * y) + 0 * x
     for cx, cy, radius, turn, glow in rng.uniform(size=(12, 5)).tolist():
         px, py, radius = 2.4 * cx - 1.2, 2.4 * cy - 1.2, 0.12 + 0.2 * radius
-        # A disc is small: only its own square of the image is touched.
+        # A disc is small: only its own square of the image is changed.
         columns = slice(*np.searchsorted(x[0], (px - radius, px + radius)).tolist())
         rows = slice(*np.searchsorted(y[:, 0], (py - radius, py + radius)).tolist())
         distance = np.sqrt(np.square(x[:, columns] - px) + np.square(y[rows] - py)) - radius + 0.04
@@ -540,7 +540,7 @@ def _ease(t: Array) -> Array:
 @lru_cache(maxsize=1)
 def _noise_table() -> Array:
     """Random heights on a 64 x 64 lattice that repeats; the same in every scene, only shifted."""
-    # The year of the paper [1]_ is the seed.
+    # The seed is the year of the paper [1]_.
     table = np.random.Generator(np.random.Philox(1985)).random((64, 64), dtype=np.float32)
     table.setflags(write=False)
     return table
@@ -566,7 +566,7 @@ def _fbm(x: Array, y: Array, pixel: float, octaves: int) -> Array:
     weight = 0.5
     for octave in range(octaves):
         step = 2.0**octave
-        # The sum of octaves of Perlin [1]_; what a pixel cannot show would come out as speckle.
+        # The sum of octaves of Perlin [1]_; detail finer than a pixel would appear as speckle.
         seen = float(np.clip(2 - 2.5 * step * pixel, 0, 1))
         if seen > 0:
             total = total + weight * (0.5 + seen * (_noise(x * step + 17.3 * octave, y * step) - 0.5))

@@ -1,16 +1,16 @@
-"""Scenes in pairs that show the same parts bound otherwise: a red cube on a blue ground, a blue cube on a red ground.
+"""Pairs of scenes with the same parts in another combination: a red cube on a blue ground, a blue cube on a red ground.
 
-Owns which pairs exist and what they say in words. A decoder that knows which colours and shapes are there, but not what
-goes with what, cannot tell the two scenes of a pair apart (Yuksekgonul et al. 2023, ARO, arXiv:2210.01936). The pose,
-the light and everything else of the two are the same. The four kinds:
+Owns the list of pairs and their captions. A decoder that finds the colours and shapes, but not which colour belongs to
+which shape, cannot distinguish the two scenes of a pair (Yuksekgonul et al. 2023, ARO, arXiv:2210.01936). The pose, the
+light and everything else of the two are the same. The four kinds:
 
-- ``ground``: colours of the object and of the ground behind it change places.
-- ``pattern``: colours of the object and of the dots on it change places.
+- ``ground``: the colours of the object and of the ground behind it are exchanged.
+- ``pattern``: the colours of the object and of the dots on it are exchanged.
 - ``objects``: two objects beside each other exchange their colours.
-- ``places``: two objects with their colours change places, left and right.
+- ``places``: two objects with their colours are exchanged, left and right.
 
-Composed scenes have concept numbers from `FIRST_COMPOSED` on, two in a row a pair, so that whatever lists or draws
-images by the number of their concept does so for them too.
+Composed scenes have concept numbers from `FIRST_COMPOSED` on, and two consecutive numbers are a pair, so functions that
+list or draw images by the number of their concept work for them too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from braindecode_vis.datasets.drawn.shapes import list_shapes
 
 KINDS = ("ground", "pattern", "objects", "places")
 FIRST_COMPOSED = 1_000_000
-# Nearly all of what they show has the colour that they are named by.
+# Nearly all of the image area has the colour in their name.
 _SHAPES = (
     "ball", "cube", "torus", "cylinder", "cone", "cushion", "pyramid", "star", "heart", "crescent", "arrow", "gear",
     "leaf", "apple", "pear", "mug",
@@ -40,18 +40,18 @@ _FAR = 0.6  # least distance of two colours of a scene, so that none is lost bef
 
 @dataclass(frozen=True)
 class Composition:
-    """What a composed scene shows.
+    """Content of a composed scene.
 
     Parameters
     ----------
     kind
         One of `KINDS`.
     shape, colour
-        The object; of two, the left one.
+        The object; if there are two, the left one.
     other_shape
         The right object; empty if there is one object.
     other_colour
-        Of the ground, of the dots, or of the right object.
+        Colour of the ground, of the dots, or of the right object.
     """
 
     kind: str
@@ -88,7 +88,7 @@ class Composition:
         return self.shape, self.colour, texture, accent, f"{ground} ground"
 
     def swap(self) -> Composition:
-        """Return the other scene of the pair; swapped twice, it is the same again."""
+        """Return the other scene of the pair; two swaps give the same scene again."""
         swapped = replace(self, colour=self.other_colour, other_colour=self.colour)
         if self.kind == "places":
             return replace(swapped, shape=self.other_shape, other_shape=self.shape)
@@ -100,7 +100,7 @@ def _name(colour: str, thing: str) -> str:
 
 
 def describe_composition(concept_index: int, seed: int, colours: Mapping[str, tuple]) -> Composition:
-    """Return what the scene of a concept number from `FIRST_COMPOSED` on shows."""
+    """Return the content of the scene of a concept number from `FIRST_COMPOSED` on."""
     pair, swapped = divmod(concept_index - FIRST_COMPOSED, 2)
     kind = KINDS[pair % len(KINDS)]
     cells = _list_cells(kind, seed, tuple(colours.items()))
@@ -126,7 +126,7 @@ def _list_cells(kind: str, seed: int, colours: tuple) -> tuple[tuple[str, str, s
     cells = [(*shape, *pair) for shape in shapes for pair in far]
     name = "objects" if two_objects else kind
     order = make_generator(seed, "phantom_composition", name).permutation(len(cells))
-    # Both kinds of two objects divide the pairs among them, so that no scene is in two pairs.
+    # The two kinds with two objects share the pairs between them, so no scene is in two pairs.
     if two_objects:
         order = order[("objects", "places").index(kind) :: 2]
     turned = make_generator(seed, "phantom_composition", "order", kind).random((len(order), 2)) < 0.5
@@ -146,11 +146,11 @@ def render_composition(
 ) -> np.ndarray:
     """Draw one exemplar of a composed scene as uint8 of shape (size, size, 3).
 
-    Exemplar k of one scene and exemplar k of the other scene of its pair differ in what is bound to what alone.
+    Exemplar k of one scene and exemplar k of the other scene of its pair differ only in the binding of their parts.
     """
     scene = describe_composition(concept_index, seed, colours)
     pair = (concept_index - FIRST_COMPOSED) // 2
-    # By the pair, not by the scene: the other one has the same pose and light.
+    # The seed is of the pair, not of the scene: both scenes have the same pose and light.
     rng = make_generator(seed, "phantom_composed_scene", pair, exemplar)
     rgb, other = colours[scene.colour], colours[scene.other_colour]
     dotted = scene.kind == "pattern"

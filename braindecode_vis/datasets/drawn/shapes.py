@@ -23,7 +23,7 @@ Primitive = Callable[..., tuple[Array, Array]]
 Part = tuple[Primitive, tuple[float, ...], bool, int]
 """Primitive, its numbers, whether it is mirrored about x = 0, and how often it is repeated around the origin."""
 
-# One object a block: its superordinate and name, then its parts from back to front. A part is
+# One object per block: its superordinate and name, then its parts from back to front. A part is
 # `paint primitive numbers`. After the paint, `|` mirrors the part about x = 0 and `*n` repeats it n times
 # around the origin. The object fills about -1 to 1. Units of the last number of most primitives: degrees.
 _OBJECTS = """

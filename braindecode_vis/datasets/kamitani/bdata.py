@@ -1,12 +1,12 @@
-"""BData: the HDF5 table in which Kamitani Lab ships preprocessed fMRI, and the names behind its stimulus numbers.
+"""BData: the HDF5 table in which Kamitani Lab publishes preprocessed fMRI, and the names of its stimulus numbers.
 
 Owns the two spellings of its groups, the meaning of its columns, and reading rows without the whole matrix. A BData
 file is one matrix, samples by columns; for every key, the metadata give one number per column: 1 where a flag applies
 (voxels, regions, labels), a coordinate, or NaN.
 
-Owns the code ``1518878.005958`` for ``n01518878_5958`` and the published stimulus lists too. A number that went through
-text or a spreadsheet has lost the zeros at its end (``1621127.01902`` is image 19020, not 1902): it is padded to six
-digits before it is taken apart.
+Also owns the code ``1518878.005958`` for ``n01518878_5958`` and the published stimulus lists. A number that was stored
+as text or in a spreadsheet has lost the zeros at its end (``1621127.01902`` is image 19020, not 1902): it is padded to
+six digits before it is split.
 
 References
 ----------
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GROUPS = {"dataSet": "metaData", "dataset": "metadata"}
-"""The matrix and its metadata, as the published files and later ones spell them."""
+"""Names of the matrix and its metadata in the published files and in later ones."""
 # Our choice: above the rounding of stored positions, far below a voxel.
 _GRID_TOLERANCE_MM = 0.02
 
@@ -51,9 +51,9 @@ class BData:
     n_samples
         Rows of the matrix.
     metadata
-        Key to one number per column of the matrix, float64 of shape (n_columns,).
+        One number per column of the matrix for each key, float64 of shape (n_columns,).
     labels
-        Key to the text that stands for each number in it (`vmap`); empty in older files.
+        For each key, the text of each number in it (`vmap`); empty in older files.
     precise
         Whether the matrix is stored in double precision, which the numbers of images need.
     """
@@ -78,7 +78,7 @@ class BData:
                 f"{self.path.name} has no {key!r}{suggest(key, list(self.metadata))}; it has "
                 f"{', '.join(sorted(self.metadata))}."
             )
-        # Other columns hold 0 or NaN, by the version that wrote the file.
+        # Other columns hold 0 or NaN, depending on the version that wrote the file.
         columns = np.flatnonzero(self.metadata[key] == 1)
         if not len(columns):
             raise DataError(f"{key!r} flags no column of {self.path}; the file is damaged or was cut.")
@@ -114,7 +114,7 @@ def read_bdata(path: Path) -> BData:
     Raises
     ------
     DataError
-        If it is not HDF5, or lacks the matrix or its metadata, or the two have different numbers of columns.
+        If it is not HDF5, the matrix or its metadata are missing, or the two have different numbers of columns.
     """
     import h5py
 
@@ -168,7 +168,7 @@ def read_positions(data: BData, columns: np.ndarray) -> np.ndarray | None:
 
 
 def find_grid(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return the regular grid on which voxels lie, if their positions form one along the axes.
+    """Return the regular grid of the voxels, if their positions form one along the axes.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def find_grid(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     mask : bool array of shape (nx, ny, nz)
         The smallest box around the voxels.
     affine : float64 array of shape (4, 4)
-        Voxel indices to the positions in mm.
+        From voxel indices to positions in mm.
     indices : int array of shape (n_voxels, 3)
         Index of each voxel in the box.
 
@@ -191,12 +191,12 @@ def find_grid(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     ((2, 2, 2), [6.0, 3.0, 3.0, 1.0], [[0, 1, 0], [1, 0, 1]])
     """
     origin = positions.min(axis=0)
-    # Voxels need not be isotropic, so that each axis has a step of its own.
+    # Voxels need not be isotropic, so each axis has its own step.
     steps = np.array([_find_step(axis) for axis in positions.T])
     ratio = (positions - origin) / steps
     indices = np.rint(ratio).astype(int)
     off_grid = np.abs(ratio - indices) * steps > _GRID_TOLERANCE_MM
-    # Positions that were transformed to another space lie on no grid.
+    # Positions that were transformed to another space do not form a grid.
     if off_grid.any() or len(np.unique(indices, axis=0)) != len(indices):
         return None
     mask = np.zeros(indices.max(axis=0) + 1, dtype=bool)
@@ -213,7 +213,7 @@ def _find_step(values: np.ndarray) -> float:
 
 
 def make_bdata_geometry(data: BData, rois: tuple[str, ...]) -> tuple[Geometry, np.ndarray]:
-    """Return where the voxels of a file lie, and the columns to read for them, in the same order.
+    """Return the positions of the voxels of a file, and the columns to read for them, in the same order.
 
     Positions on a regular grid give a mask and an affine; other ones are kept as the maps `voxel_x`, `voxel_y` and
     `voxel_z` (mm).
@@ -265,7 +265,7 @@ STIMULUS_LISTS = {"train": "stimulus_ImageNetTraining.tsv", "test": "stimulus_Im
 
 
 def decode_stimulus_id(code: float | str) -> str:
-    """Return the name of an image, or of a category where the number names no image.
+    """Return the name of an image, or of a category if the number has no image.
 
     Raises
     ------
@@ -282,7 +282,7 @@ def decode_stimulus_id(code: float | str) -> str:
     'n01443537'
     """
     finite = isinstance(code, str) or math.isfinite(code)
-    # The image is six digits behind the point.
+    # The image number is the six digits after the point.
     text = code.strip() if isinstance(code, str) else f"{code:.6f}"
     match = _CODE.fullmatch(text) if finite else None
     if match is None:
@@ -294,7 +294,7 @@ def decode_stimulus_id(code: float | str) -> str:
 
 
 def encode_stimulus_id(name: str) -> float:
-    """Return the number that stands for an ImageNet name: synset before the point, image after it.
+    """Return the number of an ImageNet name: synset before the point, image after it.
 
     Examples
     --------
@@ -359,7 +359,7 @@ def read_list(path: Path) -> pd.DataFrame:
 
 
 def check_names(found: Sequence[str], listed: Sequence[str], *, what: str) -> CheckFinding:
-    """Compare the images that a recording names with the published list."""
+    """Compare the images of a recording with the published list."""
     unknown = sorted(set(found) - set(listed))
     unseen = sorted(set(listed) - set(found))
     if unknown or unseen:

@@ -1,8 +1,8 @@
 """Deep Image Reconstruction (Shen, Horikawa, Majima and Kamitani 2019): three subjects, pictures, shapes and letters.
 
-Owns the preprocessed BData files of figshare, one for each subject and experiment, under both of their namings
-(``sub-01_perceptionNaturalImageTest_original_VC.h5``, ``sub-01_ImageNetTest_fmriprep_volume_native.h5``), and how their
-numbers name what was seen: ImageNet's code for photographs, a running number for shapes and letters.
+Owns the preprocessed BData files of figshare, one for each subject and experiment, with both forms of their names
+(``sub-01_perceptionNaturalImageTest_original_VC.h5``, ``sub-01_ImageNetTest_fmriprep_volume_native.h5``), and the
+meaning of their stimulus numbers: ImageNet's code for photographs, a running number for shapes and letters.
 
 References
 ----------
@@ -39,7 +39,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "perceptionLetterImage": "letters", "Letters": "letters", "LetterImage": "letters",
     "imagery": "imagery", "Imagery": "imagery",
 }  # fmt: skip
-"""Experiment of each spelling in the names of files, that of the published files first."""
+"""Experiment of each spelling in the file names; the spelling of the published files comes first."""
 _LISTS = {"shapes": "stimulus_ArtificialImage.tsv", "letters": "stimulus_LetterImage.tsv"}
 _SUFFIXES = {"training": ".JPEG", "natural": ".JPEG", "shapes": ".tiff", "letters": ".tif"}
 _IMAGINED = "imagined_"
@@ -49,24 +49,24 @@ _FIRST_SYNSET = 1_000_000
 
 
 class DeepreconConfig(PicturedSettings):
-    """Where the files lie, and which experiments are read.
+    """Folder of the files, and the experiments that are read.
 
     Parameters
     ----------
     root
-        Folder of the ``.h5`` files and, if at hand, of the lists ``stimulus_{ArtificialImage,LetterImage}.tsv``.
+        Folder of the ``.h5`` files and, if available, of the lists ``stimulus_{ArtificialImage,LetterImage}.tsv``.
     subjects
-        Numbers to read; all that are there by default.
+        Numbers to read; by default all that exist.
     test
         Experiments whose samples are test trials: the 50 ``natural`` pictures, 40 ``shapes``, 10 ``letters``, or
         ``imagery`` of 10 pictures and 15 shapes. The training trials are the 1200 pictures of the training
         experiment.
     variant
-        End of the file names, for example ``original_VC``, where there are several.
+        End of the file names, for example ``original_VC``; needed if there are several.
     rois
         Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
     zscore
-        As in `BetasPlan`; a session is the whole of a subject's files.
+        As in `BetasPlan`; a session means all files of a subject.
     """
 
     kind: Literal["deeprecon"] = "deeprecon"
@@ -78,7 +78,7 @@ class DeepreconConfig(PicturedSettings):
     title: ClassVar[str] = "Deeprecon"
 
     def list_files(self) -> list[Path]:
-        """Return every file that is read, the lists of names among them."""
+        """Return every file that is read, including the lists of names."""
         return [item.path for item in self._find()] + list(self._find_lists().values())
 
     def open_betas(self) -> FmriSource:
@@ -148,7 +148,7 @@ class DeepreconConfig(PicturedSettings):
 
 @dataclass(frozen=True)
 class SubjectFile:
-    """One file: whose it is and what was shown."""
+    """One file with its subject and experiment."""
 
     subject: str
     experiment: Experiment
@@ -172,7 +172,7 @@ def _choose(held: list[SubjectFile], config: DeepreconConfig, root: Path) -> lis
                     + (f" that ends in {config.variant}" if config.variant else "")
                     + f"; it has {', '.join(there) or 'nothing of this subject'}: fetch it, or correct dataset.test."
                 )
-            # The same samples in two preprocessings would count twice.
+            # The same samples with two kinds of preprocessing would count twice.
             if len(named) > 1:
                 variants = ", ".join(h.variant for h in named)
                 raise ConfigError(
@@ -184,7 +184,7 @@ def _choose(held: list[SubjectFile], config: DeepreconConfig, root: Path) -> lis
 
 
 def _read_names(path: Path) -> dict[str, str]:
-    """Return number (as text) to name from a list of shapes or letters."""
+    """Return the name of each number (as text) from a list of shapes or letters."""
     import pandas as pd
 
     table = pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False)
@@ -210,7 +210,7 @@ def read_samples(
     Parameters
     ----------
     names
-        For ``shapes`` and ``letters``, number to name. Without them a number is kept, as ``shape_12``.
+        For ``shapes`` and ``letters``, name of each number. Without it the number is used, as in ``shape_12``.
     """
     import pandas as pd
 
@@ -225,7 +225,7 @@ def read_samples(
             )
         ids = [_name_code(code, experiment, names) for code in codes]
     concepts = [find_synset(name) if re.match(r"n\d{8}", name) else name for name in ids]
-    # An imagined picture is another stimulus than the one seen: it has no pixels of its own.
+    # An imagined picture is another stimulus than the seen one: it has no pixels.
     if experiment == "imagery":
         ids = [f"{_IMAGINED}{name}" for name in ids]
     runs = data.read_label("Run").astype(int) if "Run" in data.metadata else np.ones(data.n_samples, int)
@@ -242,10 +242,10 @@ def read_samples(
 
 
 def make_stimulus_table(shown: pd.DataFrame) -> pd.DataFrame:
-    """Return `stimulus_id`, `concept` and `path` of what a trial table shows.
+    """Return `stimulus_id`, `concept` and `path` of the stimuli of a trial table.
 
-    What is imagined has no path, but the picture that was in mind is listed under its own name even where no
-    trial shows it: the analysis of imagery needs its embedding.
+    Imagined stimuli have no path, but the picture that was imagined is listed with its own name even if no trial shows
+    it: the analysis of imagery needs its embedding.
     """
     import pandas as pd
 

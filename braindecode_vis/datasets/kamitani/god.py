@@ -1,8 +1,8 @@
 """Generic Object Decoding (Horikawa and Kamitani 2017): five subjects, ImageNet pictures seen and imagined.
 
 Owns the preprocessed ``Subject1.h5`` ... ``Subject5.h5`` of figshare: which samples are trials, which picture each of
-them shows, and where its voxels lie. Samples are block averages in the authors' own units. The pictures themselves are
-ImageNet's and are not shipped; the imagined objects have no picture at all.
+them shows, and the positions of its voxels. Samples are block averages in the authors' own units. The pictures belong
+to ImageNet and are not included; imagined objects have no picture.
 
 References
 ----------
@@ -39,28 +39,28 @@ if TYPE_CHECKING:
 
 Task = Literal["training", "test", "imagery"]
 TASKS: dict[int, Task] = {1: "training", 2: "test", 3: "imagery"}
-"""What the numbers of `DataType` mean."""
+"""Meaning of the numbers of `DataType`."""
 _FILE = re.compile(r"^Subject(\d+)\.h5$")
 
 
 class GodConfig(PicturedSettings):
-    """Where the files lie, and which samples are read.
+    """Folder of the files, and the samples that are read.
 
     Parameters
     ----------
     root
-        Folder of ``Subject1.h5`` ... and, if at hand, of the lists ``stimulus_ImageNet{Training,Test}.tsv``.
+        Folder of ``Subject1.h5`` ... and, if available, of the lists ``stimulus_ImageNet{Training,Test}.tsv``.
     subjects
-        Numbers to read; all that are there by default. Several need `pad_subjects`: an atlas in common, which would
-        make parcels of them, is not among these files.
+        Numbers to read; by default all that exist. Several need `pad_subjects`, since these files have no common atlas
+        for parcels.
     test
-        What the test trials are: the 50 pictures seen (``perception``), the 50 categories imagined (``imagery``), or
-        both; the column `task` tells them apart. Training trials are the 1200 training pictures.
+        Test trials: the 50 seen pictures (``perception``), the 50 imagined categories (``imagery``), or both, marked by
+        the column `task`. Training trials are the 1200 training pictures.
     rois
         Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
     zscore
-        As in `BetasPlan`. Test and imagery runs are other sessions than training runs in the scanner, but the files
-        do not say which, so ``session`` means the whole file, and ``run`` has no training trials where it tests.
+        As in `BetasPlan`. Test and imagery runs are other sessions than training runs in the scanner, but the files do
+        not mark sessions, so ``session`` means the whole file, and with ``run`` test runs have no training trials.
     """
 
     kind: Literal["god"] = "god"
@@ -85,7 +85,7 @@ class GodConfig(PicturedSettings):
             rows = np.flatnonzero(trials["task"].isin(wanted))
             part, geometries[subject] = make_bdata_part(data, trials, rows, self.rois)
             parts.append(part)
-            # What is imagined is represented by the picture of its category, which only the test trials show.
+            # An imagined category is represented by its picture, which only the test trials show.
             shown = wanted | ({"test"} if "imagery" in wanted else set())
             tables.append(trials[trials["task"].isin(shown)])
         n_train = len({name for t in tables for name in t.loc[t["task"] == "training", "stimulus_id"]})
@@ -140,11 +140,11 @@ def read_trials(data: BData, subject: str) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If a sample has an unknown type, or its number is no ImageNet number.
+        If a sample has an unknown type, or its number is not an ImageNet number.
     """
     import pandas as pd
 
-    # Single precision has seven digits, and the numbers of images need thirteen.
+    # Single precision has seven digits, but the numbers of images need thirteen.
     if not data.precise:
         raise DataError(
             f"{data.path} stores its matrix in single precision, in which numbers like 1518878.005958 lose the image; "
@@ -162,7 +162,7 @@ def read_trials(data: BData, subject: str) -> pd.DataFrame:
                 f"sample {row} of {data.path} is a {task} sample, but its number names the category {name} and no "
                 "image; the file was rounded."
             )
-    # A number that an imagined category may carry behind its point names no picture that was seen.
+    # For an imagined category, digits after the point do not identify a seen picture.
     imagined = [task == "imagery" for task in tasks]
     concepts = [find_synset(name) for name in names]
     ids = [c if i else n for n, c, i in zip(names, concepts, imagined, strict=True)]
@@ -190,7 +190,7 @@ def read_trials(data: BData, subject: str) -> pd.DataFrame:
 def make_bdata_part(
     data: BData, trials: pd.DataFrame, rows: np.ndarray, rois: tuple[str, ...]
 ) -> tuple[BetasPart, Geometry]:
-    """Return the chosen samples of a file as one lazy part, and where its voxels lie.
+    """Return the chosen samples of a file as one lazy part, and the positions of its voxels.
 
     Parameters
     ----------
@@ -211,7 +211,9 @@ def make_bdata_part(
 
 
 def make_stimulus_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """Return `stimulus_id`, `concept` and `path` of what several trial tables show; imagined things have no path."""
+    """Return `stimulus_id`, `concept` and `path` of the stimuli of several trial tables; imagined objects have no
+    path.
+    """
     import pandas as pd
 
     joined: Any = pd.concat(tables, ignore_index=True)

@@ -1,10 +1,10 @@
-"""Betas of NSD on disk (NIfTI, HDF5, surfaces of fsaverage), and the masks and regions they are read through.
+"""Betas of NSD on disk (NIfTI, HDF5, surfaces of fsaverage), and the masks and regions through which they are read.
 
 Owns the three forms of one session, each read through a mask. Volumes are int16, percent signal change times 300; files
-that were divided before (or that should have been and were not) are recognised by their size and refused.
+whose values were already divided (or should have been and were not) are recognised by their size and refused.
 
-Owns the region files of the functional volume and of fsaverage too. They are -1 outside the cortex, 0 where no region
-is, and 1, 2, 3... in regions: a voxel belongs to ``nsdgeneral`` only where it is 1.
+Also owns the region files of the functional volume and of fsaverage. They are -1 outside the cortex, 0 outside all
+regions, and 1, 2, 3... in regions: a voxel belongs to ``nsdgeneral`` only if its value is 1.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ VOLUME_SPACE: Space = "func1pt8mm"
 BETA_VERSIONS: tuple[Version, ...] = get_args(Version)
 BETAS_FOLDER = "nsddata_betas"
 SESSION_NAME = "betas_session{session:02d}"
-"""Name of the betas of a session, without the suffix, which depends on their form."""
+"""Name of the betas of a session, without the suffix (it depends on their form)."""
 UNIT = "percent signal change"
 LAYOUT = Layout(
     brainmask=File(
         "nsddata/ppdata/subj{subject:02d}/func1pt8mm/brainmask.nii.gz", "other", "the brain mask of NSD",
         "fetch it, or choose another dataset.mask (cortex, nsdgeneral)",
     ),
-    # A set of regions in the functional volume, and what its labels mean.
+    # A set of regions in the functional volume, and the meaning of its labels.
     regions=File(
         "nsddata/ppdata/subj{subject:02d}/func1pt8mm/roi/{roi}.nii.gz", "other", "a set of regions of NSD",
         "fetch the folder roi of the subject",
@@ -54,7 +54,7 @@ LAYOUT = Layout(
 )  # fmt: skip
 # Single-trial betas are a few percent; times 300 they are several hundred.
 _LARGEST_PERCENT = 30.0
-# Trials whose size is looked at, at the cost of their decompression.
+# Trials whose size is checked, which needs their decompression.
 _SCALE_TRIALS = 5
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 Read = Callable[[int, int], np.ndarray]
@@ -71,7 +71,7 @@ class SessionFile:
     paths
         One volume file, or the left and right surface.
     form
-        What the first bytes say it is.
+        Form that the first bytes show.
     """
 
     session: int
@@ -85,7 +85,7 @@ def find_beta_folder(root: Path, subject: int, space: Space, version: str) -> Pa
     Raises
     ------
     DataError
-        If it is not there; the message says which ones are.
+        If it does not exist; the message lists the existing ones.
     """
     place = Path(f"ppdata/subj{subject:02d}") / space / version
     for base in (root / BETAS_FOLDER, root):
@@ -118,7 +118,7 @@ def find_sessions(folder: Path, sessions: list[int], space: Space) -> list[Sessi
             missing.append(f"{session:02d}")
         else:
             found.append(item)
-    # All at once, so that nobody fetches one session after another to learn of the next.
+    # All are named at once, so that a user need not fetch one session after the other.
     if missing:
         raise DataError(
             f"{len(missing)} of {len(sessions)} sessions are missing in {folder}: {', '.join(missing)}. Fetch them, "
@@ -131,7 +131,7 @@ def _find_session(folder: Path, session: int, space: Space) -> SessionFile | Non
     if space == "fsaverage":
         paths = tuple(folder / f"{side}.{SESSION_NAME.format(session=session)}.mgh" for side in ("lh", "rh"))
         return SessionFile(session, paths, "mgh") if all(p.is_file() for p in paths) else None
-    # By content, since a renamed file is still what it is.
+    # By content, since a file may have been renamed.
     for end in ("nii.gz", "nii", "hdf5", "h5"):
         path = folder / f"{SESSION_NAME.format(session=session)}.{end}"
         if is_there(path):
@@ -140,7 +140,7 @@ def _find_session(folder: Path, session: int, space: Space) -> SessionFile | Non
 
 
 def recognise_volume(path: Path, session: int) -> SessionFile:
-    """Return a file of betas in the functional volume, with the form that its first bytes tell."""
+    """Return a file of betas in the functional volume, with the form that its first bytes show."""
     with open_head(path) as file:
         form: Literal["nifti", "hdf5"] = "hdf5" if file.read(8) == _HDF5_MAGIC else "nifti"
     return SessionFile(session, (path,), form)
@@ -155,9 +155,9 @@ def open_volume_session(
     ----------
     mask : bool array of shape (x, y, z)
     affine : array of shape (4, 4)
-        Of the mask.
+        Affine of the mask.
     n_trials
-        That the design lists.
+        Number of trials that the design lists.
     divide_by
         300 for the published files.
 
@@ -195,9 +195,8 @@ def check_trial_count(path: Path, n_found: int, n_trials: int) -> None:
 
 
 def read_sample(read: Read, n_trials: int) -> np.ndarray:
-    """Return a few trials: the first ones, since a compressed file is read from its beginning.
-
-    A single trial may be odd (a subject who moved); the median over several is not moved by it.
+    """Return a few trials: the first ones, since a compressed file is read from its beginning. A single trial may be
+    unusual (a subject moved); the median over several is not affected by it.
     """
     return read(0, min(_SCALE_TRIALS, n_trials))
 
@@ -214,7 +213,7 @@ def check_scale(percent: np.ndarray, divide_by: float, path: Path) -> None:
     if not sizes.size:
         return
     typical = float(np.median(sizes))
-    # Betas of percent are a few units as they are and several hundred times 300: the two cannot be mixed up.
+    # Betas in percent are a few units, and several hundred after multiplication by 300: the two cannot be confused.
     if divide_by > 1 and typical * divide_by < _LARGEST_PERCENT:
         raise DataError(
             f"the betas in {path} were already divided by 300: they are typically "
@@ -229,7 +228,9 @@ def check_scale(percent: np.ndarray, divide_by: float, path: Path) -> None:
 
 
 class MaskedHdf5:
-    """Reads the HDF5 form, whose chunks hold all trials of a voxel: gathered once, slice by slice, as int16."""
+    """Reads the HDF5 form, whose chunks hold all trials of a voxel: the session is read once, slice by slice, as
+    int16.
+    """
 
     def __init__(self, path: Path, mask: np.ndarray, *, divide_by: float) -> None:
         self.path, self.mask, self.divide_by = path, mask, divide_by
@@ -244,7 +245,7 @@ class MaskedHdf5:
             open_hdf5(path) as file,
         ):
             shape = file["betas"].shape
-        # (trials, z, y, x) without the trials and turned round is (x, y, z).
+        # (trials, z, y, x) without the trials and in reverse order is (x, y, z).
         if shape[:0:-1] != mask.shape:
             raise DataError(
                 f"/betas of {path} has the shape {shape}; as MATLAB writes it, Python sees (trials, z, y, x), here "
@@ -255,8 +256,8 @@ class MaskedHdf5:
     def __call__(self, start: int, stop: int) -> np.ndarray:
         """Return trials `start` to `stop` as float32 of shape (stop - start, n_voxels)."""
         if self.held is None:
-            # A session as int16 (750 trials of some 15 000 voxels) takes 23 MB, where reading by trials would open
-            # every chunk each time.
+            # A session as int16 (750 trials of some 15 000 voxels) takes 23 MB; reading by trials would open every
+            # chunk each time.
             self.held = self._gather()
         values = self.held[start:stop].astype(np.float32)
         if self.divide_by != 1:
@@ -269,10 +270,10 @@ class MaskedHdf5:
         with open_hdf5(self.path) as file:
             betas = file["betas"]
             out = np.empty((self.n_volumes, int(self.mask.sum())), betas.dtype)
-            # Number of each voxel among the mask's, in C order.
+            # Number of each voxel among those of the mask, in C order.
             number = np.cumsum(self.mask.ravel()).reshape(self.mask.shape) - 1
-            # Slice by slice, the smallest box around the mask: chunks hold all trials of a voxel, so that reading voxel
-            # by voxel would open each chunk many times.
+            # Slice by slice, the smallest box around the mask: chunks hold all trials of a voxel, so reading voxel by
+            # voxel would open each chunk many times.
             for z in np.flatnonzero(self.mask.any(axis=(0, 1))):
                 x, y = np.nonzero(self.mask[:, :, z])
                 low, high = y.min(), y.max() + 1
@@ -289,7 +290,7 @@ class MaskedHdf5:
             return file["betas"][:, z, y, x].astype(np.float32) / np.float32(self.divide_by)
 
     def close(self) -> None:
-        """Free what is held."""
+        """Free the stored values."""
         self.held = None
 
 
@@ -356,9 +357,9 @@ class Regions:
     Parameters
     ----------
     files
-        Set to its files: one volume, or the left and right surface.
+        Files of each set: one volume, or the left and right surface.
     tables
-        Folders of the colour tables that name the labels, looked into in this order.
+        Folders of the colour tables that name the labels, searched in this order.
     """
 
     files: dict[str, tuple[Path, ...]]
@@ -376,7 +377,7 @@ class Regions:
         return np.rint(np.concatenate(sides)).astype(np.int16), None
 
     def read_names(self, name: str) -> dict[int, str]:
-        """Return what the labels of a set mean; nothing if there is no table."""
+        """Return the meaning of the labels of a set; empty if there is no table."""
         table = self.find_table(name)
         if table is None:
             return {}
@@ -413,7 +414,7 @@ def find_regions(root: Path, subject: int, space: str) -> Regions:
     joint: dict[str, tuple[Path, ...]] = {
         name: (path,) for name, path in names.items() if not name.startswith(("lh.", "rh."))
     }
-    # The labels mean the same in every subject and on fsaverage, whose folder alone some people fetched.
+    # The labels mean the same in every subject and on fsaverage; some users fetched only the folder of fsaverage.
     own = LAYOUT.place(root, "names", subject=subject, roi="*").parent
     return Regions(joint, (own, root / "nsddata/freesurfer/fsaverage/label", root / "nsddata/templates"))
 
@@ -440,7 +441,7 @@ def find_mask(
     mask
         ``brain``, ``cortex``, a set of regions, or a set and its regions.
     mask_file
-        A mask of the user's own, in place of `mask`: voxels above 0.
+        The user's own mask, instead of `mask`: voxels above 0.
     """
     if mask_file is not None:
         values, affine = read_volume(mask_file.expanduser())
@@ -456,7 +457,7 @@ def find_mask(
 
 
 def choose_labels(regions: Regions, mask: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return where a set of regions, or some of its regions, lie.
+    """Return the mask of a set of regions, or of some of its regions.
 
     Raises
     ------
@@ -470,7 +471,7 @@ def choose_labels(regions: Regions, mask: str) -> tuple[np.ndarray, np.ndarray |
         )
     if name == "cortex":
         labels, affine = regions.read("nsdgeneral")
-        # All of the cortex is 0 or 1; -1 is outside of it.
+        # Values in the cortex are 0 or 1; outside they are -1.
         return labels >= 0, affine
     if name not in regions.files:
         check_option("dataset.mask", name, ["brain", "cortex", *regions.files])
@@ -487,7 +488,7 @@ def choose_labels(regions: Regions, mask: str) -> tuple[np.ndarray, np.ndarray |
         return labels > 0, affine
     names = regions.read_names(name)
     known = {str(label): int(label) for label in np.unique(labels) if label > 0}
-    # A region may be asked for by its number or by its name.
+    # A region may be given by its number or by its name.
     known |= {text: label for label, text in names.items()}
     for region in wanted:
         if region not in known and not names and not region.isdigit():
@@ -516,14 +517,14 @@ def make_volume_geometry(
     Parameters
     ----------
     sets
-        Names of the sets; the known ones that are there by default.
+        Names of the sets; by default the known ones that exist.
     maps
         Volumes of one number per voxel.
 
     Raises
     ------
     DataError
-        If a file lies on another grid than the mask.
+        If a file has another grid than the mask.
     """
     rois = _read_rois(regions, mask, sets, lambda path: _check_grid(path, mask, affine))
     numbers = {}
@@ -550,7 +551,7 @@ def _read_rois(
     regions: Regions, mask: np.ndarray, sets: Sequence[str] | None, check: Callable[[Path], None]
 ) -> dict[str, Roi]:
     if sets is None:
-        # Files of other names are the user's own, read only where they are asked for.
+        # Files with other names are the user's own, read only if they are requested.
         sets = [name for name in ROI_SETS if name in regions.files]
     rois = {}
     for name in sets:

@@ -1,8 +1,8 @@
-"""The Natural Scenes Dataset (Allen et al. 2022), as its bucket lays it out.
+"""The Natural Scenes Dataset (Allen et al. 2022), with the folders of its bucket.
 
-Owns the configuration and the order in which design, betas, regions and images are brought together. `open_betas` gives
-lazy sessions; of each file it reads the head and one trial. NSD asks for a signed agreement and may not be passed on:
-nothing here fetches it.
+Owns the configuration, and combines design, betas, regions and images. `open_betas` gives
+lazy sessions; of each file it reads the header and one trial. NSD needs a signed agreement and may not be
+redistributed, so it is not fetched here.
 
 References
 ----------
@@ -68,31 +68,31 @@ _LARGEST_UNSEEN = 0.2
 
 
 class NsdSettings(AtlasSettings):
-    """What is set of every data set that lies in NSD's own bucket.
+    """Settings of every data set in NSD's own bucket.
 
     Parameters
     ----------
     root
-        Folder that holds ``nsddata``, ``nsddata_stimuli``, and ``nsddata_betas`` or ``nsddata_timeseries``.
+        Folder with ``nsddata``, ``nsddata_stimuli``, and ``nsddata_betas`` or ``nsddata_timeseries``.
     subject
         1 to 8.
     sessions
-        Numbers from 1, or how many from the first on; all that the subject completed by default. The usual protocols
-        are 37 (982 shared images) and 40 (1000).
+        Numbers from 1, or how many sessions from the first one on; by default all that the subject completed. The usual
+        protocols are 37 (982 shared images) and 40 (1000).
     mask
         ``nsdgeneral``, ``cortex``, ``brain``, any set of regions, or ``set:region,region``, for example
         ``prf-visualrois:V1v,V1d``.
     mask_file
         A mask volume of your own instead; voxels above 0.
     rois
-        Sets of regions that travel along; the known ones that are there by default.
+        Sets of regions that are stored with the responses; by default the known ones that exist.
     images
-        ``nsd_stimuli.hdf5``; in its place below the root by default.
+        ``nsd_stimuli.hdf5``; by default at its usual place below the root.
     image_size
-        Width and height of the images that the run keeps, in pixels; 425 as published by default (10,000 images are
+        Width and height of the images that the run stores, in pixels; 425 as published by default (10,000 images are
         then 5.4 GB).
     with_images
-        Switch off to read responses alone, without the images.
+        Set to false to read only responses, without the images.
     """
 
     subject: int = Field(default=1, ge=1, le=8)
@@ -104,7 +104,7 @@ class NsdSettings(AtlasSettings):
     image_size: int | None = Field(default=None, ge=32)
     with_images: bool = True
 
-    # The content of the files is hashed among the inputs, wherever they lie.
+    # The content of the files is hashed with the inputs; their place does not matter.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "mask_file"})
 
     def open_design(self) -> tuple[Path, NsdDesign]:
@@ -116,7 +116,7 @@ class NsdSettings(AtlasSettings):
         return root, design
 
     def list_sessions(self, there: Sequence[int]) -> list[int]:
-        """Return the sessions that are asked for, ascending, whether they are there or not; all there by default."""
+        """Return the requested sessions, ascending, even if they do not exist; by default all that exist."""
         if self.sessions is None:
             return list(there)
         return sorted(range(1, self.sessions + 1) if isinstance(self.sessions, int) else set(self.sessions))
@@ -131,25 +131,26 @@ class NsdSettings(AtlasSettings):
         return digest_files({"/".join(path.parts[-2:]): path for path in paths}) | self.hash_atlas()
 
     def open_pictures(self, stimuli: StimulusSet, root: Path) -> Callable[[int], np.ndarray] | None:
-        """Return the reader of the images, if they are asked for."""
+        """Return the reader of the images, if they are requested."""
         return open_images(stimuli, root, self.images, self.image_size) if self.with_images else None
 
 
 class NsdConfig(NsdSettings):
-    """Where the bucket's folders lie, whose betas to read, and through which mask.
+    """Place of the bucket's folders, subjects whose betas are read, and the mask.
 
     Parameters
     ----------
     subjects
-        Several in place of `subject`, for joint training. Their voxels do not correspond, so that this needs `atlas`
-        or `pad_subjects` in the functional volume; on fsaverage too, where each keeps the vertices that it reached.
+        Several subjects instead of `subject`, for joint training. Their voxels do not correspond, so this needs `atlas`
+        or `pad_subjects` in the functional volume; also on fsaverage, where each subject has the vertices that its
+        slices covered.
     betas
         Version of the single-trial model.
     space
         ``func1pt8mm`` (NIfTI or HDF5, recognised by content) or ``fsaverage`` (MGH).
     divide_by
-        What the stored betas are divided by; 300 in the volume and 1 on the surface by default, as published. A file
-        that contradicts it is refused.
+        Divisor of the stored betas; 300 in the volume and 1 on the surface by default, as published. A file that does
+        not fit it is refused.
     pad_subjects
         As in `BetasPlan`.
     """
@@ -174,7 +175,7 @@ class NsdConfig(NsdSettings):
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""
         if self.subjects is not None:
-            # Subjects have files of equal names, so that each carries its number.
+            # Files of different subjects have equal names, so the number of the subject is added.
             own = {config.subject: config.hash_inputs() for config in self._split_subjects()}
             return {
                 f"subj{s:02d}/{name}": digest for s, found in own.items() for name, digest in found.items()
@@ -211,18 +212,18 @@ class NsdConfig(NsdSettings):
         return FmriSource(tuple(parts), stimuli, plan, UNIT, geometry, None, read_image, notes)
 
     def _split_subjects(self) -> list[NsdConfig]:
-        """Return the configuration of each subject alone."""
+        """Return a separate configuration for each subject."""
         return [self.model_copy(update={"subject": s, "subjects": None}) for s in self.subjects or ()]
 
     def describe_scaling(self) -> str:
-        """Return in words how voxels are standardised."""
+        """Return a description of how voxels are standardised."""
         if self.zscore == "none":
             return "not standardised"
         return f"z-scored per {self.zscore} with the training trials only"
 
     @collect_findings("data")
     def check(self) -> Iterator[CheckFinding]:
-        """Recompute what the manifest declares of the design, and open every session, mask and image file."""
+        """Recompute the declared facts of the design, and open every session, mask and image file."""
         try:
             root, design = self.open_design()
         except (DataError, ConfigError) as error:
@@ -237,7 +238,7 @@ class NsdConfig(NsdSettings):
         yield CheckFinding("protocol", True, str(source.notes["protocol"]))
 
     def find_divisor(self) -> float:
-        """Return what stored betas are divided by."""
+        """Return the divisor of the stored betas."""
         # Published volumes are int16 of percent signal change times 300; surfaces hold percent.
         return self.divide_by or (1.0 if self.space == "fsaverage" else 300.0)
 
@@ -257,7 +258,7 @@ class NsdConfig(NsdSettings):
         self, root: Path, regions: Regions, items: list[SessionFile], trials: list[pd.DataFrame]
     ) -> tuple[Geometry, list[BetasPart]]:
         mask, affine = find_mask(regions, root, self.subject, self.mask, self.mask_file)
-        # The authors' noise ceiling for this version of the betas, where it was fetched.
+        # The authors' noise ceiling for this version of the betas, if it was fetched.
         ncsnr = items[0].paths[0].with_name("ncsnr.nii.gz")
         maps = {"ncsnr": ncsnr} if is_there(ncsnr) else {}
         parts = []
@@ -287,11 +288,11 @@ class NsdConfig(NsdSettings):
         for reader, item, table in zip(readers, items, trials, strict=True):
             check_trial_count(item.paths[0], reader.n_volumes, len(table))
             first = reader(0, 1)[0]
-            # Surfaces are not compressed, so that trials far apart cost no more than the first.
+            # Surfaces are not compressed, so trials far apart cost no more than the first ones.
             apart = np.unique(np.linspace(0, len(table) - 1, 5).astype(int))
             sample = np.concatenate([reader(row, row + 1)[:, keep] for row in apart.tolist()])
             check_scale(sample, self.find_divisor(), item.paths[0])
-            # One set of vertices for all sessions, or columns would not correspond.
+            # One set of vertices for all sessions, since columns must correspond.
             seen &= np.isfinite(first)
         unseen = int(keep.sum() - seen.sum())
         if unseen > _LARGEST_UNSEEN * keep.sum():
@@ -309,7 +310,7 @@ class NsdConfig(NsdSettings):
 
 
 def check_design_facts(design: NsdDesign, root: Path | None = None) -> list[CheckFinding]:
-    """Compare the design with what the manifest declares; that of a phantom below `root` is told, not judged."""
+    """Compare the design with the manifest; the design of a phantom below `root` is reported, not judged."""
     n_subjects = len(design.images)
     sessions = [design.find_sessions(subject) for subject in range(1, n_subjects + 1)]
     counts = [design.count_showings(n) for n in sessions]

@@ -1,8 +1,8 @@
-"""The experimental design of NSD: which image every trial showed, and the 73,000 images themselves.
+"""The experimental design of NSD: the image of every trial, and the 73,000 images.
 
-Owns ``nsd_expdesign.mat`` and its cross-check with ``responses.tsv``. Everything in both files counts from 1; the names
-of images follow the authors' own (``nsd02951`` is 73KID 2951), and `nsd_id` is the row of the stimulus archive, from 0:
-``nsd_stimuli.hdf5``, 39.6 GB, of which only single images are ever read.
+Owns ``nsd_expdesign.mat`` and its cross-check with ``responses.tsv``. Both files count from 1; the names of images are
+those of the authors (``nsd02951`` is 73KID 2951), and `nsd_id` is the row of the stimulus archive, from 0:
+``nsd_stimuli.hdf5``, 39.6 GB, from which only single images are read.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ LAYOUT = Layout(
         hint="fetch nsddata/experiments/nsd/nsd_expdesign.mat from the bucket",
         arrays={
             "masterordering": Array(("trial",), "uint16"),
-            # Images shown once, twice and three times in a session; the phantom has it, no reader needs it.
+            # Images shown once, twice and three times in a session; the phantom writes it, no reader needs it.
             "basiccnt": Array(("times", "session"), "uint16", optional=True),
             "sharedix": Array(("shared_image",), "int32"),
             "subjectim": Array(("subject", "image"), "int32"),
             "stimpattern": Array(("session", "run", "slot"), "uint8"),
         },
     ),
-    # Written by the phantom alone.
+    # Written only by the phantom.
     images=File(
         "nsddata/experiments/nsd/nsd_stim_info_merged.csv",
         "csv",
@@ -60,7 +60,7 @@ DESIGN_FILE = Path(LAYOUT.files["design"].path)
 
 @dataclass(frozen=True)
 class NsdDesign:
-    """What was shown when, counted from 1 as in the file.
+    """Images in the order of presentation, counted from 1 as in the file.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class NsdDesign:
 
     @property
     def n_sessions(self) -> int:
-        """Sessions that were planned."""
+        """Number of planned sessions."""
         return self.order.shape[0]
 
     @property
@@ -93,16 +93,16 @@ class NsdDesign:
         return self.order.shape[1]
 
     def find_sessions(self, subject: int) -> int:
-        """Return how many sessions a subject completed."""
+        """Return the number of sessions that a subject completed."""
         return min(SESSIONS[subject - 1], self.n_sessions)
 
     def count_showings(self, n_sessions: int) -> np.ndarray:
-        """Return how often each column was shown in the first sessions, shape (n_images,)."""
+        """Return the number of presentations of each column in the first sessions, shape (n_images,)."""
         return np.bincount(self.order[:n_sessions].ravel(), minlength=self.images.shape[1] + 1)[1:]
 
 
 def find_design(root: Path) -> Path:
-    """Return ``nsd_expdesign.mat`` in its place below the root, or beside the root's files."""
+    """Return ``nsd_expdesign.mat`` at its usual place below the root, or beside the root's files."""
     beside = root / DESIGN_FILE.name
     return beside if not is_there(root / DESIGN_FILE) and is_there(beside) else LAYOUT.find(root, "design")
 
@@ -126,10 +126,10 @@ def read_design(path: Path) -> NsdDesign:
                 f"{name} in {path} counts from {values.min()}: the published file counts from 1, so this copy "
                 "was shifted; fetch the original."
             )
-    # masterordering counts columns of subjectim, which the subjects fill with images of their own.
+    # masterordering counts columns of subjectim, whose images differ between subjects.
     if order.max() > images.shape[1]:
         raise DataError(f"{path} shows image {order.max()} of a subject, but lists {images.shape[1]}.")
-    # The split is told by the column: shared images come first in all subjects.
+    # The column determines the split: shared images come first in all subjects.
     if not (images[:, : len(shared)] == shared).all():
         raise DataError(f"the first {len(shared)} columns of subjectim in {path} are not the shared images.")
     # (n_sessions, n_runs, n_slots) -> pictures in each run, (n_sessions, n_runs)
@@ -139,13 +139,13 @@ def read_design(path: Path) -> NsdDesign:
             f"stimpattern in {path} has {counts.sum()} pictures in {len(counts)} sessions, but masterordering has "
             f"{len(order)} trials."
         )
-    # Odd runs hold 63 pictures and even ones 62, so that runs are told by the pattern.
+    # Odd runs have 63 pictures and even ones 62, so the pattern determines the runs.
     runs = np.stack([np.repeat(np.arange(1, counts.shape[1] + 1), row) for row in counts])
     return NsdDesign(order.reshape(len(counts), -1), images, shared, runs, path)
 
 
 def name_image(number: int) -> str:
-    """Return the stimulus id of a 73KID, which counts from 1.
+    """Return the stimulus id of a 73KID (counted from 1).
 
     Examples
     --------
@@ -185,7 +185,7 @@ def make_trials(design: NsdDesign, subject: int, session: int) -> pd.DataFrame:
 
 
 def check_behaviour(root: Path, design: NsdDesign, subject: int, sessions: Sequence[int]) -> bool:
-    """Compare ``responses.tsv`` with the design; return False if the file is not there.
+    """Compare ``responses.tsv`` with the design; return False if the file does not exist.
 
     Raises
     ------
@@ -206,7 +206,7 @@ def check_behaviour(root: Path, design: NsdDesign, subject: int, sessions: Seque
                 f"{len(expected)} in {design.path}: one of the two is truncated or of another release."
             )
         found = rows["73KID"].to_numpy()
-        # Other copies count from 0, and every id would then be its neighbour's.
+        # Other copies count from 0, and every id would then be the neighbour's id.
         if (found == expected - 1).all():
             raise DataError(
                 f"73KID in {path} counts from 0: all of session {session:02d} are one below the design; the published "
@@ -224,7 +224,7 @@ def check_behaviour(root: Path, design: NsdDesign, subject: int, sessions: Seque
 
 
 def describe_protocol(trials: Sequence[pd.DataFrame], n_shared: int) -> str:
-    """Return one sentence that names the split: sessions, training images, and how many shared images are tested."""
+    """Return one sentence that describes the split: sessions, training images, and number of shared test images."""
     import pandas as pd
 
     joined = pd.concat(trials, ignore_index=True)
@@ -240,7 +240,7 @@ def describe_protocol(trials: Sequence[pd.DataFrame], n_shared: int) -> str:
 
 
 def _name_sessions(sessions: Sequence[str]) -> str:
-    """Return ``01 to 37`` of sessions that follow each other, and all of them otherwise."""
+    """Return ``01 to 37`` for consecutive sessions, otherwise the list of all."""
     numbers = [int(session) for session in sessions]
     if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
         return f"{sessions[0]} to {sessions[-1]}"
@@ -252,12 +252,12 @@ IMAGES_FILE, BRICK = Path("nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"), "imgB
 
 
 def find_images_file(root: Path, images: Path | None) -> Path:
-    """Return ``nsd_stimuli.hdf5``, where the user says or in its place below the root.
+    """Return ``nsd_stimuli.hdf5``, at the user's place or at its usual place below the root.
 
     Raises
     ------
     DataError
-        If it is not there.
+        If it does not exist.
     """
     if images is not None:
         path = images.expanduser()
@@ -274,14 +274,14 @@ def find_images_file(root: Path, images: Path | None) -> Path:
 
 
 class ImageBrick:
-    """Reads single images of ``imgBrick``, optionally made smaller.
+    """Reads single images of ``imgBrick``, optionally at a smaller size.
 
     Parameters
     ----------
     path
         The HDF5 file.
     rows
-        Row of the brick of each image that will be asked for, from 0.
+        Row in the brick of each image that will be requested, from 0.
     size
         Width and height in pixels; as published by default.
 
@@ -309,7 +309,7 @@ class ImageBrick:
             raise DataError(
                 f"imgBrick of {path} is {dtype} of shape {shape}; uint8 (73000, 425, 425, 3) is published."
             )
-        # Now, and not after hours of reading betas.
+        # Checked now, and not after hours of reading betas.
         if rows.max() >= shape[0]:
             raise DataError(
                 f"the trials name image {rows.max()} (counted from 0), but {path} holds {shape[0]}: the file is "
@@ -318,7 +318,7 @@ class ImageBrick:
         self.n_images = int(shape[0])
 
     def read(self, number: int) -> np.ndarray:
-        """Return image `number` of the brick, from 0, as it is stored."""
+        """Return image `number` of the brick (from 0) unchanged."""
         if self.file is None:
             self.file = open_hdf5(self.path)
         return np.asarray(self.file[BRICK][number])
@@ -326,7 +326,7 @@ class ImageBrick:
     def __call__(self, row: int) -> np.ndarray:
         """Return one image as uint8 of shape (height, width, 3)."""
         image = self.read(int(self.rows[row]))
-        # The last image of a pass; the next pass opens the file again.
+        # This is the last image of a pass; the next pass opens the file again.
         if row == len(self.rows) - 1:
             self.close()
         if self.size is None or image.shape[:2] == (self.size, self.size):
@@ -343,7 +343,7 @@ class ImageBrick:
 
 
 def make_stimuli(trials: pd.DataFrame) -> StimulusSet:
-    """Return the images that trials name, in the order of `nsd_id`; hashes are filled in when they are copied."""
+    """Return the images of the trials, in the order of `nsd_id`; hashes are added when they are copied."""
     shown = trials.drop_duplicates("stimulus_id").sort_values("nsd_id")
     table = shown[["stimulus_id", "concept", "split", "nsd_id"]].reset_index(drop=True)
     return StimulusSet(table.assign(path=IMAGES_FILE.name, sha256=""))

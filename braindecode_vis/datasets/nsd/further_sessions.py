@@ -1,8 +1,8 @@
-"""What NSD-Imagery and NSD-synthetic share: training on the core sessions, and one further session that is tested.
+"""Common part of NSD-Imagery and NSD-synthetic: training on the core sessions, and one further test session.
 
 Shared images of the core sessions are left out of training, since some of them are shown or imagined later. The further
-session has no training trial, so its voxels are standardised with the level and spread of the core sessions;
-standardising it with its own trials, as published numbers do, is transductive and called so.
+session has no training trial, so its voxels are standardised with the mean and standard deviation of the core sessions;
+published numbers use its own trials instead, which is transductive, and the notes say so.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ def join_sessions(
     own : DataFrame
         `stimulus_id`, `concept`, `split` and `path` of each further stimulus.
     read_own
-        Row of `own` to pixels of any shape, which are cut to the middle square and scaled to the training images.
+        Returns the pixels of a row of `own`, of any shape; they are cropped to the middle square and scaled to the size
+        of the training images.
     protocol, tasks
-        What is tested, for the notes.
+        Description of the test, for the notes.
     """
     import pandas as pd
 
     shown = set(pd.concat([part.trials["stimulus_id"] for part in training]))
-    # Only images that train: shared ones were left out.
+    # Only training images: shared ones were left out.
     rows = np.flatnonzero(core.stimuli.table["stimulus_id"].isin(shown))
     seen = core.stimuli.table.iloc[rows].reset_index(drop=True)
     # Further stimuli have no number in NSD's own list.
@@ -73,7 +74,7 @@ def join_sessions(
 
 
 def describe_standardising(zscore: str, untrained: str) -> str:
-    """Return in words how the further session is standardised."""
+    """Return a description of how the further session is standardised."""
     if zscore == "none":
         return "not standardised"
     if untrained == "pooled":
@@ -82,7 +83,7 @@ def describe_standardising(zscore: str, untrained: str) -> str:
 
 
 def crop_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Cut the largest square from the middle, as NSD cropped its own pictures, and scale it."""
+    """Crop the largest square from the middle, as NSD cropped its own pictures, and scale it."""
     from PIL import Image
 
     height, width = image.shape[:2]

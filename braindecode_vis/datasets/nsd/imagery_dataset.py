@@ -1,9 +1,9 @@
-"""NSD-Imagery (Kneeland et al. 2025): what subjects of NSD saw, and later imagined.
+"""NSD-Imagery (Kneeland et al. 2025): images that subjects of NSD saw, and later imagined.
 
-Owns the imagery session and its published protocol: train on the other images of the NSD core sessions, and test on
-the 18 stimuli that were seen or imagined, none of which was trained on. The session itself has no training trial, so
-its voxels are standardised with the level and spread of the core sessions; standardising it with its own trials, as
-published numbers do, is transductive and called so.
+Owns the imagery session and its published protocol: train on the other images of the NSD core sessions, and test on the
+18 seen or imagined stimuli, none of which is a training image. The session itself has no training trial, so its voxels
+are standardised with the mean and standard deviation of the core sessions; published numbers use its own trials
+instead, which is transductive, and the notes say so.
 
 References
 ----------
@@ -42,20 +42,20 @@ _IMAGE_ENDS = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 class NsdImageryConfig(NsdSettings):
-    """Which subject, which tasks are tested, and how the core sessions train, whose shared images are left out.
+    """Subject, test tasks, and settings of the core sessions, whose shared images are left out of training.
 
     Parameters
     ----------
     root
-        Folder of NSD; the imagery betas lie in ``nsddata_betas/ppdata/subjAA/func1pt8mm``.
+        Folder of NSD; the imagery betas are in ``nsddata_betas/ppdata/subjAA/func1pt8mm``.
     tasks
         Trials of the imagery session that are kept, all of them test trials.
     untrained
         ``pooled`` standardises the imagery session with the core sessions, ``own`` with its own test trials.
     stimuli
-        ``nsdimagery_stimuli.pkl3``, which says what each trial showed; found below the root by default.
+        ``nsdimagery_stimuli.pkl3``, which has the stimulus of each trial; found below the root by default.
     imagery_images
-        Folder of the 18 images, each named as the stimulus table names it; ``nsddata_stimuli/stimuli/nsdimagery`` below
+        Folder of the 18 images, with the names of the stimulus table; ``nsddata_stimuli/stimuli/nsdimagery`` below
         the root by default.
     """
 
@@ -83,7 +83,7 @@ class NsdImageryConfig(NsdSettings):
             raise DataError("the core sessions have no mask.")
         path = self._find_betas(root)
         trials = read_trials(self._find_stimuli(root), self.subject, read_volume_header(path).n_volumes, path)
-        # As stored in all volumes of NSD: int16 of percent signal change times 300.
+        # All volumes of NSD are int16 of percent signal change times 300.
         item = SessionFile(1, (path,), "nifti")
         read = open_volume_session(item, geometry.mask, geometry.affine, len(trials), divide_by=300)
         whole = BetasPart(trials, (path,), geometry.n_voxels, read)
@@ -158,7 +158,7 @@ class NsdImageryConfig(NsdSettings):
         return {path.stem: path for path in files if path.suffix.lower() in _IMAGE_ENDS}
 
     def _list_images(self, names: Sequence[str]) -> list[Path]:
-        """Return the file of each imagery stimulus; none if images are not asked for."""
+        """Return the file of each imagery stimulus; none if images are not requested."""
         if not self.with_images:
             return []
         files = self._find_images()
@@ -215,12 +215,12 @@ def read_trials(path: Path, subject: int, n_betas: int, betas: Path) -> pd.DataF
     odd = next((e for e in exps if e[:3] not in _TASKS or e[3:4] not in _SETS), None)
     if odd is not None:
         raise DataError(f"{path} names the experiment {odd!r}; visA, attB, imgC_1 and the like are known.")
-    # Attention trials show other pictures, whose cues need no image.
+    # Attention trials show other pictures, so their cues need no image.
     unknown = [c for c, e in zip(cues, exps, strict=True) if c not in names and not e.startswith("att")]
     if unknown:
         raise DataError(f"{path} maps no stimulus to the cue {unknown[0]!r}.")
     labels = [_name(names[c]) if c in names else f"attention-{c}" for c in cues]
-    # The file has no runs; each lasts as long as its experiment is named.
+    # The file has no runs; a run is a stretch with the same experiment name.
     run = np.cumsum([True, *(a != b for a, b in zip(exps[1:], exps[:-1], strict=True))])
     ids = [f"imagery_{label}" for label in labels]
     return pd.DataFrame(

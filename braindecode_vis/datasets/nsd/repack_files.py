@@ -1,11 +1,11 @@
-"""Copies of NSD as other groups shared them: the web datasets of MindEye1 and MindEye2, and Brain-Diffuser's arrays.
+"""Copies of NSD that other groups shared: the web datasets of MindEye1 and MindEye2, and Brain-Diffuser's arrays.
 
-Web datasets are plain tars whose members share the first part of their name. Owns their index: which sample lies where
-in which tar. Small members are read on opening, responses and images when asked for, by their place in the file;
-nothing is unpacked.
+Web datasets are plain tars; the members of one sample share the first part of their name. Owns their index: tar and
+position of each sample. Small members are read on opening, responses and images on request, by their position in the
+file; nothing is unpacked.
 
-Brain-Diffuser has one array of mean responses for training and one for testing, and they name no image. Their rows
-stand in the order in which the images first appeared, so the experimental design is needed to tell which is which; the
+Brain-Diffuser has one array of mean responses for training and one for testing, without names of images. Their rows are
+in the order in which the images first appeared, so the experimental design is needed to find the image of each row; the
 number of rows must agree with it.
 """
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Members of a sample in the tars of MindEye1, and of MindEye2.
 RESPONSES, IMAGE, COUNT, TRIALS = "nsdgeneral.npy", "coco73k.npy", "num_uniques.npy", "trial.npy"
-# Of its columns, the picture and the trial of the whole experiment, both from 0.
+# Two of its columns: the picture and the trial in the whole experiment, both from 0.
 BEHAVIOUR, BEHAVIOUR_COLUMNS = "behav.npy", [0, 5]
 MINDEYE1_FOLDER, MINDEYE2_FOLDER = "webdataset_avg_split", "wds"
 _FETCH = "fetch it again"
@@ -64,18 +64,18 @@ LAYOUT = Layout(
 
 @dataclass(frozen=True)
 class Repack:
-    """What one layout gives.
+    """Content of one layout.
 
     Parameters
     ----------
     parts
         Lazy responses.
     image_of : mapping of `nsd_id` (from 0) to a function without arguments
-        Pixels of each image that is there, uint8 (height, width, 3).
+        Pixels of each existing image, uint8 (height, width, 3).
     files
-        Everything that is read.
+        All files that are read.
     notes
-        What was done to the responses before.
+        Earlier processing of the responses.
     """
 
     parts: list[BetasPart]
@@ -106,7 +106,7 @@ _SPLIT_OF = {"train": "train", "val": "train", "test": "test"}
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside a tar, by its place."""
+    """A file inside a tar, by its position."""
 
     path: Path
     offset: int
@@ -168,15 +168,14 @@ def find_tars(folder: Path) -> list[Path]:
 
 
 def open_mindeye1(root: Path, subject: int, divide_by: float) -> Repack:
-    """Return the samples of ``train``, ``val`` and ``test``, one image each with up to three repetitions.
-
-    The folder ``val`` as it was first shared holds the test tars again: it is left out if all of its images are test
-    images, and counts as training otherwise.
+    """Return the samples of ``train``, ``val`` and ``test``, one image each with up to three repetitions. In the first
+    release, the folder ``val`` holds the test tars again: it is left out if all of its images are test images, and
+    counts as training otherwise.
 
     Raises
     ------
     DataError
-        If a part is missing, a sample is incomplete, or another subject lies in the same folder.
+        If a part is missing, a sample is incomplete, or another subject is in the same folder.
     """
     places = (root, root / MINDEYE1_FOLDER, root / f"subj{subject:02d}")
     base = next((p for p in places if (p / "train").is_dir() and (p / "test").is_dir()), None)
@@ -184,7 +183,7 @@ def open_mindeye1(root: Path, subject: int, divide_by: float) -> Repack:
         raise DataError(f"{root} holds no folders train and test; pass webdataset_avg_split as --root.")
     tables: dict[str, list[tuple[Path, list[_Sample]]]] = {}
     for name in _SPLIT_OF:
-        # Where tars of several subjects lie together, their names carry ``subj01``.
+        # If tars of several subjects are in one folder, their names contain ``subj01``.
         tars = [p for p in find_tars(base / name) if "subj" not in p.name or f"subj{subject:02d}" in p.name]
         tables[name] = [(path, [_read_sample(path, *s) for s in iterate_samples(path)]) for path in tars]
     for name in ("train", "test"):
@@ -256,7 +255,7 @@ def _read_sample(path: Path, name: str, members: dict[str, Member]) -> _Sample:
             f"sample {name.strip('/')} of {path} has neither num_uniques.npy nor trial.npy: how many of its "
             "responses are copies is unknown."
         )
-    # An image seen fewer than three times is padded with copies of a response, whose trial number repeats.
+    # An image seen fewer than three times is padded with copies of a response with the same trial number.
     kept = np.arange(n) if trials is None else np.sort(np.unique(trials, return_index=True)[1])
     if len(kept) != n or (trials is not None and kept[-1] != n - 1):
         raise DataError(
@@ -268,11 +267,11 @@ def _read_sample(path: Path, name: str, members: dict[str, Member]) -> _Sample:
 
 
 def _read_repetitions(rows: list[tuple[_Sample, int]], divide_by: float, start: int, stop: int) -> np.ndarray:
-    """Return single responses out of the samples of a tar."""
+    """Return single responses from the samples of a tar."""
     out = []
     member, block = None, np.empty((0, 0))
     for sample, row in rows[start:stop]:
-        # Rows of one image follow each other, and its responses are one small array.
+        # Rows of one image are consecutive, and its responses are one small array.
         if sample.responses is not member:
             member, block = sample.responses, np.atleast_2d(np.squeeze(sample.responses.read_array()))
         if row >= len(block):
@@ -285,7 +284,7 @@ def _read_repetitions(rows: list[tuple[_Sample, int]], divide_by: float, start: 
 
 
 def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> Repack:
-    """Return the trials that the tars name, session by session; responses and images lie in two HDF5 files.
+    """Return the trials that the tars list, session by session; responses and images are in two HDF5 files.
 
     Copies made with the notebook of its authors (``betas_subj01.hdf5``, ``mindeyev2_wds``) are read like the shared one
     (``betas_all_subj01_fp32_renorm.hdf5``, ``wds``).
@@ -293,7 +292,7 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
     Raises
     ------
     DataError
-        If a file is missing, or the tars name trials or images that are not there.
+        If a file is missing, or the tars list trials or images that do not exist.
     """
     import pandas as pd
 
@@ -312,7 +311,7 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
             f"{betas.name} is in {root}, but neither wds/{who} nor mindeyev2_wds/{who}, whose tars list "
             "the image of each trial; fetch that folder, or move it there."
         )
-    # The tars alone say which trials train and which test; the betas hold all of them.
+    # Only the tars list training and test trials; the betas hold all of them.
     frames, files = [], [betas]
     for name, split in (("train", "train"), (test_set, "test")):
         tars = find_tars(folder / name)
@@ -358,7 +357,7 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
     if images is not None:
         files.append(images)
         image_of = {int(i): partial(_read_coco_image, images, int(i)) for i in table["nsd_id"].unique()}
-    # The notebook averages nothing and standardises over all trials of a session, as the shared copy was.
+    # The notebook averages nothing and standardises over all trials of a session, as in the shared copy.
     by = "its authors" if betas.name.startswith("betas_all_") else "the authors' notebook"
     notes = {
         "layout": "MindEye2",
@@ -416,7 +415,7 @@ def open_brain_diffuser(root: Path, subject: int, design: Path | None, divide_by
     Raises
     ------
     DataError
-        If an array or the design is missing, or their counts fit no number of sessions.
+        If an array or the design is missing, or their counts do not fit any number of sessions.
     """
     responses = {
         split: _find(root, f"nsd_{split}_fmriavg_*sub{subject}.npy", required=True) for split in _SPLITS
@@ -461,16 +460,17 @@ def _find(root: Path, pattern: str, *, required: bool) -> Path | None:
 
 
 def find_orders(design: NsdDesign, subject: int, counts: dict[str, int]) -> tuple[int, dict[str, np.ndarray]]:
-    """Return after how many sessions the design gives these counts, and the images of each part, counted from 0.
+    """Return the number of sessions after which the design has these counts, and the images of each part, counted from
+    0.
 
     Raises
     ------
     DataError
-        If no number of sessions does.
+        If no number of sessions fits.
     """
     n_shared = len(design.shared)
     close = []
-    # The arrays do not say how many sessions were averaged; only one number of them gives both counts.
+    # The arrays do not contain the number of averaged sessions; only one number gives both counts.
     for n in range(1, design.n_sessions + 1):
         shown = design.order[:n].ravel()
         _, first = np.unique(shown, return_index=True)

@@ -1,8 +1,8 @@
-"""NSD as other groups passed it on: MindEye1 and MindEye2 web datasets, and Brain-Diffuser arrays.
+"""Copies of NSD that other groups shared: MindEye1 and MindEye2 web datasets, and Brain-Diffuser arrays.
 
-Owns the configuration and the choice of the layout, which is recognised by looking into the folder. These copies were
-standardised or averaged before they were shared, with the test images included where noted, so nothing is standardised
-again by default; the responses carry no positions unless the region they were cut from is given.
+Owns the configuration and the choice of the layout, which is recognised by the content of the folder. These copies were
+standardised or averaged before they were shared, in some cases with the test images (the notes say so), so nothing is
+standardised again by default. The responses have no positions unless the region file is given.
 
 References
 ----------
@@ -47,12 +47,12 @@ Layout = Literal["mindeye1", "mindeye2", "brain_diffuser"]
 
 
 class NsdRepackConfig(FmriSettings):
-    """Where the copy lies and whose it is.
+    """Folder of the copy, and its subject.
 
     Parameters
     ----------
     root
-        MindEye1: the folder that holds ``train`` and ``test`` with their tars (``webdataset_avg_split``); MindEye2: the
+        MindEye1: the folder with ``train`` and ``test`` with their tars (``webdataset_avg_split``); MindEye2: the
         folder of ``betas_all_subj0X_fp32_renorm.hdf5`` and ``wds``, or of ``betas_subj0X.hdf5`` and ``mindeyev2_wds``
         from its authors' notebook; Brain-Diffuser: the folder of ``nsd_train_fmriavg_nsdgeneral_subX.npy``.
     layout
@@ -62,17 +62,17 @@ class NsdRepackConfig(FmriSettings):
     test_set
         MindEye2: ``new_test`` (40 sessions, 1000 images) or ``test`` (37 sessions, 982).
     design
-        Brain-Diffuser: ``nsd_expdesign.mat``, without which it is unknown which row is which image.
+        Brain-Diffuser: ``nsd_expdesign.mat``, which is needed to find the image of each row.
     region_file
-        ``nsdgeneral.nii.gz`` of the subject, so that the responses can be put back into the brain.
+        ``nsdgeneral.nii.gz`` of the subject, so that the responses get positions in the brain.
     divide_by
-        1 for the copies as shared.
+        Divisor of the responses; 1 for the shared copies.
     zscore
-        ``session`` standardises again, with training trials only; MindEye2 alone knows the sessions.
+        ``session`` standardises again, with training trials only; only MindEye2 contains the sessions.
     dtype
-        How responses are kept, ``float32`` or ``float16``.
+        Type of the stored responses, ``float32`` or ``float16``.
     with_images
-        Whether the pictures in the copy are read; without them there are trials, but nothing to compare with.
+        Whether the pictures in the copy are read; without them there are trials, but no images for comparison.
     """
 
     kind: Literal["nsd_repack"] = "nsd_repack"
@@ -124,10 +124,10 @@ class NsdRepackConfig(FmriSettings):
         yield CheckFinding("protocol", True, str(source.notes["protocol"]))
 
     def find_layout(self, root: Path) -> Layout:
-        """Return the layout of a folder by what it holds."""
+        """Return the layout of a folder, from its content."""
         if self.layout != "auto":
             return self.layout
-        # By what only one of them holds.
+        # Recognised by files that only one layout has.
         if any(root.glob("betas_all_subj*.hdf5")) or any(root.glob("betas_subj*.hdf5")):
             return "mindeye2"
         if any(root.glob("**/nsd_train_fmriavg_*.npy")):
@@ -175,7 +175,7 @@ class NsdRepackConfig(FmriSettings):
 
 
 def check_parts(trials: pd.DataFrame, root: Path) -> None:
-    """Raise `DataError` if an image is in both parts: a copy of the test files then passes as training data."""
+    """Raise `DataError` if an image is in both parts: a copy of the test files is then used as training data."""
     parts = trials.groupby("split")["stimulus_id"].agg(set)
     for split in ("train", "test"):
         if split not in parts:

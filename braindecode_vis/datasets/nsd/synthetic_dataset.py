@@ -1,12 +1,12 @@
-"""NSD-synthetic (Gifford et al. 2026): one more session of NSD's subjects, with images that are out of distribution.
+"""NSD-synthetic (Gifford et al. 2026): one more session of NSD's subjects, with images out of distribution.
 
 Owns the session of 284 synthetic images (noise, gratings, words, manipulated scenes), 744 trials in eight runs, and its
-two uses: trained on the core sessions and tested on it, or alone, to be predicted by a run that learnt from NSD. The
-last 64 images, of coloured noise, are another set for each subject.
+two uses: training on the core sessions and a test on it, or only the session, for prediction by a finished run of NSD.
+The last 64 images (coloured noise) are different for each subject.
 
-What was read in code that its authors and other groups published, not in the files: runs are of 93 trials, odd ones
-with a task at fixation and even ones with a one-back task; the image file holds linear intensities, whose square root
-was shown on the screen.
+From published code of its authors and other groups, not from the files: runs have 93 trials, odd ones with a task at
+fixation and even ones with a one-back task; the image file holds linear intensities, and their square root was shown on
+the screen.
 
 References
 ----------
@@ -82,20 +82,20 @@ IMAGES_FOLDER = Path("nsddata_stimuli/stimuli/nsdsynthetic")
 
 
 class NsdSyntheticConfig(NsdConfig):
-    """Which subject, which trials of the synthetic session are tested, and whether the core sessions train.
+    """Subject, test trials of the synthetic session, and whether the core sessions are used for training.
 
     Parameters
     ----------
     root
-        Folder of NSD; the synthetic betas lie in ``nsddata_betas/ppdata/subjAA/func1pt8mm/nsdsyntheticbetas_...``.
+        Folder of NSD; the synthetic betas are in ``nsddata_betas/ppdata/subjAA/func1pt8mm/nsdsyntheticbetas_...``.
     betas
-        Version of the core betas; the synthetic ones of the same model are read, which were published for
+        Version of the core betas; the synthetic ones of the same model are read; they were published for
         ``betas_fithrf`` and ``betas_fithrf_GLMdenoise_RR``.
     tasks
         Runs that are kept: the task at ``fixation``, the ``one_back`` task, or both.
     core
-        Read the core sessions for training. Without them the session stands alone, all of it tested: so it is
-        predicted by a finished run of NSD.
+        Read the core sessions for training. Without them, only the synthetic session is read, and all its trials are
+        test trials, for prediction by a finished run of NSD.
     untrained
         ``pooled`` standardises the synthetic session with the core sessions, ``own`` with its own test trials, as
         the published analyses do.
@@ -130,7 +130,7 @@ class NsdSyntheticConfig(NsdConfig):
         return self
 
     def continues(self) -> tuple[str, ...]:
-        """Return the kinds of data sets whose finished runs can be applied to these trials."""
+        """Return the kinds of data sets whose finished runs can predict these trials."""
         return ("nsd",)
 
     def hash_inputs(self) -> dict[str, str]:
@@ -167,7 +167,7 @@ class NsdSyntheticConfig(NsdConfig):
 
     @collect_findings("data")
     def check(self) -> Iterator[CheckFinding]:
-        """Recompute what the manifest declares of the session, and open betas and images."""
+        """Recompute the declared facts of the session, and open betas and images."""
         root = self.find_root()
         trials = self._read_trials(root)
         times = trials["stimulus_id"].value_counts().value_counts()
@@ -219,7 +219,7 @@ class NsdSyntheticConfig(NsdConfig):
         ]
 
     def _read_trials(self, root: Path) -> pd.DataFrame:
-        """Return the trials of the session: run, task, image and, where the table is there, its class."""
+        """Return the trials of the session: run, task, image and, if the table exists, its class."""
         import pandas as pd
 
         path = self._find_design(root)
@@ -228,7 +228,7 @@ class NsdSyntheticConfig(NsdConfig):
             [np.full(len(part), n + 1) for n, part in enumerate(np.array_split(order, N_RUNS))]
         )
         ids = [f"synthetic{number:03d}" for number in order]
-        # Not called `task`, which parts what was seen from what was imagined: both tasks look at the same image.
+        # Not called `task`, which separates seen from imagined trials: in both tasks the same image is seen.
         trials = pd.DataFrame(
             {
                 "subject": f"{self.subject:02d}", "session": SESSION, "run": [f"{run:02d}" for run in runs],
@@ -248,7 +248,7 @@ class NsdSyntheticConfig(NsdConfig):
     # --- responses ------------------------------------------------------------------------------------------
 
     def _find_geometry(self, root: Path) -> Geometry:
-        """Return the mask as the core sessions have it, without reading any of them."""
+        """Return the mask of the core sessions, without reading any of them."""
         regions = find_regions(root, self.subject, self.space)
         mask, affine = find_mask(regions, root, self.subject, self.mask, self.mask_file)
         return make_volume_geometry(regions, mask, affine, self.rois, {})
@@ -276,7 +276,7 @@ class NsdSyntheticConfig(NsdConfig):
         notes = {"protocol": self._describe([], tested), "tasks": list(self.tasks), "betas": self.betas}
         read_image = None
         if read_own is not None:
-            # 425 pixels are those of NSD's own images.
+            # NSD's own images have 425 pixels.
             def read_image(row: int) -> np.ndarray:
                 return crop_square(read_own(row), self.image_size or 425)
 
@@ -302,7 +302,7 @@ class NsdSyntheticConfig(NsdConfig):
 
 
 class SyntheticImages:
-    """Reads single images out of the two bricks: those of all subjects, then those of one.
+    """Reads single images from the two bricks: first those of all subjects, then those of one.
 
     Parameters
     ----------
@@ -331,12 +331,12 @@ class SyntheticImages:
         if row == len(self.rows) - 1:
             for each in self.bricks:
                 each.close()
-        # Stored are intensities. As gifale95/NSD-synthetic before a network sees them: sqrt(image / 255) * 255, cut.
+        # The files hold intensities. gifale95/NSD-synthetic gives a network sqrt(image / 255) * 255, clipped; so do we.
         return (np.sqrt(image / 255) * 255).astype(np.uint8)
 
 
 def read_order(path: Path) -> np.ndarray:
-    """Return the image of each trial, counted from 1, out of ``nsdsynthetic_expdesign.mat``.
+    """Return the image of each trial, counted from 1, from ``nsdsynthetic_expdesign.mat``.
 
     Raises
     ------

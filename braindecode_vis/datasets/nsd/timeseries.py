@@ -1,9 +1,9 @@
-"""NSD's preprocessed time series: what whole-cortex decoders over parcels and time read in place of betas.
+"""NSD's preprocessed time series, the input of whole-cortex decoders over parcels and time instead of betas.
 
-Owns the pairing of runs with their designs. A session has twelve runs of pictures; where it has fourteen, the first and
+Owns the pairing of runs with their designs. A session has twelve runs of pictures; if it has fourteen, the first and
 the last are rest and are left out. A design file is a column with one number for each volume: the 73KID (from 1) of the
-picture that begins there, else 0. Every run is checked against ``nsd_expdesign.mat``, so that another meaning of the
-column cannot pass. What is done with the series is `braindecode_vis.preprocessing.bold`'s.
+picture that begins there, else 0. Every run is compared with ``nsd_expdesign.mat``, so another meaning of the column is
+found. `braindecode_vis.preprocessing.bold` processes the series.
 
 References
 ----------
@@ -39,30 +39,30 @@ if TYPE_CHECKING:
     import pandas as pd
 
 T_R = 4 / 3
-"""Of the 1.8 mm series, in s: they were resampled in time, so that the volume n was taken at n times this."""
+"""Repetition time of the 1.8 mm series in s: they were resampled in time, so volume n is at n times this value."""
 # Allen et al. (2022): 3 s of picture, 1 s of pause.
 PICTURE_S = 3.0
 _FILE = re.compile(r"^timeseries_session(\d+)_run(\d+)\.nii(\.gz)?$")
 
 
 class NsdTimeseriesConfig(NsdSettings):
-    """Where the bucket's folders lie, and how a trial is cut out of the series; the whole cortex by default.
+    """Place of the bucket's folders, and how a trial is cut from the series; the whole cortex by default.
 
     Parameters
     ----------
     sessions
-        As in `NsdSettings`; all of those whose series are there by default.
+        As in `NsdSettings`; by default all sessions whose series exist.
     model
-        By default the volumes from the onset to 8 s after it, as a time axis of six, after slow drifts were taken out.
+        By default the volumes from the onset to 8 s after it, as a time axis of six, after slow drifts were removed.
     motion
-        Regress out the six motion parameters that lie beside the series.
+        Regress out the six motion parameters in the files beside the series.
     atlas
-        As in `BetasPlan`. A label volume must lie in the functional space of the subject.
+        As in `BetasPlan`. A label volume must be in the functional space of the subject.
     """
 
     kind: Literal["nsd_timeseries"] = "nsd_timeseries"
     mask: str = "cortex"
-    # None by default: whole-cortex networks read parcels, and every set costs a volume.
+    # No sets by default: whole-cortex networks read parcels, and every set needs one more volume.
     rois: tuple[str, ...] | None = ()
     model: ModelConfig = Field(
         default=WindowConfig(start=0.0, stop=8.0, keep="times", clean=CleanConfig(scaling="zscore")),
@@ -119,7 +119,7 @@ class NsdTimeseriesConfig(NsdSettings):
         yield CheckFinding("protocol", True, str(source.notes["protocol"]))
 
     def _find_runs(self, root: Path) -> dict[int, list[Path]]:
-        """Return the files of each wanted session, in the order of their runs."""
+        """Return the files of each requested session, in the order of their runs."""
         place = Path(f"ppdata/subj{self.subject:02d}/func1pt8mm/timeseries")
         folder = next(
             (base / place for base in (root / "nsddata_timeseries", root) if (base / place).is_dir()), None
@@ -168,7 +168,7 @@ class NsdTimeseriesConfig(NsdSettings):
                 raise DataError(
                     f"{files[-1]} has {len(confounds)} rows for {header.n_volumes} volumes; fetch it again."
                 )
-        # A picture begins with a volume: 4 s are three steps of 4/3 s.
+        # Every picture starts with a volume: 4 s are three steps of 4/3 s.
         timed = trials.assign(onset=T_R * starts, duration=PICTURE_S).reset_index(drop=True)
         others = pd.DataFrame({"onset": [], "duration": [], "trial_type": []})
         return BoldRun(timed, others, header, T_R, 0.0, confounds, tuple(files))
@@ -176,7 +176,7 @@ class NsdTimeseriesConfig(NsdSettings):
 
 def _leave_out_rest(files: Sequence[Path], session: int) -> list[Path]:
     """Return the twelve runs of pictures of a session, without the resting ones around them."""
-    # Rest comes first and last where there are fourteen runs (Allen et al. 2022).
+    # If there are fourteen runs, the first and the last are rest (Allen et al. 2022).
     numbers = [int(_FILE.match(path.name)[2]) for path in files]  # type: ignore[index]
     if numbers == list(range(1, 15)):
         return list(files[1:-1])

@@ -1,1 +1,1 @@
-"""What the data sets share: lazy parts of a recording, and readers that are safe and bounded."""
+"""Common parts of the data sets: lazy parts of a recording, and readers that are safe and bounded."""

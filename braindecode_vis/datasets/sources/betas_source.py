@@ -1,9 +1,9 @@
-"""What a loader of fMRI hands to preprocessing: lazy single-trial responses, and where in the brain they come from.
+"""The interface from loaders of fMRI to preprocessing: lazy single-trial responses, and their positions in the brain.
 
-Owns the parts of a data set (one file or run of single-trial responses each), the geometry that travels with them into
-the store as plain coordinates and comes back from there (mask and affine, or a surface, with regions, parcels and
-maps), and the plan of what is done on the way. A loader fills these in and reads no responses;
-`braindecode_vis.preprocessing.betas` streams through them. Knows no file format and computes nothing.
+Owns the parts of a data set (one file or run of single-trial responses each), the geometry that is stored with them as
+plain coordinates (mask and affine, or a surface, with regions, parcels and maps), and the plan of the processing. A
+loader fills these in and reads no responses; `braindecode_vis.preprocessing.betas` streams the responses. Contains no
+file format and computes nothing.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Roi:
-    """One set of regions: a label for each voxel, and what the labels mean.
+    """One set of regions: a label for each voxel, and the meaning of the labels.
 
     Parameters
     ----------
     labels : integer array of shape (n_voxels,)
         Zero or below for no region.
     names
-        Label to name; labels without a name are called by their number.
+        Name of each label; a label without a name is called by its number.
     """
 
     labels: np.ndarray
@@ -47,16 +47,16 @@ class Roi:
 
 @dataclass(frozen=True)
 class Parcels:
-    """Regions that voxels are averaged over.
+    """Regions over which voxels are averaged.
 
     Parameters
     ----------
     labels : integer array of shape (n_voxels,)
         Number of the parcel of each voxel, from 1 in the order of `names`; 0 for none.
     names
-        Of each parcel.
+        Name of each parcel.
     networks
-        Network of each parcel, empty text where it has none.
+        Network of each parcel, empty text if it has none.
     """
 
     labels: np.ndarray
@@ -66,14 +66,13 @@ class Parcels:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where in the brain the columns of a response matrix lie.
+    """Positions in the brain of the columns of a response matrix.
 
     Parameters
     ----------
     voxel_ids : integer array of shape (n_voxels,)
         Number of each voxel in the volume, counted in C order, ascending if it comes from a mask; on a surface,
-        that of each vertex with the right hemisphere following the left; or any unique number if nothing
-        else is known.
+        the number of each vertex, first left then right hemisphere; or any unique number if nothing else is known.
     mask : bool array of shape (x, y, z), optional
         Voxels that are columns.
     affine : float array of shape (4, 4), optional
@@ -81,7 +80,7 @@ class Geometry:
     rois
         Sets of regions by name.
     surface
-        Name of the surface space (``fsaverage``) in place of a volume.
+        Name of the surface space (``fsaverage``) instead of a volume.
     n_vertices
         Vertices of the left and the right hemisphere of that surface.
     parcels
@@ -92,7 +91,7 @@ class Geometry:
     Raises
     ------
     DataError
-        If the pieces do not belong together.
+        If the pieces do not fit together.
     """
 
     voxel_ids: np.ndarray
@@ -138,16 +137,16 @@ class Geometry:
         return len(self.voxel_ids)
 
     def as_coords(self) -> dict[str, Any]:
-        """Return the plain values and arrays that describe it among the coordinates of `Responses`."""
+        """Return the plain values and arrays that describe it in the coordinates of `Responses`."""
         coords: dict[str, Any] = {"voxel_id": np.asarray(self.voxel_ids)}
         if self.mask is not None:
             coords |= {"mask": self.mask, "affine": np.asarray(self.affine, float)}
         if self.surface is not None:
             coords |= {"surface": self.surface, "n_vertices": list(self.n_vertices or ())}
-        # Coordinates are one flat table of names, so that sets and maps carry a prefix.
+        # Coordinates are one flat table of names, so names of sets and maps get a prefix.
         coords |= {f"roi_{name}": np.asarray(roi.labels, np.int16) for name, roi in self.rois.items()}
         coords |= {f"map_{name}": np.asarray(values, np.float32) for name, values in self.maps.items()}
-        # JSON knows text as keys only.
+        # Keys in JSON are text.
         coords["roi_names"] = {
             name: {str(k): v for k, v in roi.names.items()} for name, roi in self.rois.items()
         }
@@ -159,12 +158,12 @@ class Geometry:
 
     @classmethod
     def from_coords(cls, coords: Mapping[str, Any]) -> Geometry:
-        """Rebuild what `as_coords` described.
+        """Build the geometry again from the result of `as_coords`.
 
         Raises
         ------
         DataError
-            If the coordinates hold no voxel ids.
+            If the coordinates have no voxel ids.
         """
         if "voxel_id" not in coords:
             raise DataError("these responses hold no voxel ids, so they cannot be placed in a brain.")
@@ -194,7 +193,7 @@ class Geometry:
         mask = None
         if self.mask is not None:
             mask = np.zeros(self.mask.shape, bool)
-            # Ids number the voxels of the whole volume in C order, so that they index its flat form.
+            # Ids number the voxels of the whole volume in C order, so they are indices of its flat form.
             mask.ravel()[ids] = True
         rois = {name: replace(roi, labels=roi.labels[index]) for name, roi in self.rois.items()}
         parcels = self.parcels and replace(self.parcels, labels=self.parcels.labels[index])
@@ -207,27 +206,27 @@ Untrained = Literal["pooled", "own"]
 
 
 class AtlasConfig(Settings):
-    """A label image whose regions the voxels are averaged over.
+    """A label image; voxels are averaged over its regions.
 
     Parameters
     ----------
     files
         One label volume (NIfTI), or the left and the right ``.annot`` or ``.label.gii`` of a surface.
     labels
-        Table of the names: a text file with a number and a name per line (FreeSurfer's colour tables and the
-        tables that come with Schaefer's atlas are of this kind), or nothing if the files hold them.
+        Table of the names: a text file with a number and a name per line (FreeSurfer's colour tables and the tables of
+        Schaefer's atlas have this form), or nothing if the files contain the names.
     fetch
-        Take the atlas that nilearn fetches instead: from its folder, or downloaded where that is allowed.
-        ``schaefer100`` to ``schaefer1000`` in hundreds, followed by ``_17`` for parcels that are named after 17
-        networks, or ``aal``.
+        Use an atlas that nilearn fetches instead: from its folder, or downloaded if that is allowed.
+        ``schaefer100`` to ``schaefer1000`` in hundreds, followed by ``_17`` for parcels with the names of 17 networks,
+        or ``aal``.
     allow_download
-        Let nilearn download it. Given with the call, never by a file.
+        Allow nilearn to download it. Set it with the call, never in a file.
     resample
-        Accept a volume of the same space on another grid: each voxel takes the label at its own millimetre
-        position. Without it, another shape or affine is an error.
+        Accept a volume of the same space on another grid: each voxel gets the label at its position in mm. Without it,
+        another shape or affine is an error.
     max_missing
-        Largest share of the regions that may hold no voxel of the mask before it becomes an error; they are left
-        out and listed.
+        Largest share of the regions that may have no voxel of the mask; more are an error. Empty regions are left out
+        and listed.
     """
 
     files: tuple[Path, ...] = ()
@@ -235,7 +234,7 @@ class AtlasConfig(Settings):
     fetch: str | None = None
     allow_download: bool = False
     resample: bool = False
-    # Our choice: small regions may miss a coarse mask; many missing mean another space.
+    # Our choice: small regions may have no voxel in a coarse mask; many empty regions mean another space.
     max_missing: float = Field(default=0.05, ge=0, le=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "labels", "max_missing", "allow_download"})
@@ -276,7 +275,7 @@ class FmriSettings(RecordedSettings):
 
 
 class BetasSettings(FmriSettings):
-    """What is set of single-trial responses on their way into the store.
+    """Settings of the processing of single-trial responses before they are stored.
 
     Parameters
     ----------
@@ -288,12 +287,12 @@ class BetasSettings(FmriSettings):
     dtype: SampleType = "float32"
 
     def make_plan(self) -> BetasPlan:
-        """Return what is done to the responses; what a data set has no setting for keeps its default."""
+        """Return the plan of the processing; without a setting in the data set, the default is used."""
         names = [entry.name for entry in fields(BetasPlan) if entry.name in type(self).model_fields]
         return BetasPlan(**{name: getattr(self, name) for name in names})
 
     def hash_atlas(self) -> dict[str, str]:
-        """Return the digests of the atlas' files, which are among the inputs of the data set; none without one."""
+        """Return the digests of the atlas' files, which are inputs of the data set; none without an atlas."""
         return {}
 
 
@@ -309,13 +308,13 @@ class AtlasSettings(BetasSettings):
     atlas: AtlasConfig | None = None
 
     def hash_atlas(self) -> dict[str, str]:
-        """Return the digests of the atlas' files, which are among the inputs of the data set."""
+        """Return the digests of the atlas' files, which are inputs of the data set."""
         return {} if self.atlas is None else self.atlas.hash_inputs()
 
 
 @dataclass(frozen=True)
 class BetasPlan:
-    """What is done to single-trial responses on their way into the store.
+    """Processing of single-trial responses before they are stored.
 
     Parameters
     ----------
@@ -323,15 +322,15 @@ class BetasPlan:
         Standardise each voxel with the mean and standard deviation of the training trials of its ``session`` or
         ``run``, or not at all (``none``).
     untrained
-        Where a session or run has no training trial: use the mean of the other ones' statistics of the same
-        subject (``pooled``), or those of its own test trials (``own``, which is transductive and said so).
+        If a session or run has no training trial: use the mean of the statistics of the subject's other ones
+        (``pooled``), or the statistics of its own test trials (``own``, which is transductive; the notes say so).
     dtype
         Type of the stored numbers.
     atlas
-        Average the voxels of each region.
+        Average the voxels of each region of this atlas.
     pad_subjects
-        Keep the voxels of several subjects with masks of their own in one array, each row filled with zeros up to the
-        largest number of voxels. Only networks with a layer for each subject can learn from it.
+        Keep the voxels of several subjects with different masks in one array, with zeros at the end of shorter rows.
+        Only networks with a layer for each subject can be trained on it.
     """
 
     zscore: ZScoring = "session"
@@ -349,15 +348,15 @@ class BetasPart:
     ----------
     trials : DataFrame
         One row per trial, in the order of `read`: `subject`, `session`, `run`, `stimulus_id`, `repetition`, `split`
-        (``train`` or ``test``) and `concept`; further columns are kept. All of one subject and session.
+        (``train`` or ``test``) and `concept`; further columns are kept. All trials are of one subject and session.
     files
-        Where they come from.
+        Files of the responses.
     n_voxels
-        Columns of what `read` returns.
+        Number of columns that `read` returns.
     read
         ``read(start, stop)`` gives trials as float32 of shape (stop - start, n_voxels), or (stop - start,
-        n_voxels, n_times) if the source has times. Called with ascending, adjoining ranges from 0 to the end, so a
-        reader of a compressed file may keep its place and free what it holds after the last.
+        n_voxels, n_times) if the source has times. It is called with ascending, adjoining ranges from 0 to the end, so
+        a reader of a compressed file may keep its position and free its memory after the last one.
     is_computed
         Whether `read` computes responses from a time series, so that equal ones may come from the same volumes.
     """
@@ -370,7 +369,7 @@ class BetasPart:
 
     def __post_init__(self) -> None:
         check_columns(self.trials.columns, (*TRIAL_COLUMNS, "concept"), what=f"the trials of {self.files[0]}")
-        # Statistics are kept by subject and session, and must not change within a part.
+        # Statistics are computed by subject and session, so a part must have only one of each.
         groups = self.trials[["subject", "session"]].drop_duplicates()
         if len(groups) != 1:
             raise DataError(f"{self.files[0]} has {len(groups)} subjects or sessions; a part must have one.")
@@ -396,28 +395,27 @@ class FmriSource:
     Parameters
     ----------
     parts
-        In the order of the trials; those of one subject and session follow each other.
+        In the order of the trials; parts of one subject and session are consecutive.
     stimuli
-        Every image that a trial names.
+        Every image of a trial.
     plan
-        What is done on the way.
+        The processing.
     unit
-        Unit of what the parts read, for example ``percent signal change``.
+        Unit of the responses, for example ``percent signal change``.
     geometry
-        That of all subjects, or one for each. Several need an atlas or padding: voxels of two brains do not correspond.
+        One for all subjects, or one for each. Several need an atlas or padding: voxels of two brains do not correspond.
     times : array of shape (n_times,), optional
         Third axis of the responses, in s from the onset.
     read_image
-        Row of the stimulus table to uint8 of shape (height, width, 3). Where it is given, the images are copied into
-        the store one by one, which frees a run from an archive that is too large or not a folder of
-        files.
+        Returns the image of a row of the stimulus table, uint8 of shape (height, width, 3). If it is given, the images
+        are copied into the store one by one; this is for archives that are too large or not a folder of files.
     notes
-        What a reader of the store should know, ``protocol`` among it; kept in its ``meta.json``.
+        Remarks for readers of the store, including ``protocol``; stored in its ``meta.json``.
 
     Raises
     ------
     DataError
-        If parts and geometry do not belong together.
+        If parts and geometry do not fit together.
     """
 
     parts: tuple[BetasPart, ...]
@@ -438,7 +436,7 @@ class FmriSource:
             expected = self.find_geometry(part.group[0]).n_voxels
             if part.n_voxels != expected:
                 raise DataError(f"{part.where} has {part.n_voxels} voxels, but its geometry {expected}.")
-            # Preprocessing standardises a session when its last part is written, so its parts must adjoin.
+            # Preprocessing standardises a session when its last part is written, so its parts must be consecutive.
             if not seen or seen[-1] != part.group:
                 if part.group in seen:
                     raise DataError(f"{part.where} must follow the other files of its session.")
@@ -446,13 +444,13 @@ class FmriSource:
         self._check_columns()
 
     def _check_columns(self) -> None:
-        """Several brains need something that makes one array of them, and only one such thing."""
+        """Several subjects need exactly one option that combines them into one array."""
         plan, names = self.plan, ", ".join(self.subjects)
         if plan.atlas is not None and plan.pad_subjects:
             raise ConfigError(
                 "dataset.pad_subjects keeps the voxels of each subject, dataset.atlas averages them: choose one."
             )
-        # Parcels of an atlas correspond in all brains.
+        # Parcels of an atlas correspond in all subjects.
         if len(self.subjects) == 1 or plan.atlas is not None:
             return
         if isinstance(self.geometry, Geometry):
@@ -524,7 +522,7 @@ def keep_rows(part: BetasPart, keep: np.ndarray) -> BetasPart:
         raise DataError(f"{part.where} has no trial of the requested kind.")
 
     def read(start: int, stop: int) -> np.ndarray:
-        # One pass over the file, whose readers go forward only.
+        # One pass over the file, since its readers go only forward.
         first, last = int(rows[start]), int(rows[stop - 1]) + 1
         return part.read(first, last)[rows[start:stop] - first]
 
@@ -538,24 +536,24 @@ def number_betas(parts: Sequence[BetasPart]) -> list[BetasPart]:
 
 
 def join_geometries(geometries: Mapping[str, Geometry]) -> Geometry | Mapping[str, Geometry]:
-    """Return the geometry of the only subject, or, of several, each by its subject."""
+    """Return the geometry of the only subject, or a mapping from subject to geometry for several."""
     return geometries if len(geometries) > 1 else next(iter(geometries.values()))
 
 
 def join_sources(sources: Sequence[FmriSource], plan: BetasPlan) -> FmriSource:
-    """Return one source of several single-subject sources of one data set.
+    """Combine several single-subject sources of one data set into one source.
 
     Parameters
     ----------
     sources
-        Each of another subject; an image that two of them show has the same id in both.
+        One per subject; an image that two subjects saw has the same id in both.
     plan
-        Of the whole.
+        Plan of the combined source.
 
     Raises
     ------
     DataError
-        If an image is trained on in one subject and is tested in another, or units and times differ.
+        If an image is a training image of one subject and a test image of another, or units and times differ.
     """
     import pandas as pd
 
@@ -565,7 +563,7 @@ def join_sources(sources: Sequence[FmriSource], plan: BetasPlan) -> FmriSource:
             raise DataError("the subjects have other units or time axes, so they cannot be trained together.")
     geometry = {subject: source.find_geometry(subject) for source in sources for subject in source.subjects}
     splits = pd.concat([part.trials[["stimulus_id", "split"]] for s in sources for part in s.parts])
-    # A network that is trained on all subjects has seen what trains any of them.
+    # A network that is trained on all subjects has seen the training images of each of them.
     both = set(splits.loc[splits["split"] == "train", "stimulus_id"])
     both &= set(splits.loc[splits["split"] == "test", "stimulus_id"])
     if both:

@@ -1,8 +1,9 @@
-"""What a loader of BOLD time series hands to preprocessing: runs with their trials, and how responses are made of them.
+"""The interface from loaders of BOLD time series to preprocessing: runs with their trials, and the computation of
+responses.
 
 Owns the lazy description of each run (image, timing, trials, confounds), the model that turns time series into one
 response per trial, and the mask. A loader fills these in and reads no volumes; `braindecode_vis.preprocessing.bold`
-computes. Knows no file names.
+computes. Contains no file names.
 
 References
 ----------
@@ -34,7 +35,7 @@ MaskMethod = Literal["varying", "epi"]
 
 
 class CleanConfig(Settings):
-    """What is taken out of each voxel's time series, run by run, before responses are made.
+    """Components that are removed from each voxel's time series, run by run, before responses are computed.
 
     Parameters
     ----------
@@ -45,8 +46,8 @@ class CleanConfig(Settings):
     order
         Degree of the polynomials.
     scaling
-        ``percent`` of the voxel's mean in the run, ``zscore`` over the volumes of the run, or ``none``. The run is
-        taken as a whole, labels unseen.
+        ``percent`` of the voxel's mean in the run, ``zscore`` over the volumes of the run, or ``none``. The whole run
+        is used, without labels.
     """
 
     drift: Literal["cosine", "polynomial", "none"] = "cosine"
@@ -58,7 +59,7 @@ class CleanConfig(Settings):
     def hashed_fields(self) -> dict[str, Any]:
         """Leave out the number that the chosen drift does not use."""
         fields = super().hashed_fields()
-        # Two runs that differ in a number that is not looked at are the same run.
+        # Two runs that differ only in an unused number are the same run.
         unused = {"cosine": ("order",), "polynomial": ("cutoff",), "none": ("cutoff", "order")}[self.drift]
         return {key: value for key, value in fields.items() if key not in unused}
 
@@ -80,7 +81,7 @@ class GlmConfig(Settings):
     """
 
     kind: Literal["glm"] = "glm"
-    # Mumford et al. (2012): less collinear than one model of all trials where these follow each other quickly.
+    # Mumford et al. (2012): less collinear than one model of all trials if these follow each other quickly.
     trials: Literal["lss", "lsa"] = "lss"
     hrf_model: Literal["glover", "spm"] = "glover"
     noise_model: Literal["ols", "ar1"] = "ols"
@@ -93,19 +94,19 @@ class WindowConfig(Settings):
     Parameters
     ----------
     start
-        Beginning of the window, in s after the onset.
+        Start of the window, in s after the onset.
     stop
         Its end (excluded), in s after `until`.
     until
-        Whether the end counts from the ``onset`` or from the ``offset`` of the trial: the latter for blocks.
+        Whether the end counts from the ``onset`` or from the ``offset`` of the trial; use ``offset`` for blocks.
     keep
-        ``mean`` averages the volumes of a trial; ``volumes`` keeps each as a row of its own, with the same stimulus
-        and the columns `volume` and `time` (s after the onset); ``times`` keeps them as a third axis.
+        ``mean`` averages the volumes of a trial; ``volumes`` keeps each volume as a separate row, with the same
+        stimulus and the columns `volume` and `time` (s after the onset); ``times`` keeps them as a third axis.
     clean
-        What is done to the time series before.
+        Cleaning of the time series before the window is cut.
     max_dropped
-        Largest share of the trials of the data set that may be left out because their window reaches beyond their run,
-        before it becomes an error. A single one is always left out, unless this is 0.
+        Largest share of the trials of the data set that may be left out because their window reaches beyond their run;
+        more are an error. A single such trial is always left out, unless this is 0.
     """
 
     kind: Literal["window"] = "window"
@@ -115,10 +116,10 @@ class WindowConfig(Settings):
     until: Literal["onset", "offset"] = "onset"
     keep: Literal["mean", "volumes", "times"] = "mean"
     clean: CleanConfig = CleanConfig(scaling="zscore")
-    # As for epochs: a run may be stopped a moment early; one in a hundred means another image.
+    # As for epochs: a run may be stopped slightly too early; one in a hundred means another image.
     max_dropped: float = Field(default=0.01, ge=0, lt=1)
 
-    # A bound that raises changes no number.
+    # A bound for an error does not change the numbers.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"max_dropped"})
 
     @model_validator(mode="after")
@@ -136,19 +137,19 @@ ModelConfig = Annotated[GlmConfig | WindowConfig, ByKind()]
 
 
 class ConfoundsConfig(Settings):
-    """Which nuisance time courses are regressed out.
+    """Nuisance time courses that are regressed out.
 
     Parameters
     ----------
     strategy
-        Families as nilearn names and loads them from fMRIPrep's table; empty for none.
+        Families of confounds by their names in nilearn, loaded from fMRIPrep's table; empty for none.
     motion, wm_csf, global_signal
-        How far each family of the strategy is expanded.
+        Expansion of each family of the strategy.
     n_compcor
-        Number of anatomical components that ``compcor`` takes; None takes all.
+        Number of anatomical components of ``compcor``; None for all.
     columns
-        Columns by name instead, of any table, old fMRIPrep's among them. What the first volume lacks becomes the
-        next value.
+        Names of columns instead, from any table, also of old fMRIPrep versions. A missing value in the first volume
+        becomes the next value.
     """
 
     strategy: tuple[Literal["motion", "wm_csf", "global_signal", "compcor", "high_pass"], ...] = ()
@@ -178,24 +179,24 @@ class ConfoundsConfig(Settings):
 
 @dataclass(frozen=True)
 class BoldRun:
-    """One run of BOLD and what was shown in it.
+    """One run of BOLD with its trials.
 
     Parameters
     ----------
     trials : DataFrame
         One row per trial: `onset` and `duration` (s), the columns of every trial table, and `concept`.
     others : DataFrame
-        `onset`, `duration` and `trial_type` of events that a model must know but that are no trials.
+        `onset`, `duration` and `trial_type` of events that are not trials but must be in a model.
     header
-        Of the image.
+        Header of the image.
     t_r
         Repetition time (s).
     start_s
-        When, after the start of a volume, its samples count as taken (s).
+        Time of the samples of a volume after its start (s).
     confounds : array of shape (n_volumes, n_confounds)
         Nuisance time courses; finite.
     files
-        All that was read, the image first.
+        All files that were read, the image first.
     """
 
     trials: pd.DataFrame
@@ -236,12 +237,12 @@ class BoldRun:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one volume."""
+        """Shape of one volume."""
         return self.header.shape
 
     @property
     def affine(self) -> np.ndarray:
-        """Voxel indices to mm, shape (4, 4)."""
+        """Affine from voxel indices to mm, shape (4, 4)."""
         return self.header.affine
 
     @property
@@ -278,21 +279,21 @@ class BoldSource:
     Parameters
     ----------
     runs
-        In the order of the trials; those of one subject and session follow each other.
+        In the order of the trials; runs of one subject and session are consecutive.
     stimuli
-        Every image that a trial names.
+        Every image of a trial.
     model
-        How responses are made.
+        How responses are computed.
     plan
-        What is done to the responses afterwards.
+        Processing of the responses after that.
     geometry
-        Mask of all subjects or of each, or how to find it in the images: voxels that vary in every run
-        (``varying``), or nilearn's brain mask of echo-planar images (``epi``).
+        One mask for all subjects or one for each, or the method that computes it from the images: voxels that vary in
+        every run (``varying``), or nilearn's brain mask of echo-planar images (``epi``).
     max_constant
-        Largest share of the voxels of a mask that may be constant in a run before it becomes an error; they get the
+        Largest share of the voxels of a mask that may be constant in a run; more are an error. Constant voxels get the
         response 0 in that run.
     notes
-        What a reader of the store should know.
+        Remarks for readers of the store.
     read_image
         As in `FmriSource`.
     """
@@ -302,7 +303,7 @@ class BoldSource:
     model: ModelConfig
     plan: BetasPlan
     geometry: Geometry | Mapping[str, Geometry] | MaskMethod
-    # Our choice: a slab may lose its edge in one run; more is the mask of another image.
+    # Our choice: the edge of a slab may be outside in one run; more means the mask of another image.
     max_constant: float = 0.05
     notes: Mapping[str, Any] = field(default_factory=dict)
     read_image: Callable[[int], np.ndarray] | None = None
@@ -314,13 +315,13 @@ class BoldSource:
             raise DataError(self.not_empty)
         first: dict[str, BoldRun] = {}
         # A model cannot estimate a late trial. Windows leave single ones out, but onsets in milliseconds or volumes
-        # would pass as very many.
+        # would give very many.
         most = 0.0 if isinstance(self.model, GlmConfig) else 0.5
         for run in self.runs:
             run.check_onsets(most=most)
             subject = run.subject
             # With one mask for all, all must share its grid.
-            # Otherwise every subject has a grid of its own.
+            # Otherwise every subject has its own grid.
             key = "" if isinstance(self.geometry, Geometry) else subject
             other = first.setdefault(key, run)
             check_grid(run.shape, run.affine, other.shape, other.affine, what=run.where, than=other.where)
@@ -336,7 +337,7 @@ class BoldSource:
                 )
 
     def find_geometry(self, subject: str) -> Geometry | None:
-        """Return the mask of a subject, or None if it is still to be found in the images."""
+        """Return the mask of a subject, or None if it is computed from the images later."""
         if isinstance(self.geometry, str):
             return None
         return self.geometry if isinstance(self.geometry, Geometry) else self.geometry[subject]
@@ -351,13 +352,13 @@ def check_grid(
     what: str,
     than: str,
 ) -> None:
-    """Raise `DataError` unless two images lie on the same grid, to a hundredth of a millimetre."""
+    """Raise `DataError` unless two images have the same grid, up to a hundredth of a millimetre."""
     if tuple(shape) != tuple(other_shape):
         raise DataError(
             f"{what} has volumes of shape {tuple(shape)}, but {than} {tuple(other_shape)}: they are in "
             "different spaces."
         )
-    # An affine map moves no voxel farther than the farthest corner, so eight points bound all distances.
+    # Under an affine map no voxel moves farther than the farthest corner, so eight points bound all distances.
     corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
     apart = float(np.abs(corners @ (np.asarray(affine) - np.asarray(other)).T).max())
     if apart > 0.01:

@@ -1,7 +1,8 @@
-"""Options that clean continuous EEG or MEG and scale trials, shared by all loaders; and where each is possible.
+"""Options that clean continuous EEG or MEG and scale trials, shared by all loaders, and the layouts for which each is
+possible.
 
-Owns the settings, their defaults (which change nothing) and the refusal of what a layout cannot do: published epochs
-can be scaled, and nothing else. The signal processing is in `braindecode_vis.preprocessing.cleaning`.
+Owns the settings, their defaults (which change nothing) and the refusal of options that a layout does not allow:
+published epochs can only be scaled. The signal processing is in `braindecode_vis.preprocessing.cleaning`.
 
 References
 ----------
@@ -29,41 +30,41 @@ class ScalingConfig(Settings):
         ``robust``: minus the median, over the interquartile range [1]_. ``zscore``: minus the mean, over the standard
         deviation.
     clamp
-        Scaled values are cut at plus and minus this; None leaves them.
+        Scaled values are clipped at plus and minus this value; None does not clip.
     per
-        Statistics of each ``subject``, or of each ``session`` of a subject, which then needs training trials.
+        Statistics per ``subject``, or per ``session`` of a subject; each session then needs training trials.
     """
 
     method: Literal["robust", "zscore"] = "robust"
-    # Défossez et al. (2023) [1]_ cut at 20 interquartile ranges.
+    # Défossez et al. (2023) [1]_ clip at 20 interquartile ranges.
     clamp: float | None = Field(default=20.0, gt=0)
     per: Literal["subject", "session"] = "subject"
 
 
 class IcaConfig(Settings):
-    """Remove independent components that follow the eyes.
+    """Remove independent components that correlate with eye movements.
 
-    Fitted per session on the samples of its training trials that no test trial shares, above 1 Hz; test trials reach
-    it through the reach of that filter only. Components whose correlation with an electrode near the eyes is large are
-    taken out of all samples.
+    Fitted per session on the samples of its training trials that are in no test trial, above 1 Hz; test trials affect
+    it only through the length of that filter. Components with a large correlation with an electrode near the eyes are
+    removed from all samples.
 
     Parameters
     ----------
     method
         ``fastica``, or ``picard`` (``pip install "braindecode_vis[eeg]"``).
     n_components
-        Principal components that are kept for the fit; None for all that the rank allows, less one.
+        Number of principal components for the fit; None for all that the rank allows, minus one.
     eyes
-        Electrodes that stand for the eyes; by default those of Fp1, Fpz, Fp2, AF7 and AF8 that were recorded.
+        Electrodes near the eyes; by default those of Fp1, Fpz, Fp2, AF7 and AF8 that were recorded.
     threshold
-        Smallest absolute correlation of a component that is taken out; 0.7 is our choice.
+        Smallest absolute correlation of a removed component; 0.7 is our choice.
     """
 
     method: Literal["fastica", "picard"] = "fastica"
     n_components: int | None = Field(default=None, ge=2)
     eyes: tuple[str, ...] | None = None
     threshold: float = Field(default=0.7, gt=0, le=1)
-    # A rule of thumb asks for 20 samples per squared number of components; 63 components need 80,000.
+    # A rule of thumb needs 20 samples per squared number of components; 63 components need 80,000.
 
     #: Largest number of samples that are fitted; evenly spaced ones are taken.
     max_samples: ClassVar[int] = 100_000
@@ -73,21 +74,21 @@ class IcaConfig(Settings):
 class AutorejectConfig(Settings):
     """Repair and reject trials with autoreject [2]_ (``pip install "braindecode_vis[eeg]"``).
 
-    Thresholds are learnt from training trials, per session, and applied to all trials.
+    Thresholds are fitted on training trials, per session, and applied to all trials.
 
     Parameters
     ----------
     reject
-        Which bad trials are left out: those for training (``train``, so that the test set stays that of the protocol),
+        Bad trials that are left out: only training trials (``train``, so that the test set stays as in the protocol),
         ``all``, or ``none``.
     max_rejected
-        Largest share of the trials of a session that may be left out before it is an error.
+        Largest share of the trials of a session that may be left out; more are an error.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("autoreject",)
 
-    # Coarser than autoreject's own grid (1, 4, 32 and eleven shares): the search is the cost of this step, and caps of
-    # 32 to 64 electrodes allow few repairs.
+    # Coarser than autoreject's own grid (1, 4, 32 and eleven shares): the search takes most of the time of this step,
+    # and with 32 to 64 electrodes few repairs are possible.
     reject: Literal["train", "all", "none"] = "train"
     max_rejected: float = Field(default=0.5, gt=0, le=1)
 
@@ -105,7 +106,7 @@ class AutorejectConfig(Settings):
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is done to the samples of continuous recordings, in this order, and to the trials."""
+    """Processing of the samples of continuous recordings, in this order, and of the trials."""
 
     interpolate: bool = False
     reference: Literal["none", "average"] | tuple[str, ...] = "none"
@@ -119,7 +120,7 @@ class Cleaning:
 
     @property
     def changes_samples(self) -> bool:
-        """Whether the continuous samples are changed at all."""
+        """Whether the continuous samples are changed."""
         # Autoreject and scaling act on trials, after they are cut.
         return (
             self.interpolate or self.reference != "none" or bool(self.notch) or self.l_freq is not None
@@ -138,7 +139,7 @@ class CleaningOptions(Settings):
     Parameters
     ----------
     bads
-        Channels that are bad in every recording, beside those that a recording marks itself.
+        Channels that are bad in every recording, in addition to those that a recording marks.
     bad_channels
         ``keep``, ``drop`` (from all recordings, so that channels stay the same), or ``interpolate`` (spherical splines
         from all other sensors of the recording). Bad channels never enter an average reference.
@@ -148,14 +149,14 @@ class CleaningOptions(Settings):
     notch
         Frequencies in Hz, for example ``[50, 100]``.
     l_freq, h_freq
-        Band in Hz; None leaves an end open. Filters have no phase shift (but see `causal`) and never cross a join of
+        Band in Hz; None for no limit. Filters have no phase shift (but see `causal`) and never cross a join of
         recordings.
     causal
-        Whether notch and high-pass look back only, as they must where a stream is decoded while it runs (``live``): a
-        run that was trained so sees the very same responses there. They are recursive filters of low order, which turn
-        the phase near their frequencies. A low-pass is the same one.
+        Whether notch and high-pass use only earlier samples, as needed for live decoding (``live``): a run that was
+        trained with this setting gets the same responses there. They are recursive filters of low order, which shift
+        the phase near their frequencies. The low-pass does not change.
     ica, autoreject, scaling
-        Further steps, each with options of its own; off by default. ``true`` takes the defaults of a step.
+        Further steps, each with its own options; off by default. ``true`` uses the defaults of a step.
     """
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"causal"})
@@ -187,7 +188,7 @@ class CleaningOptions(Settings):
 
     @model_validator(mode="after")
     def _check_cleaning(self) -> CleaningOptions:
-        # Naming bad channels and keeping them would silently do nothing.
+        # Bad channels that are named and kept would have no effect, without a warning.
         if self.bads and self.bad_channels == "keep":
             raise ValueError("bads lists channels, but bad_channels is keep; set it to drop or interpolate")
         if self.l_freq is not None and self.h_freq is not None and self.l_freq >= self.h_freq:
@@ -206,12 +207,12 @@ class CleaningOptions(Settings):
         return [name for name in CleaningOptions.model_fields if getattr(self, name) != fields[name].default]
 
     def learns_before_split(self) -> tuple[str, ...]:
-        """Return the steps in force that learn from training trials before a split is drawn."""
-        # In this order a message names the first that learns.
+        """Return the active steps that are fitted on training trials before a split is drawn."""
+        # A message names the first of them in this order.
         return tuple(name for name in ("scaling", "ica", "autoreject") if getattr(self, name) is not None)
 
     def describe_filter(self) -> str:
-        """Return the filters in words."""
+        """Return a description of the filters."""
         band = None
         if self.l_freq is not None or self.h_freq is not None:
             band = f"{self.l_freq or 0:g} to {'Nyquist' if self.h_freq is None else f'{self.h_freq:g}'} Hz"

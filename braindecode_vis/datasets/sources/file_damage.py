@@ -1,9 +1,9 @@
-"""Whether files of recordings are whole: sizes against headers, the ends of compressed files, last blocks.
+"""Checks that files of recordings are complete: sizes against headers, the ends of compressed files, last blocks.
 
-Owns one short look per format, and the reading of every byte that `check --full` asks for. A broken transfer leaves a
-file whose beginning is sound, so the look goes to where it ends: what a header promises, the trailer of a gzip stream
-(which holds the size before compression), the last chunk of an HDF5 file, the list of members of a zip or tar. A file
-is called damaged only where its own format says so; formats that are not known here are left to their loader. Knows no
+Owns one short check per format, and the reading of every byte for `check --full`. After a broken transfer, the
+beginning of a file is correct, so the end is checked: the size in a header, the trailer of a gzip stream (which holds
+the size before compression), the last chunk of an HDF5 file, the list of members of a zip or tar. A file counts as
+damaged only if its own format shows it; other formats are left to their loader. Contains nothing about a particular
 data set.
 """
 
@@ -27,7 +27,8 @@ from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.fmri_volumes import open_stream, read_volume_header
 
 _BLOCK = 1 << 22
-# A gzip stream whose trailer does not say whether it is whole is decompressed at once if it is as small as this.
+# A gzip stream whose trailer does not show whether it is complete is decompressed at once if it is not larger than
+# this.
 _SMALL_GZIP = 1 << 24
 _SMALL_HDF5 = 1 << 27  # is searched for texts by the short look as well
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -41,12 +42,12 @@ Advance = Callable[[int], Any]
 
 
 def list_data_files(root: Path) -> list[Path]:
-    """Return the files below a folder whose format is known here, sorted; the truth of a phantom is left out."""
+    """Return the files below a folder with a format that is known here, sorted; the truth of a phantom is left out."""
     found = []
     for folder, inside, names in os.walk(root):
         inside[:] = sorted(name for name in inside if not name.startswith(".") and name != "phantom_truth")
         paths = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
-        # A link whose content was not fetched is no file, and its loader says how to get it.
+        # A link whose content was not fetched is skipped; its loader says how to get it.
         found += [path for path in paths if _find_look(path) is not None and path.is_file()]
     return found
 
@@ -54,24 +55,24 @@ def list_data_files(root: Path) -> list[Path]:
 def check_data_files(
     root: Path, *, paths: Sequence[Path] | None = None, full: bool = False, advance: Advance | None = None
 ) -> list[CheckFinding]:
-    """Look at every data file below a folder, and name each that is damaged.
+    """Check every data file below a folder, and name each damaged one.
 
     Parameters
     ----------
     root
         Folder of the data set.
     paths
-        Files below it, as of `list_data_files`; all by default.
+        Files below it, from `list_data_files`; all by default.
     full
-        Read every byte instead of ends and headers alone.
+        Read every byte instead of only ends and headers.
     advance
-        Called with the number of bytes done since the last call.
+        Called with the number of bytes read since the last call.
 
     Returns
     -------
     list of CheckFinding
-        One for each damaged file, then one that says how many were looked at and how; nothing where there is no file of
-        a known format, since what is missing is told by the data set's own check.
+        One for each damaged file, then one with the number of checked files and the kind of check; empty if there is no
+        file of a known format, since the data set's own check reports missing files.
     """
     findings, n_bytes = [], 0
     paths = list_data_files(root) if paths is None else paths
@@ -98,12 +99,12 @@ def check_data_files(
 
 
 def check_data_file(path: Path, *, full: bool = False) -> None:
-    """Raise `DataError` if a file is not whole.
+    """Raise `DataError` if a file is not complete.
 
     Parameters
     ----------
     full
-        Read all of it.
+        Read the whole file.
     """
     look = _find_look(path)
     if look is None:
@@ -118,7 +119,7 @@ def check_data_file(path: Path, *, full: bool = False) -> None:
 
 def _find_look(path: Path) -> Callable[[Path, bool], None] | None:
     name = path.name.lower()
-    # A CTF folder and the companions of a header are read through that.
+    # A CTF folder and the files that belong to a header are read through its entry.
     return next((look for ending, look in _LOOKS if name.endswith(ending)), None)
 
 
@@ -140,7 +141,7 @@ def _read_all(path: Path) -> None:
 
 
 def _count_decompressed(path: Path) -> int:
-    """Return how many bytes a gzip stream holds; the reader compares its checksum at the end."""
+    """Return the number of bytes in a gzip stream; the reader compares its checksum at the end."""
     n = 0
     with open_stream(path) as file:
         while block := file.read(_BLOCK):
@@ -154,11 +155,11 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _check_gzip(path: Path, needed: int, full: bool) -> None:
-    """Compare what a gzip stream holds with what is needed, by its last four bytes where these agree."""
+    """Compare the size of a gzip stream with the needed one; its last four bytes are enough if they agree."""
     with path.open("rb") as file:
         file.seek(-4, os.SEEK_END)
         said = struct.unpack("<I", file.read(4))[0]
-    # The trailer knows the size up to 4 GiB; of several streams in one file it knows the last alone.
+    # The trailer contains the size up to 4 GiB; if a file has several streams, only that of the last one.
     if full or said != needed % (1 << 32):
         with refuse_damage(f"{path} is truncated or damaged: its gzip stream ends early"):
             found = _count_decompressed(path)
@@ -189,7 +190,7 @@ def _look_at_mgh(path: Path, full: bool) -> None:
         raise DataError(f"{path} is not an MGH file; {_AGAIN}.")
     needed = _MGH_HEADER + prod(shape) * _MGH_SIZES[kind]
     if _is_gzip(path):
-        # Tags of any length follow the values, so that the trailer cannot say that enough is there.
+        # Tags of any length follow the values, so the trailer cannot show that the values are complete.
         if full or path.stat().st_size <= _SMALL_GZIP:
             _need(path, needed, _count_decompressed(path))
         return
@@ -202,7 +203,7 @@ def _look_at_mgh(path: Path, full: bool) -> None:
 def check_texts(path: Path) -> None:
     """Raise `DataError` if the heap of the texts of an HDF5 file has an entry without a length.
 
-    The library reads on at the same place for ever then, and cannot be stopped. Numbers are in no heap.
+    The library would then read at the same place for ever, and cannot be stopped. Numbers are not in a heap.
     """
     if not path.is_file() or path.stat().st_size == 0:  # told by whoever opens it
         return
@@ -256,7 +257,7 @@ def _list_rows(dataset: Any) -> Iterator[Any]:
 
 
 def _look_at_matlab(path: Path, full: bool) -> None:
-    """MATLAB 5: a head of 128 bytes, then elements that state their size; 7.3 is HDF5 behind a head of 512."""
+    """MATLAB 5: a header of 128 bytes, then elements with their size; 7.3 is HDF5 after a header of 512 bytes."""
     with path.open("rb") as file:
         head = file.read(520)
         if _HDF5 in head:
@@ -272,9 +273,9 @@ def _look_at_matlab(path: Path, full: bool) -> None:
             file.seek(place)
             _need(path, place + 8, what="an element")
             kind, length = struct.unpack(f"{order}2I", file.read(8))
-            # A small element carries its bytes in the tag.
+            # A small element has its bytes in the tag.
             place += 8 if kind >> 16 else 8 + length
-            # Elements but compressed ones are padded to eight bytes, which the last may go without.
+            # Elements that are not compressed are padded to eight bytes; only the last one may have no padding.
             _need(path, place, what="an element")
             place += 0 if kind == 15 else -place % 8
     if full:
@@ -304,7 +305,7 @@ def _look_at_numpy(path: Path, full: bool) -> None:
 def _look_at_pickle(path: Path, full: bool) -> None:
     from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
 
-    # What a pickle may name is a question for its loader, which will not open it; here it must only be whole.
+    # Its loader decides which names in a pickle are allowed; here it must only be complete.
     try:
         read_pickled_dict(path)
     except DataError as error:
@@ -323,7 +324,7 @@ def _look_at_zip(path: Path, full: bool) -> None:
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             _need(path, entry.header_offset + entry.compress_size, what="its list of members")
-        # torch may be told to write no checksums.
+        # torch can write files without checksums.
         if full and path.suffix not in (".pt", ".pth") and (bad := archive.testzip()):
             raise DataError(f"{path} is damaged: the checksum of its member {bad} is wrong; {_AGAIN}.")
 
@@ -334,12 +335,12 @@ def _look_at_tar(path: Path, full: bool) -> None:
 
 
 def check_tar_end(path: Path, members: Sequence[tarfile.TarInfo]) -> None:
-    """Raise `DataError` if a tar goes on behind the members that are found in it, or ends before they do."""
+    """Raise `DataError` if a tar continues after its last found member, or ends before it."""
     last = max((entry.offset_data + entry.size for entry in members), default=0)
-    # A header that is cut off passes for the end of the archive; a whole one ends with two empty blocks.
+    # A truncated header looks like the end of the archive; a complete archive ends with two empty blocks.
     needed = (-(-last // tarfile.BLOCKSIZE) + 2) * tarfile.BLOCKSIZE
     _need(path, needed, what="its list of members")
-    # Zeros in the middle are taken for the end mark too, and all members behind them would be missing.
+    # Zeros in the middle also look like the end, and all members after them would be missing.
     with path.open("rb") as file:
         file.seek(needed)
         behind = file.read(_TAR_PADDING + 1)
@@ -369,7 +370,7 @@ def _look_at_brainvision(path: Path, full: bool) -> None:
     if size is None or values.get("DataFormat", "BINARY").upper() != "BINARY":
         return
     row = size * int(values["NumberOfChannels"])
-    # Renamed sets keep the old name of the base in the header.
+    # Renamed recordings keep the old name in the header.
     data = path.parent / values["DataFile"].replace("$b", path.stem)
     if not data.is_file():
         raise DataError(
@@ -388,7 +389,7 @@ def _look_at_brainvision(path: Path, full: bool) -> None:
         places = re.findall(
             r"^Mk\d+=[^,\n]*,[^,\n]*,(\d+)", marks.read_text(errors="replace"), flags=re.MULTILINE
         )
-        # Places count from 1.
+        # Positions count from 1.
         _need(data, row * max(map(int, places), default=0), what=f"the last marker of {marks.name}")
     if full:
         _read_all(data)
@@ -401,7 +402,7 @@ def _look_at_edf(path: Path, full: bool) -> None:
         file.seek(256 + 216 * n)
         per_record = [int(file.read(8)) for _ in range(n)]
     size = sum(per_record) * (3 if path.suffix.lower() == ".bdf" else 2)
-    # While it is being recorded, a file says -1.
+    # During the recording, the value in the file is -1.
     _need(path, int(head[184:192]) + max(0, int(head[236:244])) * size)
 
 
@@ -416,7 +417,7 @@ def _look_at_eeglab(path: Path, full: bool) -> None:
     content = loadmat(path, squeeze_me=True, struct_as_record=False, variable_names=names)
     held = vars(content["EEG"]) if "EEG" in content else content
     if isinstance(held.get("data"), str):
-        # A renamed set keeps the old name of its samples; readers then take that of the set.
+        # A renamed set keeps the old name of its samples; readers then use the name of the set.
         places = [path.parent / str(held["data"]), path.with_suffix(".fdt")]
         data = next((place for place in places if place.is_file()), None)
         if data is None:
@@ -430,7 +431,7 @@ def _look_at_eeglab(path: Path, full: bool) -> None:
 
 
 def _look_at_fif(path: Path, full: bool) -> None:
-    """Go from tag to tag: kind, type, size and place of the next; blocks are opened and closed by tags."""
+    """Go from tag to tag: kind, type, size and position of the next; tags open and close blocks."""
     size, place, depth = path.stat().st_size, 0, 0
     with path.open("rb") as file:
         while place < size:
@@ -477,5 +478,5 @@ _LOOKS: tuple[tuple[str, Callable[[Path, bool], None]], ...] = (
     (".tsv", _look_at_text), (".csv", _look_at_text), (".json", _look_at_text),
     (".jpg", _look_at_picture), (".jpeg", _look_at_picture), (".png", _look_at_picture),
 )  # fmt: skip
-# Formats whose values lie in the file as they are: reading all of them tells of a failing disk.
+# Formats with plain values: reading all of them shows a failing disk.
 _RAW = (_look_at_numpy, _look_at_edf, _look_at_fif, _look_at_mgh, _look_at_nifti, _look_at_tar)

@@ -1,8 +1,8 @@
-"""NIfTI files of many volumes, read through a mask in one pass: a volume at a time, never the whole file.
+"""NIfTI files of many volumes, read through a mask in one pass: one volume at a time, never the whole file.
 
-Owns the stream (uncompressed, or gzip through ISA-L where the package `isal` is installed), the gathering of the mask's
+Owns the stream (uncompressed, or gzip through ISA-L if the package `isal` is installed), the selection of the mask's
 voxels, and the tables that name the numbers of a label image: FreeSurfer's colour tables (``.ctab``), Schaefer's
-``_order.txt`` and nilearn's ``.tsv`` share a number and a name at the start of each line. The values are those of
+``_order.txt`` and nilearn's ``.tsv`` have a number and a name at the start of each line. The values are those of
 ``nibabel.load(path).get_fdata()[mask].T``, without its float64 copy of the file.
 """
 
@@ -24,13 +24,13 @@ from braindecode_vis.base.checks import DataError, refuse_damage
 from braindecode_vis.base.remote import RemotePath, borrow_head, open_head
 
 _GZIP_MAGIC = b"\x1f\x8b"
-# A micrometre: what float32 loses of a position in the head.
+# A micrometre: the rounding error of float32 for a position in the head.
 _AFFINE_MM = 1e-3
 
 
 @dataclass(frozen=True)
 class VolumeHeader:
-    """What the head of a NIfTI file says.
+    """Content of the header of a NIfTI file.
 
     Parameters
     ----------
@@ -41,15 +41,15 @@ class VolumeHeader:
         1 for a 3-D file.
     affine : array of shape (4, 4)
     dtype
-        Of the stored numbers, with their byte order.
+        Type of the stored numbers, with their byte order.
     slope, inter
-        Stored numbers to values; 1 and 0 if the header leaves them out.
+        Scaling from stored numbers to values; 1 and 0 if the header does not give them.
     offset
         First byte of the data, after decompression.
     t_r
-        Step of the fourth axis as the header gives it, 0 if unknown.
+        Step of the fourth axis in the header, 0 if unknown.
     time_unit
-        Of it, as nibabel names units: ``sec``, ``msec``, ``usec``, or ``unknown``.
+        Unit of the step, with nibabel's names: ``sec``, ``msec``, ``usec``, or ``unknown``.
     """
 
     path: Path
@@ -65,12 +65,12 @@ class VolumeHeader:
 
 
 def read_volume_header(path: Path) -> VolumeHeader:
-    """Read the head of a NIfTI file, compressed or not.
+    """Read the header of a NIfTI file, compressed or not.
 
     Raises
     ------
     DataError
-        If the file is missing, no NIfTI, or has neither three nor four axes.
+        If the file is missing, is not NIfTI, or has neither three nor four axes.
     """
     import nibabel
 
@@ -82,7 +82,7 @@ def read_volume_header(path: Path) -> VolumeHeader:
         slope, inter = image.dataobj.slope, image.dataobj.inter
         offset, dtype = int(image.dataobj.offset), np.dtype(image.dataobj.dtype)
     shape = tuple(int(n) for n in image.shape)
-    # Some writers add empty axes behind the fourth.
+    # Some writers add empty axes after the fourth.
     while len(shape) > 4 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (3, 4):
@@ -105,7 +105,7 @@ def check_same_space(header: VolumeHeader, shape: tuple[int, ...], affine: np.nd
             f"{header.path} has volumes of {header.shape}, but {what} has {tuple(shape)}: they are of different "
             "subjects or resolutions."
         )
-    # Masks are often stored with a float32 affine, so a micrometre is no difference.
+    # Masks are often stored with a float32 affine, so differences of a micrometre are ignored.
     if not np.allclose(header.affine, affine, atol=_AFFINE_MM):
         worst = float(np.abs(header.affine - affine).max())
         raise DataError(
@@ -120,11 +120,11 @@ class MaskedVolumes:
     Parameters
     ----------
     header
-        Of the file.
+        Header of the file.
     mask : bool array of shape (x, y, z)
         Voxels to return, in C order.
     divide_by
-        What the values are divided by.
+        Divisor of the values.
 
     Examples
     --------
@@ -133,7 +133,7 @@ class MaskedVolumes:
 
     def __init__(self, header: VolumeHeader, mask: np.ndarray, *, divide_by: float = 1.0) -> None:
         self.header, self.divide_by = header, divide_by
-        # The file is in Fortran order; asking for its own flat indices spares a transposed copy of each volume.
+        # The file is in Fortran order; its own flat indices avoid a transposed copy of each volume.
         self.flat = np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F").astype(np.intp)
         self.file: IO[bytes] | None = None
         self.position = 0
@@ -158,7 +158,7 @@ class MaskedVolumes:
         return self._scale(stored)
 
     def _scale(self, stored: np.ndarray) -> np.ndarray:
-        # As nibabel does, in double precision; without a slope the float64 copy is spared.
+        # In double precision, as in nibabel; without a slope no float64 copy is needed.
         if self.header.slope != 1 or self.header.inter != 0:
             wide = stored.astype(np.float64) * self.header.slope + self.header.inter
             return (wide / self.divide_by).astype(np.float32)
@@ -168,7 +168,7 @@ class MaskedVolumes:
         return values
 
     def _seek(self, start: int) -> None:
-        # A compressed stream goes forward only; going back means starting again.
+        # A compressed stream goes only forward; to go back, start again.
         if self.file is None or start < self.position:
             self.close()
             self.file = open_stream(self.header.path)
@@ -181,7 +181,7 @@ class MaskedVolumes:
         assert self.file is not None
         with self._explain():
             while n_bytes:
-                # In pieces, since what is skipped may be gigabytes.
+                # In pieces, since the skipped part may have gigabytes.
                 piece = len(self.file.read(min(n_bytes, 1 << 20)))
                 if not piece:
                     raise EOFError
@@ -209,7 +209,7 @@ class MaskedVolumes:
 
 
 class _Damage:
-    """Turns what a damaged stream raises into one sentence."""
+    """Turns the errors of a damaged stream into one sentence."""
 
     def __init__(self, volumes: MaskedVolumes) -> None:
         self.volumes = volumes
@@ -230,19 +230,21 @@ class _Damage:
 
 
 def open_stream(path: Path) -> IO[bytes]:
-    """Open a file for reading, decompressing it with the fastest gunzip at hand if its first bytes say so."""
+    """Open a file for reading; if its first bytes are those of gzip, decompress it with the fastest available
+    gunzip.
+    """
     with open_head(path) as file:
         compressed = file.read(2) == _GZIP_MAGIC
     return find_gunzip()[1](path) if compressed else open_head(path)
 
 
 def find_gunzip() -> tuple[str, Callable[[Path], IO[bytes]]]:
-    """Return the name of the fastest gunzip at hand, and how to open a file with it."""
+    """Return the name of the fastest available gunzip, and the function that opens a file with it."""
     try:
         from isal import igzip_threaded
     except ImportError:
         return "zlib", _open_with_zlib
-    # One thread decompresses ahead while this one gathers voxels.
+    # One thread decompresses the next part while this one selects voxels.
     return "isal", partial(_open_gzip, partial(igzip_threaded.open, mode="rb", threads=1))
 
 
@@ -251,12 +253,12 @@ def _open_with_zlib(path: Path) -> IO[bytes]:
 
 
 def _open_gzip(open_it: Callable[[Any], Any], path: Path) -> IO[bytes]:
-    """Open a packed file; of a large one on a server, the first volumes do not bring all of it."""
+    """Open a compressed file; for a large one on a server, reading the first volumes does not download all of it."""
     if not isinstance(path, RemotePath):
         return cast(IO[bytes], open_it(path))
     source = open_head(path)
     file = open_it(source)
-    # Both libraries leave open what they did not open themselves.
+    # Both libraries do not close files that they did not open themselves.
     if isinstance(file, gzip.GzipFile):
         file.myfileobj = source  # type: ignore[assignment]
     else:
@@ -275,7 +277,7 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     header = read_volume_header(path)
     if header.n_volumes != 1:
         raise DataError(f"{path} holds {header.n_volumes} volumes; one is expected.")
-    # Through the same reader as runs, so that damage is told in the same words.
+    # Through the same reader as runs, so that messages about damage are the same.
     values = MaskedVolumes(header, np.ones(header.shape, bool))(0, 1)[0]
     return values.reshape(header.shape), header.affine
 
@@ -288,7 +290,7 @@ def read_label_table(path: Path) -> dict[int, str]:
     Raises
     ------
     DataError
-        If a line is neither.
+        If a line has neither form.
     """
     if not path.is_file():
         raise DataError(f"the label table {path} does not exist; correct its path.")

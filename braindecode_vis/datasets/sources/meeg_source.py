@@ -1,9 +1,9 @@
-"""What a loader of EEG or MEG hands to preprocessing: where the samples are, and how to read a piece of them.
+"""The interface from loaders of EEG or MEG to preprocessing: place of the samples, and how to read a piece of them.
 
-Owns whose a file is, the choice among layouts, the lazy parts of a data set (continuous recordings or published
-epochs), the plan that turns them into trials, the refusal of cleaning that a layout cannot have, and a look at a few
-short pieces of a file. A loader fills these in and reads no samples; `braindecode_vis.preprocessing.meeg` streams
-through them. Knows no file format and does no signal processing.
+Owns the subject and session of a file, the choice among layouts, the lazy parts of a data set (continuous recordings or
+published epochs), the plan that turns them into trials, the refusal of cleaning options that a layout does not allow,
+and a check of a few short pieces of a file. A loader fills these in and reads no samples;
+`braindecode_vis.preprocessing.meeg` streams through them. Contains no file format and no signal processing.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ class EpochPlan:
     sfreq
         Sampling rate of the trials in Hz.
     tmin, tmax
-        Epoch in s around the onset; its samples lie at ``tmin + k / sfreq`` before `tmax`.
+        Epoch in s around the onset; its samples are at ``tmin + k / sfreq``, before `tmax`.
     window
         Part of the epoch that is kept, in s; the end is excluded.
     baseline
-        Interval in s, both ends included, whose mean is subtracted from each channel; None in place of an end
-        means that of the epoch, None alone switches it off.
+        Interval in s, both ends included, whose mean is subtracted from each channel; None as one end means the end of
+        the epoch; only None means no baseline.
     mvnn
         Multivariate noise normalisation: covariance of each epoch over time (``epochs``), of each time over
         repetitions (``time``), or ``none``.
     dtype
         Type of the stored numbers.
     max_dropped
-        Largest share of the events of one file that may be unusable before it becomes an error.
+        Largest share of the events of one file that may be unusable; more are an error.
     cleaning
-        What is done to samples and trials beside cutting; nothing by default.
+        Cleaning of samples and trials; nothing by default.
     mvnn_channels
-        Channels that this noise is fitted on: those that are ``stored``, or all that are ``recorded`` (every brain
-        sensor of the file), of which the chosen ones are then taken. The two give different trials: UBP and NeuroBridge
-        whiten all 63 channels of THINGS-EEG2 before 17 are chosen.
+        Channels on which the noise is fitted: those that are ``stored``, or all that are ``recorded`` (every brain
+        sensor of the file) before the stored ones are chosen. The two give different trials: UBP and NeuroBridge whiten
+        all 63 channels of THINGS-EEG2 before 17 are chosen.
     resampling
-        ``exact``: samples lie at the times that label them, behind a short filter. ``mne``: as `mne.Epochs.resample`
-        makes them, which the published files of THINGS-EEG2 hold: a rectangular low-pass over the whole epoch, whose
-        samples lie off their labels, by a distance that depends on epoch and rates: 1 ms later at 250 Hz, 3.5 to 4.4 ms
-        earlier in the official files of 100 Hz.
+        ``exact``: samples are at the times of their labels, after a short filter. ``mne``: as in `mne.Epochs.resample`
+        and in the published files of THINGS-EEG2: a rectangular low-pass over the whole epoch. Its samples are shifted
+        against their labels by a distance that depends on epoch and rates: 1 ms later at 250 Hz, 3.5 to 4.4 ms earlier
+        in the official files of 100 Hz.
     """
 
-    # The preprocessing that NICE and ATM share (Song et al. 2024, arXiv:2308.13234): 250 Hz, baseline before the onset.
+    # The common preprocessing of NICE and ATM (Song et al. 2024, arXiv:2308.13234): 250 Hz, baseline before the onset.
     sfreq: float = 250.0
     tmin: float = -0.2
     tmax: float = 1.0
@@ -78,7 +78,7 @@ class EpochPlan:
     baseline: tuple[float | None, float | None] | None = (None, 0.0)
     mvnn: Mvnn = "epochs"
     dtype: SampleType = "float32"
-    # Our choice: files lose an event or two at their ends; one in a hundred means another release.
+    # Our choice: files may have lost an event or two at their ends; one in a hundred means another release.
     max_dropped: float = 0.01
     cleaning: Cleaning = field(default_factory=Cleaning)
     mvnn_channels: MvnnChannels = "stored"
@@ -106,7 +106,7 @@ class EpochPlan:
 
     def find_times(self) -> np.ndarray:
         """Return the times of the kept samples in s."""
-        # The end is excluded, so that one second at 250 Hz is 250 samples.
+        # The end is excluded, so one second at 250 Hz is 250 samples.
         first = round((self.window[0] - self.tmin) * self.sfreq)
         last = round((self.window[1] - self.tmin) * self.sfreq)
         return self.tmin + np.arange(first, last) / self.sfreq
@@ -118,12 +118,12 @@ class MeegSettings(CleaningOptions, RecordedSettings):
     Parameters
     ----------
     images
-        Folder of the pictures; looked for below and beside the root by default. Without it trials are written all the
-        same.
+        Folder of the pictures; searched below and beside the root by default. Without it, trials are written without
+        pictures.
     sfreq, tmin, tmax, window, baseline, mvnn, mvnn_channels, resampling, dtype, max_dropped
         As in `EpochPlan`.
     bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
-        As in `CleaningOptions`. Of epochs that a publisher has cut only `scaling` is possible.
+        As in `CleaningOptions`. For published epochs only `scaling` is possible.
     """
 
     images: Path | None = None
@@ -138,7 +138,7 @@ class MeegSettings(CleaningOptions, RecordedSettings):
     dtype: SampleType = "float32"
     max_dropped: float = Field(default=0.01, ge=0, lt=1)
 
-    # Paths and a bound that raises change no number.
+    # Paths and a bound for an error do not change the numbers.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
     hashed_if_set: ClassVar[frozenset[str]] = CleaningOptions.hashed_if_set | {"mvnn_channels", "resampling"}
 
@@ -149,17 +149,17 @@ class MeegSettings(CleaningOptions, RecordedSettings):
         return self
 
     def learns_before_split(self) -> tuple[str, ...]:
-        """Return the steps in force that learn from training trials before a split is drawn."""
+        """Return the active steps that are fitted on training trials before a split is drawn."""
         learnt = super().learns_before_split()
         return learnt if self.mvnn in (None, "none") else ("mvnn", *learnt)
 
     def make_plan(self, **chosen: Any) -> EpochPlan:
-        """Return how trials are cut; `chosen` stands in for what the settings leave to the files."""
+        """Return how trials are cut; `chosen` gives the values that the settings leave to the files."""
         names = [entry.name for entry in fields(EpochPlan) if entry.name != "cleaning"]
         return EpochPlan(**{**{name: getattr(self, name) for name in names}, **chosen})
 
     def check_named_channels(self, channels: Sequence[str]) -> tuple[str, ...]:
-        """Return the channels that the user named, if they are some and none is there twice."""
+        """Return the channels that the user named; there must be at least one, and none twice."""
         names = tuple(channels)
         if not names or len(set(names)) != len(names):
             raise ConfigError("dataset.channels must name at least one channel, and none of them twice.")
@@ -168,7 +168,7 @@ class MeegSettings(CleaningOptions, RecordedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldFile:
-    """One file of a data set, and whose it is; sessions and runs where it is of one."""
+    """One file of a data set with its subject, and with session and run if it has them."""
 
     subject: int
     session: int | None = None
@@ -186,12 +186,12 @@ class HeldFile:
 def choose_layout(
     there: Mapping[str, Collection[Any]], wanted: str, root: Path, *, title: str, expected: str
 ) -> str:
-    """Return the layout to read, the one that is there by default.
+    """Return the layout to read, by default the one that exists.
 
     Parameters
     ----------
     there
-        What was found of each layout.
+        Files that were found of each layout.
     wanted
         A layout, or ``auto``.
     title, expected
@@ -200,9 +200,9 @@ def choose_layout(
     Raises
     ------
     DataError
-        If nothing is there, or nothing of the wanted layout.
+        If there is no file, or none of the requested layout.
     ConfigError
-        If there are several layouts and none is wanted: they differ in filters and trials, and mixed are no data set.
+        If there are several layouts and none was chosen: they differ in filters and trials, so they cannot be mixed.
     """
     found = sorted(name for name, files in there.items() if files)
     if not found or (wanted != "auto" and wanted not in found):
@@ -216,7 +216,9 @@ def choose_layout(
 
 
 def check_published_rate(sfreq: float, wanted: float | None, where: str) -> None:
-    """Raise `ConfigError` if published epochs have another rate (Hz) than is wanted: they are too short to resample."""
+    """Raise `ConfigError` if published epochs have another rate (Hz) than the requested one: they are too short to
+    resample.
+    """
     if wanted is not None and not np.isclose(sfreq, wanted, rtol=1e-3):
         raise ConfigError(
             f"{where} has {sfreq:g} Hz and published epochs are not resampled; pass --set dataset.sfreq={sfreq:g} or "
@@ -226,7 +228,7 @@ def check_published_rate(sfreq: float, wanted: float | None, where: str) -> None
 
 @dataclass(frozen=True)
 class Sensors:
-    """Every brain sensor of a recording, also those that are not stored: references and repairs need them.
+    """Every brain sensor of a recording, including those that are not stored: references and repairs need them.
 
     Parameters
     ----------
@@ -235,9 +237,9 @@ class Sensors:
     read
         As in `ContinuousPart`.
     ch_pos : array of shape (n_channels, 3), optional
-        Positions in m, in head coordinates; looked up in the 10-05 system by default.
+        Positions in m, in head coordinates; by default those of the 10-05 system.
     info
-        The `mne.Info` of a MEG recording, whose coils a repair needs.
+        The `mne.Info` of a MEG recording; repairs need its coils.
     """
 
     ch_names: tuple[str, ...]
@@ -253,12 +255,12 @@ class ContinuousPart:
     Parameters
     ----------
     recording
-        Who, when and what was shown. Its events also have `sample` (index of the onset), `repetition`, `split` and
+        Subject, session and events. The events also have `sample` (index of the onset), `repetition`, `split` and
         `concept`.
     ch_names
         Channels that `read` returns.
     sfreq
-        In Hz.
+        Sampling rate in Hz.
     n_samples
         Length of the file.
     read
@@ -286,12 +288,12 @@ class ContinuousPart:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row per event that shows an image, as `EpochedPart` has it."""
+        """One row per event that shows an image, as in `EpochedPart`."""
         return self.recording.events
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Where the samples and events come from."""
+        """Files of the samples and events."""
         return self.recording.files
 
     @property
@@ -302,7 +304,7 @@ class ContinuousPart:
 
     @property
     def group(self) -> tuple[str, str]:
-        """Subject and session: what shares one noise covariance."""
+        """Subject and session; one noise covariance is fitted for each."""
         return self.recording.subject, self.recording.session
 
     @property
@@ -318,16 +320,16 @@ class ContinuousPart:
 
 @dataclass(frozen=True)
 class EpochedPart:
-    """One file of epochs that its publisher has cut.
+    """One file of published epochs.
 
     Parameters
     ----------
     trials : DataFrame
         One row per epoch, in the order of the file.
     files
-        Where they come from.
+        Files of the epochs.
     ch_names, times
-        Axes of what `read` returns; times in s.
+        Axes of the result of `read`; times in s.
     read
         ``read(start, stop)`` gives the epochs as (stop - start, n_channels, n_times).
     """
@@ -348,7 +350,7 @@ class EpochedPart:
 
     @property
     def group(self) -> tuple[str, str]:
-        """Subject and file: published epochs are taken as they are, one file after the other."""
+        """Subject and file: published epochs are not changed, one file after the other."""
         return str(self.trials["subject"].iloc[0]), str(self.files[0])
 
 
@@ -361,19 +363,19 @@ class MeegSource:
     modality
         ``eeg`` or ``meg``.
     parts
-        Files in the order of the trials; those of one subject and session follow each other.
+        Files in the order of the trials; files of one subject and session are consecutive.
     stimuli
-        Every image that a trial names.
+        Every image of a trial.
     plan
         How trials are cut.
     unit
-        Unit of what the parts read.
+        Unit of the samples.
     ch_pos : array of shape (n_channels, 3), optional
-        Sensor positions in m of the stored channels; looked up in the 10-05 system by default.
+        Sensor positions in m of the stored channels; by default those of the 10-05 system.
     stored
         Channels that are stored, if the parts read more than these for the noise; None stores all.
     notes
-        What a reader of the store should know; kept in its ``meta.json``.
+        Remarks for readers of the store; stored in its ``meta.json``.
     """
 
     modality: Modality
@@ -390,7 +392,7 @@ class MeegSource:
             raise DataError("no recording was found; check the root and the list of subjects.")
         first = self.parts[0]
         for part in self.parts:
-            # One array holds all parts, so that their channels must agree in name and order.
+            # One array holds all parts, so their channels must agree in name and order.
             if part.ch_names != first.ch_names:
                 raise DataError(
                     f"{part.where} has other channels than {first.where}: {part.ch_names} and {first.ch_names}."
@@ -403,14 +405,14 @@ class MeegSource:
 
     @property
     def rows(self) -> np.ndarray | None:
-        """Which channels of the parts are stored; None for all."""
+        """Indices of the stored channels of the parts; None for all."""
         if self.stored is None:
             return None
         return np.array([self.parts[0].ch_names.index(name) for name in self.stored])
 
     @property
     def n_trials(self) -> int:
-        """Number of events or epochs, before any is dropped."""
+        """Number of events or epochs before any are dropped."""
         return sum(len(part.trials) for part in self.parts)
 
 
@@ -444,7 +446,7 @@ def number_repetitions(parts: Sequence[_Part]) -> list[_Part]:
 
 
 def find_picture_folder(named: Path | None, places: Sequence[Path]) -> Path | None:
-    """Return the folder that the user named, which must be there, or else the first of some places that is."""
+    """Return the folder that the user named, which must exist, or else the first existing one of some places."""
     if named is None:
         return next((place for place in places if place.is_dir()), None)
     folder = named.expanduser()
@@ -454,7 +456,7 @@ def find_picture_folder(named: Path | None, places: Sequence[Path]) -> Path | No
 
 
 def list_stimuli(table: pd.DataFrame, images: Path | None) -> StimulusSet:
-    """Return the pictures that were shown, for data sets that do not bring all of them along.
+    """Return the shown pictures, for data sets that do not contain all of them.
 
     Parameters
     ----------
@@ -466,8 +468,8 @@ def list_stimuli(table: pd.DataFrame, images: Path | None) -> StimulusSet:
     Returns
     -------
     stimuli : StimulusSet
-        The column `hashed` says what `sha256` is of: the ``file``, or the ``name`` (the stimulus id) where the picture
-        is not at hand.
+        The column `hashed` says what `sha256` was computed from: the ``file``, or the ``name`` (the stimulus id) if the
+        picture is not available.
     """
     at_hand = [bool(path) and images is not None and (images / path).is_file() for path in table["path"]]
     digests = [
@@ -500,14 +502,14 @@ def make_template_montage(system: str = "1005") -> Any:
 def list_scalp_positions() -> Mapping[str, np.ndarray]:
     """Return positions in m, in head coordinates, of all electrodes of the 10-20, 10-10 and 10-05 systems.
 
-    Both are MNE's, on the same head; the smaller one has names (``O9``, ``O10``) that the larger one lacks.
+    Both are MNE's, on the same head; the smaller one has names (``O9``, ``O10``) that are missing in the larger one.
     """
     import mne
 
     points: dict[str, np.ndarray] = {}
     for system in ("1005", "1020"):
         held = make_template_montage(system).get_positions()
-        # The finer system wins where both know a name.
+        # If both systems have a name, the finer one is used.
         points = {**held["ch_pos"], **points}
         frame = {key: held[key] for key in ("nasion", "lpa", "rpa", "coord_frame")}
     points |= {alias: points[name] for alias, name in _ALIASES.items() if alias not in points}
@@ -536,7 +538,7 @@ def find_scalp_positions(ch_names: Sequence[str], where: str) -> np.ndarray:
 
 def find_channels(available: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarray:
     """Return the row of each wanted channel; channels are matched by name, never by position."""
-    # Looking a name up would silently take the first of two channels.
+    # A search by name would silently return the first of two channels.
     repeated = sorted({name for name in available if list(available).count(name) > 1})
     if repeated:
         raise DataError(f"{where} names the channel {repeated[0]} more than once.")
@@ -551,7 +553,7 @@ def find_channels(available: Sequence[str], wanted: Sequence[str], where: str) -
 
 
 def add_cleaning(source: MeegSource, options: CleaningOptions, *, referenced: bool = False) -> MeegSource:
-    """Return the source with the cleaning in its plan, and without channels that are to be dropped.
+    """Return the source with the cleaning in its plan, and without dropped channels.
 
     Parameters
     ----------
@@ -561,10 +563,10 @@ def add_cleaning(source: MeegSource, options: CleaningOptions, *, referenced: bo
     Raises
     ------
     ConfigError
-        If an option cannot be applied to these files; says which can.
+        If an option cannot be applied to these files; the message lists those that can.
     """
     cleaning = options.make_cleaning()
-    # A second average, over fewer channels, would be another reference than the first.
+    # A second average over fewer channels would be another reference than the first.
     if referenced:
         cleaning = replace(cleaning, reference="none")
     parts = source.parts
@@ -579,7 +581,7 @@ def add_cleaning(source: MeegSource, options: CleaningOptions, *, referenced: bo
         return replace(source, plan=replace(source.plan, cleaning=cleaning))
     continuous = [part for part in parts if isinstance(part, ContinuousPart)]
     _check_options(continuous, options, cleaning, source.modality)
-    # What is bad in one recording is dropped from all, since all must keep the same channels.
+    # A channel that is bad in one recording is dropped from all, since all must keep the same channels.
     marked = {name: None for part in continuous for name in part.bads}
     if options.bad_channels == "drop":
         source = _drop_channels(source, continuous, [*options.bads, *marked])
@@ -608,7 +610,7 @@ def _check_options(
                         f"dataset.{option} names the channel {name!r}, which {part.where} does not have"
                         f"{suggest(name, known)}; it has {', '.join(part.all_names)}."
                     )
-    # Gradiometers have no common reference, and the eye electrodes that ICA follows are missing.
+    # Gradiometers have no common reference, and ICA has no eye electrodes.
     if modality == "meg":
         for name, used in (
             ("reference", cleaning.reference != "none"),
@@ -621,7 +623,7 @@ def _check_options(
                     "bad_channels and scaling."
                 )
     for part in parts:
-        # Above half the sampling rate there is nothing to filter.
+        # Above half the sampling rate there is no signal to filter.
         above = [f for f in (options.l_freq, options.h_freq, *options.notch) if f and f >= part.sfreq / 2]
         if above:
             raise ConfigError(
@@ -631,7 +633,7 @@ def _check_options(
 
 
 def _drop_channels(source: MeegSource, parts: Sequence[ContinuousPart], bads: Sequence[str]) -> MeegSource:
-    """Leave bad channels out of every part: out of what is stored, and out of what references are made of."""
+    """Leave bad channels out of every part: out of the stored channels, and out of the references."""
     kept = [row for row, name in enumerate(source.ch_names) if name not in bads]
     if not kept:
         raise ConfigError(
@@ -657,7 +659,7 @@ def _read_picked(
     return np.asarray(read(start, stop))[rows]
 
 
-# A look stays cheap, whatever the length of the file: cutting reads all of it later.
+# The check is fast for any length of the file: the whole file is read later, when trials are cut.
 N_PIECES = 4
 _PIECE_S = 1.0
 _PIECE_TRIALS = 4
@@ -669,7 +671,7 @@ def sample_part(part: ContinuousPart | EpochedPart, *, sfreq: float | None = Non
     Parameters
     ----------
     sfreq
-        The published sampling rate in Hz; None if there is none to compare with.
+        The published sampling rate in Hz; None if it is unknown.
 
     Raises
     ------
@@ -678,7 +680,7 @@ def sample_part(part: ContinuousPart | EpochedPart, *, sfreq: float | None = Non
         pieces; names subject, file and channels.
     """
     found = _find_rate(part)
-    # Rates in headers are rounded, by far less than a resampling changes them.
+    # Rates in headers are rounded, but by much less than a resampling would change them.
     if sfreq is not None and found is not None and abs(found / sfreq - 1) > 1e-3:
         raise DataError(
             f"{part.where} has a sampling rate of {found:g} Hz, where {sfreq:g} Hz is published: it was "
@@ -729,7 +731,7 @@ def _choose_pieces(part: ContinuousPart | EpochedPart) -> list[tuple[int, int]]:
         total, length = len(part.trials), _PIECE_TRIALS
     else:
         total, length = part.n_samples, max(2, round(_PIECE_S * part.sfreq))
-    # Both ends are among the pieces: a file that was cut short shows at its last one.
+    # Both ends are among the pieces: the last one shows a truncated file.
     starts = np.unique(np.linspace(0, max(0, total - length), N_PIECES).astype(int))
     return [(start, min(start + length, total)) for start in starts.tolist()]
 

@@ -1,8 +1,8 @@
-"""What data sets of betas have in common whose pictures may lie in a folder beside them.
+"""Common part of data sets of betas whose pictures may be in a folder beside them.
 
-Owns the settings of that folder, the digests of what is read, and the joining of all subjects to one source: trials are
-numbered over all sessions, no picture is trained on and tested, and pictures are found by name. A data set lists its
-files, opens its subjects one by one, and says which file shows which picture.
+Owns the settings of that folder, the digests of the files, and the joining of all subjects to one source: trials are
+numbered over all sessions, no picture is in both training and test, and pictures are found by name. A data set lists
+its files, opens its subjects one by one, and gives the file of each picture.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class PicturedSettings(BetasSettings):
     unit: ClassVar[str] = "authors' units"
 
     def list_files(self) -> list[Path]:
-        """Return every file that is read, but for pictures and atlas."""
+        """Return every file that is read, except pictures and atlas."""
         raise NotImplementedError
 
     def list_image_folders(self) -> tuple[str, ...]:
-        """Return the folders below the root in which pictures are usually unpacked."""
+        """Return the usual folders of pictures below the root."""
         return ("images", "stimuli")
 
     def hash_inputs(self) -> dict[str, str]:
@@ -70,7 +70,7 @@ class PicturedSettings(BetasSettings):
         Raises
         ------
         DataError
-            If a stimulus is both trained on and tested.
+            If a stimulus is in both training and test trials.
         """
         import pandas as pd
 
@@ -91,11 +91,11 @@ class PicturedSettings(BetasSettings):
         Parameters
         ----------
         geometries
-            Of each subject.
+            Geometry of each subject.
         pictures : DataFrame
-            `stimulus_id`, `concept` and `path` of every stimulus, as `make_named_stimuli` takes them.
+            `stimulus_id`, `concept` and `path` of every stimulus, in the form for `make_named_stimuli`.
         notes
-            What a reader of the store should know.
+            Remarks for readers of the store.
         """
         stimuli = make_named_stimuli(pictures, self.images, title=self.title, beside=self._find_beside())
         geometry = join_geometries(geometries)

@@ -1,9 +1,9 @@
-"""Dictionaries that NumPy or pickle wrote, read without running anything that they name.
+"""Dictionaries that NumPy or pickle wrote, read without running any code that they name.
 
-Owns a restricted reader: only built-in containers, numbers, text and NumPy arrays come out, everything else that a
-pickle names is an error. A large array is never loaded: its place in the file is noted, and pieces of it are read
-from there. A short file cannot ask for much: what it builds, how often it repeats it, how deep it nests and the shapes
-of its arrays are bounded by its own size. Knows no data set.
+Owns a restricted reader: it returns only built-in containers, numbers, text and NumPy arrays; every other name in a
+pickle is an error. A large array is never loaded: its position in the file is noted, and pieces of it are read from
+there. A short file cannot use much memory: the number of its objects, their repetitions, their depth and the shapes of
+arrays are bounded by its own size.
 
 References
 ----------
@@ -27,16 +27,16 @@ import numpy as np
 from braindecode_vis.base.checks import ConfigError, DataError, refuse_damage
 from braindecode_vis.base.remote import bring, open_head
 
-# Below a mebibyte an array is cheaper to hold than to look up.
+# An array below a mebibyte is cheaper to keep in memory than to read from the file.
 LARGE_BYTES = 1 << 20
 _NPY_MAGIC = b"\x93NUMPY"
-# Numbers, text and objects; structured and void types could hide anything.
+# Numbers, text and objects; structured and void types could contain anything.
 _KINDS = "biufcSUO"
 # Published files nest three or four containers.
 _MAX_DEPTH = 32
-# A value that is written out takes a byte or more, and a repeated one two; the rest is room for what NumPy shares.
+# A value takes at least one byte, and a repeated one two; the rest is for values that NumPy shares.
 _VALUES_PER_BYTE = 4
-# Bytes of an array are written once, and copied at most twice on their way out (as text, then as an array).
+# Bytes of an array are stored once, and copied at most twice when they are read (as text, then as an array).
 _COPIES = 4
 _MAX_VALUES = 50_000_000
 _MAX_BYTES = np.iinfo(np.int64).max
@@ -44,7 +44,7 @@ _MAX_BYTES = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class FileArray:
-    """A C-ordered array somewhere in a file; nothing is read until a piece is asked for."""
+    """A C-ordered array somewhere in a file; nothing is read until a piece is requested."""
 
     path: Path
     offset: int
@@ -67,7 +67,7 @@ class FileArray:
         """Return columns `start` to `stop` of the given rows of a matrix, shape (len(rows), stop - start)."""
         out = np.empty((len(rows), stop - start), self.dtype)
         n_columns, size = self.shape[1], self.dtype.itemsize
-        # Every row is one read at a place of its own, and a buffer would read beyond what is kept.
+        # Every row is read at a different position, and a buffer would read more than needed.
         with self.path.open("rb", buffering=0) as file:
             for target, row in zip(out, rows.tolist(), strict=True):
                 file.seek(self.offset + (row * n_columns + start) * size)
@@ -78,7 +78,9 @@ class FileArray:
 
 
 def sniff(path: Path) -> str:
-    """Say what the first bytes of a file are: ``npy``, ``npy-pickle``, ``pickle``, ``zip`` or ``unknown``."""
+    """Return the form that the first bytes of a file show: ``npy``, ``npy-pickle``, ``pickle``, ``zip`` or
+    ``unknown``.
+    """
     with open_head(path) as file:
         start = file.read(8)
         if start.startswith(_NPY_MAGIC):
@@ -91,7 +93,7 @@ def sniff(path: Path) -> str:
 
 def _read_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
     file.seek(0)
-    # Any error: a text of ten thousand brackets ends NumPy's parsers in tokenizer, recursion or memory.
+    # Any error: for a text of ten thousand brackets, NumPy's parsers fail in tokenizer, recursion or memory.
     with refuse_damage(f"{path} has a damaged NumPy header"):
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -123,17 +125,17 @@ def _make_file_array(
             f"{path} is truncated: it holds {n_bytes} of {needed} bytes of an array of shape {shape}; copy or fetch "
             "it again."
         )
-    # Rows of such an array would lie apart; no published file is of this kind.
+    # The values of a row would not be contiguous; no published file has this form.
     if fortran and len(shape) > 1:
         raise DataError(f"{path} holds a large array in Fortran order, which the published file does not.")
     return FileArray(path, offset, tuple(shape), dtype)
 
 
 def _count_items(shape: tuple[Any, ...], dtype: np.dtype, path: Path) -> int:
-    """Return how many items an array has; a shape that cannot be one is an error."""
+    """Return the number of items of an array; an impossible shape is an error."""
     if not all(type(size) is int and size >= 0 for size in shape) or len(shape) > _MAX_DEPTH:
         raise DataError(f"{path} is damaged: an array in it has an impossible shape; copy or fetch it again.")
-    # Zeros are left out: NumPy multiplies the others too, and overflows.
+    # Zeros are left out: NumPy also multiplies the other lengths, and overflows.
     if dtype.itemsize == 0 or math.prod(size for size in shape if size) * dtype.itemsize > _MAX_BYTES:
         raise DataError(f"{path} is damaged: an array in it has no possible size; copy or fetch it again.")
     return math.prod(shape)
@@ -145,7 +147,7 @@ def read_pickled_dict(path: Path) -> dict[str, Any]:
     Raises
     ------
     DataError
-        As `read_pickled`, or if the file holds anything but a dictionary.
+        As in `read_pickled`, or if the file does not hold a dictionary.
     """
     content = read_pickled(path)
     if not isinstance(content, dict):
@@ -161,14 +163,14 @@ def read_pickled(path: Path, *, offset: int = 0, large_bytes: int | None = None)
     path
         The file.
     offset
-        Where in it a pickle starts, for formats that contain one.
+        Position of a pickle in the file, for formats that contain one.
     large_bytes
         Arrays of at least this size (1 MiB by default) come as `FileArray`, smaller ones as arrays.
 
     Raises
     ------
     DataError
-        If the file is truncated or damaged, names code to run, or would grow far beyond its size when it is read.
+        If the file is truncated or damaged, names code to run, or would need far more memory than its size.
     """
     with path.open("rb") as file:
         if offset:
@@ -193,7 +195,7 @@ def read_pickled(path: Path, *, offset: int = 0, large_bytes: int | None = None)
 
 
 def _shorten(error: Exception) -> str:
-    """Return the first words of an error: the text of a damaged file may stand in it."""
+    """Return the first words of an error: it may contain the text of a damaged file."""
     return f"{type(error).__name__}: {str(error)[:200]}" if str(error) else type(error).__name__
 
 
@@ -205,10 +207,10 @@ class _Payload:
 
 
 class _Dtype:
-    """A dtype as a pickle describes it; built only if it is a plain one."""
+    """A dtype that a pickle describes; it is built only if it is a plain one."""
 
     def __init__(self, code: Any, *_: Any) -> None:
-        # Text alone: the text of nested lists can be endless.
+        # Only text: the text of nested lists can be endless.
         if not isinstance(code, str):
             raise pickle.UnpicklingError("a type of array is not named by text")
         self.code, self.order = code, "|"
@@ -227,7 +229,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array as a pickle describes it."""
+    """An array that a pickle describes."""
 
     def __init__(self) -> None:
         self.state: tuple[Any, ...] | None = None
@@ -241,13 +243,13 @@ _PythonUnpickler: Any = pickle._Unpickler
 
 
 class _Reader(_PythonUnpickler):
-    """The pure-Python unpickler that leaves large payloads in the file and knows arrays only."""
+    """The pure-Python unpickler that leaves large payloads in the file and allows only arrays."""
 
     # A copy, so that the dispatch of the standard library stays as it is.
     dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
     def __init__(self, file: IO[bytes], path: Path, large_bytes: int | None = None) -> None:
-        # Python 2 wrote bytes as text; latin1 keeps each of them as it is.
+        # Python 2 wrote bytes as text; latin1 does not change them.
         super().__init__(file, encoding="latin1")
         self.file, self.path = file, path
         self.large_bytes = LARGE_BYTES if large_bytes is None else large_bytes
@@ -257,13 +259,13 @@ class _Reader(_PythonUnpickler):
         self.bytes_left = _COPIES * self.n_bytes
 
     def _read_bounded(self, size: int) -> bytes:
-        # A damaged length may name terabytes, for which Python would make room first.
+        # A damaged length may be terabytes, and Python would allocate the memory first.
         if size > self.n_bytes:
             raise EOFError(f"a value of {size} bytes")
         return self.file.read(size)
 
     def _spend(self, values: int = 0, size: int = 0) -> None:
-        """Count what was built, and end where a file repeats its content far beyond its size."""
+        """Count the built objects, and stop if a file repeats its content far beyond its size."""
         self.values_left -= values
         self.bytes_left -= size
         if self.values_left < 0 or self.bytes_left < 0:
@@ -273,7 +275,7 @@ class _Reader(_PythonUnpickler):
             )
 
     def finish(self, value: Any, depth: int = 0) -> Any:
-        """Replace the descriptions of arrays by what they describe."""
+        """Replace the descriptions of arrays by the arrays."""
         if depth > _MAX_DEPTH:
             raise DataError(
                 f"{self.path} nests more than {_MAX_DEPTH} containers, which no published file does; it was not "
@@ -315,7 +317,7 @@ class _Reader(_PythonUnpickler):
     def _load_payload(self, form: str) -> None:
         (size,) = struct.unpack(form, self.read(struct.calcsize(form)))
         offset = self.file.tell()
-        # Checked before reading: a damaged length may name terabytes.
+        # Checked before reading: a damaged length may be terabytes.
         if offset + size > self.n_bytes:
             raise DataError(
                 f"{self.path} is truncated: {self.n_bytes - offset} of {size} bytes of its data are there; "
@@ -346,12 +348,12 @@ class _Reader(_PythonUnpickler):
         super().load_dict()
 
     def _check_keys(self, keys: list[Any]) -> None:
-        # The hash of a tuple visits all that it nests, again for every reference to the same one.
+        # The hash of a tuple visits all nested values, again for every reference to the same one.
         if not all(key is None or type(key) in (str, int, float, bool, bytes) for key in keys):
             raise pickle.UnpicklingError("a key of a dictionary is neither text nor a number")
 
     def load_build(self) -> None:
-        # BUILD calls `__setstate__` of what lies on the stack: only our two descriptions may lie there.
+        # BUILD calls `__setstate__` of the object on the stack: only our two descriptions are allowed there.
         if not isinstance(self.stack[-2], _Array | _Dtype):
             self._refuse()
         super().load_build()
@@ -367,7 +369,7 @@ class _Reader(_PythonUnpickler):
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.DICT[0]] = load_dict
-    # Each of these calls code, fetches objects from elsewhere or hashes what it holds (sets); arrays, numbers and text
+    # Each of these calls code, fetches objects from elsewhere or hashes its content (sets); arrays, numbers and text
     # need none of them.
     for _code in (pickle.PERSID, pickle.BINPERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX,
                   pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
@@ -376,7 +378,7 @@ class _Reader(_PythonUnpickler):
     del _code
 
     def find_class(self, module: str, name: str) -> Any:
-        # NumPy 2 moved its modules, and files of both are about.
+        # NumPy 2 moved its modules, and files of both versions exist.
         place = module.replace("numpy._core", "numpy.core")
         known = {
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
@@ -414,23 +416,23 @@ class _Reader(_PythonUnpickler):
 def convert_trusted(
     script: str, path: Path, scratch: Path | None, name: str, *options: Any, trusted: bool, why: str
 ) -> tuple[Path, dict[str, Any]]:
-    """Convert a file whose opening may run code, if the user trusts it, in a process of its own.
+    """Convert a file whose opening may run code, if the user trusts it, in a separate process.
 
     Parameters
     ----------
     script
         Program that takes `path`, a folder and the `options`, and writes arrays and ``info.json`` into the folder.
     scratch, name
-        Where the folder is made, and what it is called.
+        Parent and name of the folder.
     trusted
         Whether the user trusts the file, by ``dataset.trust_pickle``.
     why
-        Which file it is, and what it holds that could run.
+        Sentence that names the file and the code that it could run.
 
     Returns
     -------
     folder, info
-        Where the arrays are, and the content of ``info.json``.
+        Folder of the arrays, and the content of ``info.json``.
 
     Raises
     ------
@@ -448,7 +450,7 @@ def convert_trusted(
         raise ConfigError(f"{path} must be converted before it is read; give it a scratch folder.")
     folder = scratch / name
     folder.mkdir(parents=True, exist_ok=True)
-    # Isolated (-I): no user site and no PYTHON* variables, and whatever the file runs stays out of this process.
+    # Isolated (-I): no user site and no PYTHON* variables, and code of the file does not run in this process.
     arguments = [str(bring(path.absolute())), str(folder.absolute()), *map(str, options)]
     command = [sys.executable, "-I", "-W", "ignore", "-c", script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
-"""THINGS-EEG2 (Gifford et al. 2022) in the six forms in which it is passed on.
+"""THINGS-EEG2 (Gifford et al. 2022) in its six published forms.
 
-Owns the configuration of the data set and the choice of its layout, which is recognised by looking into the files.
-`open_epochs` gives lazy parts and reads no samples. Knows nothing of epoching or whitening.
+Owns the configuration of the data set and the choice of its layout, which is recognised by the content of the files.
+`open_epochs` gives lazy parts and reads no samples. Epochs are cut and whitened elsewhere.
 
 References
 ----------
@@ -67,29 +67,29 @@ _PUBLISHED_SFREQ = {"raw": 1000.0, "official": 100.0, "250hz": 250.0, "ubp": 250
 
 
 class ThingsEeg2Config(MeegSettings):
-    """Where the data set lies, whom to read, and how trials are cut from raw recordings.
+    """Folder of the data set, subjects to read, and how trials are cut from raw recordings.
 
     Parameters
     ----------
     root
-        Folder that holds ``sub-01``..., or a folder that does.
+        Folder with ``sub-01``..., or a folder that contains it.
     images
         Folder of ``training_images`` and ``test_images``; found below or beside the root by default.
     layout
-        Form of the files; ``auto`` looks into them.
+        Form of the files; ``auto`` recognises it by their content.
     subjects, sessions
-        Numbers to read; all that are there by default. Only raw sessions and BIDS can be chosen by session.
+        Numbers to read; by default all that exist. Only raw sessions and BIDS can be chosen by session.
     channels
-        ``all63``, ``posterior17`` or names, in the order in which they are stored; by default the 17 that the
-        official 100 Hz files hold, and all 63 elsewhere.
+        ``all63``, ``posterior17`` or names, in the order in which they are stored; by default the 17 of the official
+        100 Hz files, and all 63 for other files.
     sfreq
-        In Hz. By default 250 from continuous recordings, and that of the file for published epochs, which are never
-        resampled.
+        Sampling rate of the trials in Hz. By default 250 for continuous recordings, and the rate of the file for
+        published epochs, which are never resampled.
     tmin, tmax, baseline, mvnn, mvnn_channels, resampling
-        As in `EpochPlan`; published epochs keep what their publisher chose: those of 250 Hz were resampled by ``mne``
-        and whitened over all 63 channels, the official ones by ``mne`` and over their 17.
+        As in `EpochPlan`; published epochs keep the choices of their publisher: those of 250 Hz were resampled by
+        ``mne`` and whitened over all 63 channels, the official ones by ``mne`` and over their 17.
     trust_pickle
-        Open ``.pt`` files, which may run any code when opened. Given with the call, never by a file.
+        Open ``.pt`` files, which may run any code when opened. Set it with the call, never in a file.
     event_column
         BIDS only: the column of the events table that names the image; guessed by default.
     """
@@ -134,7 +134,7 @@ class ThingsEeg2Config(MeegSettings):
         if isinstance(parts[0], EpochedPart):
             sfreq = round(1 / float(np.median(np.diff(parts[0].times))), 6)
         plan = self.make_plan(sfreq=self.sfreq or sfreq)
-        # All published forms went through noise normalisation, which leaves no unit.
+        # All published forms have noise normalisation, after which values have no unit.
         unit = "V" if layout in ("raw", "bids") else "whitened"
         source = MeegSource("eeg", tuple(parts), stimuli, plan, unit, notes={"layout": layout, **notes})
         return add_cleaning(source, self)
@@ -158,7 +158,7 @@ class ThingsEeg2Config(MeegSettings):
         recordings: list[tuple[str, str, str]] = []
 
         def describe(item: LaidOutFile) -> str:
-            # A .pt file is converted to be looked at, and what that makes is gone afterwards.
+            # For the check, a .pt file is converted, and the converted copy is removed afterwards.
             with tempfile.TemporaryDirectory() as scratch:
                 parts = open_held([item], self, table, self.find_channels(item.layout), Path(scratch))[0]
                 for part in parts:
@@ -188,7 +188,7 @@ class ThingsEeg2Config(MeegSettings):
 
 
 def _choose(held: list[LaidOutFile], config: ThingsEeg2Config, root: Path) -> list[LaidOutFile]:
-    """Keep the wanted subjects and sessions, and make sure that each is complete."""
+    """Keep the requested subjects and sessions, and check that each is complete."""
     subjects = sorted({item.subject for item in held})
     wanted = check_subset(
         config.subjects, subjects, what=f"below {root}, THINGS-EEG2 subject", option="dataset.subjects"
@@ -212,7 +212,7 @@ def _choose(held: list[LaidOutFile], config: ThingsEeg2Config, root: Path) -> li
     by_key = {(item.subject, item.session, item.split) for item in chosen}
     for subject, session in dict.fromkeys((item.subject, item.session) for item in chosen):
         for split in SPLITS:
-            # A session without its test half would pass as one whose test images are few.
+            # A session without its test file would look like one with few test images.
             if (subject, session, split) not in by_key:
                 folder = next(i.path.parent for i in chosen if (i.subject, i.session) == (subject, session))
                 place = f"subject {subject:02d}" + (f", session {session:02d}" if session else "")

@@ -1,9 +1,9 @@
-"""What lies on disk of THINGS-EEG2: recordings in one of six layouts, and the images in the order of their codes.
+"""Files of THINGS-EEG2 on disk: recordings in one of six layouts, and the images in the order of their codes.
 
-Owns the recognition of a layout from the content of its files (names only tell subject, session and partition),
-``image_metadata.npy`` and the folders ``training_images`` and ``test_images``. Both are numbered on their own, so the
-number of a folder is not a THINGS concept number: images are keyed by file name, concepts by name. Opens nothing for
-reading samples.
+Owns the recognition of a layout from the content of its files (names only give subject, session and partition),
+``image_metadata.npy`` and the folders ``training_images`` and ``test_images``. Both folders have their own numbering,
+so the number of a folder is not a THINGS concept number: images are keyed by file name, concepts by name. Reads no
+samples.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _SUBJECT, _SESSION = re.compile(r"sub-?0*(\d+)$"), re.compile(r"ses-?0*(\d+)$")
 
 @dataclass(frozen=True, kw_only=True)
 class LaidOutFile(HeldFile):
-    """One file that lies on disk: what it is and of which subject."""
+    """One file on disk with its layout and subject."""
 
     layout: Layout
     split: str | None
 
     @property
     def key(self) -> str:
-        """A name that does not depend on where the data set lies."""
+        """A name that does not depend on the folder of the data set."""
         session = "" if self.session is None else f"ses-{self.session:02d}/"
         return f"sub-{self.subject:02d}/{session}{self.path.name}"
 
     @property
     def files(self) -> list[Path]:
-        """The file and what belongs to it."""
+        """The file and its companions."""
         if self.layout == "neurobridge":
             return [self.path, self.path.parent / "info.json"]
         if self.layout == "bids":
@@ -64,12 +64,12 @@ def find_held(root: Path, layout: Literal["auto"] | Layout) -> list[LaidOutFile]
     DataError
         If there is none, or a file cannot be recognised.
     ConfigError
-        If there are several layouts and none was asked for.
+        If there are several layouts and none was chosen.
     """
     there: dict[str, list[LaidOutFile]] = {}
     folders = [root, *sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))]
     for folder in folders:
-        # A folder of a subject is looked into below, and holds no further subjects.
+        # The folder of a subject is read below, and contains no further subjects.
         if _SUBJECT.match(folder.name):
             continue
         for subject_folder in sorted(p for p in folder.iterdir() if p.is_dir() and _SUBJECT.match(p.name)):
@@ -115,9 +115,9 @@ def find_bids(folder: Path) -> list[Path]:
 
 
 def recognise(item: LaidOutFile) -> Layout:
-    """Return the layout of a file, from what is in it."""
+    """Return the layout of a file, from its content."""
     kind = sniff(item.path)
-    # torch.save writes zip archives; opening one may run code, so that its content is not looked at here.
+    # torch.save writes zip archives; opening one may run code, so its content is not read here.
     if kind == "zip":
         return "ubp"
     if kind == "npy":
@@ -139,7 +139,7 @@ def recognise(item: LaidOutFile) -> Layout:
 
 
 def read_dict(item: LaidOutFile) -> dict[str, Any]:
-    """Return the dictionary of a file; damage is named with its subject and session."""
+    """Return the dictionary of a file; an error about damage names subject and session."""
     try:
         return read_pickled_dict(item.path)
     except DataError as error:
@@ -148,7 +148,7 @@ def read_dict(item: LaidOutFile) -> dict[str, Any]:
 
 METADATA = "image_metadata.npy"
 _FOLDERS = {"train": ("training_images", "train_images"), "test": ("test_images",)}
-# The archive of the images unpacks under several names, by release.
+# The folder of the unpacked images has different names in different releases.
 _PLACES = ("", "images", "image_set", "Image_set", "Image_set_Resize", "stimuli", "images_set")
 
 
@@ -177,7 +177,7 @@ def find_images(root: Path, images: Path | None) -> Path:
 
 
 def hash_images(images: Path) -> dict[str, str]:
-    """Return one digest for each of the two folders of pictures, beside which recordings may lie."""
+    """Return one digest for each of the two folders of pictures; recordings may be beside them."""
     folders = {split: _find_partition(images, split) for split in _FOLDERS}
     return {
         f"{split}_images": hash_image_folder(folder)["images"] for split, folder in folders.items() if folder
@@ -197,8 +197,8 @@ def find_metadata(root: Path, images: Path) -> Path | None:
 def read_image_list(root: Path, images: Path) -> pd.DataFrame:
     """Return one row per image: `split`, `code` (from 1 in each split), `stimulus_id`, `concept`, `path`.
 
-    The order is that of ``image_metadata.npy``; without it, that of the sorted folders and files, which is the same
-    in the published set.
+    The order is that of ``image_metadata.npy``; without it, the order of the sorted folders and files, which is the
+    same in the published set.
 
     Raises
     ------
@@ -214,7 +214,7 @@ def read_image_list(root: Path, images: Path) -> pd.DataFrame:
         folder = _find_partition(images, split)
         assert folder is not None
         found = _list_folder(folder)
-        # Sorted names stand in the order of the codes in the published set; the list is the authority.
+        # In the published set, sorted names have the order of the codes; if they differ, the list decides.
         listed = found if content is None else _list_metadata(content, split, metadata)
         table = pd.DataFrame(listed, columns=["folder", "file"])
         table["split"] = split
@@ -222,7 +222,7 @@ def read_image_list(root: Path, images: Path) -> pd.DataFrame:
         table["path"] = folder.name + "/" + table["folder"] + "/" + table["file"]
         table["concept"] = table["folder"].str.replace(r"^\d+_", "", regex=True)
         table["stimulus_id"] = table["file"].str.replace(r"\.[A-Za-z]+$", "", regex=True)
-        # File names begin with their concept, so that lists shifted by one show here.
+        # File names begin with their concept, so lists that are shifted by one are found here.
         pairs = zip(table["stimulus_id"], table["concept"], strict=True)
         wrong = [row for row, (name, concept) in enumerate(pairs) if not name.startswith(concept)]
         if wrong:
@@ -235,7 +235,7 @@ def read_image_list(root: Path, images: Path) -> pd.DataFrame:
         tables.append(table)
     images_table = pd.concat(tables, ignore_index=True)
     check_unique(images_table["stimulus_id"].tolist(), what=f"the image files of {metadata or images}")
-    # The zero-shot protocol: no test concept may be trained on.
+    # The zero-shot protocol: no test concept may be used for training.
     both = sorted(set(tables[0]["concept"]) & set(tables[1]["concept"]))
     if both:
         raise DataError(

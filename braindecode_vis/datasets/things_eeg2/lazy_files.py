@@ -1,8 +1,8 @@
-"""Lazy access to the files of THINGS-EEG2, whatever their layout.
+"""Lazy access to the files of THINGS-EEG2 in every layout.
 
 Owns the published epochs (the authors' 100 Hz dictionaries, the 250 Hz pickles of NICE and ATM, the ``.pt`` files of
 UBP and the arrays of NeuroBridge), the raw sessions (``raw_eeg_{training,test}.npy``: channels, pulses of the stim
-channel, and which image each pulse means; codes start at 1, and 99999 marks a target trial and is left out), and the
+channel, and the image of each pulse; codes start at 1, and 99999 marks a target trial and is left out), and the
 re-release in BIDS with its events table. Does no signal processing.
 """
 
@@ -40,7 +40,7 @@ from braindecode_vis.datasets.things_eeg2.layouts import LaidOutFile, read_dict
 if TYPE_CHECKING:
     import pandas as pd
 
-# What the publishers say of their covariance; ours is never fitted on test trials.
+# The covariance that the publishers describe; ours is never fitted on test trials.
 _WHITENED = {
     "official": "by its authors, with the covariance of training and test trials together",
     "250hz": "by its publisher, with the covariance of the training trials of each session",
@@ -50,7 +50,7 @@ _WHITENED = {
 
 
 class Options(Protocol):
-    """The settings that opening a file depends on."""
+    """The settings that are needed to open a file."""
 
     trust_pickle: bool
     max_dropped: float
@@ -74,7 +74,7 @@ def open_held(
     ch_names
         Channels to read, in this order.
     scratch
-        Where ``.pt`` files are converted to.
+        Folder for converted ``.pt`` files.
     """
     parts: list[Any] = []
     for item in held:
@@ -206,7 +206,7 @@ def _make_part(
     trials["repetition"] = np.tile(np.arange(n_repetitions), n_images)
     # (n_images, n_repetitions, n_channels, n_times) -> (n_trials, n_channels, n_times)
     flat = replace(data, shape=(n_images * n_repetitions, n_channels, n_times))
-    # Picking all channels would copy each block for nothing.
+    # If all channels are read, a selection would only copy each block.
     takes_all = np.array_equal(rows, np.arange(n_channels))
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -218,7 +218,7 @@ def _make_part(
 
 @dataclass(frozen=True)
 class _SmallArray:
-    """An array below the size from which arrays stay in their file; read like one of those."""
+    """A small array in memory, with the interface of an array that stays in its file."""
 
     array: np.ndarray
     shape: tuple[int, ...]
@@ -232,7 +232,9 @@ class _SmallArray:
 
 
 def _align_times(times: np.ndarray, n_times: int, item: LaidOutFile) -> np.ndarray:
-    """Return one time per sample: the 250 Hz files dropped the baseline from the data and not from the times."""
+    """Return one time per sample: in the 250 Hz files, the baseline was removed from the data but not from the
+    times.
+    """
     if len(times) == n_times:
         return times
     if len(times) > n_times and np.isclose(times[len(times) - n_times], 0, atol=1e-6):
@@ -249,7 +251,7 @@ _KEYS = ("raw_eeg_data", "ch_names", "sfreq")
 
 @dataclass(frozen=True)
 class RawFile:
-    """What one raw file says of itself.
+    """Header of one raw file.
 
     Parameters
     ----------
@@ -260,7 +262,7 @@ class RawFile:
     stim_row
         Row of the pulses.
     sfreq
-        In Hz.
+        Sampling rate in Hz.
     """
 
     path: Path
@@ -271,7 +273,7 @@ class RawFile:
 
 
 def open_raw(path: Path, content: dict[str, Any] | None = None) -> RawFile:
-    """Read everything of a raw file but its samples.
+    """Read everything in a raw file except its samples.
 
     Raises
     ------
@@ -283,7 +285,7 @@ def open_raw(path: Path, content: dict[str, Any] | None = None) -> RawFile:
     if missing:
         raise DataError(f"{path} is not a raw THINGS-EEG2 session: it is missing {', '.join(missing)}.")
     data, names = content["raw_eeg_data"], tuple(map(str, content["ch_names"]))
-    # A whole session has gigabytes, so that an array small enough to be held was cut.
+    # A whole session has gigabytes, so an array small enough for memory was truncated.
     if not isinstance(data, FileArray):
         raise DataError(
             f"{path} holds only {np.size(data)} samples: it is cut short; copy or fetch it again."
@@ -330,21 +332,21 @@ def make_raw_part(
     ch_names
         Channels to read, in this order.
     max_dropped
-        Largest share of events that may lack or exceed the common number of repetitions.
+        Largest share of missing or surplus events, compared with the usual number of repetitions.
 
     Raises
     ------
     DataError
-        If a channel is missing, a code means no image, or events do not match the images.
+        If a channel is missing, a code is not that of an image, or events do not match the images.
     """
     import pandas as pd
 
     where = f"subject {subject}, session {session}, file {raw.path}"
     rows = find_channels(raw.ch_names, ch_names, where)
-    # From rows of the EEG channels to rows of the file, which has the stim channel among them.
+    # From rows of the EEG channels to rows of the file, which also has the stim channel.
     rows = rows + (rows >= raw.stim_row)
     samples, codes = read_pulses(raw)
-    # Target trials show a toy of the task and no image of the set.
+    # Target trials show a toy of the task and not an image of the set.
     shown = codes != TARGET_CODE
     samples, codes = samples[shown], codes[shown]
     check_codes(codes, images, where, max_dropped)
@@ -367,7 +369,7 @@ def make_raw_part(
 
 
 def check_codes(codes: np.ndarray, images: pd.DataFrame, where: str, max_dropped: float) -> None:
-    """Raise `DataError` unless every code means an image and images are shown equally often."""
+    """Raise `DataError` unless every code is that of an image and images are shown equally often."""
     if len(codes) == 0:
         raise DataError(f"{where} has no event of an image in its stim channel.")
     unknown = codes[(codes < 1) | (codes > len(images))]
@@ -378,7 +380,7 @@ def check_codes(codes: np.ndarray, images: pd.DataFrame, where: str, max_dropped
         )
     counts = np.bincount(codes)
     counts = counts[counts > 0]
-    # The usual number of showings; sessions and partitions have different ones.
+    # The usual number of presentations; it differs between sessions and partitions.
     expected = np.bincount(counts).argmax()
     n_wrong = int(np.abs(counts - expected).sum())
     if n_wrong > max_dropped * len(codes):
@@ -423,7 +425,7 @@ def open_bids(
     table = read_text_table(events_path, where)
     check_columns(table.columns, ("onset",), what=str(events_path))
     stimulus, column = _find_images(table, images, options.event_column, where)
-    # Targets and pauses are events too, and name no image.
+    # Targets and pauses are also events, but without an image.
     known = stimulus.notna()
     n_unknown = int((~known & ~_is_target(table, column)).sum())
     if n_unknown > options.max_dropped * len(table):
@@ -448,7 +450,7 @@ def open_bids(
 
 
 def _is_target(table: pd.DataFrame, column: str) -> pd.Series:
-    """Return which events are no image at all: empty, or the code of a target."""
+    """Return which events are not images: empty, or the code of a target."""
     text = table[column].astype(str).str.lower()
     is_target = table[column].isna() | text.isin(
         [str(TARGET_CODE), f"{TARGET_CODE}.0", "target", "stimulus", "nan"]
@@ -459,7 +461,7 @@ def _is_target(table: pd.DataFrame, column: str) -> pd.Series:
 def _find_images(
     table: pd.DataFrame, images: pd.DataFrame, column: str | None, where: str
 ) -> tuple[pd.Series, str]:
-    """Return the stimulus id of each event (None where there is none) and the column that told it."""
+    """Return the stimulus id of each event (None if it has none) and the column that contains it."""
     import pandas as pd
 
     ids = frozenset(images["stimulus_id"])

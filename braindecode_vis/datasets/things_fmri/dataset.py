@@ -1,9 +1,9 @@
 """THINGS-fMRI (Hebart et al. 2023): single-trial betas of three subjects, as tables or as volumes.
 
 Owns the two forms of the published betas. The table is a pandas HDF file of voxels by trials (8 GB), read in place
-without PyTables and without a pickle, a few trials of all voxels at a time; it leaves catch trials out. The volumes
-hold one beta per trial and keep the catch trials, which are dropped here by their file names. The raw runs (ds004192)
-are read by the data set `bids_fmri`.
+without PyTables and without a pickle, a few trials of all voxels at a time; it has no catch trials. The volumes hold
+one beta per trial and keep the catch trials, which are dropped here by their file names. The raw runs (ds004192) are
+read by the data set `bids_fmri`.
 
 References
 ----------
@@ -64,28 +64,28 @@ if TYPE_CHECKING:
 
 
 class ThingsFmriConfig(AtlasSettings, PicturedSettings):
-    """Where the betas lie, and which of them are read.
+    """Folder of the betas, and the betas that are read.
 
     Parameters
     ----------
     root
-        Folder that holds ``betas_csv``, ``betas_vol`` and ``brainmasks``, or some of them.
+        Folder with ``betas_csv``, ``betas_vol`` and ``brainmasks``, or some of them.
     form
-        ``table`` or ``volume``; ``auto`` prefers the table, which comes with regions and noise ceilings, and refuses
-        subjects that are there as volumes alone.
+        ``table`` or ``volume``; ``auto`` prefers the table, which has regions and noise ceilings, and refuses subjects
+        with only volumes.
     subjects
-        Numbers to read; all that are there by default. Voxels of several do not correspond.
+        Numbers to read; by default all that exist. Voxels of different subjects do not correspond.
     sessions
         Numbers to read; all by default.
     rois
         Regions of the table whose union is kept, for example ``("V1", "lFFA", "glasser-V4")``.
     min_noise_ceiling
         Keep the voxels of the table whose noise ceiling for single trials (`nc_singletrial`, percent) is at least this.
-        It was estimated by the authors from the repeated test images: responses to them choose the voxels, which
-        the notes of the result say.
+        It was estimated by the authors from the repeated test images: so test responses choose the voxels; the notes of
+        the result mention this.
     images
         Folder of the THINGS images; ``object_images`` or ``images`` below the root by default, if it holds all of
-        them. They may not be passed on, so they never come with the betas.
+        them. They may not be redistributed, so they are never included with the betas.
     """
 
     kind: Literal["things_fmri"] = "things_fmri"
@@ -113,7 +113,7 @@ class ThingsFmriConfig(AtlasSettings, PicturedSettings):
         return paths
 
     def list_image_folders(self) -> tuple[str, ...]:
-        """Return the folders below the root in which pictures are usually unpacked."""
+        """Return the usual folders of pictures below the root."""
         return ("object_images", "images")
 
     def open_betas(self) -> FmriSource:
@@ -129,7 +129,7 @@ class ThingsFmriConfig(AtlasSettings, PicturedSettings):
         shown["path"] = shown["concept"] + "/" + shown["stimulus_id"] + ".jpg"
         notes: dict[str, Any] = {"form": form, "rois_kept": list(self.rois)}
         if self.min_noise_ceiling is not None:
-            # The noise ceiling was estimated from responses to the test images: every report must say so.
+            # The noise ceiling was estimated from responses to the test images, which every report must mention.
             notes["voxels_chosen_with_test_images"] = f"nc_singletrial >= {self.min_noise_ceiling}"
         return self.join_subjects(parts, geometries, shown, notes)
 
@@ -159,7 +159,7 @@ class ThingsFmriConfig(AtlasSettings, PicturedSettings):
             root, r"^sub-(\d+)_ResponseData\.h5$"
         )
         volumes = self._list(root / VOLUMES, r"^sub-(\d+)$")
-        # The table comes with regions and noise ceilings, which volumes lack.
+        # The table has regions and noise ceilings, the volumes do not.
         form = self.form if self.form != "auto" else ("table" if tables else "volume")
         there = tables if form == "table" else volumes
         if not there:

@@ -1,13 +1,13 @@
-"""The betas of THINGS-fMRI: the response table with the tables that describe it, or a volume per trial.
+"""The betas of THINGS-fMRI: the response table with the tables that describe it, or one volume per trial.
 
 Owns reading the table, a pandas HDF frame of voxels by trials, without PyTables: pandas keeps numbers of one type in
 one matrix (a block), so the block that has one column per trial is read in place, a few columns at a time. Column
 labels are a pickle in the file and are not opened: the order of the trials is that of ``StimulusMetadata.csv``, as
 published.
 
-Owns the pairing of volumes with ``*_conditions.tsv`` too. The conditions do not say which images are test images: those
-are shown in every session, training images in one. Where one session is at hand, the number in the name tells, since
-training images are the first twelve of their concept.
+Also owns the pairing of volumes with ``*_conditions.tsv``. The conditions do not mark test images: these are shown in
+every session, training images in one. If only one session is available, the number in the name is used, since training
+images are the first twelve of their concept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from braindecode_vis.datasets.sources.safe_pickle import FileArray
 if TYPE_CHECKING:
     import pandas as pd
 
-# A trial's values lie a row apart in the file, so that reading one costs as much as reading many.
+# In the file, the values of one trial are one row apart, so reading one trial takes as long as reading many.
 _CACHE_BYTES = 128 << 20
 _NOT_REGIONS = ("voxel_id", "subject_id", "voxel_x", "voxel_y", "voxel_z")
 _MAP_PREFIXES = ("nc_", "splithalf", "prf-")
@@ -38,7 +38,7 @@ TABLES, VOLUMES, MASKS = "betas_csv", "betas_vol", "brainmasks"
 _FETCH = "fetch it from figshare+ (20492835)"
 _RUN = "sub-{subject}/ses-things{session}/sub-{subject}_ses-things{session}_task-things_run-{run}"
 LAYOUT = Layout(
-    # Below `TABLES`, or beside each other in another folder.
+    # Below `TABLES`, or together in another folder.
     responses=File("sub-{subject}_ResponseData.h5", "other", "ResponseData.h5", _FETCH),
     stimuli=File(
         "sub-{subject}_StimulusMetadata.csv", "csv", "StimulusMetadata.csv", _FETCH,
@@ -63,7 +63,7 @@ def find_table_files(root: Path, subject: str) -> list[Path]:
 
 
 def find_concept(stimulus: str) -> str:
-    """Return the concept in the name of a THINGS image; a folder is cut short where the name has two words.
+    """Return the concept in the name of a THINGS image; folder names of two words are shortened.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def read_table_trials(path: Path, subject: str) -> pd.DataFrame:
     ids = stimuli["stimulus"].str.replace(r"\.[A-Za-z]+$", "", regex=True)
     concepts = ids.map(find_concept)
     wrong = int((concepts != stimuli["concept"]).sum())
-    # Folders of concepts with two words are cut short, which touches a few per cent of the rows.
+    # Folder names of two words are shortened, which affects a few per cent of the rows.
     if wrong > 0.05 * len(stimuli):
         row = int(np.flatnonzero(concepts != stimuli["concept"])[0])
         raise DataError(
@@ -142,7 +142,7 @@ def find_regions(voxels: pd.DataFrame, path: Path) -> list[str]:
 
 
 def place_voxels(voxels: pd.DataFrame, mask_path: Path | None, where: Path) -> tuple[Geometry, np.ndarray]:
-    """Return where the voxels lie, and their rows in the order of the geometry.
+    """Return the geometry of the voxels, and their rows in its order.
 
     Parameters
     ----------
@@ -183,7 +183,9 @@ def place_voxels(voxels: pd.DataFrame, mask_path: Path | None, where: Path) -> t
 
 
 def _make_rois(table: pd.DataFrame, where: Path) -> dict[str, Roi]:
-    """Return one set per region, but a single one for the parcellation of Glasser et al., which is disjoint."""
+    """Return one set per region, except for the parcellation of Glasser et al., which is disjoint and becomes one
+    set.
+    """
     names = find_regions(table, where)
     glasser = [name for name in names if name.startswith(_GLASSER)]
     rois = {}
@@ -212,9 +214,9 @@ class ResponseTable:
     first_column
         Column of the first trial.
     voxel_ids
-        Of each row.
+        Number of the voxel of each row.
     contiguous
-        The block as a part of the file, where it is neither compressed nor cut in chunks.
+        The block as a part of the file, if it is neither compressed nor stored in chunks.
     """
 
     path: Path
@@ -229,13 +231,13 @@ class ResponseTable:
         Raises
         ------
         DataError
-            If table and voxels are not the same set, or the table names a voxel twice.
+            If the table does not have the same voxels, or lists a voxel twice.
         """
         import pandas as pd
 
         known = pd.Index(self.voxel_ids)
         if not known.is_unique:
-            # Responses stand where the numbers of voxels are sought if a trial is missing from the list.
+            # If a trial is missing in the list, responses are read as numbers of voxels.
             raise DataError(
                 f"{self.path} names the voxel {known[known.duplicated()][0]} twice, or has a column more than "
                 "StimulusMetadata.csv has trials; take all tables from the same release."
@@ -265,12 +267,12 @@ def open_response_table(path: Path, *, n_trials: int) -> ResponseTable:
     Parameters
     ----------
     n_trials
-        Number of trials that the stimulus table lists.
+        Number of trials in the stimulus table.
 
     Raises
     ------
     DataError
-        If the file is no such frame, or has another number of trials.
+        If the file does not contain such a frame, or has another number of trials.
     """
     import h5py
 
@@ -280,7 +282,7 @@ def open_response_table(path: Path, *, n_trials: int) -> ResponseTable:
     ):
         frame = _find_frame(file, path)
         blocks = {key: frame[key] for key in frame if re.fullmatch(r"block\d+_values", key)}
-        # pandas may keep the column voxel_id in the block of the responses or in one of its own.
+        # pandas may store the column voxel_id in the block of the responses or in a separate block.
         for key, block in blocks.items():
             if block.dtype.kind == "f" and block.ndim == 2 and block.shape[1] - n_trials in (0, 1):
                 return _describe(path, frame, key, block.shape[1] - n_trials)
@@ -321,16 +323,17 @@ def _describe(path: Path, frame: Any, key: str, first_column: int) -> ResponseTa
 
 @dataclass
 class TableReader:
-    """Reads trials of a response table; some more of them than asked for, since they lie apart in the file.
+    """Reads trials of a response table; it reads more than requested, since the values of a trial are far apart in the
+    file.
 
     Parameters
     ----------
     table
-        Where they are.
+        The response table.
     rows
-        Of the voxels, in the order of the geometry.
+        Rows of the voxels, in the order of the geometry.
     columns
-        Of the trials, ascending.
+        Columns of the trials, ascending.
     """
 
     table: ResponseTable
@@ -342,7 +345,7 @@ class TableReader:
         """Return trials as float32 of shape (stop - start, n_voxels)."""
         first, last = int(self.columns[start]), int(self.columns[stop - 1]) + 1
         if self.held is None or first < self.held[0] or last > self.held[0] + self.held[1].shape[1]:
-            # As many trials as the buffer holds, since each costs a pass over all rows.
+            # As many trials as fit into the buffer, since each read passes over all rows.
             n = max(last - first, _CACHE_BYTES // (4 * len(self.rows)))
             end = max(last, min(first + n, int(self.columns[-1]) + 1))
             self.held = (first, self.table.read(self.rows, first, end))
@@ -365,13 +368,13 @@ def read_volume_runs(folder: Path, subject: str) -> dict[Path, pd.DataFrame]:
     Returns
     -------
     runs
-        File of betas to a table like that of all trials, with `column` (number of the volume). Catch trials have an
+        Table of the trials of each file of betas, with `column` (number of the volume). Catch trials have an
         empty `stimulus_id`.
 
     Raises
     ------
     DataError
-        If there is no run, or one lacks its conditions.
+        If there is no run, or conditions of a run are missing.
     """
     import pandas as pd
 
@@ -386,7 +389,7 @@ def read_volume_runs(folder: Path, subject: str) -> dict[Path, pd.DataFrame]:
 
 
 def name_conditions(path: Path) -> Path:
-    """Return the conditions that belong to a file of betas."""
+    """Return the conditions of a file of betas."""
     return path.with_name(re.sub(r"betas\.nii(\.gz)?$", "conditions.tsv", path.name))
 
 
@@ -403,7 +406,7 @@ def _read_conditions(path: Path, subject: str) -> pd.DataFrame:
         raise DataError(f"{path.name} does not contain its session and run; restore the published name.")
     names = table["image_filename"].str.replace(r"^.*[/\\]", "", regex=True)
     names = names.str.replace(r"\.[A-Za-z]+$", "", regex=True)
-    # Catch trials have a beta too, and must keep their place until volumes are paired.
+    # Catch trials have a beta too, so they keep their rows until volumes are paired.
     ids = names.where(~names.str.match(_CATCH), "")
     return pd.DataFrame(
         {
@@ -426,7 +429,7 @@ def find_tested(trials: pd.DataFrame) -> set[str]:
 
 @dataclass(frozen=True)
 class VolumeReader:
-    """Reads the volumes of a run that are trials, and passes over the catch trials between them.
+    """Reads the volumes of the trials of a run, without the catch trials between them.
 
     Parameters
     ----------

@@ -2,9 +2,9 @@
 
 Owns the configuration, the choice of the layout and the split. `open_epochs` gives lazy parts and reads no samples.
 
-Onsets. The events table holds when an optical sensor saw the picture; the trigger on ``UPPT001`` differs by about
-150 ms. The default is optical: it is the time of the picture itself, and the authors cut their epochs by it, so that
-time zero means the same in both layouts. ``check`` measures the difference in every run.
+Onsets. The events table has the time at which an optical sensor saw the picture; the trigger on ``UPPT001`` differs by
+about 150 ms. The default is optical: it is the time of the picture, and the authors' epochs use it, so time zero is the
+same in both layouts. ``check`` measures the difference in every run.
 
 References
 ----------
@@ -78,7 +78,7 @@ _RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "mvnn_channels", "resampling", 
 
 
 class ThingsMegConfig(MeegSettings):
-    """Where the data set lies, whom to read, and how trials are cut.
+    """Folder of the data set, subjects to read, and how trials are cut.
 
     Parameters
     ----------
@@ -86,31 +86,31 @@ class ThingsMegConfig(MeegSettings):
         Folder of the data set (``sub-BIGMEG1``..., ``derivatives``, ``sourcedata``), or of the epochs.
     images
         Folder of the THINGS images: ``object_images/concept/name.jpg``, or ``images_meg`` and ``images_test_meg``;
-        looked for below and beside the root by default.
+        searched below and beside the root by default.
     layout
         ``preprocessed`` (epochs of the authors: 0.1-40 Hz, 200 Hz, 271 sensors, -0.1 to 1.3 s, baseline z-score) or
-        ``raw``; ``auto`` takes the epochs if there, and refuses raw recordings of fewer sessions than the attributes
-        list, since the epochs may have been lost.
+        ``raw``; ``auto`` takes the epochs if they exist, and refuses raw recordings with fewer sessions than the
+        attributes list, since the epochs may be lost.
     subjects, sessions
-        Numbers to read; all that are there by default. Sessions can be chosen in the raw layout only.
+        Numbers to read; by default all that exist. Sessions can be chosen only in the raw layout.
     channels
-        ``all`` gradiometers but MRO11-1609, or names.
+        ``all`` gradiometers except MRO11-1609, or names.
     onset
         ``optical`` sensor or ``trigger``; raw only, see above.
     test_set
-        ``small``: the 200 repeated images. ``large``: the 2400 other images of their concepts, shown once each, so that
-        retrieval must tell images of one concept apart; the repeated ones are left out.
+        ``small``: the 200 repeated images. ``large``: the 2400 other images of their concepts, shown once each, so
+        retrieval must distinguish images of one concept; the repeated ones are left out.
     zero_shot
         Keep the images of test concepts out of training. The large test set needs it.
     sfreq
         As in `EpochPlan`; published epochs keep their rate.
     max_dropped
-        As in `EpochPlan`; it also bounds how many trials the split may lack.
+        As in `EpochPlan`; it is also the largest share of trials that may be missing in the split.
     tmin, tmax, baseline, mvnn, mvnn_channels, resampling
         As in `EpochPlan`, for the raw layout; published epochs are as their authors cut them. Time zero of the window
-        is the onset. `mvnn` None is ``epochs`` for raw recordings, and nothing for published epochs.
+        is the onset. For `mvnn`, None means ``epochs`` for raw recordings, and no normalisation for published epochs.
     reference, ica, autoreject
-        As in `CleaningOptions`; for EEG alone, and refused here.
+        As in `CleaningOptions`; only for EEG, so they are refused here.
     """
 
     kind: Literal["things_meg"] = "things_meg"
@@ -155,7 +155,7 @@ class ThingsMegConfig(MeegSettings):
         parts, notes, positions = (
             self._open_raw(held, names) if is_raw else self._open_epochs(held, root, names)
         )
-        # After all parts are known: which concepts are tested is told by all sessions of a subject.
+        # Only after all parts are known: the test concepts follow from all sessions of a subject.
         parts, sizes = apply_split(parts, self.test_set, self.zero_shot, self.max_dropped)
         notes |= {
             "layout": "raw" if is_raw else "preprocessed",
@@ -191,7 +191,7 @@ class ThingsMegConfig(MeegSettings):
             return
         yield from self.check_recordings(list_recordings(source.parts))
         yield CheckFinding("images", True, describe_images(source.stimuli))
-        # The published counts are those of the default split of all sessions.
+        # The published counts are for the default split of all sessions.
         if self.test_set == "small" and self.zero_shot and self.sessions is None:
             for name, found in source.notes["counts"].items():
                 yield compare_counts(f"subject {name} counts", found, self.manifest.facts, root)
@@ -222,7 +222,7 @@ class ThingsMegConfig(MeegSettings):
     def _refuse_raw_options(self) -> None:
         for name in _RAW_ONLY:
             if getattr(self, name) != type(self).model_fields[name].default:
-                # "none" is what published epochs get anyway.
+                # Published epochs always have "none".
                 if name == "mvnn" and self.mvnn == "none":
                     continue
                 raise ConfigError(
@@ -288,7 +288,9 @@ class ThingsMegConfig(MeegSettings):
 
 
 def _refuse_lost_epochs(root: Path, runs: list[MegRun]) -> None:
-    """Refuse raw recordings in place of epochs if they are fewer: a lost file must not shrink the data set."""
+    """Refuse raw recordings instead of epochs if they have fewer sessions: a lost file must not make the data set
+    smaller.
+    """
     for subject in dict.fromkeys(run.subject for run in runs):
         attributes = find_attributes(root, subject)
         listed = set() if attributes is None else set(attributes["session_nr"])

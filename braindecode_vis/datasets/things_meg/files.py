@@ -1,15 +1,16 @@
-"""The files of THINGS-MEG: the published epochs, the raw runs, and the tables that say which image a number means.
+"""The files of THINGS-MEG: the published epochs, the raw runs, and the tables with the image of each number.
 
 Epochs (``preprocessed_P*-epo.fif`` with its further parts): the authors filtered to 0.1-40 Hz, cut by the optical
 sensor, divided by the standard deviation of the baseline (a z-score), and took every sixth sample.
 
 Raw runs (ds004212): CTF folders are opened by MNE's CTF reader, since ``channels.tsv`` types every sensor ``OTHER``.
-macOS leftovers (``._*``) and the empty room are no recordings. An onset is the time at which the optical sensor saw the
-picture (events table), as in the authors' own epochs, or the trigger on ``UPPT001``, which differs by about 150 ms.
+Leftovers of macOS (``._*``) and empty-room files are not recordings of subjects. An onset is the time at which the
+optical sensor saw the picture (events table), as in the authors' own epochs, or the trigger on ``UPPT001``, which
+differs by about 150 ms.
 
 Tables: ``image_paths.csv`` and ``image_concept_index.csv`` of THINGS (no header, row = image number - 1), and
-``sourcedata/sample_attributes_P*.csv``, whose columns are taken by name. Concepts are names: a table that is shifted by
-a row is found by comparing them, not by a shape.
+``sourcedata/sample_attributes_P*.csv``, whose columns are read by name. Concepts are names, so a table that is shifted
+by a row is found by comparing the names.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ LAYOUT = Layout(
         "sourcedata/sample_attributes_P{subject:d}.csv", "csv", "the attributes of trials", "fetch it", columns=_NEEDED
     ),
 )  # fmt: skip
-"""Where the authors have their files; copies of the epochs and of tables lie elsewhere, too."""
-# Where THINGS keeps its tables on OSF, and where copies of them were found.
+"""The authors' folders; copies of the epochs and of tables may be elsewhere, too."""
+# Folder of the THINGS tables on OSF, and folders in which copies were found.
 _TABLE_PLACES = ("", "Metadata/Image-specific", "Metadata/Concept-specific", "THINGS/Metadata/Image-specific",
                  "THINGS/Metadata/Concept-specific", "01_image-level", "02_object-level", "metadata")  # fmt: skip
 
@@ -76,19 +77,20 @@ def find_attributes(root: Path, subject: int) -> pd.DataFrame | None:
 
 
 def read_image_names(root: Path, images: Path | None, attributes: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return what each THINGS image number means: index `number`, columns `stimulus_id`, `concept`, `file`, `category`.
+    """Return the image of each THINGS number: index `number`, columns `stimulus_id`, `concept`, `file`, `category`.
 
     Parameters
     ----------
     root, images
-        Where the two THINGS tables may lie.
+        Folders that may hold the two THINGS tables.
     attributes
-        Attribute tables of the subjects; they are compared with the THINGS tables, and stand in for them.
+        Attribute tables of the subjects; they are compared with the THINGS tables, and used instead if these are
+        missing.
 
     Raises
     ------
     DataError
-        If the tables disagree, or none is there.
+        If the tables disagree, or there is none.
     """
     bases = _list_bases(root, images)
     paths = _find_table(PATHS_FILE, bases)
@@ -116,7 +118,7 @@ def read_image_names(root: Path, images: Path | None, attributes: Sequence[pd.Da
 
 
 def find_name_files(root: Path, images: Path | None, subjects: Iterable[int]) -> list[Path]:
-    """Return the tables that decide which image a number means, as far as they are there."""
+    """Return the existing tables that give the image of a number."""
     bases = _list_bases(root, images)
     listed = [_find_table(name, bases) for name in (PATHS_FILE, CONCEPTS_FILE)]
     return [path for path in (*listed, *(_find_attributes(root, s) for s in subjects)) if path is not None]
@@ -235,7 +237,7 @@ class EpochFile(HeldFile):
 
     @property
     def files(self) -> list[Path]:
-        """Every part that is there."""
+        """Every existing part."""
         stem = self.path.name.removesuffix("-epo.fif")
         return sorted(p for p in self.path.parent.glob(f"{stem}-epo*.fif") if not p.name.startswith("."))
 
@@ -261,14 +263,14 @@ def make_epoch_part(
     channels: tuple[str, ...] | None,
     sfreq: float,
 ) -> tuple[EpochedPart, dict[str, Any]]:
-    """Name the image of every epoch.
+    """Pair every epoch with its image.
 
     Parameters
     ----------
     names : DataFrame
         From `read_image_names`.
     attributes
-        The attribute table of this subject; the metadata inside the file go first.
+        The attribute table of this subject; metadata in the file are used first.
     channels
         Sensors to read, all by default.
     sfreq
@@ -279,7 +281,7 @@ def make_epoch_part(
     part : EpochedPart
         Without catch trials; its trials also have `file`.
     notes
-        Where sessions and runs come from, and how many rows of the attributes name another image.
+        Source of sessions and runs, and number of rows of the attributes with another image.
     """
     import pandas as pd
 
@@ -312,7 +314,7 @@ def _find_labels(
 
     inside = epochs.metadata
     named = inside is not None and {"session_nr", "run_nr"} <= set(inside.columns)
-    # What is written in the file cannot belong to another subject.
+    # Metadata inside the file cannot belong to another subject.
     table, source = (inside, "metadata of the epochs") if named else (attributes, "sample attributes")
     if table is None:
         none = pd.DataFrame({"session": ["00"] * len(numbers), "run": "00"})
@@ -345,7 +347,7 @@ Onset = Literal["optical", "trigger"]
 DROPPED_SENSOR = "MRO11-1609"  # malfunctioned, by the authors' notes
 TRIGGER_CHANNEL, STIMULUS_CODE = "UPPT001", 64
 LARGEST_LAG_S = 0.5  # pictures follow each other after 1.3 s or more
-# Signal dropouts of 0.2 s (subject, session, run: start in s) that the authors replace in their preprocessing.
+# Gaps of 0.2 s in the signal (subject, session, run: start in s) that the authors replace in their preprocessing.
 DROPOUTS = {(1, 11, 5): 13.4, (2, 10, 3): 59.8}
 
 
@@ -391,7 +393,7 @@ def find_runs(root: Path, subjects: Sequence[int] | None, sessions: Sequence[int
         for session in wanted:
             here = [run for run in found if (run.subject, run.session) == (subject, session)]
             numbers = [run.run for run in here]
-            # Sessions have equally many runs, so that the longest of any subject tells how many there must be.
+            # All sessions have the same number of runs, so the longest one shows how many there must be.
             last = max((run.run for run in found if run.session == session), default=0)
             missing = sorted(set(range(1, last + 1)) - set(numbers))
             if missing:
@@ -431,14 +433,14 @@ def make_run_part(
     names : DataFrame
         From `read_image_names`.
     channels
-        Sensors to read; all gradiometers but the broken one by default.
+        Sensors to read; by default all gradiometers except the broken one.
 
     Returns
     -------
     part : ContinuousPart
         Without catch trials; its events also have `is_test` and `file`.
     lag : dict or None
-        From `measure_lag`, where the trigger was needed.
+        From `measure_lag`, if the trigger was needed.
     """
     # MNE types the axial gradiometers of a CTF as magnetometers.
     sensors = tuple(n for n in list_channels(raw, ("mag",)) if n != DROPPED_SENSOR)
@@ -480,7 +482,7 @@ def read_run_events(run: MegRun, raw: Any, names: pd.DataFrame) -> pd.DataFrame:
     onset = read_numbers(table, "onset", run.events)
     check_length(float(onset.max()), raw, run.where, "fetch both again")
     events = pd.DataFrame({"onset": onset, "sample": np.round(onset * sfreq).astype(np.int64)})
-    # The column counts at the rate of the CTF files, and not in a resampled copy.
+    # The column counts samples of the CTF files, not of a resampled copy.
     if "sample" in table.columns and sfreq == 1200:
         apart = np.abs(read_numbers(table, "sample", run.events) - events["sample"]).max()
         if apart > 1:
@@ -505,7 +507,7 @@ def read_run_events(run: MegRun, raw: Any, names: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_categories(run: MegRun, table: pd.DataFrame, number: np.ndarray, names: pd.DataFrame) -> None:
-    """Compare the concept number of each event with that of its image: a shift by one shows here."""
+    """Compare the concept number of each event with that of its image: a shift by one is found here."""
     import pandas as pd
 
     if "things_category_nr" not in table.columns or names["category"].isna().all():
@@ -523,18 +525,20 @@ def _check_categories(run: MegRun, table: pd.DataFrame, number: np.ndarray, name
 
 
 def measure_lag(run: MegRun, raw: Any, optical: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """Return by how many samples each optical onset follows its trigger (NaN without one), and a summary in ms."""
+    """Return the number of samples from each trigger to its optical onset (NaN without trigger), and a summary in
+    ms.
+    """
     if TRIGGER_CHANNEL not in raw.ch_names:
         raise DataError(f"{run.where} has no channel {TRIGGER_CHANNEL}; set dataset.onset to optical.")
     code = np.round(raw.get_data(picks=[TRIGGER_CHANNEL], verbose="error")[0]).astype(np.int64)
-    # Samples at which the channel goes to the code of a picture.
+    # Samples at which the channel changes to the code of a picture.
     triggers = np.flatnonzero((code[1:] == STIMULUS_CODE) & (code[:-1] != STIMULUS_CODE)) + 1
     sfreq = float(raw.info["sfreq"])
     if not len(triggers):
         raise DataError(
             f"{run.where} has no code {STIMULUS_CODE} on {TRIGGER_CHANNEL}; set dataset.onset to optical."
         )
-    # The nearest trigger on either side: the sign of the lag is not known beforehand.
+    # The nearest trigger before or after: the sign of the lag is not known.
     right = np.clip(np.searchsorted(triggers, optical), 1, max(1, len(triggers) - 1))
     pair = triggers[np.stack([right - 1, np.minimum(right, len(triggers) - 1)])]
     nearest = np.where(np.abs(optical - pair[0]) <= np.abs(optical - pair[1]), pair[0], pair[1])

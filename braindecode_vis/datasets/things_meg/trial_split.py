@@ -1,7 +1,7 @@
-"""The splits of THINGS-MEG that papers use, proved by counting.
+"""The splits of THINGS-MEG that papers use, verified by counts.
 
-Owns which trials test, which train and which are left out: the zero-shot split, in which no image of a test concept is
-trained on, and the small and the large test set. Reads no samples.
+Owns the choice of training trials, test trials and trials that are left out: the zero-shot split, in which no image of
+a test concept is used for training, and the small and the large test set. Reads no samples.
 
 References
 ----------
@@ -32,7 +32,7 @@ TestSet = Literal["small", "large"]
 def apply_split(
     parts: list[Any], test_set: TestSet, zero_shot: bool, max_dropped: float
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Mark training and test trials of every subject and leave the others out; returns the counts as well."""
+    """Mark training and test trials of every subject and leave the others out; also returns the counts."""
     import pandas as pd
 
     sizes, out = {}, []
@@ -54,7 +54,7 @@ def apply_split(
                 "trial; the repeated images or the others are missing."
             )
         sizes[subject] = check_counts(kept, where, max_dropped)
-        # The split was drawn over all parts of a subject; each takes its own rows back.
+        # The split was made over all parts of a subject; each part gets its own rows.
         ends = np.cumsum([len(table) for table in tables])
         for part, end, table in zip(own, ends, tables, strict=True):
             span = slice(end - len(table), end)
@@ -74,7 +74,7 @@ def _keep(part: Any, split: np.ndarray, keep: np.ndarray) -> Any:
 
 
 def describe_split(test_set: TestSet, zero_shot: bool) -> str:
-    """Return the name of the protocol, in words."""
+    """Return a description of the protocol."""
     if test_set == "large":
         return (
             "large test set: single images of the repeated images' concepts; training without these concepts"
@@ -104,7 +104,7 @@ def find_repeated(ids: pd.Series, n_sessions: int, where: str) -> frozenset[str]
 
 
 def choose_split(events: pd.DataFrame, test_set: TestSet, zero_shot: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the split of each trial as text, and which trials stay.
+    """Return the split of each trial as text, and which trials are kept.
 
     Parameters
     ----------
@@ -128,7 +128,8 @@ def choose_split(events: pd.DataFrame, test_set: TestSet, zero_shot: bool) -> tu
 
 
 def check_counts(events: pd.DataFrame, where: str, max_dropped: float) -> dict[str, Any]:
-    """Return the sizes of the split of one subject; concepts or images with other numbers than most are an error.
+    """Return the sizes of the split of one subject; a concept or image whose number differs from most others is an
+    error.
 
     Published, with zero-shot training: 1654 concepts x 12 images and 200 images x 12 presentations.
     """

@@ -209,7 +209,7 @@ def test_impossible_scenes_are_refused():
         render_scene(N_MAX_CONCEPTS, 0, size=64, seed=0)
     with pytest.raises(ConfigError, match="size is 8"):
         render_scene(0, 0, size=8, seed=0)
-    with pytest.raises(ConfigError, match="one pair an image"):
+    with pytest.raises(ConfigError, match="one pair per image"):
         render_batch([1, 2], [0], size=64, seed=0)
 
 

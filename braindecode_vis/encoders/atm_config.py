@@ -1,4 +1,4 @@
-"""Settings of the networks in `tsconv` and `eegnet`: NICE (TSConv), EEGProject, ATM and EEGNet.
+"""Settings of the networks in `atm` and `eegnet`: ATM, NICE (TSConv), EEGProject and EEGNet.
 
 On averaged trials of 17 occipito-parietal channels EEGProject is the strongest simple encoder within a subject; across
 subjects it has nothing that could adapt to one, and ignores who was recorded.
@@ -23,8 +23,8 @@ from braindecode_vis.encoders.signal import Signal, read_axes
 if TYPE_CHECKING:
     from torch import nn
 
+    from braindecode_vis.encoders.atm import Atm, TSConv
     from braindecode_vis.encoders.eegnet import EEGNetStage
-    from braindecode_vis.encoders.tsconv import Atm, TSConv
 
 
 #: The convolutions of NICE as settings of earlier versions, which ATM-S had too.
@@ -60,7 +60,7 @@ class EEGProjectConfig(NetworkSettings):
 
     def build(self, signal: Signal, n_outputs: int) -> nn.Module:
         """Return the network for trials of any axes; see `signal` for its interface."""
-        from braindecode_vis.encoders.tsconv import EEGProject
+        from braindecode_vis.encoders.atm import EEGProject
 
         return EEGProject(signal, n_outputs, dropout=self.dropout, width=self.width, residual=self.residual)
 
@@ -106,7 +106,7 @@ class TSConvConfig(NetworkSettings):
         """
         from torch import nn
 
-        from braindecode_vis.encoders.tsconv import (
+        from braindecode_vis.encoders.atm import (
             ChannelGraphAttention,
             ChannelSelfAttention,
             Projector,
@@ -168,7 +168,7 @@ class AtmSettings(NetworkSettings):
 
     def assemble(self, signal: Signal, n_outputs: int, stage: TSConv | EEGNetStage) -> Atm:
         """Return the network around the stage that follows its attention."""
-        from braindecode_vis.encoders.tsconv import Atm
+        from braindecode_vis.encoders.atm import Atm
 
         return Atm(
             signal,
@@ -195,7 +195,7 @@ class AtmSConfig(AtmSettings):
         DataError
             If the trials are not channel x time or too short.
         """
-        from braindecode_vis.encoders.tsconv import TSConv
+        from braindecode_vis.encoders.atm import TSConv
 
         return self.assemble(signal, n_outputs, TSConv(signal, "atm_s"))
 
@@ -273,8 +273,8 @@ class EEGNetConfig(NetworkSettings):
         DataError
             If the trials are not channel x time, too short, or of unknown rate.
         """
+        from braindecode_vis.encoders.atm import Readout
         from braindecode_vis.encoders.eegnet import EEGNet, EEGNetMaps
-        from braindecode_vis.encoders.tsconv import Readout
 
         maps = EEGNetMaps(signal, "eegnet", dropout=self.dropout)
         return EEGNet(maps, Readout(maps.n_maps, maps.n_windows, n_outputs))

@@ -1,4 +1,4 @@
-"""The networks of NICE, UBP and ATM: convolutions over time and channels (TSConv), a projector, and what stands before.
+"""The network of ATM, and those that it is built on: the convolutions of NICE (TSConv) and the projector of UBP.
 
 The last layers of the convolutional networks and of EEGProject see maps of shape (batch, n_maps, n_times) flattened
 to a vector. Because their first layer is linear, the part of it that reads one window also gives that window an
