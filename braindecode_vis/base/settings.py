@@ -116,7 +116,9 @@ class Settings(BaseModel):
         names = [name for one in cls.__mro__ for name in vars(one).get("__annotations__", ())]
         fields = dict(cls.model_fields)
         cls.model_fields.clear()
-        cls.model_fields.update({name: fields[name] for name in dict.fromkeys(names) if name in fields})
+        cls.model_fields.update(
+            {name: fields[name] for name in dict.fromkeys((*names, *fields)) if name in fields}
+        )
 
     @model_validator(mode="before")
     @classmethod

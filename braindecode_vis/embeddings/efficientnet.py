@@ -48,7 +48,7 @@ class EfficientNetConfig(ImageEncoderSettings, DeviceSettings):
         Early stages respond to colours and edges, late ones to objects; the cells of the grid then form one vector.
         As members of `layers`, several levels make one target.
     batch_size
-        Settings that do not change the result; without a batch size, 8 images on a CPU and 64 on a GPU.
+        Images at a time, which does not change the result; without it, 8 images on a CPU and 64 on a GPU.
     """
 
     kind: Literal["efficientnet-lite0"] = "efficientnet-lite0"

@@ -62,7 +62,8 @@ class HubConfig(GeneratorSettings, DeviceSettings):
     precision
         ``auto`` is half precision on a GPU and single precision on a CPU.
     batch_size
-        Settings that do not change the result. ``auto`` makes as many images together as fit into the memory.
+        Images at a time, which does not change the result. ``auto`` makes as many images together as fit into the
+        memory.
     offload
         Keep networks in CPU memory while they are not used: ``model`` moves whole networks to the GPU, ``sequential``
         single layers, which needs the least memory and the most time.

@@ -46,7 +46,7 @@ class LatentDiffusionConfig(GeneratorSettings, DeviceSettings):
         contain these networks, such as the packaged ones, and 0 for predictions of a brain encoder, for which these
         networks are mostly wrong.
     batch_size
-        Settings that do not change the result.
+        Images at a time, which does not change the result.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("diffusers",)

@@ -55,7 +55,7 @@ class CaptionScoresConfig(DeviceSettings):
     sentence_encoder
         ``minilm`` (the extra ``text``), or the folder of another sentence encoder, for the similarity of meaning.
     batch_size
-        Settings that do not change the result.
+        Images at a time, which does not change the result.
     """
 
     bank: Path

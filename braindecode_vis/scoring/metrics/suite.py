@@ -69,7 +69,7 @@ class MetricSuiteConfig(DeviceSettings):
     semantic_ways
         Values of n for n-way top-1 semantic accuracy, by the classifier of the embedded EfficientNet-lite0.
     batch_size
-        Settings that do not change the result; without a batch size, 8 images on a CPU and 64 on a GPU.
+        Images at a time, which does not change the result; without it, 8 images on a CPU and 64 on a GPU.
     """
 
     networks: tuple[Network, ...] = (*PUBLISHED, "lpips_alexnet")
