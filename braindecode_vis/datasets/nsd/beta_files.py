@@ -195,8 +195,9 @@ def check_trial_count(path: Path, n_found: int, n_trials: int) -> None:
 
 
 def read_sample(read: Read, n_trials: int) -> np.ndarray:
-    """Return a few trials: the first ones, since a compressed file is read from its beginning. A single trial may be
-    unusual (a subject moved); the median over several is not affected by it.
+    """Return a few trials: the first ones, since a compressed file is read from its beginning.
+
+    A single trial may be unusual (a subject moved); the median over several is not affected by it.
     """
     return read(0, min(_SCALE_TRIALS, n_trials))
 

@@ -104,7 +104,8 @@ def simulate_continuous(
         raise DataError("stimulus onsets must be ascending and not negative.")
     if len(rows) and (rows.max() >= len(person.drive) or rows.min() < -1):
         raise DataError(
-            f"stimulus rows must lie between -1 and {len(person.drive) - 1}, but run from {rows.min()} to {rows.max()}."
+            f"stimulus rows must be between -1 and {len(person.drive) - 1}, but run from {rows.min()} to "
+            f"{rows.max()}."
         )
     if block_s <= 0 or n_samples < 0:
         raise ConfigError(

@@ -193,7 +193,7 @@ def check_numbers(
     if size.n_pairs and 2 * size.n_pairs > size.n_test_concepts:
         raise ConfigError(
             f"n_pairs is {size.n_pairs}, but {size.n_test_concepts} test images have room for "
-            f"{size.n_test_concepts // 2} pairs; ask for fewer pairs or more test concepts."
+            f"{size.n_test_concepts // 2} pairs; choose fewer pairs or more test concepts."
         )
     # With one image, chance would be 1.
     if size.n_test_concepts < 2:

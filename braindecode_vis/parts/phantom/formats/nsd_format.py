@@ -1,8 +1,9 @@
-"""The Natural Scenes Dataset (NSD) from images to betas, in the layout of its bucket, with any voxel size. Owns the
-order of its files: the experimental design, the `nsdId` of each image, the betas of each requested version with their
-noise ceiling, the masks and regions, the stimulus brick, and the further sessions. Betas are simulated directly
-(percent signal change of single trials), without time series. The files are written by `nsd_design`, `nsd_files` and
-`nsd_further_sessions`.
+"""The Natural Scenes Dataset (NSD) from images to betas, in the layout of its bucket, with any voxel size.
+
+Owns the order of its files: the experimental design, the `nsdId` of each image, the betas of each requested version
+with their noise ceiling, the masks and regions, the stimulus brick, and the further sessions. Betas are simulated
+directly (percent signal change of single trials), without time series. The files are written by `nsd_design`,
+`nsd_files` and `nsd_further_sessions`.
 
 References
 ----------

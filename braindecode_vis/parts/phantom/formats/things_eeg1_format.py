@@ -1,8 +1,9 @@
-"""THINGS-EEG1 from images to raw BrainVision recordings in BIDS: rapid streams, an image every 100 ms. Owns the design
-(every training image once in long sequences, then the test images many times), and the tables of version 1.1.0:
-``events.tsv`` with onsets in ms, paths with backslashes, test trials whose `object` is -1, and ``participants.tsv``
-with the column `exclude`. Test images are further exemplars of concepts that are also training concepts, as in the
-published set, so a zero-shot split leaves out these training images.
+"""THINGS-EEG1 from images to raw BrainVision recordings in BIDS: rapid streams, an image every 100 ms.
+
+Owns the design (every training image once in long sequences, then the test images many times), and the tables of
+version 1.1.0: ``events.tsv`` with onsets in ms, paths with backslashes, test trials whose `object` is -1, and
+``participants.tsv`` with the column `exclude`. Test images are further exemplars of concepts that are also training
+concepts, as in the published set, so a zero-shot split leaves out these training images.
 
 References
 ----------
