@@ -188,8 +188,9 @@ def check_trial_count(path: Path, n_found: int, n_trials: int) -> None:
     if n_found != n_trials:
         fewer = "fewer" if n_trials < n_found else "more"
         raise DataError(
-            f"the design has {fewer} trials ({n_trials}) for this session than {path} has betas ({n_found}): no beta "
-            "could be paired with its image for sure; use the design that belongs to these betas, or fetch both "
+            f"the design has {fewer} trials ({n_trials}) for this session than {path} has betas "
+            f"({n_found}): betas cannot be paired with images reliably; use the design that belongs to "
+            f"these betas, or fetch both "
             "again."
         )
 

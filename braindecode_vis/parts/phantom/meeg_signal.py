@@ -212,7 +212,7 @@ def compute_evoked(
 
 @lru_cache(maxsize=8)
 def make_sensor_map(person: Person, system: SensorSystem, duration_s: float) -> SensorMap:
-    """Return the sensor patterns of a person for images shown for `duration_s`; the last few are kept.
+    """Return the sensor patterns of a subject for images shown for `duration_s`; the last few are kept.
 
     The image-specific patterns are scaled to the stated signal-to-noise ratio of single trials, their variability
     included, and the common ones to the stated peak.

@@ -33,7 +33,7 @@ class PhantomSize:
     n_test_concepts
         Test images, one of each test concept. In NSD, images that every subject sees.
     n_sessions
-        Sessions of each person.
+        Sessions of each subject.
     train_repetitions, test_repetitions
         Number of times that a subject sees each image, over all sessions.
     image_size
@@ -102,7 +102,7 @@ class PhantomSize:
 
     @property
     def n_train_images(self) -> int:
-        """Training images of one person."""
+        """Training images of one subject."""
         return self.n_train_concepts * self.n_train_exemplars
 
     @property
@@ -112,7 +112,7 @@ class PhantomSize:
 
     @property
     def n_trials(self) -> int:
-        """Trials of one person with an image of the two splits."""
+        """Trials of one subject with an image of the two splits."""
         return self.n_train_images * self.train_repetitions + self.n_test_concepts * self.test_repetitions
 
 

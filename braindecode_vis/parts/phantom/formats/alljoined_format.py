@@ -290,7 +290,7 @@ def make_blocks(job: PhantomJob, subject: int, session: int) -> dict[int, np.nda
 
 
 def plan_blocks(job: PhantomJob) -> list[Unit]:
-    """Return each person's table and one unit per block."""
+    """Return each subject's table and one unit per block."""
     units = []
     for person in job.subjects:
         labels = {"session": range(1, job.size.n_sessions + 1), "block": range(1, N_BLOCKS + 1)}

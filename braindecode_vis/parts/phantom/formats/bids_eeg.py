@@ -109,7 +109,7 @@ def count_eeg(size: PhantomSize) -> Counts:
 
 @lru_cache(maxsize=4)
 def make_design(job: PhantomJob, subject: int, timing: TrialTiming) -> pd.DataFrame:
-    """Return every trial of a person.
+    """Return every trial of a subject.
 
     Returns
     -------

@@ -156,7 +156,7 @@ def check_sites(size: PhantomSize) -> None:
         )
     if get_run_s(size) < 30:
         raise ConfigError(
-            f"{size.minutes} minutes per person in {size.n_sessions} x {size.n_runs} runs are "
+            f"{size.minutes} minutes per subject in {size.n_sessions} x {size.n_runs} runs are "
             f"{get_run_s(size):.0f} s per run; a run needs at least 30 s."
         )
 

@@ -180,7 +180,7 @@ def make_design(size: PhantomSize, seed: int) -> Design:
 
 
 def plan(job: PhantomJob) -> list[Unit]:
-    """Return design, stimuli, each person's tables and regions, and one unit per session of betas."""
+    """Return design, stimuli, each subject's tables and regions, and one unit per session of betas."""
     # Check before hours of work that the betas fit into the files.
     rows = np.unique(np.linspace(0, len(job.table) - 1, 64).astype(int))
     for person in job.subjects:

@@ -39,7 +39,7 @@ PER_SEQUENCE = 309  # [1]_: 72 sequences of the 22,248 images
 
 
 def count_shown(size: PhantomSize) -> int:
-    """Return the presentations of one person; they include training images of test concepts."""
+    """Return the presentations of one subject; they include training images of test concepts."""
     n_concepts = size.n_train_concepts + size.n_test_concepts
     return n_concepts * size.n_train_exemplars + size.n_test_concepts * size.test_repetitions
 
@@ -116,7 +116,7 @@ def make_events(design: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def plan(job: PhantomJob) -> list[Unit]:
-    """Return the root files and one unit per person."""
+    """Return the root files and one unit per subject."""
 
     def write_root(progress: Progress) -> list[Path]:
         content = {"Name": "braindecode_vis phantom of THINGS-EEG", "BIDSVersion": "1.4.1", "License": "CC0"}

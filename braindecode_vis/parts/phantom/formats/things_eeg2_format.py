@@ -105,7 +105,7 @@ def count(size: PhantomSize) -> Counts:
 
 @lru_cache(maxsize=4)
 def make_design(size: PhantomSize, seed: int, subject: int) -> list[SessionDesign]:
-    """Return the design of one person (numbered from 0): every subject sees the images in a different order."""
+    """Return the design of one subject (numbered from 0): every subject sees the images in a different order."""
     assert size.pause_s is not None
     return make_things_eeg2_design(
         size.n_train_concepts,
