@@ -16,13 +16,13 @@ SCRIPT = ROOT / "benchmarks" / "structure.py"
 #: Lines are rounded up to the next 250, so that a small change need not touch them.
 FIGURES = {
     "rooms at the top": 16,
-    "arrows between rooms at the top": 81,
+    "arrows between rooms at the top": 82,
     "floors": 12,
     "rooms, each part one of its own": 22,
-    "arrows between these": 129,
+    "arrows between these": 130,
     "circles, counting imports inside functions": 0,
     "modules in circles": 0,
-    "lines of the core": 113750,
+    "lines of the core": 114000,
     "files of the core": 333,
     "lines of part analyses": 8750,
     "files of part analyses": 30,

@@ -455,8 +455,9 @@ def refuse_failures(findings: list[CheckFinding], what: str) -> None:
 
 
 def check_addresses(plan: Plan, *, jobs: int = 4) -> list[CheckFinding]:
-    """Test whether the address of every file answers; nothing is fetched. For a part that its host listed, only the
-    first few are tested.
+    """Test whether the address of every file answers; nothing is fetched.
+
+    For a part that its host listed, only the first few are tested.
     """
     listed = {part.name for part in plan.parts if part.patterns}
     count: dict[str, int] = {}

@@ -76,8 +76,8 @@ class ManifestPart(Settings):
     files
         The files, if they are known. Those of a larger part are listed in ``data_manifests/files``.
     patterns
-        Otherwise patterns that select files of the host's own list: ``*`` stands for anything but a slash,
-        ``{subject}`` for one of `subjects`.
+        Otherwise patterns that select files of the host's own list: ``*`` matches anything except a slash,
+        and ``{subject}`` one of `subjects`.
     subjects
         Subjects with files, as spelled in the file names; empty for shared files.
     into

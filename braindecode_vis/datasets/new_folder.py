@@ -139,7 +139,7 @@ def _make_table(
             continue
         found = _name_columns(table.reset_index(drop=True), ids, unnamed=(root / "images.npy").is_file())
         if found is not None:
-            notes.append(f"trials.csv has what {name} says ({', '.join(map(str, found.columns))}).")
+            notes.append(f"trials.csv has the columns of {name} ({', '.join(map(str, found.columns))}).")
             return found, True
     if ids and len(ids) == n:
         notes.append("one picture per trial: trials.csv lists them in the order of their names; check this.")

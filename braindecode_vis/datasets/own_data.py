@@ -455,8 +455,10 @@ def are_unnamed(pictures: Any) -> bool:
 
 def number_pictures(pictures: Any, shown: Sequence[Any]) -> Any:
     """Return unnamed pictures as a mapping from position to picture, if `shown` is whole numbers and contains every
-    position. Only for numbers that the user declared as positions. Codes of events, which begin at 1 or have gaps, are
-    never positions: code 1 would be the second picture. For these, `assemble_data` raises an error that asks for their
+    position.
+
+    Only for numbers that the user declared as positions. Codes of events, which begin at 1 or have gaps, are never
+    positions: code 1 would be the second picture. For these, `assemble_data` raises an error that asks for their
     meaning.
     """
     if not are_unnamed(pictures) or not _are_whole(shown):

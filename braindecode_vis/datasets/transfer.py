@@ -190,8 +190,9 @@ def _ask_one(url: str, entry: RemoteFile) -> str:
 
 
 def check_answers(url: str) -> None:
-    """Raise `TransferError` if no server answers; the content of the answer does not matter. Use it before a library
-    downloads that would try for half a minute and print each try.
+    """Raise `TransferError` if no server answers; the content of the answer does not matter.
+
+    Use it before a library downloads that would try for half a minute and print each try.
     """
     _, words = ask(RemoteFile("", (url,)))
     if (

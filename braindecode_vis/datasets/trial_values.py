@@ -1,5 +1,6 @@
-"""Checks of an array of trials: finite numbers that vary, a scale without overflow, and no copies. Pictures and tables
-are checked in `braindecode_vis.datasets.own_data`.
+"""Checks of an array of trials: finite numbers that vary, a scale without overflow, and no copies.
+
+Pictures and tables are checked in `braindecode_vis.datasets.own_data`.
 """
 
 from __future__ import annotations

@@ -131,8 +131,9 @@ def find_split(root: Path) -> Path | None:
 
 
 def label_images(numbers: np.ndarray, test: Path | None) -> pd.DataFrame:
-    """Return `stimulus_id`, `concept` and `split` of 73KIDs, which count from 1. A scene has no single concept, so
-    every image is its own concept.
+    """Return `stimulus_id`, `concept` and `split` of 73KIDs, which count from 1.
+
+    A scene has no single concept, so every image is its own concept.
     """
     import pandas as pd
 

@@ -269,8 +269,8 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
     root
         Folder of the data set (``sub-01``...).
     images
-        Folder that the file names in `stimulus_column` start from; ``stimuli`` or a similar folder below the root by
-        default.
+        Folder of the images; the file names in `stimulus_column` are relative to it; ``stimuli`` or a similar folder
+        below the root by default.
     datatype
         ``eeg`` or ``meg``; ``auto`` takes the one that exists.
     task, subjects, sessions, runs

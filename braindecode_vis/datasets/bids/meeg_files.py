@@ -325,7 +325,7 @@ def list_boundaries(raw: Any) -> tuple[int, ...]:
     if not any(marks):
         return ()
     onsets = raw.annotations.onset[np.array(marks)]
-    # Annotations count from their own origin, which may lie before the first sample.
+    # Annotations count from their own origin, which may be before the first sample.
     samples = raw.time_as_index(onsets, use_rounding=True, origin=raw.annotations.orig_time)
     return tuple(sorted({int(s) for s in samples if 0 < s < raw.n_times}))
 
@@ -340,7 +340,7 @@ def find_sensor_positions(raw: Any, names: Sequence[str]) -> np.ndarray:
     for row, name in enumerate(names):
         channel = raw.info["chs"][raw.ch_names.index(name)]
         place = np.asarray(channel["loc"][:3], dtype=float)
-        # Zeros stand for an unknown position.
+        # Zeros mean an unknown position.
         if np.isfinite(place).all() and place.any():
             out[row] = place
         elif name.lower() in known and channel["kind"] == mne._fiff.constants.FIFF.FIFFV_EEG_CH:
@@ -375,7 +375,7 @@ def read_text_table(path: Path, where: str, columns: Sequence[str] | None = None
 
 
 def check_length(last_s: float, raw: Any, where: str, hint: str) -> None:
-    """Raise `DataError` if the last event lies beyond the end of the recording (times in s)."""
+    """Raise `DataError` if the last event is after the end of the recording (times in s)."""
     length = raw.n_times / float(raw.info["sfreq"])
     if last_s >= length:
         raise DataError(

@@ -520,7 +520,7 @@ BACKGROUNDS: dict[str, Callable[[Array, Array, float, float, np.random.Generator
     "tiles": _tiles,
     "city": _city,
 }
-# A floor lies below the object here, so a contact shadow is cast on it.
+# The background has a floor below the object, so a contact shadow is drawn on it.
 _GROUNDS = ("studio", "meadow", "dunes", "tiles", "sea")
 
 

@@ -188,15 +188,17 @@ def check_trial_count(path: Path, n_found: int, n_trials: int) -> None:
     if n_found != n_trials:
         fewer = "fewer" if n_trials < n_found else "more"
         raise DataError(
-            f"the design has {fewer} trials ({n_trials}) for this session than {path} has betas ({n_found}): no beta "
-            "could be paired with its image for sure; use the design that belongs to these betas, or fetch both "
+            f"the design has {fewer} trials ({n_trials}) for this session than {path} has betas "
+            f"({n_found}): betas cannot be paired with images reliably; use the design that belongs to "
+            f"these betas, or fetch both "
             "again."
         )
 
 
 def read_sample(read: Read, n_trials: int) -> np.ndarray:
-    """Return a few trials: the first ones, since a compressed file is read from its beginning. A single trial may be
-    unusual (a subject moved); the median over several is not affected by it.
+    """Return a few trials: the first ones, since a compressed file is read from its beginning.
+
+    A single trial may be unusual (a subject moved); the median over several is not affected by it.
     """
     return read(0, min(_SCALE_TRIALS, n_trials))
 

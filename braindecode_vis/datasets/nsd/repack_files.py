@@ -168,9 +168,10 @@ def find_tars(folder: Path) -> list[Path]:
 
 
 def open_mindeye1(root: Path, subject: int, divide_by: float) -> Repack:
-    """Return the samples of ``train``, ``val`` and ``test``, one image each with up to three repetitions. In the first
-    release, the folder ``val`` holds the test tars again: it is left out if all of its images are test images, and
-    counts as training otherwise.
+    """Return the samples of ``train``, ``val`` and ``test``, one image each with up to three repetitions.
+
+    In the first release, the folder ``val`` holds the test tars again: it is left out if all of its images are test
+    images, and counts as training otherwise.
 
     Raises
     ------

@@ -166,7 +166,7 @@ class Geometry:
             If the coordinates have no voxel ids.
         """
         if "voxel_id" not in coords:
-            raise DataError("these responses hold no voxel ids, so they cannot be placed in a brain.")
+            raise DataError("these responses have no voxel ids, so their positions in the brain are unknown.")
         rois = {
             name: Roi(np.asarray(coords[f"roi_{name}"]), {int(k): v for k, v in names.items()})
             for name, names in coords.get("roi_names", {}).items()

@@ -48,8 +48,8 @@ class EpochPlan:
     window
         Part of the epoch that is kept, in s; the end is excluded.
     baseline
-        Interval in s, both ends included, whose mean is subtracted from each channel; None as one end means the end of
-        the epoch; only None means no baseline.
+        Interval in s, both ends included, whose mean is subtracted from each channel; None for one end means that end
+        of the epoch; None for the whole setting means no baseline.
     mvnn
         Multivariate noise normalisation: covariance of each epoch over time (``epochs``), of each time over
         repetitions (``time``), or ``none``.

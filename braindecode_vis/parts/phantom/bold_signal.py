@@ -69,7 +69,7 @@ def simulate_betas(
     rows : integer array of shape (n_rows,)
         Images, as rows of ``person.drive``; -1 for a trial without image content.
     trial_seeds : sequence of integers of length n_rows
-        Names of the trials, unique within a person: equal numbers give equal noise, independent of the other rows.
+        Names of the trials, unique within a subject: equal numbers give equal noise, independent of the other rows.
     imagery
         True for imagined instead of seen images.
     """

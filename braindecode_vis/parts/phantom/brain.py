@@ -34,11 +34,11 @@ class Person:
     config
         The group of the subject.
     index
-        Number of the person, from 0.
+        Number of the subject, from 0.
     drive
         The images that the subject can see.
     stages
-        The visual hierarchy and the networks beyond it, with the gain and the latency of this person.
+        The visual hierarchy and the networks beyond it, with the gain and the latency of this subject.
     """
 
     config: PhantomConfig
@@ -53,17 +53,17 @@ class Person:
 
     @property
     def onset_s(self) -> float:
-        """Earliest latency of any stimulus response of this person, in s."""
+        """Earliest latency of any stimulus response of this subject, in s."""
         return min(stage.onset_s for stage in self.stages if stage.strength > 0)
 
 
 def make_person(config: PhantomConfig, subject_index: int, drive: StimulusDrive) -> Person:
-    """Return person number `subject_index` (from 0) of the group.
+    """Return subject number `subject_index` (from 0) of the group.
 
     Raises
     ------
     ConfigError
-        If the group has no such person or a stage names an unknown region.
+        If the group has no such subject or a stage names an unknown region.
     """
     if not 0 <= subject_index < config.n_subjects:
         raise ConfigError(
@@ -174,7 +174,7 @@ def draw_trials(person: Person, n_trials: int, name: str) -> tuple[np.ndarray, n
     gains : float array of shape (n_trials, n_stages)
         Amplitude of each stage; mean square 1, so that the signal-to-noise ratio is kept.
     delays_s : float array of shape (n_trials,)
-        Latency of the whole response relative to the person's own, within three standard deviations.
+        Latency of the whole response relative to the subject's own, within three standard deviations.
     """
     config = person.config
     generator = make_generator(config.seed, "trials", person.index, name)

@@ -179,7 +179,7 @@ def list_units(
     people: Sequence[Person] | None = None,
     **labels: Iterable[Any],
 ) -> list[Unit]:
-    """Return a unit for each person and each combination of labels, such as sessions and runs, in their order.
+    """Return a unit for each subject and each combination of labels, such as sessions and runs, in their order.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def list_units(
     n_steps
         Steps of each unit in the progress; a function is called with the labels.
     write
-        Called with the job, the person, the labels and the progress.
+        Called with the job, the subject, the labels and the progress.
     people
         Subjects of the files; by default all subjects of the job.
     """
@@ -242,7 +242,7 @@ class Format:
     n_channels
         Number of channels of the recording system, for the estimate.
     plan_truth
-        Units of the ground truth of each person; by default the responses to pictures and the scores of an ideal
+        Units of the ground truth of each subject; by default the responses to pictures and the scores of an ideal
         observer, which only data with labels have.
     first_person
         Number of the first subject: subjects with different numbers are different, also between formats.

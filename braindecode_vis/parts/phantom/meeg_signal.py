@@ -104,7 +104,8 @@ def simulate_continuous(
         raise DataError("stimulus onsets must be ascending and not negative.")
     if len(rows) and (rows.max() >= len(person.drive) or rows.min() < -1):
         raise DataError(
-            f"stimulus rows must lie between -1 and {len(person.drive) - 1}, but run from {rows.min()} to {rows.max()}."
+            f"stimulus rows must be between -1 and {len(person.drive) - 1}, but run from {rows.min()} to "
+            f"{rows.max()}."
         )
     if block_s <= 0 or n_samples < 0:
         raise ConfigError(
@@ -211,7 +212,7 @@ def compute_evoked(
 
 @lru_cache(maxsize=8)
 def make_sensor_map(person: Person, system: SensorSystem, duration_s: float) -> SensorMap:
-    """Return the sensor patterns of a person for images shown for `duration_s`; the last few are kept.
+    """Return the sensor patterns of a subject for images shown for `duration_s`; the last few are kept.
 
     The image-specific patterns are scaled to the stated signal-to-noise ratio of single trials, their variability
     included, and the common ones to the stated peak.

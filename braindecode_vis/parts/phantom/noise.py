@@ -1,6 +1,6 @@
 """The simulated ongoing activity: all parts of a recording that are not caused by images.
 
-Coloured background and alpha bursts through the lead field of a person's cortex, white sensor noise, blinks, mains
+Coloured background and alpha bursts through the lead field of a subject's cortex, white sensor noise, blinks, mains
 and slow drift. All of it is produced in chunks of a fixed length with filters that keep their state, so a stream has no
 joins, needs memory for only one chunk, and does not depend on the requested block size.
 """

@@ -33,7 +33,7 @@ class PhantomSize:
     n_test_concepts
         Test images, one of each test concept. In NSD, images that every subject sees.
     n_sessions
-        Sessions of each person.
+        Sessions of each subject.
     train_repetitions, test_repetitions
         Number of times that a subject sees each image, over all sessions.
     image_size
@@ -102,7 +102,7 @@ class PhantomSize:
 
     @property
     def n_train_images(self) -> int:
-        """Training images of one person."""
+        """Training images of one subject."""
         return self.n_train_concepts * self.n_train_exemplars
 
     @property
@@ -112,7 +112,7 @@ class PhantomSize:
 
     @property
     def n_trials(self) -> int:
-        """Trials of one person with an image of the two splits."""
+        """Trials of one subject with an image of the two splits."""
         return self.n_train_images * self.train_repetitions + self.n_test_concepts * self.test_repetitions
 
 
@@ -193,7 +193,7 @@ def check_numbers(
     if size.n_pairs and 2 * size.n_pairs > size.n_test_concepts:
         raise ConfigError(
             f"n_pairs is {size.n_pairs}, but {size.n_test_concepts} test images have room for "
-            f"{size.n_test_concepts // 2} pairs; ask for fewer pairs or more test concepts."
+            f"{size.n_test_concepts // 2} pairs; choose fewer pairs or more test concepts."
         )
     # With one image, chance would be 1.
     if size.n_test_concepts < 2:

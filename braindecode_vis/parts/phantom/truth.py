@@ -146,7 +146,7 @@ def choose_rows(form: Format, job: PhantomJob) -> np.ndarray:
 
 
 def plan_truth(form: Format, job: PhantomJob) -> list[Unit]:
-    """Return one unit per person."""
+    """Return one unit per subject."""
     if form.plan_truth is not None:
         return form.plan_truth(job)
     write = _write_betas if form.modality == "fmri" else _write_evoked

@@ -48,7 +48,7 @@ class SizeOptions:
     n_imagery: Annotated[
         int | None,
         typer.Option(
-            "--imagery", min=0, help="Test images that are imagined too, where the format has imagery."
+            "--imagery", min=0, help="Test images that are imagined too, if the format has imagery."
         ),
     ] = None
     imagery_repetitions: Annotated[
@@ -65,7 +65,8 @@ class SizeOptions:
         str | None, typer.Option("--beta-form", help="Files of NSD's betas: nii.gz or hdf5.")
     ] = None
     n_parcels: Annotated[
-        int | None, typer.Option("--parcels", min=14, help="Parcels of the atlas beside fMRI; up to 28 else.")
+        int | None,
+        typer.Option("--parcels", min=14, help="Parcels of the atlas beside fMRI; by default up to 28."),
     ] = None
     n_sites: Annotated[int | None, typer.Option("--sites", min=1, help="Sites of a corpus.")] = None
     minutes: Annotated[
@@ -73,7 +74,9 @@ class SizeOptions:
     ] = None
     n_pairs: Annotated[
         int | None,
-        typer.Option("--pairs", min=1, help="Pairs of test images that show the same parts bound otherwise."),
+        typer.Option(
+            "--pairs", min=1, help="Pairs of test images with the same parts in another combination."
+        ),
     ] = None
 
     def list_changes(self) -> dict[str, Any]:
@@ -132,7 +135,7 @@ def phantom(
             help="How much noise changes its size over time (log units); 0 is never.",
         ),
     ] = 0.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the estimated cost, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Simulate recordings in the files of a public data set.

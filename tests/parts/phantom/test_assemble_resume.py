@@ -152,7 +152,7 @@ def test_another_phantom_in_the_same_folder_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty and holds no phantom"):
         make_small(tmp_path)
-    with pytest.raises(ConfigError, match="lies below a file"):
+    with pytest.raises(ConfigError, match="is below a file"):
         make_small(tmp_path / "thesis.txt" / "chapter")
 
 

@@ -143,7 +143,7 @@ def test_bad_people_are_refused(drive):
     stage = ComponentConfig(name="odd", regions=("V9",), feature="mid", onset_s=0.1, peak_s=0.2)
     with pytest.raises(ConfigError, match="'V9'"):
         make_person(PhantomConfig(stages=(stage,)), 0, drive)
-    with pytest.raises(ValidationError, match="must lie after its onset"):
+    with pytest.raises(ValidationError, match="must be after its onset"):
         ComponentConfig(name="odd", regions=("V1",), feature="mid", onset_s=0.2, peak_s=0.2)
 
 

@@ -194,7 +194,7 @@ def test_bad_events_are_refused(person, eeg):
         simulate_continuous(person, eeg, np.array([2.0, 1.0]), np.array([0, 1]), 0.1, 1000)
     with pytest.raises(DataError, match="between -1 and 239"):
         simulate_continuous(person, eeg, np.array([1.0]), np.array([240]), 0.1, 1000)
-    with pytest.raises(DataError, match="one each is needed"):
+    with pytest.raises(DataError, match="one row per onset is needed"):
         simulate_continuous(person, eeg, np.array([1.0]), np.array([0, 1]), 0.1, 1000)
     with pytest.raises(ConfigError, match="block_s must be positive"):
         simulate_continuous(person, eeg, np.array([1.0]), np.array([0]), 0.1, 1000, block_s=0)

@@ -290,7 +290,7 @@ def make_blocks(job: PhantomJob, subject: int, session: int) -> dict[int, np.nda
 
 
 def plan_blocks(job: PhantomJob) -> list[Unit]:
-    """Return each person's table and one unit per block."""
+    """Return each subject's table and one unit per block."""
     units = []
     for person in job.subjects:
         labels = {"session": range(1, job.size.n_sessions + 1), "block": range(1, N_BLOCKS + 1)}
@@ -408,7 +408,7 @@ def make_edf(
     header = cells(["0"], 8) + cells(["X X X X"], 80) + cells(["Startdate 25-JAN-2025 X X X"], 80)
     header += b"25.01.2515.18.28" + cells([256 * (n + 1)], 8) + cells(["EDF+C"], 44)
     header += cells([n_records], 8) + cells([1], 8) + cells([n], 4)
-    # Fields stand one after the other for all signals: labels, transducers, units, then their limits [2]_.
+    # The fields of all signals come one after the other: labels, transducers, units, then their limits [2]_.
     header += cells(names, 16) + cells([""] * n, 80) + cells([unit] * (n - 1) + [""], 8)
     header += cells([-RANGE_UV] * (n - 1) + [-1], 8) + cells([RANGE_UV] * (n - 1) + [1], 8)
     header += cells([-32768] * n, 8) + cells([32767] * n, 8) + cells([""] * n, 80)

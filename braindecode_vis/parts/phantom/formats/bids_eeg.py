@@ -109,7 +109,7 @@ def count_eeg(size: PhantomSize) -> Counts:
 
 @lru_cache(maxsize=4)
 def make_design(job: PhantomJob, subject: int, timing: TrialTiming) -> pd.DataFrame:
-    """Return every trial of a person.
+    """Return every trial of a subject.
 
     Returns
     -------
@@ -313,9 +313,7 @@ def write_recording(
     check_columns(events.columns, EVENT_COLUMNS, what="the events of a BIDS recording")
     samples = events["sample"].to_numpy(int)
     if len(samples) and (samples.min() < 0 or samples.max() >= n_samples):
-        raise DataError(
-            f"an event of subject {subject} lies outside the {n_samples} samples of the recording."
-        )
+        raise DataError(f"an event of subject {subject} is outside the {n_samples} samples of the recording.")
     folder = root / f"sub-{subject}"
     entities = f"sub-{subject}"
     if session is not None:

@@ -112,7 +112,7 @@ def _write_repeated_list(job: PhantomJob, progress: Progress) -> list[Path]:
 
 
 def name_subject(person: Person) -> str:
-    """Return ``CSI1`` for the first person."""
+    """Return ``CSI1`` for the first subject."""
     return f"CSI{person.index + 1}"
 
 
@@ -240,7 +240,7 @@ def count_bold5000_betas(size: PhantomSize) -> Counts:
 
 
 def plan_bold5000_betas(job: PhantomJob) -> list[Unit]:
-    """Return the list of repeated pictures, and one unit per person."""
+    """Return the list of repeated pictures, and one unit per subject."""
     units = [Unit("the list of repeated pictures", 1, partial(_write_repeated_list, job))]
     for person in job.subjects:
         name = f"subject {name_subject(person)}, betas"
@@ -360,7 +360,7 @@ def list_nod_images(size: PhantomSize, seed: int) -> pd.DataFrame:
 
 
 def _list_nod_runs(size: PhantomSize) -> list[tuple[str, str, int]]:
-    """Return session, task and number of every run of a person."""
+    """Return session, task and number of every run of a subject."""
     runs = range(1, (size.n_runs or 1) + 1)
     sessions = [(f"imagenet{n:02d}", "imagenet") for n in range(1, size.n_sessions + 1)]
     return [(session, task, run) for session, task in [*sessions, ("coco", "coco")] for run in runs]
@@ -387,7 +387,7 @@ def count_nod(size: PhantomSize) -> Counts:
 
 @lru_cache(maxsize=4)
 def make_nod_design(job: PhantomJob, subject: int) -> pd.DataFrame:
-    """Return every event of a person: `session`, `task`, `run`, `onset` (s), `row` of the image (-1: none), `kind`.
+    """Return every event of a subject: `session`, `task`, `run`, `onset` (s), `row` of the image (-1: none), `kind`.
 
     `kind` is ``picture``, ``blank`` or ``fixation``.
     """

@@ -101,7 +101,7 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
 
 @lru_cache(maxsize=4)
 def make_design(job: PhantomJob, subject: int) -> pd.DataFrame:
-    """Return every trial of a person: `session`, `run` (from 1), `row` of the image, `repetition`, `onset` (s)."""
+    """Return every trial of a subject: `session`, `run` (from 1), `row` of the image, `repetition`, `onset` (s)."""
     size = job.size
     generator = make_generator(job.config.seed, "cneuromod-things", subject)
     rows = generator.permutation(np.repeat(np.arange(len(job.table)), size.train_repetitions))
@@ -134,7 +134,7 @@ def make_events(trials: pd.DataFrame, table: pd.DataFrame, subject: int) -> pd.D
 
 
 def plan(job: PhantomJob) -> list[Unit]:
-    """Return one unit per person."""
+    """Return one unit per subject."""
     return [
         Unit(f"subject {PEOPLE[person.index]:02d}", job.size.n_trials, partial(_write_person, job, person))
         for person in job.subjects

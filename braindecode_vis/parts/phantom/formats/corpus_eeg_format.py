@@ -1,9 +1,10 @@
-"""EEG without labels of many people at several sites, in BIDS: the sources of a corpus of EEG for pretraining. The
-subjects are those of `corpus_format`. They rest or watch a film of training pictures, one after the other: the same
+"""EEG without labels of many people at several sites, in BIDS: the sources of a corpus of EEG for pretraining.
+
+The subjects are those of `corpus_format`. They rest or watch a film of training pictures, one after the other: the same
 pictures as in a phantom of ``bids-eeg`` of the same size and seed, which has other subjects. Sites differ in cap, rate
 and format: BioSemi (64 electrodes, BrainVision), a dry headset (32, EDF with channel names as in hospitals), Neuroscan
-(62, BrainVision, noisier, with a dead electrode that is not marked). Some electrodes are marked as bad, more than
-half of those of one person. The ground truth is that of `corpus_format`, with electrodes instead of parcels.
+(62, BrainVision, noisier, with a dead electrode that is not marked). Some electrodes are marked as bad, more than half
+of those of one person. The ground truth is that of `corpus_format`, with electrodes instead of parcels.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Recordings without labels of many people at several sites: the sources of a corpus for pretraining. Subjects rest, or
-watch a film of training pictures. These are the pictures of a phantom of BOLD5000 of the same size and seed, which has
-other subjects, so brains, parcels and drive are comparable with the labelled data set. Sites differ in layout,
-repetition time and noise: fMRIPrep's derivatives, the Human Connectome Project's parcellated CIFTI files [1]_, and
-tables of parcels [2]_, some of which the site did not cover. One subject was scanned at two sites, another one moves
-too much. Only the ground truth lists the shown pictures: ``people.tsv`` (the subject behind each label), ``runs.tsv``,
-the pictures of each film, and for each subject the patterns of ongoing activity and the strength with which pictures
-drive each parcel.
+"""Recordings without labels of many people at several sites: the sources of a corpus for pretraining.
+
+Subjects rest, or watch a film of training pictures. These are the pictures of a phantom of BOLD5000 of the same size
+and seed, which has other subjects, so brains, parcels and drive are those of the labelled data set. Sites differ
+in layout, repetition time and noise: fMRIPrep's derivatives, the Human Connectome Project's parcellated CIFTI files
+[1]_, and tables of parcels [2]_, some of which the site did not cover. One subject was scanned at two sites, another
+one moves too much. Only the ground truth lists the shown pictures: ``people.tsv`` (the subject behind each label),
+``runs.tsv``, the pictures of each film, and for each subject the patterns of ongoing activity and the strength with
+which pictures drive each parcel.
 
 References
 ----------
@@ -155,7 +156,7 @@ def check_sites(size: PhantomSize) -> None:
         )
     if get_run_s(size) < 30:
         raise ConfigError(
-            f"{size.minutes} minutes per person in {size.n_sessions} x {size.n_runs} runs are "
+            f"{size.minutes} minutes per subject in {size.n_sessions} x {size.n_runs} runs are "
             f"{get_run_s(size):.0f} s per run; a run needs at least 30 s."
         )
 

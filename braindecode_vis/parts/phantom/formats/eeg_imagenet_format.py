@@ -64,7 +64,7 @@ def count(size: PhantomSize) -> Counts:
 
 
 def plan(job: PhantomJob) -> list[Unit]:
-    """Return one unit per part of up to eight people."""
+    """Return one unit per part of up to eight subjects."""
     units = []
     for start in range(0, job.size.n_subjects, SUBJECTS_PER_PART):
         people = job.subjects[start : start + SUBJECTS_PER_PART]

@@ -1,7 +1,8 @@
-"""FIF files written from a stream, with the same bytes for the same input. Owns the way from blocks of samples to MNE's
-FIF writers. Blocks go to a flat temporary file first, since MNE reads what it writes by position; MNE then copies it in
-pieces. Peak memory is one block, or one part of a split epochs file. MNE writes the time and the machine into files:
-these fields are set to zero.
+"""FIF files written from a stream, with the same bytes for the same input.
+
+Owns the way from blocks of samples to MNE's FIF writers. Blocks go to a flat temporary file first, since MNE reads what
+it writes by position; MNE then copies it in pieces. Peak memory is one block, or one part of a split epochs file. MNE
+writes the time and the machine into files: these fields are set to zero.
 """
 
 from __future__ import annotations

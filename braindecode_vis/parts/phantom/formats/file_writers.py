@@ -1,5 +1,6 @@
-"""Common writers of the formats: small text files, compressed NIfTI volumes, and checks of the streams. Every file
-appears only when it is complete. A volume file is written volume by volume from a stream.
+"""Common writers of the formats: small text files, compressed NIfTI volumes, and checks of the streams.
+
+Every file appears only when it is complete. A volume file is written volume by volume from a stream.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def check_block(block: np.ndarray, shape: Sequence[int | None], *, what: str) ->
 def check_count(found: int, expected: int, *, what: str, unit: str) -> None:
     """Raise `DataError` unless a stream had the length in its header."""
     if found != expected:
-        raise DataError(f"{what} was announced with {expected} {unit}, but {found} came.")
+        raise DataError(f"{what} was announced with {expected} {unit}, but {found} were received.")
 
 
 def write_volumes(

@@ -126,7 +126,7 @@ def list_god_images(size: PhantomSize, seed: int) -> pd.DataFrame:
 
 @lru_cache(maxsize=4)
 def make_trials(job: PhantomJob, name: str, subject: int) -> pd.DataFrame:
-    """Return every sample of a person: `task`, `row` of the image, `Run`, `Block`.
+    """Return every sample of a subject: `task`, `row` of the image, `Run`, `Block`.
 
     Each test run shows, and each imagery run imagines, every image once.
     """
@@ -150,7 +150,7 @@ def make_trials(job: PhantomJob, name: str, subject: int) -> pd.DataFrame:
 
 
 def plan_god(job: PhantomJob) -> list[Unit]:
-    """Return the shared tables, and one unit per person."""
+    """Return the shared tables, and one unit per subject."""
 
     def write_shared(progress: Progress) -> list[Path]:
         table, drive = job.table, job.drive
@@ -195,7 +195,7 @@ def plan_god(job: PhantomJob) -> list[Unit]:
 def _write_samples(
     job: PhantomJob, person: Person, trials: pd.DataFrame, path: Path, naming: Naming, progress: Progress
 ) -> list[Path]:
-    """Write some samples of a person, from `make_trials`, in the voxels of every visual region."""
+    """Write some samples of a subject, from `make_trials`, in the voxels of every visual region."""
     scanner = job.scanner
     kept = np.flatnonzero(scanner.regions != "")
     # Areas overlap: V1 is part of the lower visual cortex.
@@ -228,7 +228,7 @@ def write_bdata(
     naming: Naming = "dataSet",
     dtype: str = "<f8",
 ) -> Path:
-    """Write one person's ``Subject*.h5``.
+    """Write one subject's ``Subject*.h5``.
 
     Parameters
     ----------
@@ -359,7 +359,7 @@ EXPERIMENTS: dict[Task, str] = {
 
 
 def plan_deeprecon(job: PhantomJob) -> list[Unit]:
-    """Return one unit per person and experiment."""
+    """Return one unit per subject and experiment."""
     units = []
     for person in job.subjects:
         trials = make_trials(job, "deeprecon", person.index)

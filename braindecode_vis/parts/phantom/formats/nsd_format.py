@@ -1,8 +1,9 @@
-"""The Natural Scenes Dataset (NSD) from images to betas, in the layout of its bucket, with any voxel size. Owns the
-order of its files: the experimental design, the `nsdId` of each image, the betas of each requested version with their
-noise ceiling, the masks and regions, the stimulus brick, and the further sessions. Betas are simulated directly
-(percent signal change of single trials), without time series. The files are written by `nsd_design`, `nsd_files` and
-`nsd_further_sessions`.
+"""The Natural Scenes Dataset (NSD) from images to betas, in the layout of its bucket, with any voxel size.
+
+Owns the order of its files: the experimental design, the `nsdId` of each image, the betas of each requested version
+with their noise ceiling, the masks and regions, the stimulus brick, and the further sessions. Betas are simulated
+directly (percent signal change of single trials), without time series. The files are written by `nsd_design`,
+`nsd_files` and `nsd_further_sessions`.
 
 References
 ----------
@@ -179,7 +180,7 @@ def make_design(size: PhantomSize, seed: int) -> Design:
 
 
 def plan(job: PhantomJob) -> list[Unit]:
-    """Return design, stimuli, each person's tables and regions, and one unit per session of betas."""
+    """Return design, stimuli, each subject's tables and regions, and one unit per session of betas."""
     # Check before hours of work that the betas fit into the files.
     rows = np.unique(np.linspace(0, len(job.table) - 1, 64).astype(int))
     for person in job.subjects:

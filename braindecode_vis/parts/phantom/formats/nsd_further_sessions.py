@@ -57,7 +57,7 @@ _IMAGERY_SEED = 1 << 40  # trial names of NSD-Imagery lie beyond those of the ma
 
 
 def count_imagery(size: PhantomSize) -> int:
-    """Return the trials of NSD-Imagery of one person: seen, attended and imagined."""
+    """Return the trials of NSD-Imagery of one subject: seen, attended and imagined."""
     # Seen and attended images get half of the repetitions each.
     return (size.n_imagery or 0) * (size.imagery_repetitions or 0) * 2
 

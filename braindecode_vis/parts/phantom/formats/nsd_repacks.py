@@ -65,7 +65,7 @@ def count(kind: Repack, size: PhantomSize) -> Counts:
 
 @lru_cache(maxsize=4)
 def make_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
-    """Return the trials of a person (from 0): `nsd_id`, `row` of the image, `session` (from 1), `shared`."""
+    """Return the trials of a subject (from 0): `nsd_id`, `row` of the image, `session` (from 1), `shared`."""
     design = nsd_format.make_design(job.size, job.config.seed)
     ids = np.concatenate(
         [get_trial_images(design, subject + 1, session) - 1 for session in range(1, job.size.n_sessions + 1)]
@@ -96,7 +96,7 @@ def simulate_general(
 
 
 def plan_mindeye1(job: PhantomJob) -> list[Unit]:
-    """Return one unit per person."""
+    """Return one unit per subject."""
     return list_units(job, "subject {person.name}, tars", job.size.n_trials, _write_mindeye1)
 
 
@@ -168,7 +168,7 @@ def write_tar(path: Path, samples: Mapping[str, Mapping[str, np.ndarray]]) -> Pa
 
 
 def plan_mindeye2(job: PhantomJob) -> list[Unit]:
-    """Return the pictures, and one unit per person."""
+    """Return the pictures, and one unit per subject."""
 
     def write_pictures(progress: Progress) -> list[Path]:
         return [write_coco_images(job, progress)]

@@ -56,7 +56,7 @@ def count(size: PhantomSize) -> Counts:
 
 
 def plan(job: PhantomJob) -> list[Unit]:
-    """Return design, stimuli, each person's regions, and one unit per run."""
+    """Return design, stimuli, each subject's regions, and one unit per run."""
     units = nsd_format.plan_shared(job)
     for person in job.subjects:
         units.append(

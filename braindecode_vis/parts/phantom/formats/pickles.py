@@ -3,7 +3,9 @@
 Owns the bytes of the files that authors made with ``np.save(path, a_dict)``, ``pickle.dump(a_dict)`` and
 ``torch.save(a_dict)``. A dictionary is pickled with a gap for the payload of its `PendingArray`, so that the caller can
 write the payload piece by piece (`numpy.ndarray.__reduce__` would first copy all of it). The modules have the names of
-NumPy 1, which wrote the published files. No pickle is read here.
+NumPy 1, which wrote the published files.
+
+No pickle is read here.
 
 References
 ----------

@@ -1,8 +1,9 @@
-"""THINGS-EEG1 from images to raw BrainVision recordings in BIDS: rapid streams, an image every 100 ms. Owns the design
-(every training image once in long sequences, then the test images many times), and the tables of version 1.1.0:
-``events.tsv`` with onsets in ms, paths with backslashes, test trials whose `object` is -1, and ``participants.tsv``
-with the column `exclude`. Test images are further exemplars of concepts that are also training concepts, as in the
-published set, so a zero-shot split leaves out these training images.
+"""THINGS-EEG1 from images to raw BrainVision recordings in BIDS: rapid streams, an image every 100 ms.
+
+Owns the design (every training image once in long sequences, then the test images many times), and the tables of
+version 1.1.0: ``events.tsv`` with onsets in ms, paths with backslashes, test trials whose `object` is -1, and
+``participants.tsv`` with the column `exclude`. Test images are further exemplars of concepts that are also training
+concepts, as in the published set, so a zero-shot split leaves out these training images.
 
 References
 ----------
@@ -38,7 +39,7 @@ PER_SEQUENCE = 309  # [1]_: 72 sequences of the 22,248 images
 
 
 def count_shown(size: PhantomSize) -> int:
-    """Return the presentations of one person; they include training images of test concepts."""
+    """Return the presentations of one subject; they include training images of test concepts."""
     n_concepts = size.n_train_concepts + size.n_test_concepts
     return n_concepts * size.n_train_exemplars + size.n_test_concepts * size.test_repetitions
 
@@ -115,7 +116,7 @@ def make_events(design: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def plan(job: PhantomJob) -> list[Unit]:
-    """Return the root files and one unit per person."""
+    """Return the root files and one unit per subject."""
 
     def write_root(progress: Progress) -> list[Path]:
         content = {"Name": "braindecode_vis phantom of THINGS-EEG", "BIDSVersion": "1.4.1", "License": "CC0"}

@@ -103,7 +103,7 @@ def _count_steps(size: PhantomSize) -> int:
 
 
 def plan(name: str, job: PhantomJob) -> list[Unit]:
-    """Return one unit per person: the two files share their noise covariance."""
+    """Return one unit per subject: the two files share their noise covariance."""
     write = partial(_write_person, name)
     return [
         things_eeg2_format.plan_image_list(job),

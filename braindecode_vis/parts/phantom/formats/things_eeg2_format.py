@@ -1,8 +1,9 @@
-"""THINGS-EEG2 from images to raw sessions, as published by its authors. Owns the experimental design (order and times
-of images), ``sub-XX/ses-YY/raw_eeg_{training,test}.npy`` and ``image_metadata.npy``; the derived layouts share the
-design. Traps that are kept: samples inside a pickled dictionary; codes that start at 1; 99999 for target trials; a
-training file that joins five recordings without a mark; training and test folders that are numbered independently;
-responses that overlap, since images follow each other every 200 ms.
+"""THINGS-EEG2 from images to raw sessions, as published by its authors.
+
+Owns the experimental design (order and times of images), ``sub-XX/ses-YY/raw_eeg_{training,test}.npy`` and
+``image_metadata.npy``; the derived layouts share the design. Traps that are kept: samples inside a pickled dictionary;
+codes that start at 1; 99999 for target trials; a training file that joins five recordings without a mark; training and
+test folders that are numbered independently; responses that overlap, since images follow each other every 200 ms.
 
 Memory: the pickled dictionary is written with a gap of the final size, and each block of samples is written to its
 place in every channel's row. Only one block is in memory; no temporary file is needed.
@@ -104,7 +105,7 @@ def count(size: PhantomSize) -> Counts:
 
 @lru_cache(maxsize=4)
 def make_design(size: PhantomSize, seed: int, subject: int) -> list[SessionDesign]:
-    """Return the design of one person (numbered from 0): every subject sees the images in a different order."""
+    """Return the design of one subject (numbered from 0): every subject sees the images in a different order."""
     assert size.pause_s is not None
     return make_things_eeg2_design(
         size.n_train_concepts,
@@ -485,7 +486,7 @@ def write_raw(
     check_columns(events.columns, ("sample", "code"), what=f"the event table of the {where}")
     pulses = events["sample"].to_numpy(dtype=np.int64)
     if len(pulses) and (pulses.min() < 0 or pulses.max() >= n_samples):
-        raise DataError(f"an event of the {where} lies at sample {pulses.max()}, outside its {n_samples}.")
+        raise DataError(f"an event of the {where} is at sample {pulses.max()}, outside its {n_samples}.")
     check_unique(pulses.tolist(), what=f"event samples of the {where}")
     content = {
         "raw_eeg_data": PendingArray((len(ch_names) + 1, n_samples), np.dtype("<f8")),

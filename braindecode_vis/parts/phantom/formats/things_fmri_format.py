@@ -123,7 +123,7 @@ def _make_design(job: PhantomJob, subject: int) -> pd.DataFrame:
 
 
 def plan(job: PhantomJob) -> list[Unit]:
-    """Return the masks, one unit per run of volumes, and the response table of each person."""
+    """Return the masks, one unit per run of volumes, and the response table of each subject."""
     n_trials = count_session_trials(job.size)
     runs = np.arange(n_trials) * job.size.runs // n_trials + 1  # of each trial of a session
     counts = np.bincount(runs).tolist()
@@ -257,7 +257,7 @@ def make_image_table(concepts: Sequence[str], n_exemplars: int = 12, n_test: int
 def make_things_fmri_design(
     images: pd.DataFrame, n_sessions: int = 12, n_runs: int = 10, seed: int = 0, *, n_catch: int = 100
 ) -> pd.DataFrame:
-    """Return every trial of one person: session k shows exemplar k of each concept, every test image, and catch trials.
+    """Return every trial of one subject: session k has exemplar k of each concept, every test image, and catch trials.
 
     Returns
     -------

@@ -138,7 +138,7 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
 
 
 def plan(job: PhantomJob) -> list[Unit]:
-    """Return the tables, one unit per raw run, and the epochs of each person."""
+    """Return the tables, one unit per raw run, and the epochs of each subject."""
 
     def write_tables(progress: Progress) -> list[Path]:
         images = job.table.assign(path=job.table["things_path"])
@@ -221,7 +221,7 @@ def _write_epochs(job: PhantomJob, person: Person, progress: Progress) -> list[P
 def _cut_sessions(
     job: PhantomJob, person: Person, design: pd.DataFrame, kept: list[int]
 ) -> Iterator[np.ndarray]:
-    """Yield every epoch of a person, z-scored by its baseline."""
+    """Yield every epoch of a subject, z-scored by its baseline."""
     n_baseline = round(-EPOCH_TMIN * EPOCH_SFREQ) + 1
     for _, events in design.groupby(["session", "run"]):
         session, run = int(events["session"].iloc[0]), int(events["run"].iloc[0])
@@ -290,7 +290,7 @@ def make_things_meg_design(
     n_catch: int = 200,
     soa_s: tuple[float, float] = (1.3, 1.7),
 ) -> pd.DataFrame:
-    """Return every trial of one person.
+    """Return every trial of one subject.
 
     Session k shows exemplar k of each concept once, every test image once, and `n_catch` catch images.
 
@@ -566,7 +566,7 @@ def estimate_raw_bytes(n_samples: int, n_channels: int = 272) -> int:
 
 
 def estimate_epochs_bytes(n_epochs: int, n_channels: int = 271) -> int:
-    """Return the size of one person's preprocessed epochs; twice as much is needed during writing."""
+    """Return the size of one subject's preprocessed epochs; twice as much is needed during writing."""
     return 4 * n_epochs * n_channels * EPOCH_N_TIMES
 
 

@@ -78,7 +78,7 @@ def test_eeg_is_deterministic_and_complete_or_absent(tmp_path, eeg):
     first, second = write_eeg(tmp_path / "a", eeg), write_eeg(tmp_path / "b", eeg)
     for file in first.parent.iterdir():
         assert file.read_bytes() == (second.parent / file.name).read_bytes(), file.name
-    with pytest.raises(DataError, match="announced with 2000 samples, but 1999 came"):
+    with pytest.raises(DataError, match="announced with 2000 samples, but 1999 were received"):
         write_eeg(tmp_path / "c", eeg[:, :-1])
     assert not list((tmp_path / "c").rglob("*.vhdr"))
 

@@ -43,7 +43,7 @@ def test_250_hz_form_is_a_bare_pickle_with_300_times(tmp_path, epochs):
 
 
 def test_too_few_epochs_leave_no_file(tmp_path, epochs):
-    with pytest.raises(DataError, match="announced with 4 images, but 3 came"):
+    with pytest.raises(DataError, match="announced with 4 images, but 3 were received"):
         derived.write_250hz(tmp_path, 1, "test", iter(epochs[:3]), **SIZES)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 

@@ -101,7 +101,7 @@ def test_same_input_gives_same_bytes(written, tables, tmp_path):
 
 
 def test_missing_voxels_leave_no_file(tables, tmp_path):
-    with pytest.raises(DataError, match="announced with 5 voxels, but 4 came"):
+    with pytest.raises(DataError, match="announced with 5 voxels, but 4 were received"):
         things_fmri_format.write_response_table(
             tmp_path, 1, iter([np.zeros((4, 10))]), n_voxels=5, stimuli=tables[0], voxels=tables[1]
         )
