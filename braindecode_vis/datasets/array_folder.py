@@ -579,9 +579,7 @@ def read_pictures(path: Path | None) -> Any:
 
 
 def _name_pictures(path: Path | None, about: dict[str, Any]) -> Any:
-    """Return pictures with ids that start at ``first_id`` of ``meta.yaml`` if they are an array, and remove that
-    key.
-    """
+    """Return pictures, those of an array with ids from ``first_id`` of ``meta.yaml``, and remove that key."""
     pictures, first = read_pictures(path), about.pop("first_id", None)
     if first is None or pictures is None or isinstance(pictures, Path):
         return pictures

@@ -1,5 +1,4 @@
-"""CNeuroMod-THINGS (St-Laurent et al. 2025): four subjects, 33 to 36 sessions each, in a memory task with THINGS
-images.
+"""CNeuroMod-THINGS (St-Laurent et al. 2025): a memory task with THINGS images, four subjects, 33 to 36 sessions each.
 
 Owns the pairing of GLMsingle's single-trial betas (one HDF5 file per subject: one group per session, in it one group
 per run, and the mask as an array) with the BIDS events, whose rows are in the order of the betas. The split is ours,

@@ -357,9 +357,7 @@ class _Work:
     silent: dict[str, int] = field(default_factory=dict)  # hosts: files in a row that nobody answered for
 
     def find_silence(self, file: RemoteFile) -> str:
-        """Return the reason why a file is not requested: without a network, each of thousands would have to time
-        out.
-        """
+        """Return why a file is not requested: without a network, each of thousands of requests would time out."""
         host = _find_host(file)
         if self.silent.get(host, 0) < _UNANSWERED:
             return ""
@@ -423,9 +421,7 @@ def fetch(plan: Plan, *, jobs: int = 4, progress: Progress | None = None) -> lis
 
 @contextmanager
 def _hold(root: Path) -> Iterator[None]:
-    """Let only one call at a time fill a folder: two would write into the same parts, and each would overwrite the
-    other's record.
-    """
+    """Let only one call at a time fill a folder: two would write the same parts and overwrite each other's record."""
     import filelock
 
     lock = filelock.FileLock(root / LOCK)

@@ -371,9 +371,7 @@ def _list_huggingface(part: ManifestPart, subjects: Sequence[str]) -> Iterator[R
 
 
 def _list_annex(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
-    """Return files by their git-annex key, below a store that is open over https; the key contains size and
-    checksum.
-    """
+    """Return files by their git-annex key, from a store that is open over https; the key has size and checksum."""
     for file in _name(part, subjects, lambda entry: [entry.at]):
         (key,) = file.urls
         known = re.match(r"(SHA256|MD5)E?-s(\d+)--([0-9a-f]+)", key)

@@ -125,9 +125,7 @@ class Layout:
         return [found for _, found in self.list_files(root, name, **labels)]
 
     def check_labels(self, root: Path, name: str, **labels: Any) -> None:
-        """Raise `ConfigError` if files of this kind exist, but none has the label that a setting of the data set asks
-        for.
-        """
+        """Raise `ConfigError` if files of this kind exist, but none has the label that a setting requests."""
         for label, value in labels.items():
             there = [found[label] for found in self.list_labels(root, name)]
             check_option(f"dataset.{label}", value, there or [value])
@@ -346,9 +344,7 @@ class OpenFile:
         return np.asarray(np.moveaxis(values, array.axes.index(first), 0) if first else values)
 
     def describe(self, labels: Mapping[str, Any]) -> str:
-        """Measure every array of the layout that belongs to `labels`, and return a text with the lengths of their
-        axes.
-        """
+        """Measure every array of the layout for `labels`, and return a text with the lengths of their axes."""
         for name, array in self.file.arrays.items():
             wanted = _fill(name, labels)
             found = [key for key, _ in self.find(wanted)]

@@ -298,9 +298,7 @@ def read_ideal_observer(root: Path, n_repetitions: int) -> float | None:
 
 
 def read_drive(root: Path) -> str:
-    """Return the features that drive the higher regions of a simulated data set; the embedded network for older
-    phantoms.
-    """
+    """Return the features that drive higher regions of a phantom; for older phantoms, the embedded network."""
     return str(read_json(root / _TRUTH / "phantom.json")["config"].get("drive", "embedded"))
 
 

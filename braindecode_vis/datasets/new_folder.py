@@ -170,9 +170,7 @@ def _name_columns(table: pd.DataFrame, ids: list[str], *, unnamed: bool) -> pd.D
 
 
 def _names_pictures(column: pd.Series, name: str, ids: list[str], *, unnamed: bool) -> bool:
-    """Whether a column identifies the picture of a trial; a column of numbers may mean something else, such as runs or
-    blocks.
-    """
+    """Whether a column identifies the picture of a trial; numbers may mean something else, such as runs or blocks."""
     if column.isna().any():
         return False
     shown = column.map(str).tolist()

@@ -289,8 +289,7 @@ def _check_rate(sfreq: float, times: np.ndarray | None, uneven: str) -> float:
 
 
 def _describe_uneven(seconds: np.ndarray) -> str:
-    """Return a sentence if the steps between samples differ, for example for chosen windows or after a jump; else
-    nothing.
+    """Return a sentence if the steps between samples differ (chosen windows, or a jump); else nothing.
 
     A step may differ by a tenth: many files round times to milliseconds.
     """
@@ -454,8 +453,7 @@ def are_unnamed(pictures: Any) -> bool:
 
 
 def number_pictures(pictures: Any, shown: Sequence[Any]) -> Any:
-    """Return unnamed pictures as a mapping from position to picture, if `shown` is whole numbers and contains every
-    position.
+    """Return unnamed pictures by their position, if `shown` is whole numbers and contains every position.
 
     Only for numbers that the user declared as positions. Codes of events, which begin at 1 or have gaps, are never
     positions: code 1 would be the second picture. For these, `assemble_data` raises an error that asks for their
@@ -713,9 +711,7 @@ def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _subjects_have_one_class(trials: pd.DataFrame) -> bool:
-    """Return whether each subject has trials of only one class, and each of several classes has two subjects or
-    more.
-    """
+    """Return whether each subject has only one class, and each of several classes has two subjects or more."""
     classes = trials.groupby("subject", observed=True)["concept"].unique()
     if classes.map(len).max() > 1:
         return False

@@ -192,7 +192,7 @@ def _ask_one(url: str, entry: RemoteFile) -> str:
 def check_answers(url: str) -> None:
     """Raise `TransferError` if no server answers; the content of the answer does not matter.
 
-    Use it before a library downloads that would try for half a minute and print each try.
+    Use it before a download by a library that would otherwise try for half a minute and print each try.
     """
     _, words = ask(RemoteFile("", (url,)))
     if (

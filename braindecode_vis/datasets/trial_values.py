@@ -164,8 +164,7 @@ def check_values(X: np.ndarray, dims: Sequence[str], ch_names: Sequence[str] | N
 
 
 def check_constant_trials(X: np.ndarray) -> list[str]:
-    """Raise `DataError` if many trials hold a single value, as in an overwritten file; return a remark if there are a
-    few.
+    """Raise `DataError` if many trials hold a single value, as in an overwritten file; for a few, return a remark.
 
     Parameters
     ----------

@@ -1,5 +1,4 @@
-"""Any BIDS fMRI data set, raw or after fMRIPrep: the options that all of them share, and the columns of the events
-table.
+"""Any BIDS fMRI data set, raw or after fMRIPrep: the shared options, and the columns of the events table.
 
 Owns the settings of BOLD time series, the opening of a tree as lazy runs, and the options for the rows of an events
 table: which of them are trials, which column names the picture, which pictures are test pictures. Reads headers and

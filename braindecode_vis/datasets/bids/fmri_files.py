@@ -265,8 +265,7 @@ def merge_sidecars(
     suffix: str = "bold",
     find: Finder | None = None,
 ) -> dict[str, Any]:
-    """Return the values of the sidecars of an image: the one beside it and those inherited below `root`, the nearest
-    first.
+    """Return the values of an image's sidecars: the one beside it and those inherited below `root`, nearest first.
 
     Parameters
     ----------

@@ -112,8 +112,7 @@ class Corpus:
         return Windows(self, runs.reset_index(drop=True), n_times, step or n_times)
 
     def list_subjects(self, *, held_out: bool = False) -> list[dict[str, str]]:
-        """Return `source`, `subject` and `person` of all training persons, or of all held-out persons, with each of
-        their names.
+        """Return `source`, `subject` and `person` of all training or held-out persons, with each of their names.
 
         A subject whose recordings are copies of another subject's has no runs, but is the same person.
         """

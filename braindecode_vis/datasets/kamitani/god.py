@@ -211,9 +211,7 @@ def make_bdata_part(
 
 
 def make_stimulus_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """Return `stimulus_id`, `concept` and `path` of the stimuli of several trial tables; imagined objects have no
-    path.
-    """
+    """Return `stimulus_id`, `concept` and `path` of the stimuli of trial tables; imagined objects have no path."""
     import pandas as pd
 
     joined: Any = pd.concat(tables, ignore_index=True)

@@ -230,9 +230,7 @@ def check_scale(percent: np.ndarray, divide_by: float, path: Path) -> None:
 
 
 class MaskedHdf5:
-    """Reads the HDF5 form, whose chunks hold all trials of a voxel: the session is read once, slice by slice, as
-    int16.
-    """
+    """Reads the HDF5 form, whose chunks hold all trials of a voxel: a session is read once, by slices, as int16."""
 
     def __init__(self, path: Path, mask: np.ndarray, *, divide_by: float) -> None:
         self.path, self.mask, self.divide_by = path, mask, divide_by

@@ -461,8 +461,7 @@ def _find(root: Path, pattern: str, *, required: bool) -> Path | None:
 
 
 def find_orders(design: NsdDesign, subject: int, counts: dict[str, int]) -> tuple[int, dict[str, np.ndarray]]:
-    """Return the number of sessions after which the design has these counts, and the images of each part, counted from
-    0.
+    """Return the number of sessions that gives these counts in the design, and the images of each part, from 0.
 
     Raises
     ------

@@ -1,5 +1,4 @@
-"""The interface from loaders of BOLD time series to preprocessing: runs with their trials, and the computation of
-responses.
+"""The interface from loaders of BOLD time series to preprocessing: runs, trials, and the computation of responses.
 
 Owns the lazy description of each run (image, timing, trials, confounds), the model that turns time series into one
 response per trial, and the mask. A loader fills these in and reads no volumes; `braindecode_vis.preprocessing.bold`

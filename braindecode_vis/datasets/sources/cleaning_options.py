@@ -1,5 +1,4 @@
-"""Options that clean continuous EEG or MEG and scale trials, shared by all loaders, and the layouts for which each is
-possible.
+"""Options that clean continuous EEG or MEG and scale trials, shared by all loaders, and the layouts that allow them.
 
 Owns the settings, their defaults (which change nothing) and the refusal of options that a layout does not allow:
 published epochs can only be scaled. The signal processing is in `braindecode_vis.preprocessing.cleaning`.

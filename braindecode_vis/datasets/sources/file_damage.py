@@ -119,7 +119,7 @@ def check_data_file(path: Path, *, full: bool = False) -> None:
 
 def _find_look(path: Path) -> Callable[[Path, bool], None] | None:
     name = path.name.lower()
-    # A CTF folder and the files that belong to a header are read through its entry.
+    # Files of a CTF folder and files that a header names are checked with the folder or the header.
     return next((look for ending, look in _LOOKS if name.endswith(ending)), None)
 
 

@@ -230,9 +230,7 @@ class _Damage:
 
 
 def open_stream(path: Path) -> IO[bytes]:
-    """Open a file for reading; if its first bytes are those of gzip, decompress it with the fastest available
-    gunzip.
-    """
+    """Open a file for reading; if it starts like gzip, decompress it with the fastest available gunzip."""
     with open_head(path) as file:
         compressed = file.read(2) == _GZIP_MAGIC
     return find_gunzip()[1](path) if compressed else open_head(path)

@@ -216,9 +216,7 @@ def choose_layout(
 
 
 def check_published_rate(sfreq: float, wanted: float | None, where: str) -> None:
-    """Raise `ConfigError` if published epochs have another rate (Hz) than the requested one: they are too short to
-    resample.
-    """
+    """Raise `ConfigError` unless published epochs have the requested rate (Hz): they are too short to resample."""
     if wanted is not None and not np.isclose(sfreq, wanted, rtol=1e-3):
         raise ConfigError(
             f"{where} has {sfreq:g} Hz and published epochs are not resampled; pass --set dataset.sfreq={sfreq:g} or "

@@ -78,9 +78,7 @@ class FileArray:
 
 
 def sniff(path: Path) -> str:
-    """Return the form that the first bytes of a file show: ``npy``, ``npy-pickle``, ``pickle``, ``zip`` or
-    ``unknown``.
-    """
+    """Return the form of a file by its first bytes: ``npy``, ``npy-pickle``, ``pickle``, ``zip``, ``unknown``."""
     with open_head(path) as file:
         start = file.read(8)
         if start.startswith(_NPY_MAGIC):

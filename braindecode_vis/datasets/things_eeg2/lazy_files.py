@@ -232,9 +232,7 @@ class _SmallArray:
 
 
 def _align_times(times: np.ndarray, n_times: int, item: LaidOutFile) -> np.ndarray:
-    """Return one time per sample: in the 250 Hz files, the baseline was removed from the data but not from the
-    times.
-    """
+    """Return one time per sample: in 250 Hz files, the baseline was removed from the data, not from the times."""
     if len(times) == n_times:
         return times
     if len(times) > n_times and np.isclose(times[len(times) - n_times], 0, atol=1e-6):

@@ -183,9 +183,7 @@ def place_voxels(voxels: pd.DataFrame, mask_path: Path | None, where: Path) -> t
 
 
 def _make_rois(table: pd.DataFrame, where: Path) -> dict[str, Roi]:
-    """Return one set per region, except for the parcellation of Glasser et al., which is disjoint and becomes one
-    set.
-    """
+    """Return one set per region; the parcellation of Glasser et al. is disjoint and becomes one set."""
     names = find_regions(table, where)
     glasser = [name for name in names if name.startswith(_GLASSER)]
     rois = {}
@@ -323,8 +321,7 @@ def _describe(path: Path, frame: Any, key: str, first_column: int) -> ResponseTa
 
 @dataclass
 class TableReader:
-    """Reads trials of a response table; it reads more than requested, since the values of a trial are far apart in the
-    file.
+    """Reads trials of a response table, more than requested: the values of a trial are far apart in the file.
 
     Parameters
     ----------

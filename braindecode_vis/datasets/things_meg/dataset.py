@@ -288,9 +288,7 @@ class ThingsMegConfig(MeegSettings):
 
 
 def _refuse_lost_epochs(root: Path, runs: list[MegRun]) -> None:
-    """Refuse raw recordings instead of epochs if they have fewer sessions: a lost file must not make the data set
-    smaller.
-    """
+    """Refuse raw recordings with fewer sessions instead of epochs: a lost file must not change the data set."""
     for subject in dict.fromkeys(run.subject for run in runs):
         attributes = find_attributes(root, subject)
         listed = set() if attributes is None else set(attributes["session_nr"])

@@ -525,9 +525,7 @@ def _check_categories(run: MegRun, table: pd.DataFrame, number: np.ndarray, name
 
 
 def measure_lag(run: MegRun, raw: Any, optical: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """Return the number of samples from each trigger to its optical onset (NaN without trigger), and a summary in
-    ms.
-    """
+    """Return the samples from each trigger to its optical onset (NaN without trigger), and a summary in ms."""
     if TRIGGER_CHANNEL not in raw.ch_names:
         raise DataError(f"{run.where} has no channel {TRIGGER_CHANNEL}; set dataset.onset to optical.")
     code = np.round(raw.get_data(picks=[TRIGGER_CHANNEL], verbose="error")[0]).astype(np.int64)

@@ -128,8 +128,7 @@ def choose_split(events: pd.DataFrame, test_set: TestSet, zero_shot: bool) -> tu
 
 
 def check_counts(events: pd.DataFrame, where: str, max_dropped: float) -> dict[str, Any]:
-    """Return the sizes of the split of one subject; a concept or image whose number differs from most others is an
-    error.
+    """Return the sizes of the split of one subject; a concept or image with an unusual number is an error.
 
     Published, with zero-shot training: 1654 concepts x 12 images and 200 images x 12 presentations.
     """

@@ -248,9 +248,7 @@ def _compute_transient(times: np.ndarray, rise: float) -> np.ndarray:
 
 
 def _find_source(person: Person, stage: ComponentConfig) -> int | None:
-    """Return the source of a mixture that drives a stage: higher stages alternate; None means the whole semantic
-    drive.
-    """
+    """Return the source of a mixture that drives a stage: higher stages alternate; None means all sources."""
     if person.config.drive != "mixture" or stage.feature != "semantic":
         return None
     higher = [one.name for one in person.stages if one.feature == "semantic"]

@@ -192,8 +192,7 @@ _LARGE_FILE_BYTES = 1_000_000
 
 
 def check_space(out: Path, estimate: Estimate) -> None:
-    """Raise `DataError` if the disk of `out` has too little space for the missing files, or a limit on file size is too
-    small.
+    """Raise `DataError` if the disk of `out` has too little space, or the limit on file size is too small.
 
     Otherwise both errors would come only after minutes of drawing and embedding images.
     """

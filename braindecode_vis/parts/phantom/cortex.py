@@ -128,8 +128,7 @@ def label_regions(positions: np.ndarray) -> np.ndarray:
 
 
 def label_networks(positions: np.ndarray) -> np.ndarray:
-    """Return the Yeo-7-like network of each position, shape (n_positions,); all visual regions are in the visual
-    network.
+    """Return the Yeo-7-like network of each position, shape (n_positions,); visual regions are in ``visual``.
 
     Examples
     --------

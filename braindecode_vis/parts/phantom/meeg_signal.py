@@ -238,9 +238,7 @@ def find_samples(onsets_s: np.ndarray, sfreq: float) -> np.ndarray:
 
 
 def _measure_signal_power(person: Person, patterns: tuple[np.ndarray, ...], duration_s: float) -> float:
-    """Return the power of the differences between training images in single trials: mean over channels and the
-    window.
-    """
+    """Return the power of differences between training images in single trials: mean over channels and window."""
     times = np.arange(SNR_WINDOW_S[0], SNR_WINDOW_S[1], 1 / 500)
     courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages])
     shown = project_images(person, patterns, pick_training_rows(person))

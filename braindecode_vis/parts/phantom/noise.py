@@ -264,7 +264,7 @@ def _filter_white(
 @lru_cache(maxsize=32)
 def _make_background_filter(exponent: float, sfreq: float) -> np.ndarray:
     """Return a cascade of one pole and one zero every two octaves that falls like f**(-exponent / 2) in amplitude."""
-    # At a distance of two octaves they deviate by 0.1 dB around the straight line at an exponent of 1, by 0.6 dB at 2.
+    # At a distance of two octaves they deviate by 0.1 dB from the straight line at an exponent of 1, by 0.6 dB at 2.
     ratio = 4.0
     corners = CORNER_HZ * ratio ** np.arange(np.ceil(np.log(sfreq / 2 / CORNER_HZ) / np.log(ratio)))
     poles = np.exp(-2 * np.pi * corners / sfreq)

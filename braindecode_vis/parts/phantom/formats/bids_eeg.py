@@ -144,9 +144,7 @@ def make_design(job: PhantomJob, subject: int, timing: TrialTiming) -> pd.DataFr
 
 
 def describe_events(job: PhantomJob, trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of the events with the images of some trials; `stim_file` is relative to ``stimuli``, as in
-    BIDS.
-    """
+    """Return the event columns for the images of some trials; `stim_file` is relative to ``stimuli``, as in BIDS."""
     shown = job.table.iloc[trials["row"].to_numpy()]
     return pd.DataFrame(
         {

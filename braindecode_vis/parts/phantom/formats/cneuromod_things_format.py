@@ -77,9 +77,7 @@ def count(size: PhantomSize) -> Counts:
 
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
-    """Return the images with category and exemplar in the numbering of the task; test categories are multiples of
-    ten.
-    """
+    """Return the images with the task's numbers of category and exemplar; test categories are multiples of ten."""
     table = list_pictures(size, seed, "")
     number = {"train": 0, "test": 0}
     of: dict[str, int] = {}

@@ -111,9 +111,7 @@ def list_sites(size: PhantomSize) -> list[Site]:
 
 
 def list_visits(size: PhantomSize) -> list[tuple[int, int]]:
-    """Return the recordings as pairs of subject and site (their indices in the job); the first subject is at two
-    sites.
-    """
+    """Return pairs of subject and site (their indices in the job); the first subject was at two sites."""
     n_sites = size.n_sites or 1
     visits = [(person, person % n_sites) for person in range(size.n_subjects)]
     return [*visits, (0, 1)] if n_sites > 1 else visits

@@ -88,8 +88,7 @@ def make_nsd_expdesign(
 
 
 def _order_trials(n_images: int, n_repetitions: int, n_sessions: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the image of each trial, numbered from 1; three fifths of the presentations of one image are close
-    together.
+    """Return the image of each trial, from 1; three fifths of the presentations of an image are close together.
 
     Share and spread (0.25 sessions) give the counts of the published design: per session 436 images shown
     once, 106 twice, 34 three times, and sometimes the same image twice in a row.

@@ -156,9 +156,7 @@ _REFERENCE_IMAGES = 512
 
 
 def count_kinds(size: PhantomSize) -> tuple[int, int]:
-    """Return the number of grey images, which all subjects see, and of coloured ones for each subject: 220 and 64 of
-    284.
-    """
+    """Return the numbers of grey images for all subjects and of coloured ones for each: 220 and 64 of 284."""
     n = size.n_synthetic or 0
     n_colour = round(n * 64 / 284)
     return n - n_colour, n_colour
@@ -198,9 +196,7 @@ def estimate_synthetic_bytes(size: PhantomSize) -> float:
 
 
 def draw_images(size: PhantomSize, seed: int, subject: int) -> np.ndarray:
-    """Return the images as shown on the screen, uint8 (n_images, height, width, 3); the coloured ones are the
-    subject's.
-    """
+    """Return the shown images, uint8 (n_images, height, width, 3); the coloured ones are for one subject."""
     height, width = _measure(size)
     n_grey, n_colour = count_kinds(size)
     y, x = np.mgrid[:height, :width]

@@ -1,5 +1,4 @@
-"""THINGS-MEG from images to raw runs and preprocessed epochs, as on OpenNeuro (ds004212), with FIF instead of CTF
-folders.
+"""THINGS-MEG from images to raw runs and preprocessed epochs, as in ds004212, but with FIF instead of CTF folders.
 
 Owns the design, the BIDS tree with its raw runs, ``derivatives/preprocessed/preprocessed_P*-epo.fif``,
 ``sourcedata/sample_attributes_P*.csv`` and the two THINGS tables that turn image numbers into concepts. MNE can read
