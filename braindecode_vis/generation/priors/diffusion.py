@@ -427,8 +427,7 @@ class DiffusionPrior(Prior):
 # --- trained with the brain encoder ----------------------------------------------------------------------------
 # The prior of MindEye2: a network that the brain encoder trains beside its own weights, and its samples.
 #
-# Owns the loss, where the trained network goes, and its files. The network, noise schedule and sampler stand in the
-# files beside this one; what joint training means for a result stands with the settings.
+# Owns the loss, where the trained network goes, and its files. Noise schedule and sampler are those above.
 #
 # Beside the public code of Scotti et al. (2024), arXiv:2403.11207, with copied weights: see the test of this module.
 
