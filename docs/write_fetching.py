@@ -1,8 +1,8 @@
-"""Write ``docs/FETCHING.md``: what can be fetched of each data set, from where, how large, and under which terms.
+"""Write ``docs/FETCHING.md``: the parts of each data set that can be fetched, with their addresses, sizes and terms.
 
     python docs/write_fetching.py
 
-The tables are those of ``data_manifests``; ``tests/datasets/test_hosts.py`` fails where the page is not current.
+The tables are those of ``data_manifests``; ``tests/datasets/test_hosts.py`` fails if the page is not current.
 """
 
 from __future__ import annotations
@@ -25,26 +25,28 @@ HEADER = """# Fetching data sets
     # asks each address whether it answers
     braindecode-vis fetch things_eeg2 --check-addresses
 
-In Python, `bdv.load("digits69", download=True)` fetches and opens a data set in one line. Without a folder it goes
-below `$BRAINDECODE_VIS_DATA`, or `datasets` in the user's cache folder.
+In Python, `bdv.load("digits69", download=True)` fetches and opens a data set in one line. If no folder is given, it is
+stored below `$BRAINDECODE_VIS_DATA`, or in `datasets` in the user's cache folder.
 
-The size and the free space are told before anything moves. Files come side by side (`--jobs`), grow as `.part`, are
-compared with the published size and checksum and renamed; a call that was stopped or broke off goes on where it was,
-and a second one asks for nothing and reads nothing (`.fetched.json` holds what was verified). Archives are unpacked
-and removed. A wrong file is thrown away with a sentence and exit code 2. One call at a time fills a folder. A file of
-your own under the name of a published one is replaced. `--parts all` fetches what the default leaves out.
+The size and the free space are printed before the download starts. Several files are downloaded at once (`--jobs`).
+An unfinished file has the ending `.part`; a finished one is compared with the published size and checksum, and then
+renamed. If a call was stopped or failed, run it again: it continues where it stopped. A call for files that are already
+complete downloads nothing and reads no file again (`.fetched.json` lists what was verified). Archives are unpacked and
+then removed. A wrong file is deleted, and the command ends with an error and exit code 2. Only one call at a time can
+write into a folder. If a file of your own has the name of a published file, it is replaced. `--parts all` also fetches
+the parts that are not fetched by default.
 
-What comes under terms needs `--accept-terms`, after you have read them; what is behind a form, a password or a login
-is never fetched: the table says what to do. No password is shipped.
+Files with terms of use need `--accept-terms`; read the terms first. Files that need a form, a password or a login
+are never fetched: the table says how to get them. The package contains no passwords.
 
-**How sure an address is.** *Verified*: read in its owner's own repository, mirror or code, in stored copies.
-*Second-hand*: in other people's scripts. *Unconfirmed*: neither. None was reached while this was written:
-`--check-addresses` tells on a machine with a network, and a file that is not what is published is refused. Where a
-host publishes a list of its files (OpenNeuro and NSD by bucket, NEMAR, figshare, OSF, the Hugging Face hub), the list
-is read when you fetch, and sizes and checksums with it; OpenNeuro's and NSD's lists tell sizes alone. The files of
-the default parts of digits69, haxby_slices, muse_n170, things_eeg1, things_meg and cneuromod_things stand in
-`data_manifests` with their checksums, most of those on OpenNeuro with the version in its bucket as well, so that a
-later snapshot changes nothing.
+**How sure an address is.** *Verified*: found in its owner's own repository, mirror or code, in stored copies.
+*Second-hand*: found in other people's scripts. *Unconfirmed*: neither. No address was contacted while this page was
+written: use `--check-addresses` on a machine with a network to test them. A file that differs from the published one is
+refused. If a host publishes a list of its files (OpenNeuro and NSD by bucket, NEMAR, figshare, OSF, the Hugging Face
+hub), the list with sizes and checksums is read when you fetch; OpenNeuro's and NSD's lists contain only sizes. The
+files of the default parts of digits69, haxby_slices, muse_n170, things_eeg1, things_meg and cneuromod_things are listed
+in `data_manifests` with their checksums. Most of those on OpenNeuro are listed with the version in the bucket as well,
+so that a later snapshot changes nothing.
 
 """
 
