@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.encoders import tsconv
+from braindecode_vis.encoders import atm
 from braindecode_vis.encoders.atm_config import EEGProjectConfig
 from braindecode_vis.encoders.signal import Signal
 
@@ -51,7 +51,7 @@ def test_flattens_any_axes_alike(dims, shape):
 
 @pytest.mark.parametrize("n_windows", [1, 3, 10, 99])
 def test_a_window_is_answered_as_if_the_rest_were_zero(n_windows, monkeypatch):
-    monkeypatch.setattr(tsconv, "_WINDOWS", n_windows)
+    monkeypatch.setattr(atm, "_WINDOWS", n_windows)
     config = EEGProjectConfig()
     network = config.build(make_signal(("channel", "time"), (3, 10)), 7).eval()
     data = torch.randn(4, 3, 10)

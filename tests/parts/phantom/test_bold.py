@@ -61,7 +61,7 @@ def test_betas_are_named_by_their_seeds(person, scanner):
     both = simulate_betas(person, scanner, np.array([3, 9]), [11, 12])
     np.testing.assert_allclose(simulate_betas(person, scanner, np.array([9]), [12])[0], both[1], atol=1e-5)
     assert not np.allclose(simulate_betas(person, scanner, np.array([9]), [13])[0], both[1])
-    with pytest.raises(DataError, match="one each"):
+    with pytest.raises(DataError, match="one per trial"):
         simulate_betas(person, scanner, np.array([9]), [1, 2])
 
 
