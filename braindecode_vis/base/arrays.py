@@ -472,6 +472,10 @@ class Embeddings:
             raise DataError(f"no embedding of stimulus {missing!r} in space {self.space!r}; embed it first.")
         return Embeddings(self.vectors[rows], np.asarray(wanted, dtype=object), self.space)
 
+    def take(self, rows: Any) -> Embeddings:
+        """Return some rows, which a number for each, a mask or a slice names, in that order."""
+        return Embeddings(self.vectors[rows], self.ids[rows], self.space)
+
     def flat(self) -> np.ndarray:
         """Return float32 vectors of shape (n_rows, n_tokens * n_features).
 

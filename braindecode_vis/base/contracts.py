@@ -467,7 +467,7 @@ def predict_by_inner_folds(
     distinct = make_generator(0, "role", "out_of_fold").permutation(np.unique(ids))
     n_folds = min(n_folds, len(distinct))
     if n_folds < 2:
-        return Embeddings(targets.vectors[:0], targets.ids[:0], targets.space)
+        return targets.take(slice(0))
     if encoder.build_again is None:
         raise DataError(
             f"{name_class(encoder)} was made without settings, so another one cannot be built from it."
@@ -477,9 +477,7 @@ def predict_by_inner_folds(
         held = np.isin(ids, distinct[number::n_folds])
         train, test = np.flatnonzero(~held), np.flatnonzero(held)
         other = encoder.build_again(seed=derive_seed(0, "role", "out_of_fold", number))
-        other.fit(
-            responses.select(train), Embeddings(targets.vectors[train], targets.ids[train], targets.space)
-        )
+        other.fit(responses.select(train), targets.take(train))
         held_out.append(test)
         predict = other.predict if compared else other.predict_for_generator
         predicted.append(predict(responses.select(test)))

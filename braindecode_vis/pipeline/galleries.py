@@ -356,6 +356,6 @@ def _make_sides(
 ) -> tuple[Embeddings, Embeddings]:
     # Of training images alone, so that no query moves because of what else was tested.
     centre = source.fit_centre(subject)
-    queries = Embeddings(predicted.vectors[rows], predicted.ids[rows], predicted.space)
+    queries = predicted.take(rows)
     gallery = source.map_targets(source.bank.select(list(gallery_ids)), subject)
     return centre.apply(queries), centre.apply(gallery)

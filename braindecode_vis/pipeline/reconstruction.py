@@ -371,7 +371,7 @@ class _Drawing:
 def _decode_rows(decoder: CaptionDecoder, embeddings: Embeddings, rows: range) -> list[str]:
     """Return the captions of some rows."""
     taken = slice(rows.start, rows.stop)
-    return decoder.decode(Embeddings(embeddings.vectors[taken], embeddings.ids[taken], embeddings.space))
+    return decoder.decode(embeddings.take(taken))
 
 
 def _group(texts: Sequence[str], n_rows: int) -> list[list[str]]:
@@ -749,7 +749,7 @@ def _take_rows(
     taken = slice(None) if generator.rows_at_once is None else slice(rows.start, rows.stop)
 
     def take(one: Embeddings) -> Embeddings:
-        return Embeddings(one.vectors[taken], one.ids[taken], one.space)
+        return one.take(taken)
 
     if prompts is not None:
         each = len(embeddings) // max(len(prompts), 1)  # a text leads all draws of its row, or one

@@ -442,7 +442,7 @@ def _make_compositions(run: Run, settings: CompositionConfig) -> tuple[list[Comp
             ids = [str(place) for place in range(len(said))]
             if sentences is not None:
                 predicted, read = sentences
-                own = Embeddings(predicted.vectors[part.rows], predicted.ids[part.rows], predicted.space)
+                own = predicted.take(part.rows)
                 read_both = [Embeddings(read(one), ids, predicted.space) for one in texts]
                 note = "; texts in the space of sentences by the encoder's head"
                 made.append(_compare_sides("texts", said, own, read_both, subjects, note))
@@ -477,7 +477,7 @@ def _compare_sides(
 
     rows = np.array([row for row, _ in asked])
     return CompositionSides(
-        label, Embeddings(queries.vectors[rows], queries.ids[rows], queries.space), both[0], both[1],
+        label, queries.take(rows), both[0], both[1],
         np.array([test.kind for _, test in asked], dtype=object),
         np.array([test.pair for _, test in asked], dtype=object), subjects[rows], note,
     )  # fmt: skip
@@ -608,7 +608,7 @@ def _score_descriptions(
             sentences = None
             if head is not None:
                 predicted, read = head
-                own = Embeddings(predicted.vectors[part.rows], predicted.ids[part.rows], predicted.space)
+                own = predicted.take(part.rows)
                 said = make_unit(average_texts([one.texts for one in asked], read))
                 sentences = own, Embeddings(said, texts.ids, predicted.space)
             tasks.append(DescriptionTask(part.queries, texts, images, part.gallery, weight, sentences))

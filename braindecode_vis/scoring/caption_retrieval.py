@@ -73,6 +73,6 @@ def retrieve_captions(
         )
     # Sorted by id, so that ties do not depend on the order of the trials.
     known = known[np.argsort(training.ids[known].astype(str), kind="stable")]
-    candidates = Embeddings(training.vectors[known], training.ids[known], training.space)
+    candidates = training.take(known)
     nearest = np.argmax(compute_similarity(predicted, candidates, device=device), axis=1)
     return [bank[str(candidates.ids[row])][0] for row in nearest]

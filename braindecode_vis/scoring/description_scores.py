@@ -131,7 +131,7 @@ def rank_by_descriptions(task: DescriptionTask) -> Iterator[tuple[str, Retrieval
     """Yield the name of each ranking, and the ranks of a block of queries in it, block by block."""
     for start in range(0, len(task.queries), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        queries = Embeddings(task.queries.vectors[rows], task.queries.ids[rows], task.queries.space)
+        queries = task.queries.take(rows)
         for name, table in _tabulate(queries, task, rows).items():
             yield name, rank_similarities(table, queries.ids, task.texts.ids, n_top=0)
 
@@ -140,9 +140,7 @@ def _tabulate(queries: Embeddings, task: DescriptionTask, rows: slice) -> dict[s
     texts, by_head = compute_similarity(queries, task.texts), {}
     if task.sentences is not None:
         said, known = task.sentences
-        by_head[BY_HEAD] = compute_similarity(
-            Embeddings(said.vectors[rows], said.ids[rows], said.space), known
-        )
+        by_head[BY_HEAD] = compute_similarity(said.take(rows), known)
     if task.images is None:
         return {TEXTS: texts, **by_head}
     images = compute_similarity(queries, task.images)

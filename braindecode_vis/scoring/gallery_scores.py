@@ -292,7 +292,7 @@ def _rank_by_faiss(
     before = ((similar >= true[:, None] - TIE_TOLERANCE) & ~mine).sum(axis=1)
     found = {f"top{k}": (np.isfinite(true) & (before < k)).astype(float) for k in tops}
     checked = np.sort(chance.permutation(len(queries))[: config.n_checked])
-    some = Embeddings(queries.vectors[checked], queries.ids[checked], queries.space)
+    some = queries.take(checked)
     exact = compute_ranks(some, gallery, n_top=RECALLED, device=device).top_indices
     recall = np.full(len(queries), np.nan)
     recall[checked] = [np.isin(a, b[:RECALLED]).mean() for a, b in zip(exact, rows[checked], strict=True)]

@@ -320,7 +320,7 @@ def rank_calibrated(task: ProtocolTask) -> Iterator[_Values]:
         sizes.add(len(gallery))
         for subject in sorted(set(task.subjects[rows].tolist())):
             some = np.flatnonzero(task.subjects[rows] == subject)
-            own = Embeddings(queries.vectors[some], queries.ids[some], queries.space)
+            own = queries.take(some)
             found = calibrate(own, gallery)
             n_used, n_all = n_used + found.rotation.used, n_all + 1
             for name, similarity in found.similarities.items():
@@ -346,9 +346,7 @@ def score_draws(task: ProtocolTask) -> Iterator[Score]:
     for who in sorted(set(task.subjects.tolist())):
         rows = np.flatnonzero(task.subjects == who)
         # NSD shows each test image three times; the published number is of their mean.
-        own, _ = protocols.average_predictions(
-            Embeddings(queries.vectors[rows], queries.ids[rows], queries.space)
-        )
+        own, _ = protocols.average_predictions(queries.take(rows))
         n_drawn = min(
             task.n_drawn, len(own)
         )  # a smaller test set is searched whole, which the name of a row says

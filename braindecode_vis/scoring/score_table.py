@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.arrays import Embeddings, Score
+from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.scoring.image_scores import encode_images, score_features, score_images, score_suite
 from braindecode_vis.scoring.metrics.identification import (
@@ -241,7 +241,7 @@ def score_embeddings(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
             local = scored.rows[task.folds[scored.rows] == fold] - int(np.flatnonzero(task.folds == fold)[0])
             if not len(local):
                 continue
-            own = Embeddings(queries.vectors[local], queries.ids[local], queries.space)
+            own = queries.take(local)
             stimuli, truth = np.unique(own.ids.astype(str), return_inverse=True)
             target = gallery.select(list(stimuli))
             if len(own) * len(target) > LARGEST_TABLE:

@@ -317,7 +317,7 @@ class AutoEncoder(roles.Completed):
 
 def _take(targets: Any, rows: np.ndarray) -> Any:
     if isinstance(targets, Embeddings):
-        return Embeddings(targets.vectors[rows], targets.ids[rows], targets.space)
+        return targets.take(rows)
     return np.asarray(targets)[rows]
 
 

@@ -440,7 +440,7 @@ def name_reduced(space: str, choice: ViewChoice | None) -> str:
 def check_adaptation(fit: NetworkFit, responses: Responses, targets: Embeddings) -> None:
     """Raise `DataError` if axes or target space differ from those of the first training."""
     fit.check_input(responses)
-    reduced = reduce_views(Embeddings(targets.vectors[:1], targets.ids[:1], targets.space), fit.view_choice)
+    reduced = reduce_views(targets.take(slice(1)), fit.view_choice)
     if reduced.space != fit.space or tuple(reduced.vectors.shape[1:]) != fit.target_shape:
         raise DataError(f"this encoder predicts {fit.space!r}, so it cannot be adapted to {targets.space!r}.")
 

@@ -133,7 +133,7 @@ def leave_out(images: Embeddings, tested: Embeddings) -> Embeddings:
                 kept[start + row] = False
     if kept.all():  # the memory map itself, which a selection would read into memory
         return images
-    return Embeddings(images.vectors[kept], images.ids[kept], images.space)
+    return images.take(kept)
 
 
 def iterate_rows(images: Embeddings) -> Iterator[tuple[int, np.ndarray]]:

@@ -87,7 +87,7 @@ class HubnessConfig(Analysis):
             draws: dict[str, list[float]] = {}
             for _ in range(self.n_resamples):
                 rows = np.concatenate([groups[g] for g in generator.integers(0, len(groups), len(groups))])
-                some = Embeddings(queries.vectors[rows], queries.ids[rows], queries.space)
+                some = queries.take(rows)
                 for name, value in _measure_predictions(some, gallery, self.k).items():
                     draws.setdefault(name, []).append(value)
             return {name: np.array(values) for name, values in draws.items()}, len(groups)

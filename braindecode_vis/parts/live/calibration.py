@@ -591,7 +591,7 @@ def adapt_to_person(judge: Judge, block: np.ndarray, ids: Sequence[str], targets
 
 
 def _take(embeddings: Embeddings, keep: np.ndarray) -> Embeddings:
-    return Embeddings(embeddings.vectors[keep], embeddings.ids[keep], embeddings.space)
+    return embeddings.take(keep)
 
 
 def _map(judge: Judge, targets: Embeddings) -> Embeddings:

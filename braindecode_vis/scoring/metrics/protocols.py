@@ -163,7 +163,7 @@ def compute_average_precision(
     values = np.empty(len(queries))
     for start in range(0, len(queries), BLOCK_QUERIES):
         rows = np.arange(start, min(start + BLOCK_QUERIES, len(queries)))
-        block = Embeddings(queries.vectors[rows], queries.ids[rows], queries.space)
+        block = queries.take(rows)
         similarity = compute_similarity(block, gallery, device=device).round(6)  # nearly equal is equal
         relevant = wanted[rows][:, None] == names[None]  # (n_block, n_gallery)
         # By similarity, and among equal ones the relevant last: a collapsed gallery gains nothing.
@@ -233,8 +233,8 @@ def identify_within_label(
                 f"{str(label)!r} has only one image in the gallery, so images within it cannot be distinguished."
             )
         found = compute_ranks(
-            Embeddings(queries.vectors[rows], queries.ids[rows], queries.space),
-            Embeddings(gallery.vectors[items], gallery.ids[items], gallery.space),
+            queries.take(rows),
+            gallery.take(items),
             n_top=0, device=device,
         )  # fmt: skip
         values[rows] = 1 - (found.ranks - 1) / (len(items) - 1)
