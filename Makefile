@@ -12,11 +12,11 @@ export MPLBACKEND := Agg
 # what the demo needs; the tests add the tools of developers
 $(CORE): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[generate]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[generate]"
 	@touch $@
 
 $(READY): $(CORE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[dev]"
 	@touch $@
 
 demo: $(CORE)
@@ -27,7 +27,7 @@ demo: $(CORE)
 LIVE ?= --repetitions
 OPEN ?=
 $(VENV)/.live: $(CORE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[generate,live]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[generate,live]"
 	@touch $@
 
 live: $(VENV)/.live
@@ -71,25 +71,25 @@ format: $(READY)
 
 # one table beside peers (`make peers` installs those that are missing), one of growth; the quick one writes nothing
 bench: $(READY)
-	$(BIN)/python benchmarks/table.py --write docs/BENCHMARKS.md
+	$(BIN)/python benchmarks/table.py --write docs/research/BENCHMARKS.md
 
 bench-quick: $(READY)
 	$(BIN)/python benchmarks/table.py --quick
 
 # latency, losses and the cost of causal filters of live decoding: most of an hour
 bench-live: $(READY)
-	$(BIN)/python benchmarks/live.py --write docs/BENCHMARKS.md
+	$(BIN)/python benchmarks/live.py --write docs/research/BENCHMARKS.md
 
 # do intervals cover, and p-values hold their level: every kind, 1000 draws a cell; half an hour on one core
 calibrate: $(READY)
-	$(BIN)/python benchmarks/calibration.py --write docs/BENCHMARKS.md
+	$(BIN)/python benchmarks/calibration.py --write docs/research/BENCHMARKS.md
 
 peers: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[bench]"
 
 # the site, with notebooks that are run where they or the package have changed: build/docs/html/index.html
 $(VENV)/.docs: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[docs]"
 	@touch $@
 
 docs: $(VENV)/.docs

@@ -1,7 +1,7 @@
 """Do intervals cover and p-values hold their level? Every kind that a page prints, simulated where the truth is known.
 
     python benchmarks/calibration.py                              # 1000 draws a cell, printed
-    python benchmarks/calibration.py --write docs/BENCHMARKS.md   # the table of the docs
+    python benchmarks/calibration.py --write docs/research/BENCHMARKS.md   # the table of the docs
     python benchmarks/calibration.py --only crossed Holm --draws 200
 
 A `Check` draws data of one kind and size, calls the function of the package that a page calls, and says what came of

@@ -443,7 +443,11 @@ print(json.dumps([[*where, shown] for where, shown in found.items()]))
 def measure_settings(root: Path) -> dict[str, Figure]:
     """Count settings, and those that no configuration, page, notebook or benchmark shows."""
     listed = json.loads(_run(root, "-c", _SETTINGS, str(root)))
-    pages = [path for path in (root / "docs").glob("*.md") if path.name != "SETTINGS.md"]
+    pages = [
+        path
+        for path in (root / "docs").rglob("*.md")
+        if path.name != "SETTINGS.md" and "generated" not in path.parts
+    ]
     others = [*root.glob("*.md"), *root.glob("notebooks/*.ipynb"), *root.glob("benchmarks/**/*.py")]
     keys = {
         key

@@ -154,7 +154,7 @@ what `braindecode-vis datasets NAME` says. How each loader reads its files stand
 Sizes are those of what `fetch` takes without being asked for more; `fetch NAME --dry-run` says the rest, and what no
 manifest knows. Times of downloads are for a line of 100 Mbit/s. [Fetching](../FETCHING.md) has the parts, their
 addresses and how sure these are. Scores are **measured here** where
-[Results](../RESULTS.md) has them; what others published is **not re-measured** here, and stands with its protocol.
+[Results](../research/RESULTS.md) has them; what others published is **not re-measured** here, and stands with its protocol.
 
 """
 
@@ -239,7 +239,7 @@ def _make_data_set(manifest: Manifest, configs: Sequence[dict[str, Any]]) -> str
          if manifest.parts else ""),
         ("Cite", _link_sources(manifest.citation)),
         ("Configurations", ", ".join(f"[{c['name']}](configurations.md#{_slug(c['name'])})" for c in own)),
-        ("Measured here", "; ".join(f"`{m.config}`: {m.text} ([how](../RESULTS.md#{m.section}))"
+        ("Measured here", "; ".join(f"`{m.config}`: {m.text} ([how](../research/RESULTS.md#{m.section}))"
                                     for m in MEASURED.get(name, ()))),
         ("Published, not re-measured", "; ".join(f"`{c['name']}`: {_plain(c['header'].as_published)}"
                                                  for c in own if _has_number(c["header"]))),
@@ -296,7 +296,7 @@ $ braindecode-vis run digits69_ridge --root data/digits69 --out runs/digits
 ```
 
 One that follows a paper says which of its settings are the paper's and where it departs. **Numbers under "as published"
-are those of the authors; they are not re-measured here**, unless [Results](../RESULTS.md) says so.
+are those of the authors; they are not re-measured here**, unless [Results](../research/RESULTS.md) says so.
 
 """
 
@@ -345,7 +345,7 @@ def make_published() -> str:
     return (
         "# What the configurations of papers reached\n\n"
         "The numbers of their authors, with their protocol, as the header of each configuration states them. None of "
-        "them is re-measured here: the recordings were not at hand. [Beside published numbers](../PUBLISHED.md) says "
+        "them is re-measured here: the recordings were not at hand. [Beside published numbers](../research/PUBLISHED.md) says "
         "which rules lie behind such numbers.\n\n" + make_table(head, rows)
     )
 
@@ -565,12 +565,15 @@ def redirect_links(name: str, source: list[str]) -> str:
         The new text.
     """
     up = "../" * name.count("/")
-    pages = {f"../{top}": f"{up}generated/{page}" for top, page in TOP.items()}
-    pages |= {"../notebooks": f"{up}TUTORIALS.md", "../configs": f"{up}generated/configurations.md"}
-    pages |= {"SETTINGS.md": f"{up}generated/settings/index.md"}
+    pages = {f"{up}../{top}": f"{up}generated/{page}" for top, page in TOP.items()}
+    pages |= {f"{up}../notebooks": f"{up}TUTORIALS.md", f"{up}../configs": f"{up}generated/configurations.md"}
+    pages |= {f"{up}SETTINGS.md": f"{up}generated/settings/index.md"}
     if name.startswith("generated/"):  # copies of files on top, whose links start there
         pages |= TOP
-        pages |= {f"docs/{path.name}": f"../{path.name}" for path in HERE.glob("*.md")}
+        written = [
+            path.relative_to(HERE).as_posix() for path in HERE.rglob("*.md") if "generated" not in path.parts
+        ]
+        pages |= {f"docs/{page}": f"../{page}" for page in written}
         pages |= {
             f"docs/images/{path.name}": f"../images/{path.name}" for path in (HERE / "images").iterdir()
         }

@@ -424,7 +424,7 @@ def test_help_and_pages_name_every_format_of_the_phantom(call):
 
     assert set(PHANTOM_FORMATS) == set(FORMATS)
     assert tuple(DRIVES) == PHANTOM_DRIVES
-    page = (Path(__file__).parents[1] / "docs" / "PHANTOM.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "research" / "PHANTOM.md").read_text()
     assert [name for name in FORMATS if f"`{name}`" not in page] == []
     assert {name for manifest in read_manifests().values() for name in manifest.phantoms} == set(
         FORMATS

@@ -21,7 +21,8 @@ from braindecode_vis.datasets.manifests import read_manifests
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("*.md"))]
+WRITTEN = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("research/*.md"))]
+PAGES = [*WRITTEN, *sorted(ROOT.glob("*.md"))]
 
 VERBS = get_command(app).commands
 
@@ -40,7 +41,7 @@ generate = load_generator()
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """Every page of the site, by its path below docs: written by hand, and generated."""
-    found = {path.name: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+    found = {path.relative_to(DOCS).as_posix(): path.read_text() for path in WRITTEN}
     return found | {f"generated/{name}": content for name, content in generate.make_pages()}
 
 
@@ -106,7 +107,7 @@ def test_links_between_files_lead_somewhere(path):
     """As they are read in the repository, where pages of the site that are generated are not."""
     for link in list_links(path.read_text()):
         target, _, anchor = link.partition("#")
-        if re.match(r"[a-z]+:", target) or target.startswith("generated/"):
+        if re.match(r"[a-z]+:", target) or re.match(r"(\.\./)?generated/", target):
             continue
         file = (path.parent / target) if target else path
         assert file.exists(), f"{path.name} links to {link}"
@@ -147,7 +148,7 @@ def test_generated_pages_name_everything(pages):
 
 
 def test_what_the_catalogue_says_was_measured_stands_in_the_results():
-    text = (DOCS / "RESULTS.md").read_text()
+    text = (DOCS / "research" / "RESULTS.md").read_text()
     for name, entries in generate.MEASURED.items():
         assert name in read_manifests()
         for entry in entries:

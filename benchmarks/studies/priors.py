@@ -36,7 +36,7 @@ from braindecode_vis.scoring.metrics.embedding import compute_mmd, find_bandwidt
 from braindecode_vis.scoring.uncertainty import widen_limits
 
 SMALL = {"widths": (256, 128, 64), "time_features": 64, "batch_size": 64, "warmup_steps": 100, "steps": 25}
-# Guidance was chosen on concepts that are tested nowhere (docs/RESULTS.md).
+# Guidance was chosen on concepts that are tested nowhere (docs/research/RESULTS.md).
 SIMULATED = {
     "condition": "simulated", "widths": (512, 256, 128), "time_features": 64, "batch_size": 256, "min_steps": 8000,
     "epochs": 1, "warmup_steps": 200, "dropout": 0.0, "held_out": 0.0, "prediction": "v_prediction",

@@ -55,7 +55,7 @@ class CausalFilter:
             sections.append(tf2sos(*iirnotch(frequency, frequency / (np.sqrt(3) * width), self.sfreq)))
         if self.l_freq is not None:
             # MNE's transition ends at l_freq and is as wide as that, up to 2 Hz or a quarter of it. Of causal filters
-            # the gentlest one changes epochs least: steeper ones turn the phase more (docs/LOG.md).
+            # the gentlest one changes epochs least: steeper ones turn the phase more (docs/research/LOG.md).
             width = min(max(0.25 * self.l_freq, 2.0), self.l_freq)
             sections.append(butter(1, self.l_freq - width / 2, "highpass", fs=self.sfreq, output="sos"))
         self._sections = np.concatenate(sections) if sections else None
