@@ -186,6 +186,22 @@ def test_kinds_and_roles_are_described(call):
 
 
 @pytest.mark.parametrize(
+    ("word", "verb"),
+    [("decode", "run"), ("download", "fetch"), ("slurm", "run NAME --cluster slurm"), ("help", "--help")],
+)
+def test_a_word_that_is_no_verb_leads_to_the_verb(call, word, verb):
+    check_refusal(call(word), f"no verb is called {word}: use braindecode-vis {verb}.")
+
+
+def test_words_that_lead_to_verbs_are_none(call):
+    """A verb that is added under such a name must not be hidden."""
+    from braindecode_vis.cli import _SAID_OTHERWISE, _VERBS
+
+    assert not set(_SAID_OTHERWISE) & set(_VERBS)
+    assert {said.split()[0].strip(",") for said in _SAID_OTHERWISE.values()} <= {*_VERBS, "--help"}
+
+
+@pytest.mark.parametrize(
     ("key", "first", "option"),
     [
         ("repeats", "repeats: Whether the repetitions", "test"),
