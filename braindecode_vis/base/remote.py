@@ -504,7 +504,7 @@ def _open_http_reader() -> Callable[[str, int, int], bytes]:
     """Return a function that requests bytes ``(name, start, stop)`` by HTTP, with proxies and ``~/.netrc``."""
     requests = require("requests", "an address https://...")
 
-    class Session(requests.Session):  # type: ignore[name-defined,misc]
+    class Session(requests.Session):  # type: ignore[name-defined]
         def get_redirect_target(self, resp: Any) -> str | None:
             target: str | None = super().get_redirect_target(resp)
             if target is not None:
