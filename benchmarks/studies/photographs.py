@@ -5,10 +5,10 @@
 
 One fifth of the pictures of a session, drawn by seed, is tested; pictures are brought to 64 pixels and written as
 arrays. Every way of making an image is a run below OUT, up to its images; what is finished is not computed again. The
-diffusion prior learns from photographs of `OTHERS`, sessions that are not decoded here, each with a prediction that errs
-as those of the training trials do. Photographs stay below OUT. Pixels are compared at 64 x 64. Two networks compare
-images too: EfficientNet-lite0, in whose space some ways choose, and TAESD's encoder. Intervals resample pictures
-(bootstrap; two-way: jackknife). Differences are paired by picture, to copies of the nearest training photograph.
+diffusion prior learns from photographs of `OTHERS`, sessions that are not decoded here, each with a prediction that is
+as wrong as those of the training trials. Photographs stay below OUT. Pixels are compared at 64 x 64. Two networks
+compare images too: EfficientNet-lite0, in whose space some ways choose, and TAESD's encoder. Intervals resample
+pictures (bootstrap; two-way: jackknife). Differences are paired by picture, to copies of the nearest training photograph.
 """
 
 from __future__ import annotations
