@@ -8,7 +8,8 @@ arrays. Every way of making an image is a run below OUT, up to its images; what 
 diffusion prior learns from photographs of `OTHERS`, sessions that are not decoded here, each with a prediction that is
 as wrong as those of the training trials. Photographs stay below OUT. Pixels are compared at 64 x 64. Two networks
 compare images too: EfficientNet-lite0, in whose space some ways choose, and TAESD's encoder. Intervals resample
-pictures (bootstrap; two-way: jackknife). Differences are paired by picture, to copies of the nearest training photograph.
+pictures (bootstrap; two-way: jackknife). Differences are paired by picture, to copies of the nearest training
+photograph.
 """
 
 from __future__ import annotations
