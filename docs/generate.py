@@ -377,6 +377,7 @@ def make_configurations() -> str:
             if value:
                 text.append(f"- **{label}**: {_link_sources(value)}")
         text.append(f"- **Data set**: [{config['dataset']}](catalogue.md#{_slug(config['dataset'])})")
+        text.append(f"- **Weights**: {_describe_weights(config['path'])}")
         for label, entries in (("Same as published", header.same), ("Departs", header.departs)):
             if entries:
                 text += [f"- **{label}**:", *(f"    - {_plain(entry)}" for entry in entries)]
@@ -384,6 +385,23 @@ def make_configurations() -> str:
         text += ["", ":::{dropdown} The file", "```yaml", body.rstrip(), "```", ":::"]
         parts.append("\n".join(text))
     return "\n".join(parts) + "\n"
+
+
+def _describe_weights(path: Path) -> str:
+    """Say which trained networks a configuration loads, with size and licence, whether they are here or not."""
+    from braindecode_vis.base.memory import describe_bytes
+    from braindecode_vis.config import list_weights, read_config
+
+    needed = [one for one in list_weights(read_config(path)) if one.name]
+    parts = []
+    for optional in (False, True):
+        names = [
+            f"`{one.name}` ({'' if one.size is None else describe_bytes(one.size) + ', '}{one.licence})"
+            for one in needed if bool(one.leaves_out) == optional
+        ]  # fmt: skip
+        if names:
+            parts.append(("for further rows of scores: " if optional else "") + ", ".join(names))
+    return "; ".join(parts) or "none to fetch"
 
 
 def make_published() -> str:

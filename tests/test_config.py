@@ -278,18 +278,27 @@ def test_every_data_set_has_a_default_configuration():
         (["evaluation.captions={bank: bank.csv, captioner: .}"], "evaluate", "captioner names .* no network"),
         (["evaluation.captions={bank: wrong.csv}"], "evaluate", "caption"),
         (["evaluation.suite={weights: {clip: no.pt}}"], "evaluate", r"suite\.weights\.clip names"),
-        (["evaluation.features={kind: openclip}"], "evaluate", "no weights were given"),
+        (
+            ["evaluation.features={kind: openclip}"],
+            "evaluate",
+            r"one network is not on this machine: evaluation\.features\.weights needs open_clip's ViT-H-14",
+        ),
         (
             [f"target={TINY_CLIP}", "generator={kind: sdxl_turbo}"],
             "reconstruct",
-            "generator sdxl_turbo has no weights",
+            r"2 networks are not .*, 7\.7 GB together: generator\.weights needs sdxl_turbo \(6\.9 GB\); "
+            r"generator\.ip_adapter needs ip_adapter .*weights fetch sdxl_turbo ip_adapter; or .* --allow-download\.",
         ),
         (
             ["reconstruction.low_level={target: {kind: taesd, weights: none}}"],
             "reconstruct",
             r"reconstruction\.low_level\.target\.weights names",
         ),
-        (["target={kind: openclip}", "generator.kind=nearest"], "embed", "no weights were given"),
+        (
+            ["target={kind: openclip}", "generator.kind=nearest"],
+            "embed",
+            r"--set target\.weights=PATH, where PATH is open_clip's ViT-H-14",
+        ),
         (
             [
                 "encoder={kind: network, objectives: [{kind: clip_image_text}]}",

@@ -71,6 +71,53 @@ class OutsideCode:
         }
 
 
+@dataclass(frozen=True)
+class NeededWeights:
+    """Files of a trained network that settings load.
+
+    Parameters
+    ----------
+    what
+        The network and its files, in words.
+    settings
+        Settings that name a file or folder of the user's, below the settings that load it; `explain.list_weights` gives
+        their full keys.
+    path
+        Where the files are on this machine; None if they are not.
+    name
+        Name by which ``weights fetch`` knows them; empty if it does not.
+    files
+        Names of the files.
+    size
+        Bytes; None if it is not known.
+    licence
+        Terms; empty if they are not known.
+    place
+        Where they are published, in words; empty if they are not.
+    named
+        Whether a setting names them, so that no other copy is looked for.
+    automatic
+        Whether a fetched copy is found without a setting that names it.
+    convert
+        Whether the fetched file has to be converted first.
+    leaves_out
+        The results that a run leaves out without them; empty if the run needs them.
+    """
+
+    what: str
+    settings: tuple[str, ...]
+    path: Path | None = None
+    name: str = ""
+    files: tuple[str, ...] = ()
+    size: int | None = None
+    licence: str = ""
+    place: str = ""
+    named: bool = False
+    automatic: bool = True
+    convert: bool = False
+    leaves_out: str = ""
+
+
 #: Where something runs.
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -198,6 +245,13 @@ class Settings(BaseModel):
         """Raise `ConfigError` or `DataError` if a file that these settings need is missing, unless it may be
         downloaded. Paths in fields are checked in any case.
         """
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the trained networks that these settings load, without those of nested settings; by default none.
+
+        Loading finds its files in the same way, so that the list cannot differ from what a run loads.
+        """
+        return []
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain values that enter the fingerprint, with nested settings."""

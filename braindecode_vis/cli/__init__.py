@@ -240,7 +240,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "predict": ("predict runs/sub-08 --on new_recording --out predicted",),
     "export": ("export runs/sub-08 --what scores --to csv --out scores.csv",),
     "banks": ("banks",),
-    "weights": ("weights list", "weights list sdxl_turbo", "weights fetch sdxl_turbo ip_adapter --to /data/weights",
+    "weights": ("weights list", "weights list sdxl_turbo", "weights list things_eeg2_atm_generation",
+        "weights fetch things_eeg2_atm_generation", "weights fetch sdxl_turbo ip_adapter --to /data/weights",
         "weights convert unclip6_epoch0_step110000.ckpt --to /data/weights/unclip"),
     **{name: verb.examples for name, verb in _OF_PARTS.items()},
 }  # fmt: skip

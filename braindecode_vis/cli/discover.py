@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from braindecode_vis.cli.show import (
 )
 
 if TYPE_CHECKING:
+    from braindecode_vis.base.settings import NeededWeights
     from braindecode_vis.config.explain import Explanation
     from braindecode_vis.datasets.manifests import Manifest, ManifestPart
 
@@ -270,6 +272,7 @@ def describe(
     from dataclasses import asdict
 
     from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.cli.weights import describe_missing, make_records
     from braindecode_vis.config import find_config, read_header
     from braindecode_vis.config.explain import ROLES, explain
     from braindecode_vis.datasets.manifests import find_manifest
@@ -301,6 +304,7 @@ def describe(
             for entry in found:
                 print_explanation(entry)
         return
+    weights, unknown = _read_weights(path)
     header = read_header(path)
     if not header.about:
         raise ConfigError(
@@ -308,7 +312,15 @@ def describe(
             "Its settings: braindecode-vis configs NAME for a shipped one, or the file itself."
         )
     if as_json:
-        print_json({"run_folder": None, "scores": [], "config": str(path), **asdict(header)})
+        print_json(
+            {
+                "run_folder": None,
+                "scores": [],
+                "config": str(path),
+                **asdict(header),
+                "weights": make_records(weights),
+            }
+        )
         return
     console = make_console(stderr=False)
     console.print(f"{path.stem}: {header.about}", markup=False)
@@ -318,12 +330,29 @@ def describe(
     for label, entries in (("same as published", header.same), ("departs", header.departs)):
         for text in [f"{label}:" for _ in entries[:1]] + [f"  - {entry}" for entry in entries]:
             console.print(text, markup=False)
+    for text in [f"weights: unknown, since {unknown}"] if unknown else describe_missing(weights):
+        console.print(text, markup=False)
+    if any(one.path is None for one in weights):
+        console.print(f"commands that fetch them: braindecode-vis weights list {path.stem}", markup=False)
     for config in _read_configs():
         if config["path"] == str(path):
             manifest = find_manifest(config["dataset"])
             root = " --root DIR" if manifest.needs_files else ""
             console.print(f"data: braindecode-vis datasets {manifest.name}", markup=False)
             console.print(f"to run: braindecode-vis run {path.stem}{root}", markup=False)
+
+
+def _read_weights(path: Path) -> tuple[list[NeededWeights], str]:
+    """Return the weights that a configuration needs, or none and why they are not known."""
+    from braindecode_vis.base.checks import BraindecodeVisError
+    from braindecode_vis.config import list_weights, read_config
+
+    try:
+        return list_weights(read_config(path)), ""
+    except (
+        BraindecodeVisError
+    ) as error:  # code from outside without consent, or a package that is not installed
+        return [], str(error)
 
 
 def print_explanation(found: Explanation) -> None:

@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from braindecode_vis.cli.show import Debug, Json, complete, complete_weights, make_console, print_json
+from braindecode_vis.cli.show import (
+    Debug,
+    Json,
+    Set,
+    complete,
+    complete_configs,
+    complete_weights,
+    make_console,
+    print_json,
+)
 
 if TYPE_CHECKING:
+    from braindecode_vis.base.settings import NeededWeights
     from braindecode_vis.embeddings.published import PublishedModel
 
 
@@ -29,10 +39,12 @@ def weights(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Names of weights; list shows all by default. For convert: a checkpoint or a folder.",
-            autocompletion=complete_weights,
+            help="Names of weights, or one configuration for those that it needs; list shows all by default. For "
+            "convert: a checkpoint or a folder.",
+            autocompletion=lambda incomplete: [*complete_weights(incomplete), *complete_configs(incomplete)],
         ),
     ] = None,
+    overrides: Set = None,
     to: Annotated[
         Path | None,
         typer.Option(
@@ -49,7 +61,8 @@ def weights(
 ) -> None:
     """List, fetch or convert published weights.
 
-    The list shows size, licence and revision of all weights that configurations name.
+    The list shows size, licence and revision of all weights that configurations name. With a configuration, list shows
+    what this one needs and what is missing here, and fetch fetches what is missing.
 
     convert reads MindEye2's SDXL unCLIP (unclip6_epoch0_step110000.ckpt) for the generator token_unclip, or a folder
     of diffusers whose torch files hold tensors only, and writes safetensors into --to.
@@ -58,6 +71,9 @@ def weights(
     from braindecode_vis.embeddings import published
 
     check_option("ACTION", action, ACTIONS)
+    needed = None if action == "convert" else _find_needed(names or [], overrides or [])
+    if overrides and needed is None:
+        raise ConfigError("--set changes a configuration; name one, or leave --set out.")
     if half and action != "convert":
         raise ConfigError("--half is an option of weights convert.")
     if to is not None and action == "list":
@@ -65,6 +81,15 @@ def weights(
     if action == "convert":
         _convert(names or [], to, half, as_json)
         return
+    if needed is not None and action == "list":
+        _list_needed(needed, as_json)
+        return
+    if needed is not None:
+        # What a setting of the user's has to name lies in a folder of the user's, if it is asked for.
+        names = [one.name for one in needed if one.name and one.path is None and (to or one.automatic)]
+        if not (names := list(dict.fromkeys(names))):
+            _say_complete(needed, as_json)
+            return
     models = [
         published.read_model(name) for name in names or (published.read_models() if action == "list" else ())
     ]
@@ -82,7 +107,7 @@ def weights(
     console = make_console()
     for model in models:
         console.print(
-            f"{model.name}: {_describe_size(model)} from {model.describe_place()}; {model.licence}",
+            f"{model.name}: {describe_size(model.count_bytes())} from {model.describe_place()}; {model.licence}",
             markup=False,
         )
     from braindecode_vis.base.memory import describe_bytes
@@ -107,6 +132,101 @@ def weights(
         )
 
 
+def _find_needed(names: list[str], overrides: list[str]) -> list[NeededWeights] | None:
+    """Return what a configuration needs, None if the names are those of weights."""
+    from braindecode_vis.base.checks import ConfigError, suggest
+    from braindecode_vis.config import find_config, list_shipped, list_weights, read_config
+    from braindecode_vis.embeddings.published import read_models
+
+    if len(names) != 1 or names[0] in read_models():
+        return None
+    try:
+        find_config(names[0])
+    except ConfigError as error:
+        if "/" in names[0] or names[0].endswith((".yaml", ".yml")):
+            raise
+        raise ConfigError(
+            f"{names[0]!r} is neither the name of weights nor a configuration"
+            f"{suggest(names[0], [*read_models(), *list_shipped()])}; weights list shows the first, configs the second."
+        ) from error
+    return list_weights(read_config(names[0], overrides))
+
+
+def _list_needed(needed: list[NeededWeights], as_json: bool) -> None:
+    from braindecode_vis.cli.discover import print_table
+    from braindecode_vis.config.explain import list_steps
+
+    if as_json:
+        print_json({"run_folder": None, "scores": [], "weights": make_records(needed)})
+        return
+    rows = []
+    for one in needed:
+        files = one.files[0] if len(one.files) == 1 else f"{len(one.files)} files"
+        here = "yes" if one.path else "optional" if one.leaves_out else "no"
+        licence, settings = one.licence.partition(",")[0], " and ".join(one.settings)
+        rows.append((one.name or one.what, files, describe_size(one.size), licence, here, settings))
+    if rows:
+        print_table(("name", "files", "size", "licence", "here", "named by"), rows)
+    console = make_console(stderr=False)
+    for text in describe_missing(needed):
+        console.print(text, markup=False, soft_wrap=True)
+    absent = [one for one in needed if one.path is None]
+    for number, text in enumerate(list_steps(absent)):
+        console.print(f"{'to fetch' if not number else 'and'}: {text}", markup=False, soft_wrap=True)
+
+
+def describe_missing(needed: list[NeededWeights]) -> list[str]:
+    """Return sentences that say how many of the networks that a run loads are missing, and how large they are."""
+    from braindecode_vis.base.memory import describe_bytes
+
+    if not needed:
+        return ["weights: none needed"]
+    lines = []
+    for optional in (False, True):
+        absent = [one for one in needed if one.path is None and bool(one.leaves_out) == optional]
+        if absent:
+            more = " or more" if any(one.size is None for one in absent) else ""
+            size = f"{describe_bytes(sum(one.size or 0 for one in absent))}{more}"
+            names = ", ".join(f"{one.name or one.what} ({describe_size(one.size)})" for one in absent)
+            rows = dict.fromkeys(", ".join(one.leaves_out for one in absent).split(", "))
+            without = f"; a run without them leaves out {', '.join(rows)}" if optional else ""
+            kind = "optional and not here" if optional else "missing"
+            lines.append(f"weights {kind}, {size} together: {names}{without}")
+    return lines or ["weights: all are here"]
+
+
+def make_records(needed: list[NeededWeights]) -> list[dict[str, Any]]:
+    """Return plain content about weights, with what to do where they are missing."""
+    from dataclasses import asdict
+
+    from braindecode_vis.base.store import json_plain
+    from braindecode_vis.config.explain import list_steps
+
+    return [
+        json_plain(
+            asdict(one)
+            | {"here": one.path is not None, "fetch": list_steps([one]) if one.path is None else []}
+        )
+        for one in needed
+    ]
+
+
+def _say_complete(needed: list[NeededWeights], as_json: bool) -> None:
+    if as_json:
+        print_json({"run_folder": None, "scores": [], "fetched": {}})
+        return
+    console = make_console(stderr=False)
+    for text in describe_missing(needed):
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def describe_size(size: int | None) -> str:
+    """Return a size in words."""
+    from braindecode_vis.base.memory import describe_bytes
+
+    return "size unknown" if size is None else describe_bytes(size)
+
+
 def _convert(sources: list[str], to: Path | None, half: bool, as_json: bool) -> None:
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.generation.checkpoint_conversion import convert_folder, convert_unclip
@@ -129,13 +249,6 @@ def _convert(sources: list[str], to: Path | None, half: bool, as_json: bool) -> 
         make_console(stderr=False).print(f"{folder}; name it with --set generator.weights=...", markup=False)
 
 
-def _describe_size(model: PublishedModel) -> str:
-    from braindecode_vis.base.memory import describe_bytes
-
-    size = model.count_bytes()
-    return "size unknown" if size is None else describe_bytes(size)
-
-
 def _list(models: list[PublishedModel], as_json: bool, *, in_full: bool) -> None:
     from braindecode_vis.cli.discover import print_table
     from braindecode_vis.embeddings.published import find_cached
@@ -151,7 +264,7 @@ def _list(models: list[PublishedModel], as_json: bool, *, in_full: bool) -> None
     if not in_full:
         rows = [
             (
-                model.name, _describe_size(model), model.licence.partition(",")[0],
+                model.name, describe_size(model.count_bytes()), model.licence.partition(",")[0],
                 "yes" if find_cached(model) else "", model.what,
             )
             for model in models
@@ -167,7 +280,7 @@ def _list(models: list[PublishedModel], as_json: bool, *, in_full: bool) -> None
         lines = [
             (model.name, [model.what]), ("needed by", [model.needed_by]),
             ("from", [f"{model.describe_place()} ({model.mark})"]), ("revision", [model.revision]), ("file", files),
-            ("fetched", [", ".join(model.list_patterns())]), ("size", [_describe_size(model)]),
+            ("fetched", [", ".join(model.list_patterns())]), ("size", [describe_size(model.count_bytes())]),
             ("licence", [model.licence]), ("note", [model.note]),
             ("here", [str(find_cached(model) or "no")]), ("elsewhere", [f"--set {model.option}=PATH"]),
         ]  # fmt: skip

@@ -1,12 +1,12 @@
 """The configuration of a run: which component plays each role, with which settings.
 
 `models` defines the settings and which of them can be combined; `source` reads YAML, applies dotted overrides and
-validates; `missing_files` checks that named files exist; `header` reads the comment at the top. Components are found by
-`braindecode_vis.base.registry`.
+validates; `explain` describes settings, lists weights and checks that files exist; `header` reads the
+comment at the top. Components are found by `braindecode_vis.base.registry`.
 """
 
 from braindecode_vis.base.registry import list_kinds
-from braindecode_vis.config.explain import check_files
+from braindecode_vis.config.explain import check_files, list_weights
 from braindecode_vis.config.header import ConfigHeader, read_header
 from braindecode_vis.config.models import (
     EvaluationConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "list_analyses",
     "list_kinds",
     "list_shipped",
+    "list_weights",
     "make_analysis",
     "read_config",
     "read_header",

@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -19,12 +19,14 @@ from pydantic.fields import FieldInfo
 
 import braindecode_vis
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, check_installed, suggest
+from braindecode_vis.base.consent import may_download
 from braindecode_vis.base.contracts import EncoderSettings, ImageEncoderSettings, Prior
+from braindecode_vis.base.memory import describe_bytes
 from braindecode_vis.base.parts import describe_missing
 from braindecode_vis.base.registry import Component, find_component, find_nested, list_inside, list_kinds
 from braindecode_vis.base.remote import refuse_address
 from braindecode_vis.base.roles import build, complete, find_encoder_role, find_image_encoder_role
-from braindecode_vis.base.settings import OUTSIDE, Settings
+from braindecode_vis.base.settings import OUTSIDE, NeededWeights, Settings
 from braindecode_vis.config.models import RunConfig
 
 #: Role -> what its components are called.
@@ -503,7 +505,7 @@ READS = {
 
 
 def check_files(config: RunConfig, stage: str = "report") -> None:
-    """Raise `ConfigError` if a file that a run needs up to a stage is missing.
+    """Raise one error that names every file that a run needs up to a stage and that is missing.
 
     Packages of extras must be installed, paths must exist, weights of a network must be there or their download
     allowed, and a caption bank must be readable.
@@ -517,6 +519,7 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
     """
     config.choose_cache()
     _check_outside(config)
+    problems: list[BraindecodeVisError] = []
     for key, entry in config.dataset.walk("dataset"):
         _check_packages(key, entry)
         for name in type(entry).model_fields:
@@ -524,13 +527,134 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
             for path in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(path, Path):
                     refuse_address(path, f"{key}.{name}")
+    missing, unread = [], set()
+    for key, entry in _walk(config, stage):
+        try:
+            needed = _list_needed(key, entry)
+        except BraindecodeVisError:  # packages are missing, as is said below
+            continue
+        allowed = getattr(entry, "allow_download", False) or may_download()
+        absent = [
+            one for one in needed
+            if one.path is None and not (one.leaves_out or one.named or (allowed and one.place))
+        ]  # fmt: skip
+        missing += absent
+        unread |= {key for _ in absent}
+    if missing:
+        problems.append(ConfigError(f"{describe_weights(_merge(missing))}."))
+    for key, entry in _walk(config, stage):
+        # What holds settings whose weights are missing would say so once more.
+        if not any(one == key or one.startswith(f"{key}.") for one in unread):
+            try:
+                _check_settings(key, entry)
+            except BraindecodeVisError as error:
+                problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ConfigError(" ".join(dict.fromkeys(str(error) for error in problems)))
+
+
+def list_weights(config: RunConfig) -> list[NeededWeights]:
+    """Return the trained networks that a run loads, with the full keys of the settings that load them.
+
+    Parameters
+    ----------
+    config
+        Configuration of the run.
+
+    Raises
+    ------
+    ConfigError
+        If a package is not installed that says which weights belong to a network.
+    """
+    entries = list(_walk(config, "report"))
+    if config.uses_pretraining and config.pretrain is not None:
+        entries += config.pretrain.walk("pretrain")
+    if config.run_analyses:
+        entries += [pair for n, one in enumerate(config.analyses) for pair in one.walk(f"analyses.{n}")]
+    found = [needed for key, entry in entries for needed in _list_needed(key, entry)]
+    if any(key == "text" for key, _ in entries) and config.text.tower is None:
+        from braindecode_vis.embeddings.openclip import OpenClipConfig
+        from braindecode_vis.embeddings.text import list_text_weights
+
+        if isinstance(config.target, OpenClipConfig):
+            found += list_text_weights(config.target, config.text.reading, "text.reading.tokenizer")
+    return _merge(found)
+
+
+def describe_weights(missing: Sequence[NeededWeights]) -> str:
+    """Return one sentence that names missing weights, their sizes and what to do, without its full stop."""
+    items = [
+        f"{' and '.join(one.settings)} needs {one.name or one.what}"
+        f" ({'size unknown' if one.size is None else describe_bytes(one.size)})"
+        for one in missing
+    ]
+    known = sum(one.size or 0 for one in missing)
+    more = " or more" if any(one.size is None for one in missing) else ""
+    total = f", {describe_bytes(known)}{more} together" if len(missing) > 1 else ""
+    number = f"{len(missing)} networks are" if len(missing) > 1 else "one network is"
+    steps = "; ".join(list_steps(missing))
+    if any(one.name and one.automatic for one in missing) and not may_download():
+        steps += "; or give this command --allow-download"
+    return f"{number} not on this machine{total}: {'; '.join(items)}. What to do: {steps}"
+
+
+def list_steps(missing: Sequence[NeededWeights]) -> list[str]:
+    """Return the commands that bring missing weights, each with the settings that name what it brought."""
+    steps = []
+    found = [one.name for one in missing if one.name and one.automatic]
+    if found:
+        steps.append(f"braindecode-vis weights fetch {' '.join(dict.fromkeys(found))}")
+    named = [one for one in missing if one.name and not one.automatic]
+    if named:
+        names = " ".join(dict.fromkeys(one.name for one in named))
+        lines = [f"braindecode-vis weights fetch {names} --to DIR"]
+        changes = []
+        for one in named:
+            copy = f"DIR/{one.name}" + (f"/{one.files[0]}" if len(one.files) == 1 else "")
+            if one.convert:
+                lines.append(f"braindecode-vis weights convert {copy} --to FOLDER")
+                copy = "FOLDER"
+            changes.append(f"--set {one.settings[0]}={copy}")
+        steps.append(", then ".join([*lines, " ".join(changes)]))
+    for one in missing:
+        if one.name:
+            continue
+        if one.place:
+            steps.append(f"give --allow-download to the command that needs it (from {one.place})")
+        else:
+            steps.append(f"--set {one.settings[0]}=PATH, where PATH is {one.what}")
+    return list(dict.fromkeys(steps))
+
+
+def _merge(found: Sequence[NeededWeights]) -> list[NeededWeights]:
+    """Return each network once, with all settings that load it."""
+    merged: dict[tuple[Any, ...], NeededWeights] = {}
+    for one in found:
+        key = (one.name, one.what, one.path, one.automatic, one.named, one.leaves_out)
+        before = merged.get(key)
+        settings = one.settings if before is None else (*before.settings, *one.settings)
+        merged[key] = replace(one, settings=tuple(dict.fromkeys(settings)))
+    return list(merged.values())
+
+
+def _list_needed(key: str, entry: Settings) -> list[NeededWeights]:
+    _check_packages(key, entry)
+    return [
+        replace(one, settings=tuple(f"{key}.{setting}" for setting in one.settings))
+        for one in entry.list_weights()
+    ]
+
+
+def _walk(config: RunConfig, stage: str) -> Iterator[tuple[str, Settings]]:
+    """Yield the settings that are read up to a stage, with their full keys."""
     stages = list(READS)
     for name in stages[: stages.index(stage) + 1]:
         for part in READS[name]:
-            if _is_read(config, part, name):
-                settings: Settings | None = getattr(config, part)
-                for key, entry in () if settings is None else settings.walk(part):
-                    _check_settings(key, entry)
+            settings: Settings | None = getattr(config, part)
+            if settings is not None and _is_read(config, part, name):
+                yield from settings.walk(part)
 
 
 def _check_outside(config: RunConfig) -> None:

@@ -32,7 +32,6 @@ from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.embeddings.weights import (
     WeightedSettings,
     check_intact,
-    find_weights,
     hash_weights,
     load_state,
     read_state,
@@ -97,12 +96,6 @@ class LatentConfig(WeightedSettings):
         patterns = ["config.json", "diffusion_pytorch_model.safetensors"]
         repository = _REPOSITORIES[self._kind, self.latents]
         return get_snapshot(repository, patterns, cached=cached)
-
-    def find_weights(self) -> Path | None:
-        """Return the path of the weights, or None for random ones."""
-        return find_weights(
-            self.weights, self.allow_download, self.describe_weights, self.name_source, self.download
-        )
 
     def find_parts(self) -> list[Path]:
         """Return the files or folders that the weights are read from."""

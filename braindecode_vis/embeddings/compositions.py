@@ -23,10 +23,14 @@ from pydantic import Field
 
 from braindecode_vis.base.checks import DataError, check_columns, check_file, check_installed
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import NeededWeights, Settings
 from braindecode_vis.embeddings.attribute_table import AttributeTable
 from braindecode_vis.embeddings.caption_bank import read_text
-from braindecode_vis.embeddings.sentence_encoder import find_sentence_folder, hash_sentence_encoder
+from braindecode_vis.embeddings.sentence_encoder import (
+    find_sentence_folder,
+    hash_sentence_encoder,
+    list_sentence_weights,
+)
 
 
 class CompositionConfig(Settings):
@@ -63,6 +67,10 @@ class CompositionConfig(Settings):
         read_compositions(self.file.expanduser())
         if self.folder is not None:
             check_installed("transformers", "evaluation.composition.encoder")
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the sentence encoder, if there is one."""
+        return list_sentence_weights(self.encoder, "encoder")
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the digests of the tests and of the sentence encoder."""

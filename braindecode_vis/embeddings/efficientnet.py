@@ -11,6 +11,7 @@ Tan and Le (2019), arXiv:1905.11946; the lite variants are Google's, converted f
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
@@ -23,8 +24,9 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.settings import DeviceSettings
+from braindecode_vis.base.settings import DeviceSettings, NeededWeights
 from braindecode_vis.base.stimuli import crop_square
+from braindecode_vis.embeddings.weights import describe_needed
 
 _INPUT, _SIDE = 224, 7  # of an image, and of the last maps
 _BLOCKS = (16, 24, 40, 80, 112, 192, 320)  # maps after each stage
@@ -67,6 +69,15 @@ class EfficientNetConfig(ImageEncoderSettings, DeviceSettings):
     def find_weights(self) -> Path:
         """Return the path of the state dict in use."""
         return find_packaged_weights() if self.weights is None else self.weights.expanduser()
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the state dict in use."""
+        path = None
+        with suppress(ConfigError):  # loading says which package is missing
+            path = self.find_weights()
+        what, given = "EfficientNet-lite0, ImageNet (installed as a package)", self.weights is not None
+        licence = "" if given else "Apache-2.0"
+        return [describe_needed(None, "weights", path, what=what, named=given, licence=licence)]
 
     def build(self) -> EfficientNetEncoder:
         """Return the encoder; the network is loaded when the first image comes."""

@@ -19,13 +19,14 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import DataError, check_file, check_installed
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import NeededWeights, Settings
 from braindecode_vis.embeddings.attribute_table import read_attributes
 from braindecode_vis.embeddings.caption_bank import read_caption_bank, read_text
 from braindecode_vis.embeddings.sentence_encoder import (
     SentenceEncoder,
     find_sentence_folder,
     hash_sentence_encoder,
+    list_sentence_weights,
 )
 from braindecode_vis.embeddings.text import average_texts, make_unit
 
@@ -83,6 +84,10 @@ class DescriptionsConfig(Settings):
         read_captions_or_attributes(self.file, {}, attributes=self.attributes is not None)
         if self.folder is not None:
             check_installed("transformers", "evaluation.descriptions.encoder")
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the sentence encoder, if there is one."""
+        return list_sentence_weights(None if self.encoder == "words" else self.encoder, "encoder")
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields, and the digests of texts and sentence encoder."""

@@ -84,6 +84,10 @@ class PublishedModel(Settings):
         """Return the names of the files that are fetched."""
         return list(self.patterns) or [file.path for file in self.files]
 
+    def list_weights(self) -> list[str]:
+        """Return those of them that hold tensors."""
+        return [name for name in self.list_patterns() if not name.endswith((".json", ".txt"))]
+
     def count_bytes(self) -> int | None:
         """Return the bytes of all files, None if nobody has said."""
         sizes = [file.bytes for file in self.files]
@@ -111,6 +115,11 @@ def read_model(name: str) -> PublishedModel:
 def find_model(repository: str) -> PublishedModel | None:
     """Return what is known of a repository of the hub."""
     return next((model for model in read_models().values() if model.repository == repository), None)
+
+
+def find_placed(place: str) -> PublishedModel | None:
+    """Return what is known of what lies at a place, as `PublishedModel.describe_place` names it."""
+    return next((model for model in read_models().values() if model.describe_place() == place), None)
 
 
 def name_repository(repository: str) -> str:

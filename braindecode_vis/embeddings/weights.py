@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,9 +21,15 @@ from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataEr
 from braindecode_vis.base.consent import may_download
 from braindecode_vis.base.contracts import ImageEncoderSettings
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.settings import DeviceSettings
+from braindecode_vis.base.settings import DeviceSettings, NeededWeights
 from braindecode_vis.base.store import load_tensors, open_tensors
-from braindecode_vis.embeddings.published import get_snapshot, name_repository
+from braindecode_vis.embeddings.published import (
+    PublishedModel,
+    find_placed,
+    get_snapshot,
+    name_repository,
+    read_models,
+)
 
 RANDOM: Literal["random"] = "random"
 #: A setting that names weights. The literal first: JSON knows no paths, and the first member that fits a text is taken.
@@ -61,55 +68,130 @@ def find_weights(
                 f"target.weights names {path}, which does not exist; give the path of {describe()}."
             )
         return path
-    what, place = describe(), source()
-    refusal = f"no weights were given: set target.weights to the path of {what}"
-    if not place:
-        raise ConfigError(f"{refusal}.")
-    return find_published(
-        download, place, allow_download=allow_download, check=check_intact, refusal=refusal, name="the weights",
+    return _describe_published(describe, source, download).find(allow_download)
+
+
+def _describe_published(
+    describe: Callable[[], str], source: Callable[[], str], download: Callable[[bool], Path]
+) -> PublishedFiles:
+    what = describe()
+    return PublishedFiles(
+        what, source(), download, check=check_intact,
+        refusal=f"no weights were given: set target.weights to the path of {what}", name="the weights",
         otherwise=f"; get {what} in another way and name its path with target.weights",
     )  # fmt: skip
 
 
-def find_published(
-    download: Callable[[bool], Path | str],
-    place: str,
-    *,
-    allow_download: bool,
-    refusal: str,
-    name: str,
-    otherwise: str,
-    check: Callable[[Path], None] = lambda found: None,
-) -> Path:
-    """Return the path of published files: out of the cache of their library, or fetched if that is allowed.
+@dataclass(frozen=True)
+class PublishedFiles:
+    """Published files of a network: found on this machine, fetched if that is allowed, and listed.
 
     Parameters
     ----------
+    what
+        Which files they are, in words.
+    place
+        From where they would be fetched, in words; empty if nobody publishes them.
     download
         Returns the path; with True out of the cache, and an error if it is not there.
-    place
-        From where it would be fetched, in words.
-    allow_download
-        Whether a configuration may fetch it, as given in the call.
     refusal
-        What to say if it is not there; the sentence goes on with how to allow it.
+        What to say if they are not there; the sentence goes on with how to allow it.
     name, otherwise
-        Begin and end of what to say if it cannot be fetched.
+        Begin and end of what to say if they cannot be fetched.
     check
         Raises an error if not all of it is in the cache: a folder may be there whose files were not all fetched.
+    model
+        Name of the entry in the list of published weights; None looks for the one that lies at `place`.
     """
-    with suppress(Exception):  # each library has its own way to say that it holds nothing
-        found = Path(download(True))
-        check(found)
-        return found
-    if not (allow_download or may_download()):
-        raise ConfigError(f"{refusal}{describe_consent(place)}.")
-    try:
-        return Path(download(False))
-    except BraindecodeVisError:
-        raise
-    except Exception as error:  # or that the network is gone
-        raise ConfigError(f"{name} could not be fetched ({type(error).__name__}){otherwise}.") from error
+
+    what: str
+    place: str
+    download: Callable[[bool], Path | str]
+    refusal: str
+    name: str
+    otherwise: str
+    check: Callable[[Path], None] = lambda found: None
+    model: str | None = None
+
+    def look(self) -> Path | None:
+        """Return the path in the cache of their library; None if they are not there or not whole."""
+        if not self.place:
+            return None
+        with suppress(Exception):  # each library has its own way to say that it holds nothing
+            found = Path(self.download(True))
+            self.check(found)
+            return found
+        return None
+
+    def find(self, allow_download: bool) -> Path:
+        """Return the path, fetched if it is not there and the call or `allow_download` allows it.
+
+        Raises
+        ------
+        ConfigError
+            If nothing is there and nothing may be fetched, or the network is gone.
+        """
+        if (found := self.look()) is not None:
+            return found
+        if not self.place:
+            raise ConfigError(f"{self.refusal}.")
+        if not (allow_download or may_download()):
+            raise ConfigError(f"{self.refusal}{describe_consent(self.place)}.")
+        try:
+            return Path(self.download(False))
+        except BraindecodeVisError:
+            raise
+        except Exception as error:  # or that the network is gone
+            raise ConfigError(
+                f"{self.name} could not be fetched ({type(error).__name__}){self.otherwise}."
+            ) from error
+
+    def describe(self, setting: str, given: Path | None = None) -> NeededWeights:
+        """Return what a list shows of them.
+
+        Parameters
+        ----------
+        setting
+            The setting that names a copy of the user's.
+        given
+            That copy, if the setting names one.
+        """
+        model = read_models()[self.model] if self.model else find_placed(self.place)
+        return describe_needed(
+            model, setting, self.look() if given is None else given, what=self.what, place=self.place,
+            named=given is not None,
+        )  # fmt: skip
+
+
+def describe_needed(
+    model: PublishedModel | None, setting: str, path: Path | None, *, what: str = "", **facts: Any
+) -> NeededWeights:
+    """Return what a list shows of weights that are at a path, or that nobody has here.
+
+    Parameters
+    ----------
+    model
+        What is known of them as published weights.
+    setting
+        The setting that names them.
+    path
+        Where they are or should be; None if they are not here.
+    what
+        In words, where `model` is not known.
+    facts
+        Further fields of `NeededWeights`.
+    """
+    path = path.expanduser() if path is not None and path.expanduser().exists() else None
+    if model is None:
+        size = path.stat().st_size if path is not None and path.is_file() else None
+        named = (path.name,) if path is not None and path.is_file() else ()
+        return NeededWeights(what, (setting,), path, **{"files": named, "size": size, **facts})
+    return NeededWeights(
+        model.what, (setting,), path,
+        **{"name": model.name, "files": tuple(model.list_weights()), "size": model.count_bytes(),
+           "licence": model.licence, "place": model.describe_place(), "automatic": not model.url,
+           "convert": model.list_patterns()[0].endswith(".ckpt"), **facts},
+    )  # fmt: skip
 
 
 def describe_consent(place: str) -> str:
@@ -120,8 +202,10 @@ def describe_consent(place: str) -> str:
     )
 
 
-def find_snapshot(repository: str, patterns: list[str], *, allow_download: bool, refusal: str) -> Path:
-    """Return the folder of some files of a repository of the hub, out of its cache or fetched.
+def describe_snapshot(
+    repository: str, patterns: list[str], *, refusal: str, what: str = ""
+) -> PublishedFiles:
+    """Return some files of a repository of the hub, as they are found, fetched and listed.
 
     Parameters
     ----------
@@ -129,15 +213,15 @@ def find_snapshot(repository: str, patterns: list[str], *, allow_download: bool,
         ``owner/name``.
     patterns
         Names of the files.
-    allow_download
-        Whether a configuration may fetch them, as given in the call.
     refusal
         What to say if they are not there; the sentence goes on with how to allow it.
+    what
+        In words, what they are.
     """
-    return find_published(
+    return PublishedFiles(
+        what or repository, name_repository(repository),
         lambda cached: get_snapshot(repository, patterns, cached=cached),
-        name_repository(repository), allow_download=allow_download, refusal=refusal, name=repository,
-        otherwise=f": {refusal}",
+        refusal=refusal, name=repository, otherwise=f": {refusal}",
     )  # fmt: skip
 
 
@@ -199,6 +283,37 @@ class WeightedSettings(ImageEncoderSettings, DeviceSettings):
         {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
     )
     removed_settings: ClassVar[Mapping[str, Any]] = {"random_seed": 0}
+
+    def describe_weights(self) -> str:
+        """Say in one clause which file holds the published weights."""
+        raise NotImplementedError
+
+    def name_source(self) -> str:
+        """Say from where the published weights are fetched; empty if nobody publishes them."""
+        raise NotImplementedError
+
+    def download(self, cached: bool = False) -> Path:
+        """Return the path of the published weights, fetched with the library's own client unless they are `cached`."""
+        raise NotImplementedError
+
+    def find_weights(self) -> Path | None:
+        """Return the path of the weights, or None for random ones.
+
+        Raises
+        ------
+        ConfigError
+            If none were given and nothing may be downloaded, or the path does not exist.
+        """
+        return find_weights(
+            self.weights, self.allow_download, self.describe_weights, self.name_source, self.download
+        )
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the weights of the network; none for random ones."""
+        if self.weights == RANDOM:
+            return []
+        published = _describe_published(self.describe_weights, self.name_source, self.download)
+        return [published.describe("weights", None if self.weights is None else Path(self.weights))]
 
 
 def check_no_kernels(value: Any, path: Path) -> None:

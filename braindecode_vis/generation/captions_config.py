@@ -25,11 +25,16 @@ from braindecode_vis.base.checks import ConfigError, DataError, check_file
 from braindecode_vis.base.consent import may_download
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.registry import ByKind
-from braindecode_vis.base.settings import DeviceSettings, Settings
+from braindecode_vis.base.settings import DeviceSettings, NeededWeights, Settings
 from braindecode_vis.base.store import hash_file, hash_json, read_json
 from braindecode_vis.embeddings.caption_bank import read_caption_bank
-from braindecode_vis.embeddings.sentence_encoder import MINILM, find_sentence_folder, hash_sentence_encoder
-from braindecode_vis.embeddings.weights import find_snapshot
+from braindecode_vis.embeddings.sentence_encoder import (
+    MINILM,
+    find_sentence_folder,
+    hash_sentence_encoder,
+    list_sentence_weights,
+)
+from braindecode_vis.embeddings.weights import PublishedFiles, describe_snapshot
 from braindecode_vis.generation.gap import GapConfig
 from braindecode_vis.generation.generator_data import GeneratorData
 
@@ -143,14 +148,22 @@ class GitCaptionsConfig(DeviceSettings):
         if self.captioner is not None or not (self.allow_download or may_download()):
             self.find_folder()
 
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the folder of GIT."""
+        return [self._published.describe("captioner", self.captioner)]
+
+    @property
+    def _published(self) -> PublishedFiles:
+        return describe_snapshot(
+            GIT, ["*.json", "*.txt", "model.safetensors"],
+            refusal=f"captions of kind git need the folder of {GIT}: give it with captioner, or leave these "
+            "captions out (--set reconstruction.captions=[] --set reconstruction.prompt=null)",
+        )  # fmt: skip
+
     def find_folder(self) -> Path:
         """Return the folder of GIT."""
         if self.captioner is None:
-            return find_snapshot(
-                GIT, ["*.json", "*.txt", "model.safetensors"], allow_download=self.allow_download,
-                refusal=f"captions of kind git need the folder of {GIT}: give it with captioner, or leave these "
-                "captions out (--set reconstruction.captions=[] --set reconstruction.prompt=null)",
-            )  # fmt: skip
+            return self._published.find(self.allow_download)
         config = self.captioner.expanduser() / "config.json"
         if not config.is_file():
             raise ConfigError(
@@ -197,6 +210,10 @@ class MinilmCaptionsConfig(_Banked):
     def folder(self) -> Path:
         """Folder of the sentence encoder."""
         return find_sentence_folder(self.weights or MINILM, "reconstruction.captions.weights")
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the sentence encoder."""
+        return list_sentence_weights(self.weights or MINILM, "weights")
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digests of bank and sentence encoder."""

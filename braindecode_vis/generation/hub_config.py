@@ -26,10 +26,10 @@ from braindecode_vis.base.consent import may_download
 from braindecode_vis.base.contracts import GeneratorSettings
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.memory import describe_bytes
-from braindecode_vis.base.settings import DeviceSettings
+from braindecode_vis.base.settings import DeviceSettings, NeededWeights
 from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.published import find_model, get_file, get_snapshot, name_repository
-from braindecode_vis.embeddings.weights import find_published
+from braindecode_vis.embeddings.weights import PublishedFiles
 from braindecode_vis.generation.adapters import Adapter, AdapterConfig
 from braindecode_vis.generation.generator_data import GeneratorData
 
@@ -92,6 +92,8 @@ class HubConfig(GeneratorSettings, DeviceSettings):
     }
 
     repository: ClassVar[str] = ""
+    #: Name among the published weights of what is converted into such a folder, if no repository holds one.
+    model: ClassVar[str | None] = None
     text_spaces: ClassVar[tuple[str, ...]] = ()
     #: Parts that the published index lists and that are not fetched, since nothing reads them.
     unused_parts: ClassVar[frozenset[str]] = frozenset()
@@ -115,9 +117,17 @@ class HubConfig(GeneratorSettings, DeviceSettings):
 
     def find_folder(self) -> Path:
         """Return the folder of the pipeline."""
+        return find_folder(self.weights, self.allow_download, self._published)
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the folder of the pipeline."""
+        return [self._published.describe("weights", self.weights)]
+
+    @property
+    def _published(self) -> PublishedFiles:
         kind = type(self).model_fields["kind"].default
-        return find_folder(
-            self.weights, self.allow_download, self.repository, f"generator {kind}", unused=self.unused_parts
+        return describe_folder(
+            self.repository, f"generator {kind}", unused=self.unused_parts, model=self.model
         )
 
     def hashed_fields(self) -> dict[str, Any]:
@@ -181,22 +191,27 @@ class AdaptedConfig(HubConfig):
 
     def find_adapter(self) -> Path:
         """Return the adapter's file."""
-        if self.ip_adapter is not None:
-            found = find_folder(self.ip_adapter, False, "", "IP-Adapter")
-        else:
-            kind = type(self).model_fields["kind"].default
-            bring = f"{self.adapter_file} of huggingface.co/{ADAPTER_REPOSITORY}"
-            found = find_published(
-                lambda cached: get_file(ADAPTER_REPOSITORY, self.adapter_file, cached=cached),
-                name_repository(ADAPTER_REPOSITORY), allow_download=self.allow_download,
-                refusal=f"the generator {kind} has no IP-Adapter: set generator.ip_adapter to {bring}",
-                name="the IP-Adapter", otherwise=f"; get {bring} and give its path with generator.ip_adapter",
-            )  # fmt: skip
+        found = find_folder(self.ip_adapter, self.allow_download, self._published_adapter)
         # A pickle (.bin) of the same name lies beside it in the published folder, and is never read.
         file = found / self.adapter_file if found.is_dir() else found
         if not file.is_file() or file.suffix != ".safetensors":
             raise ConfigError(f"generator.ip_adapter should be a safetensors file, but {file} is not one.")
         return file
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the folder of the pipeline and the file of the adapter."""
+        return [*super().list_weights(), self._published_adapter.describe("ip_adapter", self.ip_adapter)]
+
+    @property
+    def _published_adapter(self) -> PublishedFiles:
+        kind = type(self).model_fields["kind"].default
+        bring = f"{self.adapter_file} of huggingface.co/{ADAPTER_REPOSITORY}"
+        return PublishedFiles(
+            f"the IP-Adapter {self.adapter_file}", name_repository(ADAPTER_REPOSITORY),
+            lambda cached: get_file(ADAPTER_REPOSITORY, self.adapter_file, cached=cached),
+            refusal=f"the generator {kind} has no IP-Adapter: set generator.ip_adapter to {bring}",
+            name="the IP-Adapter", otherwise=f"; get {bring} and give its path with generator.ip_adapter",
+        )  # fmt: skip
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digests of both sets of weights."""
@@ -343,56 +358,62 @@ class VersatileDiffusionConfig(HubConfig):
         )  # fmt: skip
 
 
-def find_folder(
-    weights: Path | None,
-    allow_download: bool,
-    repository: str,
-    what: str,
-    *,
-    unused: frozenset[str] = frozenset(),
-) -> Path:
+def find_folder(given: Path | None, allow_download: bool, published: PublishedFiles) -> Path:
     """Return the folder of a model: the one given, or the published one if it may be fetched.
 
     Parameters
     ----------
-    weights
+    given
         A folder, or None.
     allow_download
-        Whether `repository` may be fetched into the hub's own cache.
-    repository
-        ``owner/name`` on the hub; empty if there is none in this format.
-    what
-        Name of the model in the message.
-    unused
-        Parts that a fetched folder may lack.
+        Whether the published one may be fetched into the hub's own cache.
+    published
+        See `describe_folder`.
 
     Raises
     ------
     ConfigError
         Naming the folder to bring.
     """
+    if given is None:
+        return published.find(allow_download)
+    folder = Path(given).expanduser()
+    if not folder.exists():
+        raise ConfigError(
+            f"{published.name} should read {folder}, which does not exist; give {published.what}."
+        )
+    return folder
+
+
+def describe_folder(
+    repository: str, what: str, *, unused: frozenset[str] = frozenset(), model: str | None = None
+) -> PublishedFiles:
+    """Return the published folder of a model, as it is found, fetched and listed.
+
+    Parameters
+    ----------
+    repository
+        ``owner/name`` on the hub; empty if there is none in this format.
+    what
+        Name of the model in the message.
+    unused
+        Parts that a fetched folder may lack.
+    model
+        Name among the published weights of what is converted into such a folder.
+    """
     place = (
         f"huggingface.co/{repository}" if repository else "its authors, converted to the format of diffusers"
     )
-    if weights is not None:
-        folder = Path(weights).expanduser()
-        if folder.exists():
-            return folder
-        raise ConfigError(
-            f"the {what} should read {folder}, which does not exist; give a folder that holds {place}."
-        )
     patterns = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
     refusal = f"the {what} has no weights: set generator.weights to a folder that holds {place}"
     if (known := find_model(repository)) is not None and (size := known.count_bytes()):
         refusal += f" ({describe_bytes(size)}; braindecode-vis weights fetch {known.name})"
-    if not repository:
-        raise ConfigError(f"{refusal}.")
-    return find_published(
+    return PublishedFiles(
+        f"a folder in the format of diffusers for the {what}", name_repository(repository) if repository else "",
         lambda cached: get_snapshot(repository, patterns, cached=cached),
-        name_repository(repository), allow_download=allow_download, check=lambda found: check_pipeline(found, unused),
-        refusal=refusal,
-        name=f"the {what}",
+        check=lambda found: check_pipeline(found, unused), refusal=refusal, name=f"the {what}",
         otherwise=f"; get a folder that holds {place} in another way and give its path with generator.weights",
+        model=model,
     )  # fmt: skip
 
 

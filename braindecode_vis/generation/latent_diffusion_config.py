@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from braindecode_vis.base.contracts import GeneratorSettings
-from braindecode_vis.base.settings import DeviceSettings
-from braindecode_vis.embeddings.weights import check_intact
+from braindecode_vis.base.settings import DeviceSettings, NeededWeights
+from braindecode_vis.embeddings.weights import check_intact, describe_needed
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.weights_file import PACKAGED_WEIGHTS, hash_weights, read_header
 
@@ -74,6 +74,11 @@ class LatentDiffusionConfig(GeneratorSettings, DeviceSettings):
     def find_weights(self) -> Path:
         """Return the path of the weights in use."""
         return PACKAGED_WEIGHTS if self.weights is None else self.weights.expanduser()
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the file in use."""
+        what, given = "two networks and images of this package", self.weights is not None
+        return [describe_needed(None, "weights", self.find_weights(), what=what, named=given)]
 
     def check_files(self) -> None:
         """Raise `ConfigError` or `DataError` unless the weights are there and whole."""

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 
 from braindecode_vis.base.contracts import ImageEncoderSettings
 from braindecode_vis.base.devices import choose_device
-from braindecode_vis.base.settings import DeviceSettings
+from braindecode_vis.base.settings import DeviceSettings, NeededWeights
 from braindecode_vis.embeddings.autoencoders import LatentEncoder
-from braindecode_vis.embeddings.weights import check_intact
+from braindecode_vis.embeddings.weights import check_intact, describe_needed
 from braindecode_vis.generation.weights_file import PACKAGED_WEIGHTS, hash_weights, load_model, read_header
 
 #: An image is so many times as high as a map of its latent.
@@ -46,6 +46,12 @@ class PackagedLatentsConfig(ImageEncoderSettings, DeviceSettings):
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the weights."""
         return {**super().hashed_fields(), "weights_digest": hash_weights(PACKAGED_WEIGHTS)}
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the file of the package."""
+        return [
+            describe_needed(None, "kind", PACKAGED_WEIGHTS, what="two networks and images of this package")
+        ]
 
     def check_files(self) -> None:
         """Raise `ConfigError` or `DataError` unless the weights are there and whole."""

@@ -28,8 +28,9 @@ import numpy as np
 from pydantic import Field
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import NeededWeights, Settings
 from braindecode_vis.base.stimuli import resize_image
+from braindecode_vis.embeddings.weights import PublishedFiles
 from braindecode_vis.generation.hub import (
     HubBatch,
     HubOptions,
@@ -39,7 +40,7 @@ from braindecode_vis.generation.hub import (
     read_scheduler,
     resize_initial,
 )
-from braindecode_vis.generation.hub_config import HubConfig, digest_folder, find_folder
+from braindecode_vis.generation.hub_config import HubConfig, describe_folder, digest_folder, find_folder
 
 NOT_WANTED = (
     "painting, extra fingers, mutated hands, poorly drawn hands, poorly drawn face, deformed, ugly, blurry, bad "
@@ -90,7 +91,15 @@ class RefineConfig(Settings):
                 "the refinement of the generator token_unclip has no weights: set generator.refine.weights to a folder "
                 "that holds an SDXL in the format of diffusers (6.9 GB in half precision), or generator.refine to null."
             )
-        return find_folder(self.weights, False, "", "refinement of the generator token_unclip")
+        return find_folder(self.weights, False, self._published)
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the folder of the SDXL."""
+        return [self._published.describe("weights", self.weights)]
+
+    @property
+    def _published(self) -> PublishedFiles:
+        return describe_folder("", "refinement of the generator token_unclip")
 
     def check_files(self) -> None:
         """Raise `ConfigError` unless the folder is there."""
@@ -124,6 +133,7 @@ class TokenUnclipConfig(HubConfig):
 
     #: Length of the sequence that MindEye2's network was trained with.
     n_tokens: ClassVar[int] = 256
+    model: ClassVar[str | None] = "mindeye2_unclip"
     fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_tokens"})
     removed_settings: ClassVar[Mapping[str, Any]] = {
         "unconditional": "noise",

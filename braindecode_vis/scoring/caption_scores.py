@@ -18,11 +18,17 @@ from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import ConfigError, DataError, check_installed
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.settings import DeviceSettings
+from braindecode_vis.base.settings import DeviceSettings, NeededWeights
 from braindecode_vis.base.stimuli import Images
 from braindecode_vis.base.store import hash_file, hash_json
 from braindecode_vis.embeddings.caption_bank import caption_images, read_caption_bank
-from braindecode_vis.embeddings.sentence_encoder import SentenceEncoder, find_sentence_folder
+from braindecode_vis.embeddings.published import read_model
+from braindecode_vis.embeddings.sentence_encoder import (
+    SentenceEncoder,
+    find_sentence_folder,
+    list_sentence_weights,
+)
+from braindecode_vis.embeddings.weights import describe_needed
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.image_scores import make_blocks
 from braindecode_vis.scoring.metrics.caption_metrics import compute_caption_metrics, tabulate_captions
@@ -111,6 +117,17 @@ class CaptionScoresConfig(DeviceSettings):
                     f"evaluation.captions.{name} names {folder}, which has no config.json and is "
                     "therefore no network; correct it or leave it out."
                 )
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return both networks; what one of them scores is left out without it."""
+        captioner = describe_needed(
+            read_model("git_large_coco"), "captioner", self.captioner, named=self.captioner is not None,
+            automatic=False, leaves_out="captions of reconstructions",
+        )  # fmt: skip
+        sentences = list_sentence_weights(
+            self.sentence_encoder, "sentence_encoder", leaves_out="sentence_similarity"
+        )
+        return [captioner, *sentences]
 
     @property
     def not_computed(self) -> list[str]:

@@ -22,7 +22,7 @@ from braindecode_vis.base.checks import ConfigError, Notice, check_file, check_i
 from braindecode_vis.base.contracts import EncoderSettings
 from braindecode_vis.base.digests import hash_once, remember_digest
 from braindecode_vis.base.registry import ByKind, Component
-from braindecode_vis.base.settings import DeviceSettings, Settings
+from braindecode_vis.base.settings import DeviceSettings, NeededWeights, Settings
 from braindecode_vis.embeddings.attribute_table import read_attributes
 from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
@@ -513,6 +513,12 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
             read_attributes(self.attributes.expanduser())
         if self.sentence_encoder is not None:
             check_installed("transformers", "encoder.sentence_encoder")
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the sentence encoder, if there is one."""
+        from braindecode_vis.embeddings.sentence_encoder import list_sentence_weights
+
+        return list_sentence_weights(self.sentence_encoder, "sentence_encoder")
 
     @property
     def sentence_space(self) -> str:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import DataError, check_file, check_installed
 from braindecode_vis.base.digests import hash_once, remember_digest
-from braindecode_vis.base.settings import DeviceSettings, Settings
+from braindecode_vis.base.settings import DeviceSettings, NeededWeights, Settings
 from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.encoders.parcels_config import WEIGHTS, ParcelsConfig
 
@@ -265,6 +265,13 @@ class PretrainConfig(DeviceSettings):
             # Captions that were seen before and are gone are missed by a pretraining alone.
             if self.captions.expanduser().exists():
                 read_caption_bank(self.captions.expanduser())
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the sentence encoder of a guide by captions."""
+        from braindecode_vis.embeddings.sentence_encoder import list_sentence_weights
+
+        named = self.sentence_encoder if self.guide == "captions" else None
+        return list_sentence_weights(named, "sentence_encoder")
 
     @model_validator(mode="after")
     def _remember_files(self) -> Self:

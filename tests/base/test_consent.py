@@ -255,9 +255,7 @@ def test_a_file_cannot_allow_downloads(tmp_path, monkeypatch):
         generator={"kind": "nearest"},
     )
     assert not read_config(folder).target.members[1].allow_download
-    with pytest.raises(
-        ConfigError, match=r"vit_base_patch14_dinov2\.lvd142m, revision 4685c99dabff\b.* --allow-download"
-    ):
+    with pytest.raises(ConfigError, match=r"needs dinov2_base \(346 MB\).* --allow-download"):
         check_files(read_config(folder))
     with give_consent(download=True):
         config = read_config(folder)

@@ -11,7 +11,8 @@ from safetensors.numpy import save
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.consent import give_consent
-from braindecode_vis.config import list_shipped
+from braindecode_vis.config import check_files, list_shipped, list_weights, read_config
+from braindecode_vis.config.explain import list_steps
 from braindecode_vis.datasets import transfer
 from braindecode_vis.embeddings import published
 from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig
@@ -19,6 +20,7 @@ from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.published import PublishedModel, WeightFile, read_models
 from braindecode_vis.embeddings.timm_models import TimmConfig
 from braindecode_vis.generation.hub_config import SdxlTurboConfig
+from braindecode_vis.generation.priors.image_source import ImageSourceSettings
 from tests.datasets.loopback import serve
 
 REVISION = "31f26fdeee1355a5c34592e401dd41e45d25a493"
@@ -216,6 +218,45 @@ def test_every_hub_model_of_configurations_and_generators_is_listed():
     } <= known
 
 
+#: Methods by which settings find the weights that they load; priors find folders of images.
+FINDERS = ("find_weights", "find_folder", "find_adapter")
+#: What no repository holds under a name.
+UNNAMED = {"generator.refine.weights", "evaluation.suite.weights.lpips_alexnet"}
+
+
+@pytest.mark.parametrize("name", list_shipped())
+def test_the_list_of_a_configuration_is_what_its_components_load(name, monkeypatch):
+    """Each stage ended a run with the next file that was missing, and no command said which a recipe needs."""
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the list asked a network"))
+    config = read_config(name)
+    listed = {setting: one for one in list_weights(config) for setting in one.settings}
+    for key, entry in config.walk():
+        settings = entry.list_weights()
+        finders = [getattr(entry, finder) for finder in FINDERS if hasattr(entry, finder)]
+        if isinstance(entry, ImageSourceSettings) or not finders:
+            continue
+        assert len(settings) == len(finders), key
+        for find, needed in zip(finders, settings, strict=True):
+            assert f"{key}.{needed.settings[0]}" in listed
+            if needed.path is None:
+                with pytest.raises(ConfigError, match=r"no weights|no IP-Adapter|need the folder"):
+                    find()
+            else:
+                assert find() == needed.path or find().is_relative_to(needed.path)
+    for key, one in listed.items():
+        assert one.path is not None or one.name in read_models() or key in UNNAMED
+        assert one.path is not None or list_steps([one])
+        assert one.licence or one.path is not None or key in UNNAMED
+    missing = [one for one in dict.fromkeys(listed.values()) if one.path is None and not one.leaves_out]
+    try:
+        check_files(config)
+    except ConfigError as error:
+        text = str(error)
+    else:
+        text = ""
+    assert all((one.name or one.what) in text for one in missing)
+
+
 def test_a_model_without_a_revision_says_so():
     for model in read_models().values():
         assert model.licence, model.name
@@ -237,6 +278,29 @@ def test_sdxl_turbo_is_four_files_in_half_precision():
 
 def test_hashes_that_conflict_are_told():
     assert re.search(r"conflict.*0d5318839ad03607.*657723e09f46a7c3", read_models()["clip_vit_bigg14"].note)
+
+
+def test_the_verb_lists_and_fetches_what_a_configuration_needs(hub, monkeypatch, command_line, tmp_path):
+    recipe = ("things_eeg2_atm_generation",)
+    said = command_line("weights", "list", *recipe).stdout
+    needed = "clip_vit_h14 sdxl_turbo ip_adapter sdxl_vae git_large_coco"
+    assert f"to fetch: braindecode-vis weights fetch {needed}\n" in said
+    assert "weights missing, 13.6 GB together: clip_vit_h14 (3.9 GB)" in said
+    assert "--set evaluation.suite.weights.alexnet=DIR/alexnet/alexnet-owt-7be5be79.pth" in said
+    assert "a run without them leaves out alexnet, lpips_alexnet, inception" in said
+    assert "weights missing, 13.6 GB together" in command_line("describe", *recipe).stdout
+    rows = json.loads(command_line("weights", "list", *recipe, "--json").stdout)["weights"]
+    assert rows[0]["fetch"] == ["braindecode-vis weights fetch clip_vit_h14"]
+    assert rows[0]["settings"] == ["target.weights"]
+    assert command_line("weights", "list", "arrays_ridge").stdout == "weights: none needed\n"
+    own = ("synthetic_digits", "--set", "generator.kind=nearest", "--set", "target={kind: vae, latents: sd}")
+    model, files = know(monkeypatch)
+    publish(hub, model.repository, files)
+    done = command_line("weights", "fetch", *own)
+    assert "sd_vae: 7 kB from" in done.stderr
+    assert command_line("weights", "fetch", *own).stdout == "weights: all are here\n"
+    refused = command_line("weights", "list", "--set", "seed=1")
+    assert (refused.returncode, "--set changes a configuration" in refused.stderr) == (2, True)
 
 
 def test_the_verb_lists_and_fetches(hub, monkeypatch, command_line, tmp_path):

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_installed
 from braindecode_vis.base.devices import choose_device
-from braindecode_vis.base.settings import DeviceSettings
+from braindecode_vis.base.settings import DeviceSettings, NeededWeights
 from braindecode_vis.base.stimuli import Images
 from braindecode_vis.scoring.metrics.identification import make_identification_table
 from braindecode_vis.scoring.metrics.image import ImageTable, make_image_table
@@ -106,6 +106,24 @@ class MetricSuiteConfig(DeviceSettings):
         """Raise `ConfigError` if weights were given of a network that only an extra can build."""
         if "clip" in self.networks and "clip" in self.weights:
             check_installed("open_clip", "clip of evaluation.suite")
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the file of each network; rows without theirs are not computed."""
+        from braindecode_vis.embeddings.published import read_models
+        from braindecode_vis.embeddings.weights import describe_needed
+
+        rows: dict[str, list[str]] = {}
+        for network in self.networks:
+            for name in list_needs(network):
+                rows.setdefault(name, []).append(network)
+        return [
+            describe_needed(
+                read_models().get({"clip": "clip_vit_l14"}.get(name, name)), f"weights.{name}",
+                self.weights[name] if name in self.weights else self._find_file(name), what=describe_file(name),
+                named=name in self.weights, automatic=False, leaves_out=", ".join(networks),
+            )
+            for name, networks in rows.items()
+        ]  # fmt: skip
 
     def build(self) -> MetricSuite:
         """Return the suite; a network is loaded when its row is computed."""

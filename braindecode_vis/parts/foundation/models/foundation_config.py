@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from braindecode_vis.base.checks import ConfigError, DataError, check_file, suggest
 from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.base.digests import hash_once, remember_digest
+from braindecode_vis.base.settings import NeededWeights
 from braindecode_vis.encoders.signal import Signal, read_axes
 from braindecode_vis.parts.foundation.models import FROZEN, WeightsLayout
 
@@ -142,6 +143,17 @@ class FoundationConfig(NetworkSettings):
                 )
             (found if path.is_file() else gone).append(path)
         return found, gone
+
+    def list_weights(self) -> list[NeededWeights]:
+        """Return the published files that settings name."""
+        from braindecode_vis.embeddings.weights import describe_needed
+
+        given = {name: getattr(self, name) for name in self.weight_files}
+        return [
+            describe_needed(None, name, path, what=f"the file of {self.layout.title}", named=True)
+            for name, path in given.items()
+            if path is not None
+        ]
 
     def check_tensors(self, tensors: Mapping[str, Any], path: Path) -> None:
         """Raise `DataError` if a file is the model's, but for other data than it is asked to read."""
