@@ -163,9 +163,8 @@ what `braindecode-vis datasets NAME` says. How each loader reads its files stand
 
 Sizes are those of what `fetch` takes without being asked for more; `fetch NAME --dry-run` says the rest, and what no
 manifest knows. Times of downloads are for a line of 100 Mbit/s. [Parts to fetch](fetching.md) has the parts, their
-addresses and how sure these are. Scores are **measured here** where
-[Results](../research/RESULTS.md) has them; what others published is **not re-measured** here, and stands with its
-protocol.
+addresses and how sure these are. Scores are **measured here** where [Results](../research/RESULTS.md) has them; what
+others published is **not re-measured** here, and stands with its protocol.
 
 """
 
@@ -416,8 +415,9 @@ def make_published() -> str:
     return (
         "# What the configurations of papers reached\n\n"
         "The numbers of their authors, with their protocol, as the header of each configuration states them. None of "
-        "them is re-measured here: the recordings were not at hand. [Beside published numbers]"
-        "(../research/PUBLISHED.md) says which rules lie behind such numbers.\n\n" + make_table(head, rows)
+        "them is re-measured here: the recordings were not at hand. "
+        "[Beside published numbers](../research/PUBLISHED.md) says which rules lie behind such numbers.\n\n"
+        + make_table(head, rows)
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import generate
+import write_versions
 from docutils import nodes
 from PIL import Image
 from sphinx import addnodes
@@ -25,16 +26,19 @@ from sphinx.transforms import SphinxTransform
 
 #: Page that is gone -> the page that took it in.
 MOVED = {
+    "BENCHMARKS": "research/BENCHMARKS",
     "CORPUS": "PRETRAINING",
     "ENCODING": "ANALYSES",
     "FETCHING": "DATASETS",
     "FOUNDATION": "PRETRAINING",
+    "LOG": "research/LOG",
     "OBJECTIVES": "NETWORKS",
+    "PHANTOM": "research/PHANTOM",
+    "PUBLISHED": "research/PUBLISHED",
     "REPORT": "AUDIT",
     "SCORE": "AUDIT",
     "WAVE": "PRETRAINING",
 }
-SITE = "https://braindecode-vis.github.io/braindecode_vis/"
 
 # --- glossary ---------------------------------------------------------------------------------------------------------
 
@@ -166,19 +170,20 @@ def finish(app: Any, exception: Exception | None) -> None:
         write_moved(out)
         pages = [name for name in sorted(app.env.found_docs) if (out / f"{name}.html").is_file()]
         write_excerpts(out, pages)
-        write_versions(out, app.config.version)
+        write_versions.write_versions(out, app.config.version)
 
 
 def write_moved(out: Path) -> None:
     """Write a page that leads on for each page that is gone; the part after ``#`` is kept."""
     for name, target in MOVED.items():
         if not (generate.HERE / f"{name}.md").is_file():
+            title = html.escape(generate.read_title(generate.HERE / f"{target}.md"))
             (out / f"{name}.html").write_text(
                 f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>Moved</title>\n'
                 f'<link rel="canonical" href="{target}.html">\n'
                 f'<meta http-equiv="refresh" content="0; url={target}.html">\n'
                 f'<script>location.replace("{target}.html" + location.hash)</script>\n'
-                f'<p>This page is now part of <a href="{target}.html">{target}</a>.</p>\n</html>\n',
+                f'<p>This page is now part of <a href="{target}.html">{title}</a>.</p>\n</html>\n',
                 encoding="utf-8",
             )
 
@@ -196,21 +201,3 @@ def write_excerpts(out: Path, pages: Sequence[str]) -> None:
         texts[name] = re.sub(r"\s+", " ", body).strip()
     content = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
     (out / "_static" / "excerpts.js").write_text(f"window.siteTexts = {content};\n", encoding="utf-8")
-
-
-def write_versions(out: Path, version: str) -> None:
-    """Write the list of the switcher: this version, and those whose sites stand in folders beside the pages.
-
-    Every site gets the same list, so that an old version knows the newer ones.
-    """
-    numbers = [path.name for path in out.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    released = sorted(
-        set(numbers) - {version}, key=lambda number: tuple(map(int, number.split("."))), reverse=True
-    )
-    versions = [{"name": version, "version": version, "url": SITE}]
-    versions += [{"name": number, "version": number, "url": f"{SITE}{number}/"} for number in released]
-    for folder in (out, *(out / number for number in released)):
-        (folder / "_static").mkdir(exist_ok=True)
-        (folder / "_static" / "versions.json").write_text(
-            json.dumps(versions, indent=1) + "\n", encoding="utf-8"
-        )

@@ -204,6 +204,18 @@ def test_what_the_catalogue_says_was_measured_stands_in_the_results():
             assert all(figure.strip("*") in entry.text for figure in entry.figures), entry
 
 
+def test_every_site_of_a_release_gets_the_list_of_versions(tmp_path):
+    for number in ("0.10.0", "0.9.1", "images"):
+        (tmp_path / number).mkdir()
+    subprocess.run([sys.executable, DOCS / "write_versions.py", tmp_path, "0.11.0.dev0"], check=True)
+    texts = {path.read_text() for path in tmp_path.rglob("versions.json")}
+    assert len(texts) == 1
+    versions = json.loads(texts.pop())
+    assert [entry["version"] for entry in versions] == ["0.11.0.dev0", "0.10.0", "0.9.1"]
+    assert versions[1]["url"] == versions[0]["url"] + "0.10.0/"
+    assert (tmp_path / "0.9.1" / "_static" / "versions.json").is_file()
+
+
 def test_pages_are_rewritten_only_where_they_changed(tmp_path, monkeypatch):
     """A page that is touched is built again."""
     monkeypatch.setattr(
