@@ -70,7 +70,8 @@ def write_decoder(decoder: Any, path: Path, *, include_pictures: bool = True) ->
             np.save(folder / "centre.npy", decoder._find_centre(), allow_pickle=False)
     record = {
         "version": __version__,
-        "parameters": decoder.get_params(deep=False),
+        # How it shows its progress is not part of what was learnt.
+        "parameters": {k: v for k, v in decoder.get_params(deep=False).items() if k != "verbose"},
         "dims": list(decoder._dims), "shape": list(decoder._shape), "unit": decoder._unit, "coords": decoder._coords,
         "classes": decoder.classes_.tolist() if decoder._settings.decodes_categories else None,
         "subjects": list(decoder._subjects), "typical": list(decoder._typical), "facts": decoder._facts.as_json(),
@@ -131,6 +132,7 @@ def read_decoder(cls: Any, folder: Path) -> Any:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{folder / _FILE} is damaged ({error}); save the decoder again.") from error
     decoder.n_features_in_ = int(np.prod(decoder._shape))
+    decoder._knows_images = record["classes"] is None
     settings = roles.complete(EncoderSettings, validate_component("encoder", decoder._read_encoder()))
     decoder._settings = settings
     if settings.decodes_categories:
