@@ -73,6 +73,8 @@ from braindecode_vis.pipeline.progress import find_listener
 from braindecode_vis.pipeline.runs import watch_when_told
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from braindecode_vis.generation.generator_data import GeneratorData
 
 
@@ -99,7 +101,8 @@ class Decoder(BaseEstimator):
     ----------
     encoder : str or mapping
         ``ridge``, a network such as ``atm_s`` or ``eegproject``, ``auto``, which tries several, or ``lda`` and
-        ``logistic`` for classes; a mapping gives settings, as in a configuration.
+        ``logistic`` for classes; a mapping gives settings, as in a configuration. A torch module may stand for a
+        network, as in `decode`.
     target : str or mapping
         Image embedding to predict, for example ``pixels`` or ``efficientnet-lite0``; classes need none.
     prior, generator : str or mapping, optional
@@ -147,7 +150,7 @@ class Decoder(BaseEstimator):
 
     def __init__(
         self,
-        encoder: str | Mapping[str, Any] = "ridge",
+        encoder: str | Mapping[str, Any] | nn.Module = "ridge",
         target: str | Mapping[str, Any] = "pixels",
         prior: str | Mapping[str, Any] | None = None,
         generator: str | Mapping[str, Any] | None = None,

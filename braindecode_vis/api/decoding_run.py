@@ -56,6 +56,7 @@ from braindecode_vis.scoring.score_row import describe_resampled, format_p_value
 if TYPE_CHECKING:
     import mne
     import xarray as xr
+    from torch import nn
 
     from braindecode_vis.pipeline.predicting import RunPredictions
     from braindecode_vis.scoring.crossed import Population
@@ -584,7 +585,7 @@ def decode(
     data: Data,
     *,
     target: str | Mapping[str, Any] = "pixels",
-    encoder: str | Mapping[str, Any] | None = None,
+    encoder: str | Mapping[str, Any] | nn.Module | None = None,
     split: str | int | Mapping[str, Any] | None = None,
     prior: str | Mapping[str, Any] | None = None,
     generator: str | Mapping[str, Any] | None = None,
@@ -607,7 +608,12 @@ def decode(
         Decoders of classes have none.
     encoder
         ``ridge``, a network such as ``atm_s``, ``auto``, which tries several within a time budget, or for classes
-        ``lda`` and ``logistic``; a mapping gives settings. By default ridge, or lda for classes.
+        ``lda`` and ``logistic``; a mapping gives settings. By default ridge, or lda for classes. A torch module that
+        maps (trials, channels, samples) to (trials, width) is trained like our own networks:
+        ``encoder=MyNet(width=64)``, or ``encoder={"kind": "network", "network": MyNet(width=64), "epochs": 20}``. The
+        run keeps its class and arguments and draws new weights in every fold; a linear layer leads from its width to
+        the target. Each argument of ``__init__`` must be kept in an attribute of the same name, and to open the run in
+        another process, the class must be importable.
     split
         ``published`` (the split that the data declare), ``kfold`` or a number of folds, ``leave-one-image-out``,
         ``leave-one-run-out``, ``leave-one-group-out``, ``leave-one-subject-out``, ...; a mapping gives settings. By

@@ -27,6 +27,7 @@ from braindecode_vis.base.remote import as_path
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels, read_image_file
 from braindecode_vis.datasets.array_folder import MODALITIES, ArraysConfig, mask_volumes, unpack_epochs
 from braindecode_vis.datasets.own_data import OwnData, Pictures, as_uint8_rgb, assemble_data, number_pictures
+from braindecode_vis.encoders.plain_module import describe_module, is_module
 
 if TYPE_CHECKING:
     import mne
@@ -717,14 +718,21 @@ def as_component(value: str | Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": value.replace(" ", "_")} if isinstance(value, str) else dict(value)
 
 
-def read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool) -> dict[str, Any]:
-    """Return plain settings of an encoder; the name of a network stands for the network encoder with it."""
+def read_encoder(encoder: Any, *, knows_images: bool) -> dict[str, Any]:
+    """Return plain settings of an encoder.
+
+    The name of a network, or a torch module, stands for the network encoder with it.
+    """
     if encoder is None:
         encoder = "ridge" if knows_images else "lda"
+    if is_module(encoder):
+        return {"kind": "network", "network": describe_module(encoder)}
+    if isinstance(encoder, Mapping) and is_module(encoder.get("network")):
+        encoder = {**encoder, "network": describe_module(encoder["network"])}
     if not isinstance(encoder, str | Mapping):
         raise ConfigError(
-            f"encoder is {encoder!r}, but must be a name such as 'ridge' or 'atm_s', or a mapping of settings; "
-            "docs/OUTSIDE.md says how to use an encoder of your own."
+            f"encoder is {encoder!r}, but must be a name such as 'ridge' or 'atm_s', a torch module, or a mapping of "
+            "settings; docs/OUTSIDE.md says how to use an encoder of your own."
         )
     if not isinstance(encoder, str):
         kind = str(encoder.get("kind", ""))
