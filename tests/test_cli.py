@@ -147,6 +147,7 @@ def test_a_data_set_is_told_in_full(call):
     for start in (
         "god: Generic Object Decoding", "licence: raw data CC0", "cite: Horikawa", "configurations: god_ridge",
         "without its files: braindecode-vis phantom god", "settings: braindecode-vis describe dataset.god",
+        "command: braindecode-vis fetch god --subject 1 --root DIR",
     ):  # fmt: skip
         assert start in told
     check_refusal(call("datasets", "gdo"), "did you mean 'god'")
@@ -179,6 +180,28 @@ def test_kinds_and_roles_are_described(call):
     assert "rois" in call("describe", "SelectionConfig").stdout
     assert "network" in call("describe").stdout
     check_refusal(call("describe", "atm_x"), "did you mean 'atm_s'")
+    ends = call("describe", "god_ridge").stdout
+    assert "data: braindecode-vis datasets god\n" in ends
+    assert "to run: braindecode-vis run god_ridge --root DIR\n" in ends
+
+
+@pytest.mark.parametrize(
+    ("key", "first", "option"),
+    [
+        ("repeats", "repeats: Whether the repetitions", "test"),
+        ("repeats.test", "repeats.test: a setting of RepeatsConfig.", "test"),
+        ("encoder.alphas", "encoder.alphas: a setting of encoder.ridge.", "alphas"),
+        ("encoder.ridge.alphas", "encoder.ridge.alphas: a setting of encoder.ridge.", "alphas"),
+        ("subject_alignment", "subject_alignment: a setting of encoder.ridge,", "subject_alignment"),
+        ("target.weights", "target.weights: a setting of target.efficientnet-lite0.", "weights"),
+    ],
+)
+def test_a_key_is_described_as_set_takes_it(call, key, first, option):
+    """A key that a configuration holds was unknown to `describe`, which knew the class that declares it alone."""
+    shown = call("describe", key).stdout
+    assert shown.startswith(first)
+    assert f"\n{option}: " in shown
+    check_refusal(call("describe", f"{key}.nothing"), "nothing is called")
     check_refusal(call("describe", "here/nothing.yaml"), "was not found")
 
 

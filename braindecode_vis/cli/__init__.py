@@ -185,7 +185,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "configs --modality eeg", "configs --paper 2403.07721", "configs things_eeg2_atm_vith > mine.yaml",
         "configs --schema > braindecode-vis.schema.json",
     ),
-    "describe": ("describe things_eeg2_atm_vith", "describe network", "describe atm_s", "describe dataset.nsd"),
+    "describe": ("describe things_eeg2_atm_vith", "describe network", "describe atm_s", "describe dataset.nsd",
+        "describe repeats.test"),
     "check": ("check things_eeg2 --root /data/things-eeg2", "check nsd --root /data/nsd --full"),
     "fetch": (
         "fetch digits69 --root /data/digits69", "fetch things_meg --subject 1,2 --root /data/things-meg --dry-run",
