@@ -1,7 +1,7 @@
 """Live decoding in numbers: latency, exactness, losses and what causal filters cost; printed, and written for the docs.
 
     python benchmarks/live.py --quick                           # fewer decisions, a few minutes
-    python benchmarks/live.py --write docs/research/BENCHMARKS.md        # renews its section there; most of an hour on one core
+    python benchmarks/live.py --write docs/research/BENCHMARKS.md   # renews its section; most of an hour on one core
     python benchmarks/live.py --only latency million            # some rows; --list names them
 
 Everything is simulated (`braindecode_vis.parts.phantom`). Each part runs in a process of its own, on one core and one

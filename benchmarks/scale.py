@@ -4,7 +4,8 @@
 
 The tools start Slurm on loopback (Debian: slurm-wlm, munge; as root). A fifth of the jobs is killed at random, by
 scancel or with kill -9, and the controller is restarted once; then the same command is given again, and every byte that
-the stages wrote is compared with serial runs of this process. Prints one JSON object; docs/SCALE.md quotes it.
+the stages wrote is compared with serial runs of this process. Prints one JSON object, which docs/research/CLUSTER.md
+quotes.
 
     python benchmarks/scale.py --images 10000,100000,1000000 --folder banks
 

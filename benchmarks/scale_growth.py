@@ -6,7 +6,7 @@
 
 Each run is a process of its own: processor time of its stages, most resident memory, bytes of its folder. An exponent
 is the slope of logarithms over all sizes. `plan` measures its pieces and then runs the very thing; prints JSON, which
-docs/SCALE.md quotes. `shares` trains the folds of a run by one process and by two.
+docs/research/CLUSTER.md quotes. `shares` trains the folds of a run by one process and by two.
 """
 
 from __future__ import annotations

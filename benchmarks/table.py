@@ -1,10 +1,10 @@
 """One table beside peers, one of growth, one of start-up; printed, and written for the docs.
 
     python benchmarks/table.py --quick                          # small sizes, under three minutes
-    python benchmarks/table.py --write docs/research/BENCHMARKS.md       # the table of the docs; half an hour on one core
+    python benchmarks/table.py --write docs/research/BENCHMARKS.md  # the table of the docs; half an hour on one core
     python benchmarks/table.py --only ridge ranks sessions      # some rows; --list names them
     python benchmarks/table.py --only ridge --large             # sizes of a subject of NSD, too
-    python benchmarks/table.py --only pixels --write docs/research/BENCHMARKS.md    # these rows anew, in the table that is there
+    python benchmarks/table.py --only pixels --write docs/research/BENCHMARKS.md  # these rows anew
 
 `peers.py` and `growth.py` declare the rows, `measuring.py` says how they are measured. Peers come with
 ``pip install braindecode_vis[bench]``; one that is not installed has a row that says so. Exit code 1 says that a row

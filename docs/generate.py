@@ -2,14 +2,16 @@
 
     python docs/generate.py
 
-The catalogue of data sets comes from the manifests, the configurations from their files and headers, the settings from
-their classes, the verbs from their help, the public names from ``braindecode_vis.__all__``, the tutorials from the
-notebooks, and changelog, contributing and security from the files on top of the repository. ``conf.py`` calls it before
-each build; a file whose content is the same is not touched, so that only what changed is built again.
+The catalogue of data sets and the parts to fetch come from the manifests, the configurations from their files and
+headers, the settings from their classes, the verbs from their help, the public names from ``braindecode_vis.__all__``,
+the tutorials from the notebooks, and changelog, contributing and security from the files on top of the repository.
+``conf.py`` calls it before each build; a file whose content is the same is not touched, so that only what changed is
+built again. What happens to pages while they are read and written stands in ``hooks.py``.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import inspect
@@ -34,7 +36,14 @@ import yaml  # noqa: E402
 import braindecode_vis as bdv  # noqa: E402
 from braindecode_vis.base.memory import describe_bytes  # noqa: E402
 from braindecode_vis.config import list_shipped, read_header  # noqa: E402
-from braindecode_vis.datasets.manifests import Manifest, describe_source, find_manifest, read_manifests  # noqa: E402
+from braindecode_vis.datasets.hosts import describe_place  # noqa: E402
+from braindecode_vis.datasets.manifests import (  # noqa: E402
+    Manifest,
+    ManifestPart,
+    describe_source,
+    find_manifest,
+    read_manifests,
+)
 
 #: Notebooks on real recordings -> the file or folder that they need below the folder of the data sets.
 RECORDINGS = {
@@ -96,6 +105,7 @@ def write_pages(out: Path) -> None:
 def make_pages() -> Iterator[tuple[str, str]]:
     """Yield the path below the folder and the content of every generated page."""
     yield "catalogue.md", make_catalogue()
+    yield "fetching.md", make_fetching()
     yield "configurations.md", make_configurations()
     yield "published_configurations.md", make_published()
     yield "cli.md", make_cli()
@@ -152,9 +162,9 @@ What each data set is, what it costs and what to expect of it. This page is made
 what `braindecode-vis datasets NAME` says. How each loader reads its files stands in [Data sets](../DATASETS.md).
 
 Sizes are those of what `fetch` takes without being asked for more; `fetch NAME --dry-run` says the rest, and what no
-manifest knows. Times of downloads are for a line of 100 Mbit/s. [Fetching](../FETCHING.md) has the parts, their
-addresses and how sure these are. Scores are **measured here** where
-[Results](../research/RESULTS.md) has them; what others published is **not re-measured** here, and stands with its protocol.
+manifest knows. Times of downloads are for a line of 100 Mbit/s. [Parts to fetch](fetching.md) has the parts, their
+addresses and how sure these are. Scores are **measured here** where [Results](../research/RESULTS.md) has them; what
+others published is **not re-measured** here, and stands with its protocol.
 
 """
 
@@ -173,7 +183,8 @@ def make_catalogue() -> str:
         )  # fmt: skip
         sections.append(_make_data_set(manifest, configs))
     head = ("name", "modality", "subjects", "size", "terms", "score to expect")
-    return _CATALOGUE + make_table(head, rows) + "\n" + "\n".join(sections)
+    toctree = "\n```{toctree}\n:hidden:\n\nfetching\n```\n"
+    return _CATALOGUE + make_table(head, rows) + "\n" + "\n".join(sections) + toctree
 
 
 def _list_fetched(manifest: Manifest) -> list[Any]:
@@ -235,7 +246,7 @@ def _make_data_set(manifest: Manifest, configs: Sequence[dict[str, Any]]) -> str
         ("Licence", _plain(manifest.licence)),
         ("Terms", _plain(manifest.gate or "")),
         ("From", _plain(describe_source(manifest)) if manifest.source else ""),
-        ("Parts", f"{', '.join(p.name for p in manifest.parts)} ([sizes, terms, commands](../FETCHING.md#{name}))"
+        ("Parts", f"{', '.join(p.name for p in manifest.parts)} ([sizes, terms, commands](fetching.md#{name}))"
          if manifest.parts else ""),
         ("Cite", _link_sources(manifest.citation)),
         ("Configurations", ", ".join(f"[{c['name']}](configurations.md#{_slug(c['name'])})" for c in own)),
@@ -261,6 +272,47 @@ def _make_data_set(manifest: Manifest, configs: Sequence[dict[str, Any]]) -> str
     if notes:
         text += ["", ":::{dropdown} Worth knowing", *notes, ":::"]
     return "\n".join(text) + "\n"
+
+
+_FETCHING = """# Parts to fetch
+
+The parts of each data set, with size, terms, host and command; the manifests of the package say the same, and so does
+`braindecode-vis fetch NAME --dry-run`. [Data sets](../DATASETS.md) explains how to fetch.
+
+**How sure an address is.** *Verified*: found in its owner's own repository, mirror or code, in stored copies.
+*Second-hand*: found in other people's scripts. *Unconfirmed*: neither. No address was contacted when it was entered
+here: `braindecode-vis fetch NAME --check-addresses` asks each address whether it answers. A file that differs from the
+published one is refused.
+
+"""
+
+
+def make_fetching() -> str:
+    """Return the page of the parts that can be fetched, with a table for each data set."""
+    sections = []
+    head = ("part", "what", "size", "subjects", "access", "from", "command")
+    for manifest in read_manifests().values():
+        if manifest.parts:
+            rows = [_describe_part(manifest, part) for part in manifest.parts]
+            about = f"{manifest.title}. Licence: {' '.join(manifest.licence.split())}."
+            sections.append(f"## {manifest.name}\n\n{about}\n\n{make_table(head, rows)}")
+    return _FETCHING + "\n".join(sections)
+
+
+def _describe_part(manifest: Manifest, part: ManifestPart) -> tuple[str, ...]:
+    """Return the line of one part."""
+    size = part.count_bytes()
+    if part.access == "by_hand":
+        return part.name, part.what, "", str(len(part.list_subjects()) or ""), f"by hand: {part.gate}", "", ""
+    return (
+        part.name,
+        part.what,
+        "shown when fetched" if size is None else describe_bytes(size),
+        str(len(part.list_subjects()) or ""),
+        "open" if part.access == "open" else f"`--accept-terms`: {part.gate}",
+        f"{describe_place(part)}, {part.mark}",
+        f"`fetch {manifest.name}`" if part.default else f"`fetch {manifest.name} --parts {part.name}`",
+    )
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------
@@ -363,12 +415,32 @@ def make_published() -> str:
     return (
         "# What the configurations of papers reached\n\n"
         "The numbers of their authors, with their protocol, as the header of each configuration states them. None of "
-        "them is re-measured here: the recordings were not at hand. [Beside published numbers](../research/PUBLISHED.md) says "
-        "which rules lie behind such numbers.\n\n" + make_table(head, rows)
+        "them is re-measured here: the recordings were not at hand. "
+        "[Beside published numbers](../research/PUBLISHED.md) says which rules lie behind such numbers.\n\n"
+        + make_table(head, rows)
     )
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
+
+#: Page of settings -> what it decides.
+_SETTINGS = {
+    "run": "The top of a configuration, and the steps that have no kinds: repetitions, retrieval, scores.",
+    "dataset": "Which recording is read, and how: subjects, channels, times, voxels, repetitions.",
+    "split": "Which trials train and which are tested.",
+    "target": "What the brain encoder predicts: embeddings of images, pixels or principal components.",
+    "encoder": "How responses are mapped to the target or to classes.",
+    "network": "The architecture inside an encoder that is a network.",
+    "objective": "The losses that train a network.",
+    "augmentation": "Random changes of training trials.",
+    "prior": "How a prediction is moved towards the embeddings of real images.",
+    "generator": "How a picture is made from a predicted embedding.",
+    "analysis": "When, where and how the response is decoded: questions to a finished run.",
+    "metric": "Metrics that need settings of their own.",
+    "inside": "Groups of options inside other settings, for example an optimiser or a schedule.",
+    "train_generator": "How a generator is trained on images, without brain data.",
+    "corpus": "How a corpus of recordings without labels is built.",
+}
 
 
 def make_settings() -> Iterator[tuple[str, str]]:
@@ -386,6 +458,7 @@ def make_settings() -> Iterator[tuple[str, str]]:
     places |= {cls.__name__.lower(): place for cls, place in named}
 
     def lead(text: str) -> str:
+        text = text.replace("| default | |\n", "| default | what it does |\n")
         return re.sub(r"\]\(#([\w-]+)\)", lambda m: f"]({places.get(m[1], '#' + m[1])})", text)
 
     yield "settings/run.md", lead(settings.write_class(settings.RunConfig, "A run", "#"))
@@ -408,15 +481,25 @@ def make_settings() -> Iterator[tuple[str, str]]:
             f"settings/{verb.replace('-', '_')}.md",
             lead(settings.write_class(cls, f"The verb {verb}", "#")),
         )
-    names = ["run", *roles, "inside", *(verb.replace("-", "_") for verb in settings.VERBS)]
+    titles = (
+        {"run": "A run"}
+        | {role: ROLES[role] for role in roles}
+        | {"inside": "Settings inside other settings"}
+    )
+    titles |= {verb.replace("-", "_"): f"The verb `{verb}`" for verb in settings.VERBS}
+    rows = [
+        (f"[{title}]({name}.md)", _SETTINGS.get(name, ""), str(len(roles.get(name, ())) or ""))
+        for name, title in titles.items()
+    ]
     header = settings.HEADER.replace("see OUTSIDE.md", "see [Components of your own](../../OUTSIDE.md)")
     header = header.replace(
         "This page is written by `python docs/write_settings.py` from the\ndocstrings of the settings classes; a test "
         "keeps it current.",
         "These pages are made from the settings\nclasses and their docstrings.",
     )
-    toctree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *names, "```"])
-    yield "settings/index.md", f"{header}\n{toctree}\n"
+    toctree = "\n".join(["```{toctree}", ":hidden:", "", *titles, "```"])
+    table = make_table(("settings of", "what they decide", "kinds"), rows)
+    yield "settings/index.md", f"{header}\n{table}\n{toctree}\n"
 
 
 def _first_sentence(cls: type) -> str:
@@ -496,6 +579,7 @@ def make_api() -> Iterator[tuple[str, str]]:
         text.append(f"## {title}\n\n" + make_table(("name", "what"), rows))
     text.append("\n".join(["```{toctree}", ":hidden:", "", *sorted(public, key=str.lower), "```"]))
     yield "api/index.md", "\n".join(text) + "\n"
+    uses = find_uses()
     for name in public:
         kind = "autoclass" if inspect.isclass(getattr(bdv, name)) else "autofunction"
         members = ["   :members:", "   :show-inheritance:"] if kind == "autoclass" else []
@@ -507,11 +591,56 @@ def make_api() -> Iterator[tuple[str, str]]:
             *members,
             "```",
         ]
+        used = [f"- [{title}](../../{page})" for page, title in uses.get(name, {}).items()]
+        block += ["", "## Used in", "", *used] if used else []
         yield f"api/{name}.md", f"# {name}\n\n" + "\n".join(block) + "\n"
 
 
 def _summarise(thing: Any) -> str:
     return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+
+
+def find_uses() -> dict[str, dict[str, str]]:
+    """Return, for each public name, the notebooks and pages whose code uses it: path below this folder -> title.
+
+    Who calls a public function uses the public class that it returns as well.
+    """
+    sources: dict[str, tuple[str, list[str]]] = {}
+    for path in list_notebooks():
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        sources[f"generated/tutorials/{path.name}"] = (read_title(path), code)
+    for path in sorted(HERE.glob("*.md")):
+        blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+        sources[path.name] = (read_title(path), blocks)
+    found: dict[str, dict[str, str]] = {}
+    for page, (title, blocks) in sources.items():
+        names = {name for block in blocks for name in _list_public(block)}
+        names |= {_name_returned(name) for name in names}
+        for name in names & set(bdv.__all__):
+            found.setdefault(name, {})[page] = title
+    return found
+
+
+def _list_public(code: str) -> set[str]:
+    """Return the names of the package that code uses: `bdv.load`, or imported from the top of the package."""
+    try:
+        nodes = list(ast.walk(ast.parse(re.sub(r"^[%!].*$", "", code, flags=re.M))))
+    except SyntaxError:  # a part of a file, or a sketch
+        return set()
+    attributes = [
+        node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    ]
+    found = {node.attr for node in attributes if node.value.id in ("bdv", "braindecode_vis")}
+    imports = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module == "braindecode_vis"]
+    return found | {alias.name for node in imports for alias in node.names}
+
+
+def _name_returned(name: str) -> str:
+    """Return the name of the class that a public function returns, as its signature writes it."""
+    thing = getattr(bdv, name, None)
+    returned = inspect.signature(thing).return_annotation if inspect.isfunction(thing) else ""
+    return str(getattr(returned, "__name__", returned))
 
 
 # --- notebooks --------------------------------------------------------------------------------------------------------
@@ -520,15 +649,31 @@ def _summarise(thing: Any) -> str:
 def make_tutorials() -> Iterator[tuple[str, str]]:
     """Yield the notebooks; one whose recordings are not here says that it was not run."""
     absent = {Path(pattern).stem for pattern in list_without_recordings()}
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in list_notebooks():
         content = json.loads(path.read_text(encoding="utf-8").replace("](../docs/", "](../../"))
         content["metadata"]["package"] = digest_package()  # other code makes another page, which is run again
+        note = f"{{download}}`Download this notebook <../../../notebooks/{path.name}>`"
         if path.stem in absent:
-            note = ":::{note}\nThis page was built without the recording, so it has no outputs.\n:::"
-            content["cells"].insert(
-                1, {"cell_type": "markdown", "id": "not-run", "metadata": {}, "source": [note]}
-            )
+            note += "\n\n:::{note}\nThis page was built without the recording, so it has no outputs.\n:::"
+        content["cells"].insert(
+            1, {"cell_type": "markdown", "id": "how-it-was-run", "metadata": {}, "source": [note]}
+        )
         yield f"tutorials/{path.name}", json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def list_notebooks() -> list[Path]:
+    """Return the notebooks of the repository in their order."""
+    return sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@cache
+def read_title(path: Path) -> str:
+    """Return the first heading of a page or notebook."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+    found = re.search(r"^# (.+)$", text, re.M)
+    return found[1] if found else path.stem
 
 
 def find_recordings() -> Path:
@@ -564,7 +709,7 @@ def make_cache(folder: Path) -> Path:
     return kept
 
 
-# --- links ------------------------------------------------------------------------------------------------------------
+# --- changes while pages are read -------------------------------------------------------------------------------------
 
 
 def redirect_links(name: str, source: list[str]) -> str:
@@ -604,6 +749,44 @@ def redirect_links(name: str, source: list[str]) -> str:
     if not name.startswith("generated/tutorials/"):
         source[0] = re.sub(r"\]\(([^)#\s]+)(#[^)\s]*)?\)", lead, source[0])
     return source[0]
+
+
+def show_cards(name: str, source: list[str]) -> None:
+    """Turn each table whose rows begin with a link to a notebook into cards with a picture of its first figure."""
+
+    def turn(match: re.Match[str]) -> str:
+        rows = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in match[0].strip().splitlines()[2:]]
+        links = [
+            re.fullmatch(r"\[(.+)\]\((generated/tutorials/(\w+))\.ipynb\)", row[0].strip()) for row in rows
+        ]
+        if not rows or not all(links):
+            return match[0]
+        cards = ["::::{grid} 1 2 2 3", ":gutter: 3", ":class-container: notebooks", ""]
+        for link, row in zip(links, rows, strict=True):
+            assert link
+            title, page, stem = link.groups()
+            cards += [
+                f":::{{grid-item-card}} {title}",
+                f":img-top: generated/thumbnails/{stem}.svg",
+                f":img-alt: First figure of {title}",
+                f":link: {page}",
+                ":link-type: doc",
+                " ".join(cell.strip() for cell in row[1:]),
+                ":::",
+            ]
+        return "\n".join([*cards, "::::", ""])
+
+    if "/" not in name:
+        source[0] = re.sub(r"(?:^\|.*\n)(?:^\|[ :|-]+\n)(?:^\|.*(?:\n|\Z))+", turn, source[0], flags=re.M)
+
+
+def read_terms(page: Path) -> list[str]:
+    """Return the terms of the glossary in a page, longest first: what stands at the margin of its directive."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^(`{3,}|:{3,})\{glossary\}\n(.*?)^\1", text, re.M | re.S)
+    lines = [line for _, block in found for line in block.splitlines()]
+    terms = {line.strip() for line in lines if line and line[0] not in " \t:" and not line.startswith("..")}
+    return sorted(terms, key=lambda term: (-len(term), term))
 
 
 if __name__ == "__main__":

@@ -267,4 +267,5 @@ def test_photographs_that_the_prior_learns_from_are_not_tested(monkeypatch, caps
     monkeypatch.setattr(sys, "argv", given)
     with pytest.raises(SystemExit):
         photographs.main()
-    assert "learns from the photographs of 190927; test another session" in capsys.readouterr().err
+    sentence = f"learns from the photographs of {photographs.OTHERS[0]}; test another session"
+    assert sentence in capsys.readouterr().err

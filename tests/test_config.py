@@ -86,6 +86,7 @@ REFUSED = {
         # No computation can use them: true was one and false zero, and a batch of 2^64 overflowed somewhere in torch.
         ("seed=false", "seed is False, but input should be a number, not true or false"),
         ("evaluation.n_bootstrap=true", "n_bootstrap is True, but input should be a number"),
+        ("evaluation.n_bootstrap=99999999999", "input should be less than or equal to 1000000"),
         ("encoder.alphas=[1.0, true]", "alphas is .*, but input should be a number, not true or false"),
         ("encoder.alphas=[1.0e+308]", "alphas is .*, but input should be a number of single precision"),
         ("dataset.n_train=18446744073709551616", r"n_train is .*, but input should be below 2\^63"),

@@ -1,13 +1,16 @@
 """Every page is reached, every link leads somewhere, and every command and line of Python in them is real."""
 
 import ast
+import contextlib
 import functools
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -145,6 +148,52 @@ def test_generated_pages_name_everything(pages):
     assert all(f"\n## {name}\n" in pages["generated/cli.md"] for name in VERBS)
     assert all(f"generated/api/{name}.md" in pages for name in bdv.__all__ if not name.startswith("_"))
     assert {f"generated/tutorials/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")} <= set(pages)
+    rows = [line.split(" | ")[0] for line in pages["generated/fetching.md"].splitlines()]
+    parts = [part.name for manifest in read_manifests().values() for part in manifest.parts]
+    assert [row[2:] for row in rows if row[2:] in parts] == parts
+    listed = re.findall(r"^\| \[.+?\]\((\w+)\.md\) \| (.*?) \|", pages["generated/settings/index.md"], re.M)
+    settings = {Path(name).stem for name in pages if name.startswith("generated/settings/")} - {"index"}
+    assert {name for name, about in listed if about} == settings
+
+
+def test_public_names_say_where_they_are_used(pages):
+    used = pages["generated/api/decode.md"].partition("## Used in")[2]
+    assert "(../../generated/tutorials/06_bring_your_own_data.ipynb)" in used
+    assert "(../../OWN_DATA.md)" in used
+    # What `decode` returns is used where it is called.
+    assert "(../../OWN_DATA.md)" in pages["generated/api/DecodingRun.md"]
+    assert generate._list_public("import braindecode_vis as bdv\nbdv.load('x').trials") == {"load"}
+    assert generate._list_public("from braindecode_vis import decode, load") == {"decode", "load"}
+    assert generate._list_public("bdv.load(  # a sketch") == set()
+
+
+def test_every_notebook_can_be_downloaded(pages):
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        text = "".join(
+            line
+            for cell in json.loads(pages[f"generated/tutorials/{path.name}"])["cells"]
+            for line in cell["source"]
+        )
+        (link,) = re.findall(r"\{download\}`[^<]*<([^>]+)>`", text)
+        assert (DOCS / "generated" / "tutorials" / link).resolve() == path
+
+
+def test_tables_of_notebooks_become_cards(pages):
+    other = "\n| a | b |\n|---|---|\n| [Page](OWN_DATA.md) | text |\n"
+    source = [pages["TUTORIALS.md"] + other]
+    generate.show_cards("TUTORIALS", source)
+    cards = re.findall(r"^:link: generated/tutorials/(\w+)\n", source[0], re.M)
+    assert sorted(cards) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert ".ipynb)" not in source[0]
+    assert source[0].endswith(other)
+
+
+def test_terms_are_those_of_the_glossary(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Text\n\n```{glossary}\ntrial\nepoch\n  One picture.\n\nmean image\n  A control.\n```\n\nText\n"
+    )
+    assert generate.read_terms(page) == ["mean image", "epoch", "trial"]
 
 
 def test_what_the_catalogue_says_was_measured_stands_in_the_results():
@@ -156,6 +205,18 @@ def test_what_the_catalogue_says_was_measured_stands_in_the_results():
             assert entry.section in make_anchors(text)
             assert all(figure in text for figure in entry.figures), entry
             assert all(figure.strip("*") in entry.text for figure in entry.figures), entry
+
+
+def test_every_site_of_a_release_gets_the_list_of_versions(tmp_path):
+    for number in ("0.10.0", "0.9.1", "images"):
+        (tmp_path / number).mkdir()
+    subprocess.run([sys.executable, DOCS / "write_versions.py", tmp_path, "0.11.0.dev0"], check=True)
+    texts = {path.read_text() for path in tmp_path.rglob("versions.json")}
+    assert len(texts) == 1
+    versions = json.loads(texts.pop())
+    assert [entry["version"] for entry in versions] == ["0.11.0.dev0", "0.10.0", "0.9.1"]
+    assert versions[1]["url"] == versions[0]["url"] + "0.10.0/"
+    assert (tmp_path / "0.9.1" / "_static" / "versions.json").is_file()
 
 
 def test_pages_are_rewritten_only_where_they_changed(tmp_path, monkeypatch):
@@ -251,6 +312,42 @@ def test_the_notebooks_that_the_site_lists_are_there():
     assert linked == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
+_KERNELS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import kernel, nbformat, nbclient
+kernel.offer_kernel()
+for code in ("import sys, os; named = 1; print('torch' in sys.modules, os.getcwd())", "print('named' in globals())"):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": sys.argv[2]}}).execute()
+    print(notebook.cells[0].outputs[0].text, end="")
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the usual kernels run the notebooks")
+def test_kernels_of_the_site_are_copies_that_end(tmp_path):
+    """Each starts with the imports and without the names of another, and none outlives the build."""
+    environment = dict(os.environ, TMPDIR=str(tmp_path), PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-c", _KERNELS, str(DOCS), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.stdout.splitlines() == [f"True {tmp_path}", "False"], done.stderr
+    assert list(tmp_path.glob("*/kernel.socket")) == []
+    until = time.monotonic() + 60
+    while _runs(str(tmp_path)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not _runs(str(tmp_path)), "a kernel outlives the build"
+
+
+def _runs(word):
+    """Return whether a process with this word in its command line runs."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if word.encode() in path.read_bytes():
+                return True
+    return False
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path, monkeypatch):
     """Without the outputs of notebooks, which another test runs."""
@@ -275,6 +372,23 @@ def test_the_site_builds_without_a_warning(tmp_path, monkeypatch):
     assert (site / "searchindex.js").stat().st_size > 10_000
     built = list(site.rglob("*.html"))
     assert len(built) > 60
+    texts = json.loads(
+        (site / "_static" / "excerpts.js").read_text().removeprefix("window.siteTexts = ")[:-2]
+    )
+    assert {
+        f"{path.relative_to(site).with_suffix('')}" for path in built if "bd-article" in path.read_text()
+    } >= set(texts)
+    assert "<section id=" in texts["CONCEPTS"]
+    assert re.findall(r"<(?!/?section)", texts["CONCEPTS"]) == []
+    (version,) = json.loads((site / "_static" / "versions.json").read_text())
+    assert version["version"] == bdv.__version__
+    assert len(list((site / "_images").glob("*.svg"))) >= len(list((ROOT / "notebooks").glob("*.ipynb")))
+    linked = [path for path in built if "std-term" in path.read_text()]
+    assert bool(linked) == bool(generate.read_terms(DOCS / "CONCEPTS.md"))
+    for path in linked:  # once on a page, and in no heading
+        terms = re.findall(r'<a class="reference internal" href="[^"]*#term-([^"]+)">', path.read_text())
+        assert len(terms) == len(set(terms)), path
+        assert not re.findall(r"<h\d>[^\n]*std-term", path.read_text()), path
     ids = {path: set(re.findall(r'\bid="([^"]+)"', path.read_text())) for path in built}
     for path in built:
         text = path.read_text()

@@ -31,10 +31,9 @@ def workspace(tmp_path_factory):
 
 def test_every_subject_has_its_notebook():
     assert [path.stem for path in NOTEBOOKS] == [
-        "01_quickstart", "02_preprocessing_quality", "03_retrieval", "04_reconstruction_gallery",
-        "05_time_and_regions", "06_bring_your_own_data", "07_own_eeg", "08_own_fmri",
+        "01_quickstart", "02_things_eeg2", "03_things_meg", "04_nsd_fmri", "05_v4_spikes",
+        "06_bring_your_own_data", "07_own_eeg", "08_own_fmri",
         "09_digits_fmri", "10_faces_eeg", "11_categories_fmri", "12_live",
-        "13_v4_photographs",
     ]  # fmt: skip
 
 
@@ -73,7 +72,7 @@ def test_notebooks_are_thin_and_explained(path):
 
 REAL = [path for path in NOTEBOOKS if "09" <= path.stem < "12"]  # recordings that a user's machine fetches
 # A minute and a half together; `make docs` runs them too.
-LONG = [path for path in NOTEBOOKS if "02" <= path.stem < "09" or path.stem > "12"]
+LONG = [path for path in NOTEBOOKS if "02" <= path.stem < "09"]
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@
 
 One fifth of the pictures of a session, drawn by seed, is tested; pictures are brought to 64 pixels and written as
 arrays. Every way of making an image is a run below OUT, up to its images; what is finished is not computed again. The
-diffusion prior learns from photographs of `OTHERS`, sessions that are neither decoded here nor tested by the authors,
-and from no response. Photographs stay below OUT. Pixels are compared at 64 x 64. Two networks compare images too:
-EfficientNet-lite0, in whose space some ways choose, and TAESD's encoder. Intervals resample pictures (bootstrap;
-two-way: jackknife). Differences are paired by picture, to copies of the nearest training photograph.
+diffusion prior learns from photographs of `OTHERS`, sessions that are not decoded here, each with a prediction that is
+as wrong as those of the training trials. Photographs stay below OUT. Pixels are compared at 64 x 64. Two networks
+compare images too: EfficientNet-lite0, in whose space some ways choose, and TAESD's encoder. Intervals resample
+pictures (bootstrap; two-way: jackknife). Differences are paired by picture, to copies of the nearest training
+photograph.
 """
 
 from __future__ import annotations
@@ -38,14 +39,13 @@ from braindecode_vis.scoring.metrics.image import compute_image_metric
 from braindecode_vis.scoring.uncertainty import jackknife_interval
 
 SIDE = 64
-OTHERS = ("190927", "190928")
+OTHERS = ("190925", "190927", "190928")
 LATENTS = "{{kind: taesd, weights: {taesd}, image_size: 64}}"
 NETWORK = "target={{kind: efficientnet-lite0}}"
 DIFFUSION = (
-    "{{kind: diffusion, condition: simulated, images: {bank}, widths: [256, 128, 64], time_features: 64, "
-    "batch_size: 128, min_steps: 800, epochs: 1, warmup_steps: 100, dropout: 0, held_out: 0, "
-    "prediction: v_prediction, betas: squaredcos_cap_v2, sampler: dpm-solver++, steps: 20, guidance: 2, "
-    "restandardise: false}}"
+    "{{kind: diffusion, condition: noised_targets, images: {bank}, widths: [512, 256, 128], time_features: 128, "
+    "batch_size: 128, min_steps: 4000, epochs: 1, warmup_steps: 200, dropout: 0, held_out: 0, guidance: 1, "
+    "prediction: v_prediction, betas: squaredcos_cap_v2, sampler: dpm-solver++, steps: 20}}"
 )
 #: Ways of making an image, and the settings of each.
 WAYS = {
@@ -67,7 +67,6 @@ WAYS = {
     "latents by ridge, spread": [f"target={LATENTS}", "prior={{kind: spread}}"],
     "latents, mean of 16 neighbours": [f"target={LATENTS}", "prior={{kind: neighbours, pull: 1}}"],
     "latents drawn by diffusion": [f"target={LATENTS}", f"prior={DIFFUSION}"],
-    "packaged generator": [NETWORK, "generator={{kind: latent_diffusion, candidates: 1}}"],
 }
 
 

@@ -13,10 +13,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from types import FunctionType
 from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
+
+#: What `numpy.load` raises for damaged content: it parses headers as Python, and archives as zip files.
+NUMPY_ERRORS = (ValueError, TypeError, EOFError, SyntaxError, TokenError, RecursionError, BadZipFile)
 
 
 class BraindecodeVisError(Exception):

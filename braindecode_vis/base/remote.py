@@ -51,6 +51,7 @@ from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataEr
 from braindecode_vis.base.consent import ConsentError, may_download
 from braindecode_vis.base.locks import find_cache_folder, lock_file
 from braindecode_vis.base.memory import describe_bytes
+from braindecode_vis.base.redirects import explain_refusal
 
 SCHEMES = ("s3", "https", "http")
 #: Defaults of the settings `remote`; a folder of many users' projects has room for more.
@@ -392,6 +393,8 @@ def _name_cause(call: Callable[[], Result]) -> Result:
     except FileNotFoundError as error:
         # Which fsspec makes of everything that goes wrong when it asks for a size.
         cause = error.__cause__
+        if isinstance(cause, BraindecodeVisError):
+            raise cause from None
         of_web = type(cause).__module__.startswith("aiohttp") or isinstance(cause, TimeoutError)
         if cause is not None and of_web and getattr(cause, "status", None) not in (404, 410):
             raise cause from None
@@ -447,9 +450,27 @@ def _open_http(address: str) -> tuple[Any, str]:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUTS_S[0], sock_read=_TIMEOUTS_S[1])
     fs = http.HTTPFileSystem(
         skip_instance_cache=True, use_listings_cache=False, encoded=True, simple_links=False,
-        client_kwargs={"timeout": timeout, "trust_env": True},
+        client_kwargs={"timeout": timeout, "trust_env": True, "trace_configs": [_check_redirections(aiohttp)]},
     )  # fmt: skip
     return fs, "everybody"
+
+
+def _check_redirections(aiohttp: Any) -> Any:
+    """Return what makes a session of aiohttp refuse redirections to private places."""
+
+    async def check(session: Any, context: Any, asked: Any) -> None:
+        _check_redirection(str(asked.url), asked.response.headers.get("Location", ""))
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_redirect.append(check)
+    return tracing
+
+
+def _check_redirection(url: str, target: str) -> None:
+    if refused := explain_refusal(url, target, same_server=True):
+        raise DataError(
+            f"{url} sends on to {target[:200]!r}, which is {refused}; if you trust that address, give it yourself."
+        )
 
 
 def _open_s3_reader(fs: Any) -> Callable[[str, int, int], bytes]:
@@ -482,7 +503,15 @@ def _open_s3_reader(fs: Any) -> Callable[[str, int, int], bytes]:
 def _open_http_reader() -> Callable[[str, int, int], bytes]:
     """Return a function that requests bytes ``(name, start, stop)`` by HTTP, with proxies and ``~/.netrc``."""
     requests = require("requests", "an address https://...")
-    session = requests.Session()
+
+    class Session(requests.Session):  # type: ignore[name-defined]
+        def get_redirect_target(self, resp: Any) -> str | None:
+            target: str | None = super().get_redirect_target(resp)
+            if target is not None:
+                _check_redirection(resp.url, target)
+            return target
+
+    session = Session()
 
     def read(name: str, start: int, stop: int) -> bytes:
         asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}

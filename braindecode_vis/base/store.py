@@ -33,7 +33,7 @@ import numpy as np
 from braindecode_vis import __version__
 from braindecode_vis.base import digests
 from braindecode_vis.base.arrays import Embeddings, Responses
-from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.checks import NUMPY_ERRORS, DataError
 from braindecode_vis.base.locks import LEASE, describe_command, hold_lease, is_alive, is_leased
 from braindecode_vis.base.memory import profile_step
 from braindecode_vis.base.remote import revive
@@ -124,6 +124,7 @@ class RunFolder:
         self._in_use: dict[Path, None] = {}  # in their order
         if not writable:
             return
+        self._refuse_foreign_link()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # Permissions alone do not tell: a disk may be read-only, or full of inodes.
@@ -133,6 +134,18 @@ class RunFolder:
             raise DataError(
                 f"the run folder {self.path} cannot be written ({error.strerror}); choose another with --out."
             ) from error
+
+    def _refuse_foreign_link(self) -> None:
+        """Raise `DataError` if the stages are a link, except to the stages of a sweep or of a run beside this one."""
+        stages = self.path / "stages"
+        if not stages.is_symlink():
+            return
+        target, beside = stages.resolve(), self.path.resolve().parent
+        if beside not in (target.parent, target.parent.parent) or target.name != "stages":
+            raise DataError(
+                f"{stages} is a link to {target}, where the results of another program may lie; remove the link, or "
+                f"link to the stages of a run in {beside}."
+            )
 
     def produce(
         self,
@@ -891,7 +904,7 @@ def _open_array(path: Path) -> np.ndarray:
     """Return a memory map of an array; a damaged file is a `DataError` that says which artifact to delete."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except NUMPY_ERRORS as error:
         raise DataError(
             f"{path} is damaged ({error}); delete the folder of its stage and run again."
         ) from error

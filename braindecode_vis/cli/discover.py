@@ -91,6 +91,7 @@ def _print_dataset(manifest: Manifest, source: str, presence: str) -> None:
         ("on disk", [presence]),
         ("from", [source]),
         ("to fetch", [_describe_part(part) for part in manifest.parts]),
+        ("command", [_write_fetch(manifest)]),
         ("licence", [manifest.licence]),
         ("terms", [manifest.gate or ""]),
         ("cite", [manifest.citation]),
@@ -107,6 +108,20 @@ def _print_dataset(manifest: Manifest, source: str, presence: str) -> None:
     for label, texts in lines:
         for text in filter(None, texts):
             console.print(f"{label}: {text}", markup=False)
+
+
+def _write_fetch(manifest: Manifest) -> str:
+    """Return the line that fetches the first subject of a data set, or an empty text if it is fetched by hand."""
+    parts = [part for part in manifest.parts if part.default and part.access != "by_hand"]
+    subjects = [subject for part in parts for subject in part.list_subjects()]
+    words = [
+        "braindecode-vis fetch",
+        manifest.name,
+        f"--subject {subjects[0]}" if len(set(subjects)) > 1 else "",
+        "--root DIR",
+        "--accept-terms" if any(part.access == "terms" for part in parts) else "",
+    ]
+    return " ".join(filter(None, words)) if parts else ""
 
 
 def _describe_part(part: ManifestPart) -> str:
@@ -168,8 +183,8 @@ def configs(
         str | None,
         typer.Option(
             "--modality",
-            help="List only configurations of this modality: eeg, meg or fmri.",
-            autocompletion=lambda incomplete: complete(("eeg", "meg", "fmri"), incomplete),
+            help="List only configurations of this modality: eeg, meg, fmri or spikes.",
+            autocompletion=lambda incomplete: complete(("eeg", "meg", "fmri", "spikes"), incomplete),
         ),
     ] = None,
     paper: Annotated[
@@ -242,7 +257,8 @@ def describe(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A configuration; or, to list settings, a role (network), a kind (atm_s, network.atm_s) or run.",
+            help="A configuration; or, to list settings, a role (network), a kind (atm_s, network.atm_s), "
+            "a key (repeats.test, subject_alignment) or run.",
             autocompletion=lambda incomplete: [*complete_configs(incomplete), *_complete_kinds(incomplete)],
         ),
     ] = None,
@@ -251,7 +267,7 @@ def describe(
 ) -> None:
     """Explain a configuration, or a kind and its settings.
 
-    For a configuration, shows which paper it follows and where it differs.
+    For a configuration, shows which paper it follows, where it differs, and how to run it.
 
     Without a name, lists the roles of a run.
     """
@@ -260,6 +276,7 @@ def describe(
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.config import find_config, read_header
     from braindecode_vis.config.explain import ROLES, explain
+    from braindecode_vis.datasets.manifests import find_manifest
 
     if name is None:
         if as_json:
@@ -268,7 +285,8 @@ def describe(
         print_table(("role", "what"), ROLES.items())
         make_console(stderr=False).print(
             "To list the kinds of a role: braindecode-vis describe ROLE. To list all settings of a run: "
-            "describe run. To see which paper a configuration follows: describe NAME (configs lists the names).",
+            "describe run. To explain one setting: describe repeats.test. To see which paper a configuration follows: "
+            "describe NAME (configs lists the names).",
             markup=False,
         )
         return
@@ -317,6 +335,12 @@ def describe(
         console.print(text, markup=False)
     if any(one.path is None for one in weights):
         console.print(f"commands that fetch them: braindecode-vis weights list {path.stem}", markup=False)
+    for config in _read_configs():
+        if config["path"] == str(path):
+            manifest = find_manifest(config["dataset"])
+            root = " --root DIR" if manifest.needs_files else ""
+            console.print(f"data: braindecode-vis datasets {manifest.name}", markup=False)
+            console.print(f"to run: braindecode-vis run {path.stem}{root}", markup=False)
 
 
 def _read_weights(path: Path) -> tuple[list[NeededWeights], str]:

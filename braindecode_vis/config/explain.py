@@ -252,7 +252,8 @@ def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
     Parameters
     ----------
     name
-        ``atm_s``, ``network.atm_s``, ``network``, ``run``, or a class such as ``SelectionConfig``.
+        ``atm_s``, ``network.atm_s``, ``network``, ``run``, a class such as ``SelectionConfig``, a key as
+        ``--set`` takes it (``repeats.test``), or one setting of any class (``subject_alignment``).
     besides
         Further names to suggest if nothing has this name.
 
@@ -267,6 +268,8 @@ def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
     ['network.atm_s']
     >>> dict(explain("prior")[0].kinds)["mean"]
     'Give the generator the mean embedding of the training images, whatever the prediction is.'
+    >>> [option.name for found in explain("repeats.test") for option in found.options]
+    ['test']
     """
     if name == "run":
         return [explain_class("run", RunConfig)]
@@ -284,6 +287,8 @@ def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
     others = {cls.__name__: cls for cls in find_classes()[1]}
     if name in others:
         return [explain_class(name, others[name])]
+    if found := list(_explain_key(name)):
+        return found
     known = [*besides, *ROLES, *(kind for role in ROLES for kind in list_inside(role)), *others]
     if missing := describe_missing(kind):
         raise ConfigError(f"{missing}.")
@@ -292,6 +297,42 @@ def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
         f"nothing is called {name!r}{near}; braindecode-vis configs lists configurations, and "
         f"braindecode-vis describe ROLE lists the kinds of a role: {', '.join(ROLES)}."
     )
+
+
+def _explain_key(name: str) -> Iterator[Explanation]:
+    """Yield the meanings of a key of a run, or of one setting of any class; classes that describe it alike are one."""
+    *path, last = name.split(".")
+    owners: dict[str, type[Settings]] = {"run": RunConfig}
+    if not path and last not in RunConfig.model_fields:
+        roles, others = find_classes()
+        owners = {f"{role}.{kind}": cls for role, kinds in roles.items() for kind, cls in kinds.items()}
+        owners |= {cls.__name__: cls for cls in others}
+    for part in path:
+        nested = [one for cls in owners.values() for one in _list_nested(cls, part)]
+        # A kind may stand in the path too: encoder.ridge.alphas.
+        owners = dict(nested) or {label: cls for label, cls in owners.items() if label.endswith(f".{part}")}
+    sections = dict(one for cls in owners.values() for one in _list_nested(cls, last))
+    if path or owners == {"run": RunConfig}:
+        if len(sections) == 1:
+            yield explain_class(name, next(iter(sections.values())))
+            return
+    alike: dict[Option, list[str]] = {}
+    for label, cls in owners.items():
+        for option in explain_class(label, cls).options if last in cls.model_fields else ():
+            if option.name == last:
+                alike.setdefault(option, []).append(label)
+    for option, labels in alike.items():
+        yield Explanation(name, f"a setting of {', '.join(labels)}.", (option,))
+
+
+def _list_nested(cls: type[Settings], name: str) -> Iterator[tuple[str, type[Settings]]]:
+    """Yield the classes that one setting of a class may hold, each by its kind or its name."""
+    field = cls.model_fields.get(name)
+    for nested in find_nested(field.annotation, tuple(field.metadata)) if field else ():
+        if isinstance(nested, Component):
+            yield from ((f"{nested.role}.{kind}", find_component(nested.role, kind)) for kind in nested.kinds)
+        else:
+            yield nested.__name__, nested
 
 
 def _list_kinds(role: str) -> Iterator[tuple[str, str]]:

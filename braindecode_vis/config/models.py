@@ -335,8 +335,8 @@ class EvaluationConfig(Settings):
         How the noise ceiling of the test responses is estimated, for the report and beside `brain`; None leaves it out.
     """
 
-    n_bootstrap: int = Field(default=10_000, ge=100)
-    n_permutations: int = Field(default=10_000, ge=100)
+    n_bootstrap: int = Field(default=10_000, ge=100, le=1_000_000)
+    n_permutations: int = Field(default=10_000, ge=100, le=1_000_000)
     features: Annotated[Any, Component("target")] | None = None
     suite: MetricSuiteConfig | None = None
     best_of: bool = False

@@ -28,6 +28,7 @@ import yaml
 from braindecode_vis.base import digests, remote, store
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import (
+    NUMPY_ERRORS,
     BraindecodeVisError,
     DataError,
     check_finite,
@@ -598,7 +599,7 @@ def load_array(path: Path, what: str) -> Any:
     """
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (OSError, *NUMPY_ERRORS) as error:
         # NumPy's own message mentions pickle for any unknown file, and advises to allow it.
         reason = (
             "it is empty" if not path.stat().st_size else "it is damaged, of another format, or holds objects"

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import ipaddress
 import json
 import re
-import socket
 import threading
 import time
 import urllib.error
@@ -25,10 +23,10 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from braindecode_vis.base.redirects import explain_refusal, is_loopback
 from braindecode_vis.base.store import is_disk_full
 
 PART = ".part"
@@ -439,31 +437,11 @@ def _make_opener() -> urllib.request.OpenerDirector:
 
 
 def _check_redirection(url: str, target: str) -> None:
-    refusal = f"{url} sends on to {target[:200]!r}"
-    try:
-        place = urllib.parse.urlsplit(urllib.parse.urljoin(url, target))
-        host = place.hostname or ""
-        # A name that cannot be resolved here is left to a proxy, or is an error when it is opened.
-        addresses = [ipaddress.ip_address(entry[4][0]) for entry in _look_up(host)]
-    except ValueError as error:
-        raise TransferError(f"{refusal}, which is not an address; download the file yourself") from error
-    if ALLOW_LOOPBACK and addresses and all(address.is_loopback for address in addresses):
-        return
-    if place.scheme != "https":
-        raise TransferError(f"{refusal}, which is not https; download the file yourself")
-    if host == "localhost" or not all(address.is_global for address in addresses):
+    refused = explain_refusal(url, target, same_server=False)
+    if refused and not (ALLOW_LOOPBACK and is_loopback(url, target)):
         raise TransferError(
-            f"{refusal}, which is on this machine or in its local network and so is not a public archive; "
-            "download the file yourself"
+            f"{url} sends on to {target[:200]!r}, which is {refused}; download the file yourself"
         )
-
-
-@cache
-def _look_up(host: str) -> list[Any]:
-    try:
-        return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return []
 
 
 def _find_validator(headers: Any) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.checks import NUMPY_ERRORS, DataError
 from braindecode_vis.base.contracts import ImageEncoder
 from braindecode_vis.base.digests import digest_file
 from braindecode_vis.base.settings import Settings
@@ -138,7 +138,7 @@ class Segment:
         """Return the rows as a memory map without a look at what they are."""
         try:
             rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, *NUMPY_ERRORS) as error:
             raise DataError(
                 f"{self.path} is damaged ({error}); delete it and its .json, and embed again."
             ) from error

@@ -17,15 +17,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, ClassVar, Literal, Self
-from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Embeddings, normalise_rows
 from braindecode_vis.base.checks import (
+    NUMPY_ERRORS,
     ConfigError,
     DataError,
     check_columns,
@@ -427,8 +426,7 @@ def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
                 if isinstance(found, np.ndarray)
                 else {key: found[key] for key in found.files}
             )
-        # NumPy reads headers as Python, whose errors are the last two.
-        except (ValueError, OSError, EOFError, BadZipFile, SyntaxError, TokenError) as error:
+        except (OSError, *NUMPY_ERRORS) as error:
             raise DataError(
                 f"{path} holds no plain array, or is damaged; files of pickled lists or dictionaries are not read."
             ) from error

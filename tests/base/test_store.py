@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.datasets.array_folder import load_array
 
 
 def produce(folder, fields, compute, version=1, upstream=None):
@@ -241,3 +243,29 @@ def test_embeddings_and_stimuli_come_back_as_they_were(tmp_path):
         again.read_image("z")
     with pytest.raises(DataError, match="not available"):
         replace(again, pixels=None).read_image("a")
+
+
+def test_stages_may_be_a_link_to_a_run_beside_it_alone(tmp_path):
+    """A run folder from somebody else could otherwise write into any folder of its user."""
+    for name in ("sweep/stages", "sweep/a", "sweep/b/stages", "elsewhere/stages"):
+        (tmp_path / name).mkdir(parents=True)
+    link = tmp_path / "sweep" / "a" / "stages"
+    for target, allowed in (("../stages", True), ("../b/stages", True), ("../../elsewhere/stages", False)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target, target_is_directory=True)
+        if allowed:
+            store.RunFolder(link.parent)
+        else:
+            with pytest.raises(DataError, match=r"stages is a link to .*; remove the link, or link to"):
+                store.RunFolder(link.parent)
+        store.RunFolder(link.parent, writable=False)  # to look is allowed
+
+
+@pytest.mark.parametrize("shape", ["(True, 6)", "(6, ", "'ab'", "(2, -3)"])
+def test_a_header_of_numpy_that_is_damaged_is_one_sentence(tmp_path, shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    path = tmp_path / "data.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(24))
+    for read in (store._open_array, lambda file: load_array(file, "responses")):
+        with pytest.raises(DataError, match=r"data\.npy (is damaged|cannot be read)"):
+            read(path)

@@ -1,11 +1,9 @@
 """Each host's layout, as its documentation or its own code has it, on a server of this machine; no host was reached."""
 
 import hashlib
-import importlib.util
 import json
 import re
 import urllib.parse
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +12,6 @@ from braindecode_vis.datasets import fetching, hosts, transfer
 from braindecode_vis.datasets.hosts import list_files
 from braindecode_vis.datasets.manifests import Manifest, ManifestPart, PartFile, read_manifests
 from tests.datasets.loopback import serve
-
-spec = importlib.util.spec_from_file_location(
-    "write_fetching", Path(__file__).resolve().parents[2] / "docs" / "write_fetching.py"
-)
-page = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(page)
 
 
 @pytest.fixture
@@ -395,7 +387,3 @@ def test_the_listed_files_are_those_that_the_check_compares():
                     or file.sha256 in entry.checksum
                 )
                 assert same, (name, file.path)
-
-
-def test_the_page_is_current():
-    assert page.PAGE.read_text() == page.write_page(), "run: python docs/write_fetching.py"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from braindecode_vis.base.checks import DataError, Notice, check_option
+from braindecode_vis.base.checks import NUMPY_ERRORS, DataError, Notice, check_option
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.datasets.corpus.manifest import (
@@ -284,7 +284,7 @@ class Windows:
         path = find_shard(self.corpus.folder, str(self._shard_names[shard])) / VALUES
         try:
             values = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, *NUMPY_ERRORS) as error:
             raise DataError(
                 f"{path} cannot be read ({error}): the corpus has changed since it was opened."
             ) from error

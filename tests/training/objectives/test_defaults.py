@@ -1,6 +1,6 @@
 """Objectives at their defaults beside CLIP: the own term of each falls, and neither silences the other.
 
-Here in a small linear world. What each costs on a simulated recording is a table of docs/OBJECTIVES.md, which
+Here in a small linear world. What each costs on a simulated recording is a table of docs/research/OBJECTIVES.md, which
 ``benchmarks/studies/ladder.py`` measures (stage ``defaults``).
 """
 
