@@ -15,6 +15,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import generate  # noqa: E402
 import hooks  # noqa: E402
+import kernel  # noqa: E402
 
 from braindecode_vis import __version__  # noqa: E402
 
@@ -44,6 +45,8 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 # Outputs are kept by what package and notebook are: a change of either runs it again, on what earlier runs left.
 nb_execution_mode = "off" if os.environ.get("BRAINDECODE_VIS_DOCS_NOTEBOOKS") == "off" else "cache"
+if nb_execution_mode == "cache":
+    kernel.offer_kernel()  # which imports once for all notebooks
 nb_execution_cache_path = str(generate.make_cache(HERE / "generated" / "notebooks"))
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True

@@ -47,7 +47,7 @@ class LinkTerms(SphinxTransform):
     """Link the first use of each term in the prose of a page, in the singular or plural, to the glossary."""
 
     default_priority = 700
-    #: Text inside of these is no prose: code, titles, other links, and what a notebook printed.
+    #: Text inside of these is no prose, as what a notebook printed and cards, which are links, are none.
     left_out = (
         nodes.literal,
         nodes.literal_block,
@@ -76,8 +76,10 @@ class LinkTerms(SphinxTransform):
 
     def _is_prose(self, text: nodes.Text) -> bool:
         above = list(_list_above(text))
+        outputs_and_cards = {"cell_output", "sd-card"}
         return any(isinstance(node, nodes.paragraph) for node in above) and not any(
-            isinstance(node, self.left_out) or "cell_output" in node.get("classes", ()) for node in above
+            isinstance(node, self.left_out) or outputs_and_cards & set(node.get("classes", ()))
+            for node in above
         )
 
     def _split(self, text: str, terms: dict[str, str]) -> Iterator[nodes.Node]:

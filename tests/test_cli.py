@@ -22,6 +22,7 @@ from braindecode_vis.cli.show import _report_earlier_run
 from braindecode_vis.config import dump_config, read_config
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.embeddings.efficientnet import EfficientNetEncoder
+from braindecode_vis.pipeline import progress
 
 SMALL = [
     "--set", "dataset.n_train=60", "--set", "dataset.n_test=12",
@@ -186,6 +187,22 @@ def test_kinds_and_roles_are_described(call):
 
 
 @pytest.mark.parametrize(
+    ("word", "verb"),
+    [("decode", "run"), ("download", "fetch"), ("slurm", "run NAME --cluster slurm"), ("help", "--help")],
+)
+def test_a_word_that_is_no_verb_leads_to_the_verb(call, word, verb):
+    check_refusal(call(word), f"no verb is called {word}: use braindecode-vis {verb}.")
+
+
+def test_words_that_lead_to_verbs_are_none(call):
+    """A verb that is added under such a name must not be hidden."""
+    from braindecode_vis.cli import _SAID_OTHERWISE, _VERBS
+
+    assert not set(_SAID_OTHERWISE) & set(_VERBS)
+    assert {said.split()[0].strip(",") for said in _SAID_OTHERWISE.values()} <= {*_VERBS, "--help"}
+
+
+@pytest.mark.parametrize(
     ("key", "first", "option"),
     [
         ("repeats", "repeats: Whether the repetitions", "test"),
@@ -334,8 +351,8 @@ def test_a_wrong_root_is_named(call, tmp_path):
 
 
 def test_a_log_file_gets_lines_instead_of_bars(monkeypatch, capsys):
-    monkeypatch.setattr(show, "_SECONDS_A_LINE", 0)
-    listener = show.ConsoleListener()
+    monkeypatch.setattr(progress, "_SECONDS_A_LINE", 0)
+    listener = progress.ConsoleListener()
     with listener.watch("train:") as tell:
         tell(1, 10, "epoch 1/10")
         tell(0, 0, "a message")
@@ -345,7 +362,7 @@ def test_a_log_file_gets_lines_instead_of_bars(monkeypatch, capsys):
         advance(7)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "train: 10%, about 0 min left, epoch 1/10", "train: a message", "scoring: 25%, about 0 min left",
+        "train: 10%, about 0 s left, epoch 1/10", "train: a message", "scoring: 25%, about 0 s left",
         "encoding: 7 done",
     ]  # fmt: skip
 
@@ -427,11 +444,9 @@ def test_a_folder_without_permission_is_named(call, tmp_path):
 
 def test_the_time_left_after_a_resume_is_at_the_pace_of_now(monkeypatch):
     """Images that an earlier call had kept counted as if they had been made just now, so that 3 minutes were 0."""
-    from braindecode_vis.cli import show
-
     now = SimpleNamespace(s=0.0)
-    monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: now.s))
-    clock = show._Clock(SimpleNamespace(is_terminal=False))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now.s))
+    clock = progress._Clock(is_drawn=False)
     now.s = 30.0  # what is fitted before
     assert not clock.strikes(900)
     now.s = 120.0

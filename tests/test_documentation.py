@@ -1,13 +1,16 @@
 """Every page is reached, every link leads somewhere, and every command and line of Python in them is real."""
 
 import ast
+import contextlib
 import functools
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -307,6 +310,42 @@ def test_python_of_the_pages_is_python_with_public_names(path):
 def test_the_notebooks_that_the_site_lists_are_there():
     linked = set(re.findall(r"generated/tutorials/(\w+)\.ipynb", (DOCS / "TUTORIALS.md").read_text()))
     assert linked == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+_KERNELS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import kernel, nbformat, nbclient
+kernel.offer_kernel()
+for code in ("import sys, os; named = 1; print('torch' in sys.modules, os.getcwd())", "print('named' in globals())"):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": sys.argv[2]}}).execute()
+    print(notebook.cells[0].outputs[0].text, end="")
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the usual kernels run the notebooks")
+def test_kernels_of_the_site_are_copies_that_end(tmp_path):
+    """Each starts with the imports and without the names of another, and none outlives the build."""
+    environment = dict(os.environ, TMPDIR=str(tmp_path), PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-c", _KERNELS, str(DOCS), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.stdout.splitlines() == [f"True {tmp_path}", "False"], done.stderr
+    assert list(tmp_path.glob("*/kernel.socket")) == []
+    until = time.monotonic() + 60
+    while _runs(str(tmp_path)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not _runs(str(tmp_path)), "a kernel outlives the build"
+
+
+def _runs(word):
+    """Return whether a process with this word in its command line runs."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if word.encode() in path.read_bytes():
+                return True
+    return False
 
 
 @pytest.mark.slow

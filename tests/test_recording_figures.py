@@ -98,8 +98,9 @@ def test_sensors_that_span_no_map_get_none(tmp_path):
 def test_sensors_with_positions_get_a_map_of_the_head(tmp_path):
     places = np.concatenate([place_on_a_ring(6), 0.5 * place_on_a_ring(2) + [0, 0.01, 0.08]])
     section = _describe_evoked(make_epochs(ch_pos=places, unit="whitened"), tmp_path)
-    assert "its map of the head" in section.figures[0].alt
-    assert "image/png" in section.figures[0].figure
+    _, head = section.figures
+    assert "Map of the head" in head.alt
+    assert "image/png" in head.figure
     assert "No map" not in section.caption
     assert "Noise was normalised" in section.caption
 
@@ -107,10 +108,10 @@ def test_sensors_with_positions_get_a_map_of_the_head(tmp_path):
 def test_dark_figures_are_those_that_dark_colours_draw(tmp_path, monkeypatch):
     places = np.concatenate([place_on_a_ring(6), 0.5 * place_on_a_ring(2) + [0, 0.01, 0.08]])
     epochs = make_epochs(ch_pos=places)
-    (figure,) = _describe_evoked(epochs, tmp_path).figures
+    figures = _describe_evoked(epochs, tmp_path).figures
     monkeypatch.setattr(recording_figures, "draw", partial(recording_figures.draw, own_colours=True))
-    (drawn,) = _describe_evoked(epochs, tmp_path).figures
-    assert re.sub(NAMES, "", figure.figure_dark) == re.sub(NAMES, "", drawn.figure_dark) != drawn.figure
+    for figure, drawn in zip(figures, _describe_evoked(epochs, tmp_path).figures, strict=True):
+        assert re.sub(NAMES, "", figure.figure_dark) == re.sub(NAMES, "", drawn.figure_dark) != drawn.figure
 
 
 def test_many_channels_and_times_do_not_fill_the_page(tmp_path):

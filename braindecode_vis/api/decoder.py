@@ -10,7 +10,7 @@ import functools
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -69,8 +69,12 @@ from braindecode_vis.config.models import ReconstructionConfig
 from braindecode_vis.datasets.own_data import Pictures, index_pictures, make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.generation.captions import CaptionDecoder, fit_decoders, write_with_encoder
+from braindecode_vis.pipeline.progress import find_listener
+from braindecode_vis.pipeline.runs import watch_when_told
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from braindecode_vis.generation.generator_data import GeneratorData
 
 
@@ -96,8 +100,9 @@ class Decoder(BaseEstimator):
     Parameters
     ----------
     encoder : str or mapping
-        ``ridge``, a network such as ``atm_s`` or ``eegproject``, or ``lda`` and ``logistic`` for classes; a mapping
-        gives settings, as in a configuration.
+        ``ridge``, a network such as ``atm_s`` or ``eegproject``, ``auto``, which tries several, or ``lda`` and
+        ``logistic`` for classes; a mapping gives settings, as in a configuration. A torch module may stand for a
+        network, as in `decode`.
     target : str or mapping
         Image embedding to predict, for example ``pixels`` or ``efficientnet-lite0``; classes need none.
     prior, generator : str or mapping, optional
@@ -107,6 +112,8 @@ class Decoder(BaseEstimator):
     captions : mapping or sequence of mappings, optional
         What `caption` uses, as in ``reconstruction.captions`` of a configuration: ``nearest``, ``git``, ``coca`` or
         ``brain``, at most one of each; none by default. A caption bank identifies the training pictures by their ids.
+    verbose : bool
+        Show the progress of a fit and the time left, in a notebook or a terminal. It is not saved.
 
     Attributes
     ----------
@@ -136,18 +143,20 @@ class Decoder(BaseEstimator):
     _out_of_fold: Embeddings | None
     _captions: dict[str, CaptionDecoder]  # by kind
     _centre: np.ndarray | None  # of the training pictures, where the pictures themselves are not available
+    _knows_images: bool = True  # what it learnt from, or will
     _subjects: tuple[str, ...]
     _typical: tuple[float, float]  # mean and standard deviation of the values of training trials
     _facts: CardFacts
 
     def __init__(
         self,
-        encoder: str | Mapping[str, Any] = "ridge",
+        encoder: str | Mapping[str, Any] | nn.Module = "ridge",
         target: str | Mapping[str, Any] = "pixels",
         prior: str | Mapping[str, Any] | None = None,
         generator: str | Mapping[str, Any] | None = None,
         seed: int = 0,
         captions: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        verbose: bool = True,
     ) -> None:
         self.encoder = encoder
         self.target = target
@@ -155,6 +164,7 @@ class Decoder(BaseEstimator):
         self.generator = generator
         self.seed = seed
         self.captions = captions
+        self.verbose = verbose
 
     @_refuse_input
     def fit(
@@ -192,6 +202,7 @@ class Decoder(BaseEstimator):
         DataError
             If trials and pictures do not match.
         """
+        self._knows_images = not self._learns_classes(X, y, images)
         settings = validate_component("encoder", self._read_encoder(), trusted=True)
         self._settings = roles.complete(EncoderSettings, settings)
         if self._settings.decodes_categories and images is not None:
@@ -244,8 +255,10 @@ class Decoder(BaseEstimator):
         )
         if self._settings.decodes_categories:
             decoder = roles.build(CategoryDecoder, self._settings, seed=seed)
+            with watch_when_told(find_listener(verbose=self.verbose), "fit:") as tell:
+                decoder.bind(replace(NOTHING_LENT, progress=tell))
+                self._fitted = decoder.fit(labelled, labelled.trials["concept"].to_numpy(dtype=object))
             decoder.bind(NOTHING_LENT)
-            self._fitted = decoder.fit(labelled, labelled.trials["concept"].to_numpy(dtype=object))
             # In the type that the user gave, as scikit-learn's conventions ask.
             self.classes_ = np.asarray(decoder.classes) if isinstance(X, Data) else np.unique(np.asarray(y))
             return self
@@ -261,14 +274,16 @@ class Decoder(BaseEstimator):
         self._bank = target.embed(pictures, list(pictures.ids), self._embed_pretrained)
         self._target = target
         encoder = roles.build(BrainEncoder, self._settings, seed=seed)
-        encoder.bind(Context(images=self._stimuli))
         targets = self._bank.select(list(labelled.stimulus_ids))
-        encoder.fit(labelled, targets)
-        self._fitted = encoder
-        self._out_of_fold = None
         learners = (self._play_prior(), self._play_generator(), *captions)
-        if any(each.needs_predictions for each in learners):
-            self._out_of_fold = encoder.predict_out_of_fold(labelled, targets)
+        with watch_when_told(find_listener(verbose=self.verbose), "fit:") as tell:
+            encoder.bind(Context(images=self._stimuli, progress=tell))
+            encoder.fit(labelled, targets)
+            self._out_of_fold = None
+            if any(each.needs_predictions for each in learners):
+                self._out_of_fold = encoder.predict_out_of_fold(labelled, targets)
+        encoder.bind(Context(images=self._stimuli))
+        self._fitted = encoder
         self._captions = {}
         if captions:  # what they learn from maps the whole bank
             seed = derive_seed(self.seed, "fit captions", 0)
@@ -466,6 +481,7 @@ class Decoder(BaseEstimator):
         # Whoever opens a pickle, or sends an object to another process, has allowed what the object is made of.
         code = find_code(decoder_files.list_components(state["parameters"]))
         self.__dict__.update(Decoder.load(folder, trust_code=code, allow_download=True).__dict__)
+        self.verbose = state["parameters"].get("verbose", True)
 
     @classmethod
     def from_run(cls, run: Any, fold: int | None = None) -> Decoder:
@@ -474,22 +490,23 @@ class Decoder(BaseEstimator):
         Parameters
         ----------
         run
-            From `decode` or `open_run`. If it selects voxels or channels, the decoder takes trials with these only.
+            From `decode` or `open_run`, or the folder of a finished run. If the run selects voxels or channels, the
+            decoder takes trials with these only.
         fold
             Number of the fold, from 0; needed if there are several.
 
         Raises
         ------
         DataError
-            If it is no run, such as the path of a folder.
+            If it is no run or no folder of one, or the run is unfinished.
         """
         from braindecode_vis.api import fold_decoder
+        from braindecode_vis.pipeline.finished_run import open_finished
 
-        opened = getattr(run, "_run", None)
+        opened = open_finished(Path(run)) if isinstance(run, str | Path) else getattr(run, "_run", None)
         if opened is None:
             raise DataError(
-                f"Decoder.from_run takes a run of decode or open_run, not {type(run).__name__}; open a folder with "
-                "open_run(FOLDER)."
+                f"Decoder.from_run takes a run of decode or open_run, or the folder of one, not {type(run).__name__}."
             )
         return fold_decoder.take_decoder(cls, opened, fold)
 
@@ -630,7 +647,17 @@ class Decoder(BaseEstimator):
         return np.asarray(self._fitted.map_targets(self._bank).flat().mean(axis=0))
 
     def _read_encoder(self) -> dict[str, Any]:
-        return read_encoder(self.encoder, knows_images=True)
+        # `auto` tries other encoders for classes than for images; a default would not be one that was named.
+        return read_encoder(self.encoder, knows_images=self._knows_images or self.encoder != "auto")
+
+    def _learns_classes(self, X: Any, y: Any, images: Pictures | None) -> bool:
+        """Say whether these are the classes of trials, and neither pictures nor ids of some."""
+        if isinstance(X, Data):
+            return not X.knows_images
+        if y is None or images is not None or np.ndim(y) > 2 or self._read_target().of_texts:
+            return False
+        first = y[0] if isinstance(y, Sequence) and len(y) else None
+        return not (isinstance(first, Path) or (isinstance(first, str) and Path(first).is_file()))
 
     def _require_fit(self) -> EncoderSettings:
         if not hasattr(self, "_fitted"):
@@ -664,7 +691,9 @@ class Decoder(BaseEstimator):
 
     def _embed_pretrained(self, encoder: Any) -> Embeddings:
         assert self._stimuli is not None
-        return Embeddings(encoder.encode(self._stimuli.iterate_images()), self._stimuli.ids, encoder.space)
+        with find_listener(verbose=self.verbose).progress("encoding images", len(self._stimuli)) as advance:
+            vectors = encoder.encode(_count(self._stimuli.iterate_images(), advance))
+        return Embeddings(vectors, self._stimuli.ids, encoder.space)
 
     def _embed(self, stimuli: StimulusSet) -> Embeddings:
         vectors = self._target.encode(stimuli.iterate_images())
@@ -833,6 +862,12 @@ class Decoder(BaseEstimator):
                 "the channels of these trials have other names, or another order, than those of the fit."
             )
         return responses
+
+
+def _count(images: Iterable[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+    for image in images:
+        yield image
+        advance(1)
 
 
 def _keep_pixels(stimuli: StimulusSet) -> StimulusSet:

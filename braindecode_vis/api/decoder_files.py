@@ -29,6 +29,7 @@ from braindecode_vis.base.contracts import (
     ImageEncoderSettings,
 )
 from braindecode_vis.base.registry import validate_component
+from braindecode_vis.encoders.plain_module import is_module
 from braindecode_vis.generation.captions import read_decoders, write_decoders
 
 _FILE = "decoder.json"
@@ -70,7 +71,7 @@ def write_decoder(decoder: Any, path: Path, *, include_pictures: bool = True) ->
             np.save(folder / "centre.npy", decoder._find_centre(), allow_pickle=False)
     record = {
         "version": __version__,
-        "parameters": decoder.get_params(deep=False),
+        "parameters": _list_parameters(decoder),
         "dims": list(decoder._dims), "shape": list(decoder._shape), "unit": decoder._unit, "coords": decoder._coords,
         "classes": decoder.classes_.tolist() if decoder._settings.decodes_categories else None,
         "subjects": list(decoder._subjects), "typical": list(decoder._typical), "facts": decoder._facts.as_json(),
@@ -79,6 +80,15 @@ def write_decoder(decoder: Any, path: Path, *, include_pictures: bool = True) ->
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
     return final
+
+
+def _list_parameters(decoder: Any) -> dict[str, Any]:
+    """Return the parameters that say what was learnt, which is not how progress is shown; a module by its settings."""
+    named = {key: value for key, value in decoder.get_params(deep=False).items() if key != "verbose"}
+    plain = isinstance(decoder.encoder, str | Mapping) and not is_module(
+        as_component(decoder.encoder).get("network")
+    )
+    return named if plain else {**named, "encoder": decoder._read_encoder()}
 
 
 def pack_decoder(decoder: Any) -> dict[str, bytes]:
@@ -131,6 +141,7 @@ def read_decoder(cls: Any, folder: Path) -> Any:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{folder / _FILE} is damaged ({error}); save the decoder again.") from error
     decoder.n_features_in_ = int(np.prod(decoder._shape))
+    decoder._knows_images = record["classes"] is None
     settings = roles.complete(EncoderSettings, validate_component("encoder", decoder._read_encoder()))
     decoder._settings = settings
     if settings.decodes_categories:

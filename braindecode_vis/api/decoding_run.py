@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +46,17 @@ from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.finished_run import read_every_file
 from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.preparing import preprocess
+from braindecode_vis.pipeline.progress import find_listener
 from braindecode_vis.pipeline.runs import ProgressListener, Run, check_run_folder, list_changes, read_earlier
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
+from braindecode_vis.pipeline.summary import describe_choice
+from braindecode_vis.report import notebook
 from braindecode_vis.scoring.score_row import describe_resampled, format_p_value
 
 if TYPE_CHECKING:
     import mne
     import xarray as xr
+    from torch import nn
 
     from braindecode_vis.pipeline.predicting import RunPredictions
     from braindecode_vis.scoring.crossed import Population
@@ -346,10 +349,11 @@ class DecodingRun:
         Parameters
         ----------
         what
-            ``responses``, ``predictions``, ``scores`` or ``encoder``.
+            ``responses``, ``predictions``, ``scores``, ``images`` or ``encoder``.
         to
-            ``netcdf``, ``zarr``, ``bids``, ``csv``, ``parquet``; of responses also ``fif`` and ``nifti``; of the
-            encoder ``safetensors``, ``torch-export``, ``onnx`` or ``huggingface``, see `Decoder.export`.
+            ``netcdf``, ``zarr``, ``bids``, ``csv``, ``parquet``; of responses also ``fif`` and ``nifti``; of images
+            ``png``, see `braindecode_vis.api.plotting.export_images`; of the encoder ``safetensors``, ``torch-export``,
+            ``onnx`` or ``huggingface``, see `Decoder.export`.
         out
             A file or folder that does not exist yet.
         fold
@@ -369,6 +373,13 @@ class DecodingRun:
             from braindecode_vis.api.fold_decoder import export_fold
 
             return export_fold(Decoder, self._run, to, out, fold=fold, subject=subject)
+        if what == "images":
+            from braindecode_vis.api.plotting import export_images
+
+            exports.check_request(what, to)
+            if fold is not None or subject is not None:
+                raise ConfigError("images are exported of the whole run; leave fold and subject out.")
+            return export_images(DecodingRun(exports.read_only(self._run)), out)
         return exports.export_run(self._run, what, to, out, fold=fold, subject=subject)
 
     def predict(
@@ -385,6 +396,7 @@ class DecodingRun:
         split: str | None = None,
         prepared: bool | None = None,
         whiten_new: bool = False,
+        limit: int | None = None,
     ) -> RunPredictions:
         """Apply the run to new trials; nothing is fitted, and the shown pictures need not be known.
 
@@ -419,6 +431,8 @@ class DecodingRun:
             unit of the trials shows it.
         whiten_new
             Learn whitening and scaling from the new trials themselves: another, transductive protocol.
+        limit
+            Predict this many trials at most, the first ones, as they are predicted and ranked among all.
 
         Returns
         -------
@@ -442,7 +456,7 @@ class DecodingRun:
         if out is not None:
             prediction_files.check_out(Path(out))
         # Read-only: a prediction must never compute a stage of the run anew.
-        run = open_finished(self.folder)
+        run = open_finished(self.folder, self._run.listener)
         ways: dict[str, Any] = {"whiten_new": whiten_new, "part": split}
         with tempfile.TemporaryDirectory(prefix="braindecode-vis-") as work:
             if isinstance(X, str | Path):
@@ -458,7 +472,7 @@ class DecodingRun:
                 columns = {"subject": subject, "session": session, "stimulus_id": shown}
                 responses, stimuli = _take_trials(X, own, columns)
                 new = new_trials.prepare_trials(run, responses, stimuli, prepared=prepared, **ways)
-            found = predict(run, new, gallery=gallery, fold=fold, n_top=int(k))
+            found = predict(run, new, gallery=gallery, fold=fold, n_top=int(k), limit=limit)
         # Warned of only where something was stated: without `shown` nothing is expected to be known.
         if shown is not None and (unknown := found.describe_unknown()):
             warnings.warn(unknown, UserWarning, stacklevel=3)
@@ -519,15 +533,30 @@ class DecodingRun:
             )
 
     def _repr_html_(self) -> str:
-        """Show the same text in a notebook as `print`."""
+        """Show in a notebook what `print` says, and the first decoded pictures."""
         rows, shown = self._pick_decoded()
-        table = shown.to_html(
-            index=False, float_format="{:.3f}".format, formatters={"p_value": format_p_value}
+        return "".join(
+            [
+                notebook.show_sentences(self.leaks, label="LEAK", strong=True),
+                notebook.show_sentences(list(filter(None, [describe_choice(self._run)])), label="encoder"),
+                notebook.show_table(shown, formatters={"p_value": format_p_value}),
+                notebook.show_sentences(list(filter(None, [describe_resampled(rows.to_dict("records"))]))),
+                self._show_decoded(),
+                notebook.show_sentences(self.hints, label="hint"),
+                notebook.show_sentences([str(self.folder)], label="folder"),
+            ]
         )
-        leaks = [f"<p><strong>LEAK: {escape(leak)}</strong></p>" for leak in self.leaks]
-        hints = [f"<p>hint: {escape(hint)}</p>" for hint in self.hints]
-        words = f"<p>{escape(describe_resampled(rows.to_dict('records')))}</p>"
-        return "".join([*leaks, f"<p>{escape(str(self.folder))}</p>", table, words, *hints])
+
+    def _show_decoded(self) -> str:
+        if self.decodes_categories or not preprocess(self._run).stimuli.has_pixels:
+            return ""
+        made, items = self.reconstructions, self.items
+        n = min(notebook.N_PICTURES, len(made["seen"]))
+        pictures = {kind: notebook.take_pictures(made[kind], n) for kind in ("seen", "decoded")}
+        names = items["stimulus_id"].astype(str).tolist()[:n]
+        return notebook.show_pictures(
+            names, pictures, f"The first {n} of {len(made['seen'])} test items, in their order."
+        )
 
     def __str__(self) -> str:
         """Return the scores of the decoded system as a table that fits a terminal: leaks first, hints last."""
@@ -538,7 +567,8 @@ class DecodingRun:
             index=False, float_format="{:.3f}".format, formatters={"p_value": format_p_value}
         )
         words = describe_resampled(rows.to_dict("records"))
-        return "\n".join([*leaks, table, *filter(None, [words]), *hints, f"folder: {self.folder}"])
+        choice = [f"encoder: {text}" for text in [describe_choice(self._run)] if text]
+        return "\n".join([*leaks, *choice, table, *filter(None, [words]), *hints, f"folder: {self.folder}"])
 
     def _pick_decoded(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         rows = self.scores[self.scores["method"] == "decoded"]
@@ -555,7 +585,7 @@ def decode(
     data: Data,
     *,
     target: str | Mapping[str, Any] = "pixels",
-    encoder: str | Mapping[str, Any] | None = None,
+    encoder: str | Mapping[str, Any] | nn.Module | None = None,
     split: str | int | Mapping[str, Any] | None = None,
     prior: str | Mapping[str, Any] | None = None,
     generator: str | Mapping[str, Any] | None = None,
@@ -565,6 +595,7 @@ def decode(
     settings: Mapping[str, Any] | None = None,
     listener: ProgressListener | None = None,
     verify: bool = False,
+    verbose: bool = True,
 ) -> DecodingRun:
     """Fit and test a decoder with one of the honest splits, and return the run.
 
@@ -577,7 +608,12 @@ def decode(
         Decoders of classes have none.
     encoder
         ``ridge``, a network such as ``atm_s``, ``auto``, which tries several within a time budget, or for classes
-        ``lda`` and ``logistic``; a mapping gives settings. By default ridge, or lda for classes.
+        ``lda`` and ``logistic``; a mapping gives settings. By default ridge, or lda for classes. A torch module that
+        maps (trials, channels, samples) to (trials, width) is trained like our own networks:
+        ``encoder=MyNet(width=64)``, or ``encoder={"kind": "network", "network": MyNet(width=64), "epochs": 20}``. The
+        run keeps its class and arguments and draws new weights in every fold; a linear layer leads from its width to
+        the target. Each argument of ``__init__`` must be kept in an attribute of the same name, and to open the run in
+        another process, the class must be importable.
     split
         ``published`` (the split that the data declare), ``kfold`` or a number of folds, ``leave-one-image-out``,
         ``leave-one-run-out``, ``leave-one-group-out``, ``leave-one-subject-out``, ...; a mapping gives settings. By
@@ -596,9 +632,12 @@ def decode(
     settings
         Further settings by their dotted names, for example ``{"repeats.train": "single"}``.
     listener
-        Shows progress; silent by default.
+        Shows progress in a way of your own.
     verify
         Read every input and artifact again, even if a file looks unchanged.
+    verbose
+        Show what is computed and how long it still takes, in a notebook or a terminal; False shows nothing. Nothing is
+        shown either where the output is a file.
 
     Returns
     -------
@@ -673,7 +712,7 @@ def decode(
         config = validate_config(content, where="decode").take_addresses()
     # Before the data are written, which would overwrite those of the other run.
     _refuse_another_run(folder, config, data)
-    run = open_run_folder(config, folder, listener)
+    run = open_run_folder(config, folder, listener or find_listener(verbose=verbose))
     with hash_anew(verify), run.hold():
         if out is not None:  # another process may have been waited for, which left a run of other data
             _refuse_another_run(folder, config, data)
@@ -725,6 +764,7 @@ def open_run(
     trust_code: str | Sequence[str] = (),
     allow_download: bool = False,
     verify: bool = False,
+    verbose: bool = True,
 ) -> DecodingRun:
     """Open a run folder, made in Python or on the command line.
 
@@ -739,6 +779,8 @@ def open_run(
     verify
         Read every file of the run, and of its data set if it is available, even if a file looks unchanged. Otherwise
         each file is compared with its digest when it is first used.
+    verbose
+        Show the progress of what this object computes, as in `decode`.
 
     Raises
     ------
@@ -755,7 +797,7 @@ def open_run(
             f"{path} is not a run folder: it holds no config.yaml; give the folder that run printed."
         )
     with give_consent(code=trust_code, download=allow_download):
-        run = open_run_folder(read_config(path), path, reading=True)
+        run = open_run_folder(read_config(path), path, find_listener(verbose=verbose), reading=True)
         if verify:
             read_every_file(run)
         return DecodingRun(run)

@@ -42,6 +42,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "responses": (*_GRIDS, "fif", "nifti", "bids", *_TABLES),
     "predictions": (*_GRIDS, "bids", *_TABLES),
     "scores": (*_GRIDS, "bids", *_TABLES),
+    "images": ("png",),
     "encoder": ("safetensors", "torch-export", "onnx", "huggingface"),
 }
 #: How the name of a file must end; the other formats are folders. MNE and nibabel choose what they write by it.

@@ -27,6 +27,7 @@ from braindecode_vis.base.remote import as_path
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels, read_image_file
 from braindecode_vis.datasets.array_folder import MODALITIES, ArraysConfig, mask_volumes, unpack_epochs
 from braindecode_vis.datasets.own_data import OwnData, Pictures, as_uint8_rgb, assemble_data, number_pictures
+from braindecode_vis.encoders.plain_module import describe_module, is_module
 
 if TYPE_CHECKING:
     import mne
@@ -56,20 +57,20 @@ class Data:
     Made by `from_arrays`, `from_epochs`, `from_nifti` and `load`, not by hand.
     """
 
-    def __init__(self, held: OwnData | None, settings: Any = None) -> None:
-        self._held, self._settings = held, settings
+    def __init__(self, held: OwnData | None, settings: Any = None, *, verbose: bool = True) -> None:
+        self._held, self._settings, self._verbose = held, settings, verbose
 
     @cached_property
     def _read(self) -> tuple[Responses, StimulusSet]:
         if self._held is not None:
             return self._held.responses, self._held.stimuli
         from braindecode_vis.pipeline.preparing import read_dataset, write_dataset
-        from braindecode_vis.pipeline.runs import SilentListener
+        from braindecode_vis.pipeline.progress import find_listener
 
         # What is read are memory maps, so the folder stays for as long as this object does.
         folder = Path(tempfile.mkdtemp(prefix="braindecode-vis-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        write_dataset(self._settings, folder, seed=0, listener=SilentListener())
+        write_dataset(self._settings, folder, seed=0, listener=find_listener(verbose=self._verbose))
         return read_dataset(folder)
 
     @property
@@ -226,6 +227,35 @@ class Data:
 
         manifest = roles.complete(Dataset, self._settings).manifest
         return {} if manifest is None else {name: str(getattr(manifest, name)) for name in names}
+
+    def _repr_html_(self) -> str:
+        """Show what the data hold, four of the pictures, and notes; a data set that was not read yet stays unread."""
+        from braindecode_vis.report import notebook
+
+        if self._held is None and "_read" not in self.__dict__:
+            return notebook.show_sentences([repr(self)])
+        responses, stimuli, trials = self.responses, self.stimuli, self.trials
+        sizes = zip(responses.data.shape, responses.dims, strict=True)
+        subjects = trials["subject"].astype(str).unique()
+        facts = {
+            "trials": " x ".join(f"{n} {dim}s" for n, dim in sizes),
+            "unit": responses.unit,
+            "pictures" if self.knows_images else "classes": len(stimuli),
+            "trials per picture" if self.knows_images else "trials per class": _describe_range(
+                trials["stimulus_id" if self.knows_images else "concept"].value_counts()
+            ),
+            "subjects": f"{len(subjects)} ({', '.join(subjects[:5])}{', ...' if len(subjects) > 5 else ''})",
+            "split": _describe_split(trials),
+            **{name: value for name, value in self._describe().items() if value},
+        }
+        pictures = ""
+        if stimuli.has_pixels:
+            names = [str(name) for name in stimuli.ids[: notebook.N_PICTURES]]
+            shown = {"picture": [stimuli.read_image(name) for name in names]}
+            pictures = notebook.show_pictures(
+                names, shown, f"The first {len(names)} of {len(stimuli)} pictures."
+            )
+        return notebook.show_facts(facts) + pictures + notebook.show_sentences(self.notes, label="note")
 
     def __repr__(self) -> str:
         if self._held is None and "_read" not in self.__dict__:
@@ -474,8 +504,14 @@ def from_nifti(
 
 @for_python
 def load(
-    name: str, root: str | Path | None = None, *, download: bool = False, accept_terms: bool = False, **settings: Any
-) -> Data:  # fmt: skip
+    name: str,
+    root: str | Path | None = None,
+    *,
+    download: bool = False,
+    accept_terms: bool = False,
+    verbose: bool = True,
+    **settings: Any,
+) -> Data:
     """Return a known data set; files are read only when they are needed.
 
     Parameters
@@ -490,6 +526,8 @@ def load(
         standard error first; digits69 has 2 MB, THINGS-MEG 8 GB per subject.
     accept_terms
         Whether you have read and accepted the terms of the data set, if it has any.
+    verbose
+        Show the progress of the preprocessing, as in `decode`.
     **settings
         Settings of the data set, for example ``subjects=[8]``; ``describe("dataset", name)`` lists them.
 
@@ -518,7 +556,8 @@ def load(
         root = _download(name, root, accept_terms, settings.get("subjects"))
     if root is not None:
         given["root"] = str(as_path(root))
-    return Data(None, validate_component("dataset", given, trusted=True).take_addresses())
+    settings_of_set = validate_component("dataset", given, trusted=True).take_addresses()
+    return Data(None, settings_of_set, verbose=verbose)
 
 
 def _download(name: str, root: str | Path | None, accept_terms: bool, subjects: Any) -> Path:
@@ -622,6 +661,18 @@ def merge_pictures(y: Any) -> tuple[dict[str, np.ndarray], list[str]]:
     return pictures, shown
 
 
+def _describe_range(counts: pd.Series) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _describe_split(trials: pd.DataFrame) -> str:
+    """Say how the data declare training and test trials, and which split `decode` takes by default."""
+    if "split" not in trials or trials["split"].nunique() < 2:
+        return "not declared; decode makes folds"
+    return ", ".join(f"{n} {name} trials" for name, n in trials["split"].value_counts().items())
+
+
 def _have_same_coords(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     if set(ours) != set(theirs):
         return False
@@ -667,14 +718,21 @@ def as_component(value: str | Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": value.replace(" ", "_")} if isinstance(value, str) else dict(value)
 
 
-def read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool) -> dict[str, Any]:
-    """Return plain settings of an encoder; the name of a network stands for the network encoder with it."""
+def read_encoder(encoder: Any, *, knows_images: bool) -> dict[str, Any]:
+    """Return plain settings of an encoder.
+
+    The name of a network, or a torch module, stands for the network encoder with it.
+    """
     if encoder is None:
         encoder = "ridge" if knows_images else "lda"
+    if is_module(encoder):
+        return {"kind": "network", "network": describe_module(encoder)}
+    if isinstance(encoder, Mapping) and is_module(encoder.get("network")):
+        encoder = {**encoder, "network": describe_module(encoder["network"])}
     if not isinstance(encoder, str | Mapping):
         raise ConfigError(
-            f"encoder is {encoder!r}, but must be a name such as 'ridge' or 'atm_s', or a mapping of settings; "
-            "docs/OUTSIDE.md says how to use an encoder of your own."
+            f"encoder is {encoder!r}, but must be a name such as 'ridge' or 'atm_s', a torch module, or a mapping of "
+            "settings; docs/OUTSIDE.md says how to use an encoder of your own."
         )
     if not isinstance(encoder, str):
         kind = str(encoder.get("kind", ""))

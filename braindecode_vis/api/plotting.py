@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +105,79 @@ def plot_gallery(
         axes[0, x].set_title(f"{heads[x]}\n{name}", fontsize=7)
         axes[1, x].set_xlabel(f"{score[item]:.2f}", fontsize=7)
     return show_in_notebooks(figure)
+
+
+def export_images(run: Any, out: str | Path) -> Path:
+    """Write the decoded and the seen image of every test item as PNG, and the gallery of `plot_gallery`.
+
+    ::
+
+        OUT/
+          decoded/    IMAGE_sub-SUBJECT.png; with _rep-N where an image was shown again, and _draw-N for several draws
+          seen/       the same names, without the draws
+          images.csv  image, subject and file names, one row per item
+          gallery.png
+
+    Parameters
+    ----------
+    run
+        A finished `DecodingRun`.
+    out
+        A folder that does not exist yet.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If the folder exists, or the run has no images.
+    """
+    from PIL import Image
+
+    from braindecode_vis.api.exports import write_new
+
+    made, items = run.reconstructions, run.items
+    stems = _name_items(items)
+    written = items[["stimulus_id", "subject"]].assign(seen="", decoded="").astype(object)
+    with write_new(out, "png") as folder:
+        for kind in ("decoded", "seen"):
+            (folder / kind).mkdir(parents=True)
+            for row, stem in enumerate(stems):
+                image = np.asarray(made[kind][row])
+                several = image.ndim == 4  # draws
+                names = (
+                    [f"{stem}_draw-{n + 1}.png" for n in range(len(image))] if several else [f"{stem}.png"]
+                )
+                for name, pixels in zip(names, image if several else [image], strict=True):
+                    Image.fromarray(pixels).save(folder / kind / name)
+                written.iloc[row, written.columns.get_loc(kind)] = " ".join(
+                    f"{kind}/{name}" for name in names
+                )
+        written.to_csv(folder / "images.csv", index=False)
+        plot_gallery(run).savefig(folder / "gallery.png", dpi=150)
+    return Path(out).expanduser().absolute()
+
+
+def _name_items(items: pd.DataFrame) -> list[str]:
+    """Return a file name for each item, without its ending: the image, the subject, and which repetition it is."""
+    plain = [
+        re.sub(r"[^A-Za-z0-9._-]+", "-", str(name)).strip(".-") or "image" for name in items["stimulus_id"]
+    ]
+    names = pd.Series(
+        [
+            f"{name}_sub-{re.sub('[^A-Za-z0-9]+', '', str(who))}"
+            for name, who in zip(plain, items["subject"], strict=True)
+        ]
+    )
+    lower = names.str.lower()  # some file systems know no capitals
+    again = lower.duplicated(keep=False)
+    return [
+        f"{name}_rep-{number + 1}" if repeated else name
+        for name, number, repeated in zip(names, lower.groupby(lower).cumcount(), again, strict=True)
+    ]
 
 
 def _correlate(seen: np.ndarray, decoded: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import metadata
@@ -181,6 +183,9 @@ _CORE: dict[str, dict[str, str]] = {
         "correlation_distance": "scoring.metrics.metric_config:CorrelationDistanceConfig",
     },
 }
+
+#: Makes settings of a class of plain torch modules, which stand where the settings of a network do.
+_PLAIN_MODULES = "braindecode_vis.encoders.plain_module:make_settings"
 
 #: The roles of components.
 ROLES = tuple(_CORE)
@@ -594,6 +599,11 @@ def import_reference(reference: str, whose: str) -> tuple[Any, Any]:
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
+    if found is None and module_name == "__main__":
+        raise ConfigError(
+            f"{name} was defined in a notebook or script, which this process is not: move the class into a module "
+            "(a file that can be imported), import it from there and run again"
+        )
     if found is None:
         raise ConfigError(f"{whose} is missing: the module {module_name} has no {name!r}")
     return module, found
@@ -606,6 +616,10 @@ def _load_outside(role: str, reference: str, entry: _Entry | None = None) -> typ
         raise ConfigError(f"the role {role} takes no components from outside the package")
     whose = reference if entry is None else f"{entry.name!r} of {_describe_package(entry)} ({reference})"
     module, found = import_reference(reference, whose)
+    plain = role == "network" and _is_module_class(found)
+    if plain:
+        maker, _, name = _PLAIN_MODULES.partition(":")
+        cls, found = found, getattr(importlib.import_module(maker), name)(found, reference)
     if not (isinstance(found, type) and issubclass(found, Settings)):
         raise ConfigError(f"{whose} is no subclass of braindecode_vis.base.settings.Settings")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
@@ -616,14 +630,16 @@ def _load_outside(role: str, reference: str, entry: _Entry | None = None) -> typ
         raise ConfigError(f"{whose} has no kind; declare kind: Literal[NAME] = NAME in it")
     if kind in list_inside(role):
         raise ConfigError(_describe_clash(kind, whose))
-    if entry is not None and kind != entry.name:
+    if entry is not None and kind != entry.name and not plain:
         raise ConfigError(f"{whose} has settings of the kind {kind!r}; the two names must be the same")
     package, version = (
         _find_distribution(module.__name__) if entry is None else _read_distribution(entry.dist)
     )
+    in_main = plain and reference.startswith("__main__:")
+    digest = _hash_class(cls) if in_main else _hash_code(module, whose)
     OUTSIDE[found] = OutsideCode(
         role=role, kind=kind, name=reference if entry is None else entry.name, reference=reference, package=package,
-        version=version, sha256=_hash_code(module, whose),
+        version=version, sha256=digest,
     )  # fmt: skip
     return found
 
@@ -645,6 +661,25 @@ def _find_distribution(module_name: str) -> tuple[str | None, str | None]:
     # The name of a package and that of its distribution may differ (sklearn, scikit-learn).
     names = metadata.packages_distributions().get(module_name.partition(".")[0], [])
     return (names[0], metadata.version(names[0])) if names else (None, None)
+
+
+def _is_module_class(found: Any) -> bool:
+    torch = sys.modules.get("torch")  # whoever defines such a class has imported it
+    return torch is not None and isinstance(found, type) and issubclass(found, torch.nn.Module)
+
+
+def _hash_class(cls: Any) -> str:
+    """Return the digest of the code of a class of a notebook or script, whose other lines change all the time."""
+    # Method by method, since Python does not find the code of a whole class of a notebook.
+    own = [vars(base) for base in cls.__mro__ if base.__module__ == cls.__module__]
+    methods = [value for names in own for _, value in sorted(names.items()) if inspect.isfunction(value)]
+    try:
+        source = "\0".join(map(inspect.getsource, methods))
+    except (OSError, TypeError) as error:
+        raise ConfigError(
+            f"the code of {cls.__qualname__} is not known, so that it has no digest; move the class into a module"
+        ) from error
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def _hash_code(module: Any, whose: str) -> str:

@@ -29,16 +29,39 @@ from braindecode_vis.base.parts import (
 from braindecode_vis.cli import data, discover, predict, stages, weights
 from braindecode_vis.cli.failures import StopSignals, announce_notices, describe_failure, stop_cleanly
 
+#: What people type, and the command that does it.
+_SAID_OTHERWISE = {
+    "decode": "run",
+    "download": "fetch",
+    "init": "new",
+    "list": "datasets, configs or weights list",
+    "data": "datasets",
+    "models": "weights list",
+    "explain": "describe",
+    "info": "describe",
+    "show": "describe",
+    "help": "--help",
+    "simulate": "phantom",
+    "slurm": "run NAME --cluster slurm",
+    "submit": "run NAME --cluster slurm",
+    "estimate": "plan",
+}
+
 
 class _Verbs(TyperGroup):
     """The verbs. If a verb belongs to a missing part, the error names that part."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the verb of the first argument."""
-        if args and args[0] not in self.commands and (missing := describe_missing(args[0])):
+        if args and args[0] not in self.commands:
             from braindecode_vis.base.checks import ConfigError
 
-            raise ConfigError(f"{missing}.")
+            if missing := describe_missing(args[0]):
+                raise ConfigError(f"{missing}.")
+            if verb := _SAID_OTHERWISE.get(args[0]):
+                raise ConfigError(
+                    f"no verb is called {args[0]}: use braindecode-vis {verb}. braindecode-vis --help lists all verbs."
+                )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -215,7 +238,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "run things_eeg2_ridge --root /data/things-eeg2 --subject 8 --set seed=1 --out runs/sub-08",
     ),
     "predict": ("predict runs/sub-08 --on new_recording --out predicted",),
-    "export": ("export runs/sub-08 --what scores --to csv --out scores.csv",),
+    "export": ("export runs/sub-08 --what scores --to csv --out scores.csv",
+        "export runs/sub-08 --what images --out images"),
     "banks": ("banks",),
     "weights": ("weights list", "weights list sdxl_turbo", "weights list things_eeg2_atm_generation",
         "weights fetch things_eeg2_atm_generation", "weights fetch sdxl_turbo ip_adapter --to /data/weights",

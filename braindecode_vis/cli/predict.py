@@ -44,6 +44,14 @@ def predict(
         str | None,
         typer.Option("--split", help="Use only trials that the recording declares as train or test."),
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Predict this many trials at most, the first ones."),
+    ] = None,
+    images: Annotated[
+        bool,
+        typer.Option("--images/--no-images", help="Whether images are made, which takes longest."),
+    ] = True,
     whiten_new: Annotated[
         bool,
         typer.Option("--whiten-new", help="Learn whitening and scaling from the new trials (transductive)."),
@@ -56,7 +64,8 @@ def predict(
 ) -> None:
     """Apply a finished run to new recordings.
 
-    Fits nothing. Writes the ranked pictures, images and a page.
+    Fits nothing. Writes the ranked pictures, images and a page. Says how many trials there are, and after the first
+    images how long all of them take.
     """
     from braindecode_vis.base.store import open_scratch
     from braindecode_vis.pipeline.finished_run import open_finished
@@ -70,7 +79,7 @@ def predict(
     # Beside the result, where there must be room: another root is preprocessed there and removed afterwards.
     with open_scratch(folder.parent, folder.name) as work:
         new = read_new(finished, on, work, whiten_new=whiten_new, overrides=overrides or (), part=split)
-        found = predict_new(finished, new, gallery=gallery, fold=fold)
+        found = predict_new(finished, new, gallery=gallery, fold=fold, limit=limit, images=images)
         found.save(folder)
     scores = found.scores
     rows = [dict(row) for row in scores.astype(object).where(scores.notna(), None).to_dict("records")]
@@ -93,15 +102,7 @@ def predict(
 @takes()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    what: Annotated[str, typer.Option("--what", help="responses, predictions, scores or encoder.")],
-    to: Annotated[
-        str,
-        typer.Option(
-            "--to",
-            help="netcdf, zarr, fif, nifti, bids, csv or parquet; an encoder to safetensors, torch-export, onnx or "
-            "huggingface.",
-        ),
-    ],
+    what: Annotated[str, typer.Option("--what", help="responses, predictions, scores, images or encoder.")],
     out: Annotated[Path, typer.Option("--out", help="File or folder to write; it must not exist.")],
     fold: Annotated[
         int | None, typer.Option("--fold", min=0, help="Fold of the predictions or the encoder, from 0.")
@@ -109,15 +110,29 @@ def export(
     subject: Annotated[
         str | None, typer.Option("--subject", help="Export responses of this subject only.")
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            help="netcdf, zarr, fif, nifti, bids, csv or parquet; an encoder to safetensors, torch-export, onnx or "
+            "huggingface; images to png, which may be left out.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the results of a run for other tools.
 
-    Writes responses, predictions, scores or the encoder of a finished run. Computes nothing.
+    Writes responses, predictions, scores, images or the encoder of a finished run. Computes nothing.
     """
     from braindecode_vis.api.decoding_run import open_run
-    from braindecode_vis.api.exports import check_request
+    from braindecode_vis.api.exports import FORMATS, check_request
+    from braindecode_vis.base.checks import ConfigError
 
+    if to is None:
+        formats = FORMATS.get(what, ("",))  # an unknown result is refused below
+        if len(formats) > 1:
+            raise ConfigError(f"give the format of {what} with --to: one of {', '.join(formats)}.")
+        to = formats[0]
     check_request(what, to)
     written = open_run(run).export(what, to, out, fold=fold, subject=subject)
     if as_json:

@@ -6,7 +6,6 @@ import functools
 import inspect
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from braindecode_vis.pipeline.progress import ConsoleListener as ConsoleListener
+from braindecode_vis.pipeline.progress import make_console as make_console
+
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, ProgressColumn
 
-    from braindecode_vis.base.store import Artifact
     from braindecode_vis.config import RunConfig
     from braindecode_vis.pipeline.runs import Run
 
@@ -285,17 +285,6 @@ def refuse_lone_worker(worker: int | None, n_workers: int | None, *, launched: b
 
 #: What a verb holds until it has ended.
 HELD = ExitStack()
-#: Between lines about progress where there is no terminal, as in the log of a Slurm job.
-_SECONDS_A_LINE = 60.0
-#: From the first that a task tells, in which it tells what it has kept.
-_KEPT_S = 2.0
-
-
-def make_console(*, stderr: bool = True) -> Console:
-    """Return a console on standard error, or on standard output."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
 def make_table_console() -> Console:
@@ -306,103 +295,6 @@ def make_table_console() -> Console:
     if not console.is_terminal:
         console.width = max(console.width, 200)
     return console
-
-
-class _Clock:
-    """Decides without a terminal when a line of progress is due, and describes the progress."""
-
-    def __init__(self, console: Console) -> None:
-        self.in_terminal = console.is_terminal
-        self.started = self.last = time.monotonic()
-        self._first: float | None = None
-        self._since = (self.started, 0)
-
-    def strikes(self, done: int) -> bool:
-        """Return whether a minute has passed since the last line."""
-        now = time.monotonic()
-        self._first = now if self._first is None else self._first
-        if (
-            now - self._first < _KEPT_S
-        ):  # what an earlier call has done is told at once, and says nothing of the pace
-            self._since = (now, done)
-        if self.in_terminal or now - self.last < _SECONDS_A_LINE:
-            return False
-        self.last = now
-        return True
-
-    def describe(self, done: int, total: int | None) -> str:
-        """Return the progress of a task, and the time left at the speed since it was continued."""
-        if not total:
-            return f"{done} done"
-        began, before = self._since if done > self._since[1] else (self.started, 0)
-        left = (time.monotonic() - began) * max(0, total - done) / max(1, done - before)
-        return f"{min(done / total, 1):.0%}, about {left / 60:.0f} min left"
-
-
-class ConsoleListener:
-    """Prints on standard error what is computed and what is reused, and why."""
-
-    def __init__(self) -> None:
-        self.console = make_console()
-
-    def finished(self, stage: str, artifact: Artifact, seconds: float) -> None:
-        """Print one line about a stage."""
-        from rich.markup import escape
-
-        if artifact.reused:
-            text = f"[dim]{stage:<18} reused    {escape(artifact.reason)}[/dim]"
-        else:
-            text = (
-                f"{stage:<18} [green]computed[/green]  {seconds:6.1f} s  [dim]{escape(artifact.reason)}[/dim]"
-            )
-        self.console.print(text)
-
-    @contextmanager
-    def progress(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """Show a bar while the context lasts."""
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        clock, done = _Clock(self.console), 0
-        with self._make_bar(*columns) as bar:
-            task = bar.add_task(description, total=total)
-
-            def advance(n: int) -> None:
-                nonlocal done
-                done += n
-                bar.advance(task, n)
-                if clock.strikes(done):
-                    self.console.print(f"{description}: {clock.describe(done, total)}", markup=False)
-
-            yield advance
-
-    @contextmanager
-    def watch(self, description: str) -> Iterator[Callable[[int, int, str], None]]:
-        """Show a bar with text while the context lasts; without a terminal, one line per minute."""
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[words]}"),
-        )  # fmt: skip
-        clock = _Clock(self.console)
-        with self._make_bar(*columns) as bar:
-            task = bar.add_task(description, total=None, words="")
-
-            def show(done: int, total: int, text: str) -> None:
-                if total:
-                    bar.update(task, completed=done, total=total, words=text)
-                    if not clock.strikes(done):
-                        return
-                    text = f"{clock.describe(done, total)}, {text}"
-                self.console.print(f"{description} {text}", markup=False)
-
-            yield show
-
-    def _make_bar(self, *columns: ProgressColumn) -> Progress:
-        """Return a bar that is shown in a terminal only; elsewhere it would leave empty lines."""
-        from rich.progress import Progress
-
-        return Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
 
 
 def list_overrides(overrides: list[str] | None, subjects: list[str] | None) -> list[str]:

@@ -34,7 +34,7 @@ CPU_BATCH = 8  # the feature maps of more images leave the processor's cache, wh
 
 
 class EfficientNetConfig(ImageEncoderSettings, DeviceSettings):
-    """The embedded image encoder.
+    """EfficientNet-lite0, the small image encoder that comes with the package.
 
     Parameters
     ----------

@@ -266,7 +266,7 @@ class PcaEncoder(FittedImageEncoder):
 
 
 class EngineeredConfig(ImageEncoderSettings):
-    """Classical features side by side.
+    """Classical features without a network: colour, edges, texture and spatial frequency.
 
     Parameters
     ----------

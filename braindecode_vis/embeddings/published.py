@@ -84,7 +84,7 @@ class PublishedModel(Settings):
         """Return the names of the files that are fetched."""
         return list(self.patterns) or [file.path for file in self.files]
 
-    def list_weights(self) -> list[str]:
+    def list_tensor_files(self) -> list[str]:
         """Return those of them that hold tensors."""
         return [name for name in self.list_patterns() if not name.endswith((".json", ".txt"))]
 

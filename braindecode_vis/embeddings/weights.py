@@ -188,7 +188,7 @@ def describe_needed(
         return NeededWeights(what, (setting,), path, **{"files": named, "size": size, **facts})
     return NeededWeights(
         model.what, (setting,), path,
-        **{"name": model.name, "files": tuple(model.list_weights()), "size": model.count_bytes(),
+        **{"name": model.name, "files": tuple(model.list_tensor_files()), "size": model.count_bytes(),
            "licence": model.licence, "place": model.describe_place(), "automatic": not model.url,
            "convert": model.list_patterns()[0].endswith(".ckpt"), **facts},
     )  # fmt: skip

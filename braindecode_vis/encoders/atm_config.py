@@ -36,7 +36,7 @@ _PROJECTOR_DROPOUT = 0.5  # in the residual block of the projector
 
 
 class EEGProjectConfig(NetworkSettings):
-    """Flatten, linear layer, residual block of GELU, linear layer and dropout, layer norm.
+    """A small network for EEG: a linear layer over all channels and samples, one residual block, layer norm.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class EEGProjectConfig(NetworkSettings):
 
 
 class TSConvConfig(NetworkSettings):
-    """NICE, NICE-SA and NICE-GA.
+    """TSConv of NICE: convolutions over time, then over channels; with attention, NICE-SA and NICE-GA.
 
     The convolutions have the published sizes: 40 maps, kernels of 25 samples, an average pool of 51 in steps of 5,
     whatever the sampling rate (250 Hz in the papers, 200 Hz too).

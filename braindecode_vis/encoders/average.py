@@ -35,7 +35,7 @@ MEMBERS = ("ridge", "linear_gaussian", "network")
 
 
 class AverageConfig(EncoderSettings):
-    """Which encoders are averaged, and with which weights.
+    """The weighted average of the predictions of several encoders.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class LatentDecoderConfig(NetworkSettings):
-    """A transposed-convolution decoder onto latents.
+    """Transposed convolutions from a response to the latents of an autoencoder (ATM's low level).
 
     The stages follow from the size of the latents: every stage doubles height and width (kernel 4, stride 2, padding
     1), and the widths halve from at most 1024 down to 32. 64 x 64 gives the published 1024-512-256-128-64-32; 96 = 3 x

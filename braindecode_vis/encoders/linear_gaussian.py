@@ -46,7 +46,7 @@ _SWEEPS = 4  # in which covariances of channels and of times are found; more cha
 
 
 class LinearGaussianConfig(EncoderSettings, InnerFoldSettings):
-    """Candidates and sizes of the model.
+    """A linear Gaussian model of the response to an image, inverted for the target.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ResidualMlpConfig(NetworkSettings):
-    """Linear, LayerNorm, GELU, dropout; residual blocks of the same; linear; an optional projector.
+    """MindEye's network for voxels: residual blocks of linear layers, and an optional projector.
 
     Dropout is 0.5 after the first layer and 0.15 in each block, the projector is 2048 wide, as in MindEye. Biases have
     no weight decay, everything else the optimiser's, as in MindEye's code.

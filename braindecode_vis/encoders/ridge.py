@@ -64,7 +64,7 @@ _BLOCK_BYTES = 128 * 1024**2  # of a matrix in double precision that is held for
 
 
 class RidgeConfig(EncoderSettings, DeviceSettings, InnerFoldSettings):
-    """Candidates for the inner cross-validation.
+    """Ridge regression from responses to the target; the penalty is chosen in inner folds.
 
     Parameters
     ----------

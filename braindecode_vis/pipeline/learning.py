@@ -73,7 +73,15 @@ def train(run: Run) -> list[Any]:
     """Fit the brain encoder, or the category decoder, of every fold on its training trials."""
     if not run.config.decodes_categories:
         embed(run)
-    return [train_fold(run, number) for number in range(count_folds(run))]
+    n_folds = count_folds(run)
+    if n_folds == 1:
+        return [train_fold(run, 0)]
+    fitted = []
+    with run.listener.progress("training folds", n_folds) as advance:
+        for number in range(n_folds):
+            fitted.append(train_fold(run, number))
+            advance(1)
+    return fitted
 
 
 def train_fold(run: Run, number: int) -> Any:

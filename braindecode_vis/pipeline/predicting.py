@@ -49,6 +49,7 @@ from braindecode_vis.pipeline.new_trials import NewTrials
 from braindecode_vis.pipeline.preparing import embed, name_fold, pick_trials, preprocess
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import describe_choices, open_text_side, read_descriptions
+from braindecode_vis.report import notebook
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.caption_scores import DECODERS, NEAREST
 from braindecode_vis.scoring.retrieval import Centre, GallerySearch, Retrieval, compute_ranks
@@ -116,6 +117,8 @@ class RunPredictions:
         The gallery; None for a run that decodes categories.
     decisions : DataFrame of n_trials rows
         A column per class; None for a run that finds images.
+    images
+        Whether reconstructions were asked for.
     """
 
     run: FinishedRun
@@ -128,6 +131,7 @@ class RunPredictions:
     parts: list[RankedPart] = field(default_factory=list)
     decisions: pd.DataFrame | None = None
     n_top: int = 5
+    images: bool = True
     _decode: Callable[[], tuple[ImageRows, dict[str, list[list[str]]]]] | None = None
 
     def __len__(self) -> int:
@@ -135,6 +139,54 @@ class RunPredictions:
 
     def __repr__(self) -> str:
         return f"<RunPredictions: {len(self)} trials by the run {self.run.config.name!r}>"
+
+    def _repr_html_(self) -> str:
+        """Show what ranks first, and those scores and decoded pictures that were made already."""
+        n = min(notebook.N_PICTURES, len(self))
+        shown = [notebook.show_sentences([f"{len(self)} trials by the run {self.run.config.name}"])]
+        # A notebook shows an object without being asked, so this makes no image and no score, which may take minutes.
+        if "scores" in self.__dict__ and len(self.scores):
+            decoded = self.scores[self.scores["method"] == "decoded"]
+            columns = ["split", "metric", "value", "ci_low", "ci_high", "chance", "n_queries"]
+            shown.append(notebook.show_table(decoded[columns]))
+        if self.decisions is not None:
+            shown.append(notebook.show_table(self.classes.head(n)))
+        else:
+            shown.append(self._show_ranking(n))
+        later = [name for name in ("scores", "reconstructions") if name not in self.__dict__]
+        if self.decisions is not None or not self.makes_images:
+            later = [name for name in later if name != "reconstructions"]
+        if later:
+            words = f"{' and '.join(later)}: computed when you first use them"
+            shown.append(notebook.show_sentences([words]))
+        return "".join([*shown, notebook.show_sentences(self.notes)])
+
+    def _show_ranking(self, n: int) -> str:
+        first = self.retrieved[self.retrieved["trial"] < n]
+        by_place = [list(group["picture"].astype(str)) for _, group in first.groupby("place", sort=True)]
+        known = self.trials["known"].to_numpy(bool)[:n]
+        shown = self.trials["stimulus_id"].astype(str).to_numpy()[:n]
+        names = [
+            f"trial {row}{f': {name}' if told else ''}"
+            for row, (name, told) in enumerate(zip(shown, known, strict=True))
+        ]
+        rows: dict[str, list[np.ndarray | None]] = {
+            "seen": [self._find_seen(name) if told else None for name, told in zip(shown, known, strict=True)]
+        }
+        if "_decoded" in self.__dict__:
+            rows["decoded"] = notebook.take_pictures(self.reconstructions, n)
+        rows |= {
+            f"place {place}": [self.read_picture(name) for name in ids]
+            for place, ids in enumerate(by_place, 1)
+        }
+        pictures = notebook.show_pictures(
+            names, rows, f"The first {n} of {len(self)} trials, in their order."
+        )
+        return pictures + notebook.show_table(first)
+
+    def _find_seen(self, name: str) -> np.ndarray | None:
+        inside = self.candidates is not None and name in set(self.candidates.embeddings.ids.astype(str))
+        return self.read_picture(name) if inside else None
 
     @property
     def embeddings(self) -> Embeddings:
@@ -222,6 +274,8 @@ class RunPredictions:
     @cached_property
     def _decoded(self) -> tuple[ImageRows, dict[str, list[list[str]]]]:
         if self._decode is None:
+            if self.predicted is not None and not self.images:
+                raise NoResultError("these trials were predicted without images.")
             why = "decodes categories" if self.predicted is None else "had no image files"
             raise NoResultError(f"the run {why} and makes no images.")
         return self._decode()
@@ -320,8 +374,7 @@ class RunPredictions:
         ]
         known = self.trials["known"].to_numpy(bool)[:n]
         names = [str(i) if k else "" for i, k in zip(self.trials["stimulus_id"], known, strict=False)]
-        inside = set() if self.candidates is None else set(self.candidates.embeddings.ids.astype(str))
-        seen = [self.read_picture(name) if name in inside else None for name in names]
+        seen = [self._find_seen(name) for name in names]
         images = self.reconstructions[:n]
         return plot_decoded(images[:, 0] if images.ndim == 5 else images, pictures, names, seen=seen)
 
@@ -388,6 +441,8 @@ def predict(
     gallery: Any = None,
     fold: int | None = None,
     n_top: int = 5,
+    limit: int | None = None,
+    images: bool = True,
 ) -> RunPredictions:
     """Predict new trials.
 
@@ -404,26 +459,36 @@ def predict(
         The fold that predicts; by default the only one, or the mean of all.
     n_top
         Pictures to list for each trial.
+    limit
+        Predict this many trials at most, the first ones (averages, where the run averages repetitions). They are
+        predicted and ranked as they are among all.
+    images
+        Whether there are reconstructions, which take far longer than all else.
 
     Raises
     ------
     ConfigError
         If folds cannot be averaged, or a run of categories is asked for a gallery.
     """
+    if limit is not None and (
+        isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1
+    ):
+        raise ConfigError(f"limit is {limit!r}, but must be a whole number of trials, 1 or more.")
     folds = choose_folds(run, fold)
     if run.config.decodes_categories:
         if gallery is not None:
             raise ConfigError(
                 f"{run.folder.path} decodes categories and finds no pictures, so it takes no gallery; leave it out."
             )
-        return _predict_categories(run, new, folds)
+        return _predict_categories(run, new, folds, limit)
     trials = pick_trials(_name_concepts(run, new), np.arange(new.responses.n_trials), run.config.repeats.test)
     fitted = [train(run)[number] for number in folds]
     # Averaging comes before the selection, as in the run's own test.
     trials = order_by_gallery(fitted[0].encoder, trials)
+    every = trials
+    trials, notes = _take_first(run, new, trials, limit)
     chosen = [f.select(trials) for f in fitted]
     predicted = [f.encoder.predict(responses) for f, responses in zip(fitted, chosen, strict=True)]
-    notes = list(new.notes)
     # Known only after predict, which is where the alignment happens.
     aligned = sorted({name for f in fitted for name in f.encoder.label_free_subjects})
     if aligned:
@@ -437,7 +502,7 @@ def predict(
             f"Predictions are the mean over the {len(folds)} folds of the run, which share one space; "
             "prior and generator are those of the first fold."
         )
-    candidates = find_gallery(run, folds[0], new, trials, gallery, folds)
+    candidates = find_gallery(run, folds[0], new, every, gallery, folds)
     result = RunPredictions(
         run,
         trials.trials,
@@ -447,14 +512,31 @@ def predict(
         average_folds(predicted),
         candidates,
         n_top=n_top,
+        images=images,
     )
     result.parts = _rank(run, result)
     result.notes += (unknown,) if (unknown := result.describe_unknown()) else ()
-    if not preprocess(run).stimuli.has_pixels:
+    if not images or not preprocess(run).stimuli.has_pixels:
         return result
     # Both predictions at once: the trials themselves may lie in a folder that is removed afterwards.
     result._decode = prepare_images(run, folds, chosen, trials, result.embeddings)
     return result
+
+
+def _take_first(
+    run: FinishedRun, new: NewTrials, trials: Responses, limit: int | None
+) -> tuple[Responses, list[str]]:
+    """Return the first trials and the notes so far, and tell whoever waits how many trials there are."""
+    notes, n = list(new.notes), trials.n_trials
+    taken = n if limit is None else min(int(limit), n)
+    words = f"{taken} trials" if taken == n else f"the first {taken} of {n} trials"
+    averaged = f" (averages of {new.responses.n_trials})" if n < new.responses.n_trials else ""
+    with run.listener.watch("predict:") as show:
+        show(0, 0, f"{words}{averaged}")
+    if taken < n:
+        notes.append(f"Only the first {taken} of {n} trials were predicted; the gallery is that of all.")
+        trials = trials.select(np.arange(taken))
+    return trials, notes
 
 
 def choose_folds(run: FinishedRun, fold: int | None) -> list[int]:
@@ -813,7 +895,7 @@ def generate_images(
         index = copied.index if n_draws == 1 else np.repeat(copied.index[:, None], n_draws, axis=1)
         made = ImageRows(copied.source, index)
     else:
-        made = draw_decoded(decoded, n_draws, low)
+        made = draw_decoded(decoded, n_draws, low, run.listener)
     return made, describe_new(run.config, captions, for_generator, data.embeddings, made)
 
 
@@ -900,7 +982,11 @@ def describe_new(
 # --- categories -------------------------------------------------------------------------------------------
 
 
-def _predict_categories(run: FinishedRun, new: NewTrials, folds: list[int]) -> RunPredictions:
+def _predict_categories(
+    run: FinishedRun, new: NewTrials, folds: list[int], limit: int | None
+) -> RunPredictions:
+    first, notes = _take_first(run, new, new.responses, limit)
+    new = replace(new, responses=first)
     decoders = [train(run)[number].decoder for number in folds]
     classes = sorted({str(name) for decoder in decoders for name in decoder.classes})
     # (n_trials, n_classes); a fold that has not learnt a class leaves it at 0.
@@ -908,7 +994,6 @@ def _predict_categories(run: FinishedRun, new: NewTrials, folds: list[int]) -> R
     for decoder in decoders:
         columns = [classes.index(str(name)) for name in decoder.classes]
         total[:, columns] += decoder.decision(new.responses)
-    notes = list(new.notes)
     if len(folds) > 1:
         notes.append(f"Decisions are the mean over the {len(folds)} folds of the run.")
     decisions = pd.DataFrame(total / len(decoders), columns=classes)

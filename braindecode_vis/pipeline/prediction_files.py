@@ -288,7 +288,7 @@ def _score_pictures(result: Any) -> list[Any]:
     pictures, images = _find_seen(result, ids), {}
     # Where no picture is at hand, images are compared with nothing.
     seen: Images = np.zeros((len(rows), 1, 1, 3), np.uint8)
-    if pictures is not None:
+    if pictures is not None and result.makes_images:
         seen, images = pictures, {"decoded": result.reconstructions[rows]}
     evaluation = config.evaluation
     features = evaluation.features if images else None
@@ -304,7 +304,8 @@ def _score_pictures(result: Any) -> list[Any]:
         seed=config.seed, n_bootstrap=evaluation.n_bootstrap, n_permutations=evaluation.n_permutations,
         conditions=np.where(is_trained, TRAINED_PICTURES, NEW_PICTURES).astype(object),
     )  # fmt: skip
-    scores, _ = compute_scores(task)
+    with result.run.listener.progress("scoring", task.n_steps) as advance:
+        scores, _ = compute_scores(task, advance=advance)
     if result.candidates.texts:  # another gallery than one of pictures, by its name too
         scores = [replace(score, metric=f"{score.metric}@descriptions") for score in scores]
     return scores

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,11 +40,15 @@ from braindecode_vis.generation.image_fusion import fuse_branches
 from braindecode_vis.generation.inversion import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generation.priors.closed_form import IdentityPrior, MeanPrior
 from braindecode_vis.pipeline.image_files import DrawnImages, ImageWriter, name_file, name_stimuli
+from braindecode_vis.pipeline.progress import describe_seconds
+from braindecode_vis.pipeline.runs import ProgressListener
 
 #: Single trials that the noise of repetitions is measured on; a covariance of embeddings needs no more.
 MOST_REPEATED = 2048
 #: Bytes that a batch takes beside its own while it is made: numbers in single precision, before and after scaling.
 MADE_COPIES = 9
+#: Seconds from which the images of new trials are announced.
+LONG_S = 10.0
 
 
 #: ``decoded`` or ``oracle``, kind of decoder, and for each row the caption of each draw.
@@ -698,7 +704,10 @@ def decode_images(
 
 
 def draw_decoded(
-    decoded: Callable[[ImageRows | None], DrawnImages], n_draws: int, low: DrawnImages | None
+    decoded: Callable[[ImageRows | None], DrawnImages],
+    n_draws: int,
+    low: DrawnImages | None,
+    listener: ProgressListener,
 ) -> ImageRows:
     """Draw what `decode_images` returned, and return the decoded images of each row; they lie in a temporary file."""
     shown = None
@@ -710,9 +719,36 @@ def draw_decoded(
         drawn = decoded(shown)
         for name in drawn.names:
             writer.open(name, drawn.n_images)
-        writer.draw(drawn, 0)
+        with _watch_drawing(listener, drawn.n_images * len(drawn.names)) as advance:
+            writer.draw(drawn, 0, advance)
         made = writer.read("decoded")  # a map outlives its file
     return made if n_draws == 1 else ImageRows(made.source, made.index.reshape(-1, n_draws))
+
+
+@contextmanager
+def _watch_drawing(listener: ProgressListener, n_images: int) -> Iterator[Callable[[int], None]]:
+    """Show how many images of new trials are drawn; if they take long, say early for how long."""
+    ends: list[float] = []  # of the first two batches; the first one also loads the generator
+    n_drawn = 0
+    with listener.progress("reconstructing", n_images) as advance:
+
+        def tell(n: int) -> None:
+            nonlocal n_drawn
+            advance(n)
+            n_drawn += n
+            if len(ends) == 2:
+                return
+            ends.append(time.monotonic())
+            left = (ends[-1] - ends[0]) / n * (n_images - n_drawn)
+            if len(ends) == 2 and left >= LONG_S:
+                with listener.watch("predict:") as show:
+                    show(
+                        0,
+                        0,
+                        f"{n_images} images take about {describe_seconds(left)}, measured on {n} of them",
+                    )
+
+        yield tell
 
 
 def draw_rows(

@@ -38,6 +38,7 @@ MAX_BYTES = 64 << 20  # of trials that are read for an average
 PEAK_BETWEEN = (0.05, 0.5)  # s, where a response to a picture is sought
 MAX_LINES, MAX_POINTS = 24, 125  # of the evoked response: of all channels it would be most of the page
 MAX_FOLDS = 10
+SIZE = (5.0, 2.5)  # in inches: a phone shows three quarters of it, so its words can still be read
 
 
 def describe_recording(run: Run, *, has_time_course: bool = False) -> list[ExtraSection]:
@@ -90,8 +91,7 @@ def _describe_evoked(responses: Responses, folder: Path, has_time_course: bool =
     places = _find_places(responses)
 
     def draw_response(figure: Figure) -> None:
-        ratios = (1.0,) if places is None else (2.6, 1.0)
-        axes, *heads = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
+        axes = figure.subplots()
         axes.plot(ms[::step], evoked[drawn, ::step].T, color="C0", lw=0.7, alpha=0.6)
         axes.axvline(ms[peak], color="C2", lw=1, ls="--")
         if ms[0] <= 0 <= ms[-1]:
@@ -99,19 +99,20 @@ def _describe_evoked(responses: Responses, folder: Path, has_time_course: bool =
         axes.set_xlabel("time after the picture appears (ms)")
         axes.set_ylabel(f"mean response ({unit})")
         axes.margins(x=0)
-        if places is not None:
-            _draw_head(figure, heads[0], evoked[:, peak], places, unit)
+
+    def draw_map(figure: Figure) -> None:
+        _draw_head(figure, figure.subplots(), evoked[:, peak], places, unit)
 
     which = "all" if len(rows) == responses.n_trials else f"{len(rows):,} of the"
     lines = f"each of {len(evoked)}" if len(drawn) == len(evoked) else f"{len(drawn)} of the {len(evoked)}"
     said = f"Mean of {which} {responses.n_trials:,} kept trials, a line for {lines} channels"
     alt = f"Evoked response of {len(drawn)} channels over time, largest spread at {ms[peak]:.0f} ms"
+    said += f"; sensors differ most at the dashed line ({ms[peak]:.0f} ms)" if len(evoked) > 1 else ""
+    figures = [draw(draw_response, SIZE, alt, f"{said}.")]
     if places is not None:
-        said += (
-            f"; right, the head from above at the dashed line ({ms[peak]:.0f} ms), where sensors differ most"
-        )
-        alt += f", and its map of the head, from {evoked[:, peak].min():.2g} to {evoked[:, peak].max():.2g} {unit}"
-    figures = [draw(draw_response, (8.4, 2.9), alt, f"{said}.")]
+        # A figure of its own, so that a phone shows it at a readable size.
+        alt = f"Map of the head, from {evoked[:, peak].min():.2g} to {evoked[:, peak].max():.2g} {unit}"
+        figures.append(draw(draw_map, SIZE, alt, "The head from above at the time of the dashed line."))
     if not time_first and (ceiling := _draw_ceiling(folder, ms)) is not None:
         figures.append(ceiling)
     words = "Computed from all kept trials, training and test; it does not influence any score."
@@ -143,7 +144,7 @@ def _find_places(responses: Responses) -> np.ndarray | None:
     return places
 
 
-def _draw_head(figure: Figure, axes: Any, values: np.ndarray, places: np.ndarray, unit: str) -> None:
+def _draw_head(figure: Figure, axes: Any, values: np.ndarray, places: Any, unit: str) -> None:
     import matplotlib
     from mne.viz import plot_topomap
 
@@ -189,7 +190,7 @@ def _draw_ceiling(folder: Path, ms: np.ndarray) -> SectionFigure | None:
     )
     at = int(mean.argmax())
     alt = f"Noise ceiling over time; over all channels it is at most {mean[at]:.2f} ({low[at]:.2f} to {high[at]:.2f})"
-    return draw(draw_curves, (7.0, 2.4), alt, caption)
+    return draw(draw_curves, SIZE, alt, caption)
 
 
 def _describe_ceiling(responses: Responses, tested: np.ndarray, *, averaged: bool) -> str:
@@ -245,7 +246,7 @@ def _describe_mask(responses: Responses, folder: Path, said: str = "") -> ExtraS
     space = "the glass brain of the MNI template" if in_template else "the space of the data, no template"
     caption = f"Voxels that were kept, in {space}."
     function = draw_glass if in_template else draw_sides
-    drawn = draw(function, (7.0, 2.6), alt, caption, own_colours=in_template)
+    drawn = draw(function, SIZE, alt, caption, own_colours=in_template)
     return ExtraSection("Recorded voxels", f"{n:,} voxels{whose}.{said}", figures=[drawn])
 
 
@@ -291,7 +292,7 @@ def _describe_training(run: Run) -> ExtraSection | None:
         f", a line for each of {n_folds} folds." if n_folds > 1 else "."
     )
     alt = f"Training curve: the loss goes from {first:.3g} to {last:.3g} in {n_epochs} epochs"
-    figure = draw(draw_losses, (7.0, 2.4), alt, caption)
+    figure = draw(draw_losses, SIZE, alt, caption)
     return ExtraSection(
         "Training",
         "The loss on training trials alone does not show how well new trials are decoded.",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 #: Raise it when the page says more of the same results, so that it is written anew.
-PAGE_VERSION = 4
+PAGE_VERSION = 5
 
 
 @remember

@@ -270,11 +270,27 @@ def name_workspace(run: Run, name: str, asked: Any) -> Path:
 
 
 @contextmanager
+def watch_when_told(
+    listener: ProgressListener, description: str
+) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield what `ProgressListener.watch` gives; its bar opens at the first call, since most components are silent."""
+    show: Callable[[int, int, str], None] | None = None
+    with ExitStack() as stack:
+
+        def tell(done: int, total: int, text: str) -> None:
+            nonlocal show
+            if show is None:
+                show = stack.enter_context(listener.watch(description))
+            show(done, total, text)
+
+        yield tell
+
+
+@contextmanager
 def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
     """Yield what a component that learns is lent: a folder for checkpoints and someone to tell.
 
-    The folder outlives a killed run and is removed when the component is done, with those of other settings. The bar is
-    shown once there is something to tell, since most components are silent.
+    The folder outlives a killed run and is removed when the component is done, with those of other settings.
 
     Parameters
     ----------
@@ -290,16 +306,8 @@ def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
         for old in folder.parent.glob(f"{name}-*"):
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
-    show: Callable[[int, int, str], None] | None = None
     # The bar is closed with the loan, before the next stage opens one.
-    with ExitStack() as stack:
-
-        def tell(done: int, total: int, text: str) -> None:
-            nonlocal show
-            if show is None:
-                show = stack.enter_context(run.listener.watch(f"{name}:"))
-            show(done, total, text)
-
+    with watch_when_told(run.listener, f"{name}:") as tell:
         yield Context(
             checkpoints=folder, progress=tell, device=run.config.retrieval.device, earlier=run.earlier
         )

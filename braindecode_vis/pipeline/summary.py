@@ -4,6 +4,7 @@ stages.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -259,6 +260,21 @@ def describe_tried_encoders(run: Run) -> list[ExtraSection]:
         for words, one in every.items()
         if isinstance(one.config.encoder, AutoConfig)
     ]
+
+
+def describe_choice(run: Run) -> str:
+    """Return which encoder ``auto`` chose, with the number of folds where they differ; empty for other encoders."""
+    encoder = run.config.encoder
+    if not isinstance(encoder, AutoConfig):
+        return ""
+    candidates: Any = encoder.candidates  # a word is replaced by its list on reading
+    chosen = [int(store.read_json(fold.artifact.path / CHOICE)["chosen"]) for fold in train(run)]
+    counts = Counter(describe_encoder(candidates[place].model_dump(mode="json")) for place in chosen)
+    if len(counts) == 1:
+        return f"auto chose {next(iter(counts))}"
+    return "auto chose " + ", ".join(
+        f"{name} in {n} of {len(chosen)} folds" for name, n in counts.most_common()
+    )
 
 
 def _describe_tried(run: Run, words: str) -> ExtraSection:

@@ -283,6 +283,11 @@ class GalleryContent:
         key = -self.score if self.higher_is_better else self.score
         return np.argsort(key, kind="stable")  # NaN sorts last
 
+    def spread_items(self, count: int) -> np.ndarray:
+        """Return item numbers evenly spread from the best to the worst score, at most `count`."""
+        order = self.sort_items()
+        return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
+
     def select_items(self) -> dict[str, np.ndarray]:
         """Return the item numbers that the rules pick, as `select_items` does."""
         return select_items(

@@ -407,6 +407,8 @@ def _view_section(section: ExtraSection, number: int) -> dict[str, Any]:
         "id": f"section-{number + 1}",
         "title": section.title,
         "caption": section.caption,
+        # Two figures fit beside each other on a screen if none is wider than this.
+        "beside": len(drawn) > 1 and all(_find_width(figure.figure) <= 380 for figure in drawn),
         "figures": [
             {
                 "light": _embed(figure.figure),
@@ -421,6 +423,12 @@ def _view_section(section: ExtraSection, number: int) -> dict[str, Any]:
         ],
         "table": None if section.table is None else _view_table(pd.DataFrame(section.table)),
     }
+
+
+def _find_width(figure: bytes | str) -> float:
+    """Return the width that an SVG states, in pt; infinity for any other figure."""
+    found = re.search(r'<svg[^>]*\bwidth="([\d.]+)pt"', figure[:2000]) if isinstance(figure, str) else None
+    return float(found[1]) if found else np.inf
 
 
 def _view_table(table: pd.DataFrame) -> dict[str, Any]:

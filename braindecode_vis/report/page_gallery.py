@@ -31,6 +31,7 @@ _BLOCK_TITLES: Mapping[str, str] = {
     "random": "Drawn at random", "all": "Items",
 }  # fmt: skip
 STRIP_PX = 112
+N_FIRST = 4  # items that stand beside the result, above everything else
 
 
 def view_gallery(
@@ -57,7 +58,9 @@ def view_gallery(
         }
         for name, items in gallery.select_items().items()
     ]
+    first = [_view_pick(gallery, rows, int(item), position) for item in gallery.spread_items(N_FIRST)]
     return {
+        "first": first if len(rows) > 1 else [],
         "labels": list(rows),
         "pixelated": [max(images.shape[1:3]) < PIXELATED_BELOW for images in rows.values()],
         "blocks": blocks,
@@ -234,9 +237,10 @@ def make_thumbnails(
     if max_bytes is None:
         max_bytes = min(6_000_000, max(1_300_000, 6_500 * len(gallery)))
     # What the rules show is always carried, whatever else has to be left out.
-    picked = np.unique(np.concatenate(list(gallery.select_items().values())))
+    shown = [*gallery.select_items().values(), gallery.spread_items(N_FIRST)]
+    picked = np.unique(np.concatenate(shown))
     rows = list(gallery.all_rows().values())
-    sample = _spread(gallery, 16)  # how large thumbnails are is found out from a few
+    sample = gallery.spread_items(16)  # how large thumbnails are is found out from a few
     for shrink in SHRINKS:
         encoded: dict[tuple[int, int], str] = {}
         known: dict[bytes, str] = {}
@@ -249,7 +253,8 @@ def make_thumbnails(
     fits = len(gallery) if fits * 1.5 >= len(gallery) else fits
     count = min(len(gallery), max(len(picked), min(max_thumbnails // len(rows), fits)))
     while True:
-        items = np.union1d(picked, _spread(gallery, count if count == len(gallery) else count - len(picked)))
+        spread = gallery.spread_items(count if count == len(gallery) else count - len(picked))
+        items = np.union1d(picked, spread)
         size = _encode(rows, items, side, encoded, known, large)
         if size <= max_bytes or count == len(picked):
             break
@@ -294,11 +299,6 @@ def write_full_images(folder: Path, gallery: GalleryContent, thumbnails: Gallery
 
 def _name_file(number: int) -> str:
     return f"{number:05d}.jpg"
-
-
-def _spread(gallery: GalleryContent, count: int) -> np.ndarray:
-    order = gallery.sort_items()
-    return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
 
 
 def _encode(

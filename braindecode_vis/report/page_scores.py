@@ -25,7 +25,9 @@ from braindecode_vis.report.words import (
     describe_metric,
     format_number,
     is_missing,
+    name_rival,
     sort_methods,
+    write_within_sentence,
 )
 from braindecode_vis.scoring.metrics.metric_registry import LAST, find_metric
 from braindecode_vis.scoring.score_row import format_p_value, lacks_interval, name_population
@@ -188,12 +190,20 @@ def _view_card(
         "spread": spread or (str(main["resampled"]) if lacks_interval(main) else ""),
         "population": "" if is_missing(main["ci_low"]) else name_population(str(main.get("resampled") or "")),
         "chance": "" if is_missing(main["chance"]) else format_number(_as_float(main["chance"])),
-        "verdict": (verdict.kind, verdict.words),
+        "verdict": (verdict.kind, _write_verdict(verdict, note)),
         "control": _find_best_control(rivals, note.direction, show),
         "n": format_number(main["n_queries"]),
         "bar": view_bar(main, make_scale(scale)),
         "words": _describe_bar(main, show, interval),
     }
+
+
+def _write_verdict(verdict: Verdict, note: MetricNote) -> str:
+    """Return the verdict as a sentence that names the metric where a control is as good."""
+    if not verdict.words:
+        return ""
+    named = f" by {write_within_sentence(note.label)}" if "not " in verdict.words else ""
+    return f"{verdict.words[0].upper()}{verdict.words[1:]}{named}."
 
 
 def find_main_row(metric: str, scores: Sequence[ScoreRow]) -> tuple[dict[str, Any], list[ScoreRow], str]:
@@ -260,7 +270,7 @@ def judge(
     >>> row = {"metric": "ssim", "subject": "01", "split": "test", "value": 0.5, "ci_low": 0.4, "ci_high": 0.6,
     ...        "chance": 0.3}
     >>> judge(row, [{"method": "mean_image", "value": 0.45, "ci_low": 0.4, "ci_high": 0.5}], [], 1).words
-    'above chance, not above mean image'
+    'above chance, but not above the mean image'
     """
     if not direction or any(is_missing(row[key]) for key in ("value", "ci_low", "ci_high")):
         return Verdict("", "no interval, so no verdict" if direction and lacks_interval(row) else "")
@@ -269,9 +279,9 @@ def judge(
     if not is_missing(row["chance"]):
         chance = sign * row["chance"]
         if worst <= chance <= best:
-            return Verdict("unsure", "interval includes chance")
+            return Verdict("unsure", "the interval includes chance")
         if best < chance:
-            return Verdict("unsure", "interval below chance" if sign > 0 else "worse than chance")
+            return Verdict("unsure", "the interval is below chance" if sign > 0 else "worse than chance")
     keys = ("metric", "subject", "split")
     paired = {found["control"]: found for found in differences if all(found[key] == row[key] for key in keys)}
     lost = []
@@ -286,12 +296,11 @@ def judge(
         else:
             wins = worst > sign * rival["value"]
         if not wins:
-            lost.append(str(rival["method"]).replace("_", " "))
+            lost.append(name_rival(str(rival["method"])))
     above = "" if is_missing(row["chance"]) else f"{better} chance"
     if lost:
-        return Verdict(
-            "unsure", ", ".join(filter(None, [above, f"not {better} {' and '.join(dict.fromkeys(lost))}"]))
-        )
+        beaten_by = f"not {better} {' or '.join(dict.fromkeys(lost))}"
+        return Verdict("unsure", f"{above}, but {beaten_by}" if above else beaten_by)
     if not rivals:
         return Verdict("clear" if above else "", above)
     return Verdict("clear", f"{above} and every control" if above else f"{better} every control")

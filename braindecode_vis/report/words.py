@@ -184,13 +184,25 @@ def describe_method(name: str) -> str:
     return ""
 
 
+def name_rival(method: str) -> str:
+    """Return a control as a sentence names it.
+
+    Examples
+    --------
+    >>> name_rival("nearest"), name_rival("mean_image")
+    ('the nearest image', 'the mean image')
+    """
+    names = {"nearest": "the nearest image", "shuffled": "shuffled responses"}
+    return names.get(method, f"the {method.replace('_', ' ')}")
+
+
 #: Encoders and networks whose name is not their kind with spaces.
 _NAMES: Mapping[str, str] = {
     "atm_s": "ATM-S", "atm_e": "ATM-E", "tsconv": "TSConv", "eegproject": "EEGProject", "eegnet": "EEGNet",
     "simpleconv_image": "SimpleConv (image)", "residual_mlp": "residual MLP", "lda": "LDA",
     "logistic": "logistic regression", "latent_decoder": "latent decoder", "shared_space": "shared space",
     "parcels": "parcel transformer", "pls": "PLS", "labram": "LaBraM", "cbramod": "CBraMod",
-    "eegpt": "EEGPT", "bendr": "BENDR", "reve": "REVE",
+    "eegpt": "EEGPT", "bendr": "BENDR", "reve": "REVE", "linear_gaussian": "linear Gaussian model",
 }  # fmt: skip
 
 
@@ -215,6 +227,9 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
     'ridge, penalty 1,000'
     >>> describe_encoder({"kind": "logistic", "c": [0.01]})
     'logistic regression, C 0.01'
+    >>> members = [{"kind": "linear_gaussian"}, {"kind": "network", "network": {"kind": "eegproject"}, "epochs": 20}]
+    >>> describe_encoder({"kind": "average", "members": members, "for_generator": 0})
+    'mean of linear Gaussian model and EEGProject (20 epochs); images use the linear Gaussian model only'
     >>> describe_encoder({"kind": "auto", "candidates": [{"kind": "lda"}, {"kind": "ridge"}]}, {"chosen": [1, 1]})
     'ridge; chosen among 2 encoders by inner folds'
     """
@@ -230,10 +245,16 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
         return _name_chosen(list(map(describe_encoder, candidates)), (fitted or {}).get("chosen"))
     members = encoder.get("members")
     if isinstance(members, list) and all(isinstance(member, Mapping) for member in members):
-        named, asked = [describe_encoder(member) for member in members], encoder.get("for_generator")
-        if isinstance(asked, int) and asked < len(named):
-            named[asked] += " (images use this one only)"
-        return f"{kind} of " + " and ".join(named)
+        # A penalty or a number of epochs belongs to one member, so it stands in brackets behind it.
+        split = [describe_encoder(member).partition(", ") for member in members]
+        listed = " and ".join(f"{name} ({facts})" if facts else name for name, _, facts in split)
+        asked = encoder.get("for_generator")
+        only = (
+            f"; images use the {split[asked][0]} only"
+            if isinstance(asked, int) and asked < len(split)
+            else ""
+        )
+        return f"{'mean' if kind == 'average' else kind} of {listed}{only}"
     words = _NAMES.get(kind.rsplit(":", 1)[-1], kind.rsplit(":", 1)[-1].replace("_", " "))
     alphas, inverse = (_list_numbers(encoder.get(key)) for key in ("alphas", "c"))
     chosen = (fitted or {}).get("alpha")

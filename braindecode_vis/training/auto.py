@@ -62,7 +62,7 @@ LISTS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 class AutoConfig(EncoderSettings):
-    """Settings of the choice among encoders: the candidates, the time and the inner folds.
+    """The best of a few encoders, chosen in inner folds of the training trials within a limit of time.
 
     Parameters
     ----------

@@ -214,7 +214,7 @@ class NetworkTrainingSettings(EncoderSettings, DeviceSettings):
 
 
 class NetworkEncoderConfig(NetworkTrainingSettings):
-    """A network, its objectives and its training.
+    """A network that is trained with one or several objectives.
 
     Parameters
     ----------

@@ -28,8 +28,11 @@
 
 // Names that screen readers say: what stands on a button, and what an arrow of the sidebar opens.
 document.addEventListener("DOMContentLoaded", () => {
-  for (const button of document.querySelectorAll(".search-button-field, .version-switcher__button")) {
-    button.removeAttribute("aria-label");
+  for (const button of document.querySelectorAll(".search-button-field")) {
+    button.setAttribute("aria-label", button.textContent.replace(/\s+/g, " ").trim());
+  }
+  for (const button of document.querySelectorAll(".version-switcher__button")) {
+    button.removeAttribute("aria-label"); // its text is the version
   }
   for (const summary of document.querySelectorAll(".has-children > details > summary")) {
     const page = summary.closest("li").querySelector("a");

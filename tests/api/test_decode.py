@@ -70,7 +70,6 @@ def test_a_run_answers_with_scores_predictions_images_and_a_page(run):
     assert "Mine" in page
     assert "Me (2026)" in page
     assert "microvolt" in page
-    assert run._repr_html_().startswith("<p>")
     # what is printed are the scores of the decoder, and not those of its controls
     assert len(run.scores.query("metric == 'top1'")) > 1
     (row,) = (line.split() for line in str(run).splitlines() if line.split()[:1] == ["top1"])
@@ -306,7 +305,8 @@ def test_classes_without_pictures_across_subjects_folds_and_groups():
             "must be a mapping",
         ),
         (lambda X, p, s: bdv.open_run("/nowhere"), "is not a run folder"),
-        (lambda X, p, s: bdv.Decoder.from_run("/runs/mine"), "not str; open a folder with open_run"),
+        (lambda X, p, s: bdv.Decoder.from_run("/runs/mine"), "is not a run folder: it holds no config.yaml"),
+        (lambda X, p, s: bdv.Decoder.from_run(3), "or the folder of one, not int"),
         (lambda X, p, s: bdv.describe("encodr"), "encoder"),
     ],
 )

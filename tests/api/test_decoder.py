@@ -305,3 +305,22 @@ def test_what_earlier_versions_did_not_write_of_a_decoder_has_a_default(fitted, 
     assert (found._typical, found._subjects) == ((0.0, 1.0), ())
     X, _ = make_experiment()
     np.testing.assert_array_equal(found.predict(X[40:]), fitted.predict(X[40:]))
+
+
+def test_auto_tries_decoders_of_classes_where_labels_are_given(tmp_path):
+    """It asked for ``candidates: classes`` before."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["face", "house"], 12)
+    X = (labels == "face")[:, None] + 0.3 * rng.normal(size=(24, 4))
+    fitted = bdv.Decoder(encoder="auto").fit(X, labels)
+    assert fitted.score(X, labels) > 0.9
+    for given in (labels.tolist(), bdv.from_arrays(X, labels=labels)):
+        again = bdv.Decoder(encoder="auto").fit(
+            X if isinstance(given, list) else given, given if isinstance(given, list) else None
+        )
+        np.testing.assert_array_equal(again.predict(X), fitted.predict(X))
+    loaded = bdv.Decoder.load(fitted.save(tmp_path / "decoder"))
+    np.testing.assert_array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
+    pictures = rng.random((24, 4, 4))
+    auto = {"kind": "auto", "candidates": [RIDGE]}
+    assert bdv.Decoder(encoder=auto).fit(X, pictures).predict(X).shape[0] == 24

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from PIL import Image
 
 import braindecode_vis as bdv
 from braindecode_vis.api import exports
@@ -316,6 +317,45 @@ def test_the_verb_writes_and_refuses(run, tmp_path, command_line):
     assert "is unfinished: its stage preprocess is missing" in done.stderr
 
 
+def read_png(path):
+    return np.asarray(Image.open(path))
+
+
+def test_images_and_gallery_from_the_shell(tmp_path, command_line):
+    """PNGs of the seen and decoded images are those of the run, under names that tell image and subject."""
+    rng = np.random.default_rng(0)
+    pictures = {f"a picture/{n}": picture for n, picture in enumerate(rng.random((12, 6, 6)))}
+    X = np.stack([picture.ravel() for picture in pictures.values()]).repeat(2, axis=0)
+    shown = np.repeat(list(pictures), 2)
+    data = bdv.from_arrays(
+        X + 0.1 * rng.normal(size=X.shape), images=pictures, shown=shown, subject=["s/1"] * 24
+    )
+    run = bdv.decode(
+        data, encoder=RIDGE, split=3, out=tmp_path / "run", settings={**FAST, "repeats.test": "single"}
+    )
+    out = tmp_path / "images"
+    done = command_line("export", run.folder, "--what", "images", "--out", out)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(out / "images.csv")
+    assert table["stimulus_id"].tolist() == run.items["stimulus_id"].tolist()
+    for kind in ("seen", "decoded"):
+        assert table[kind].str.fullmatch(rf"{kind}/a-picture-\d+_sub-s1_rep-[12]\.png").all()
+        assert table[kind].is_unique
+        for row, name in enumerate(table[kind]):
+            np.testing.assert_array_equal(read_png(out / name), run.reconstructions[kind][row])
+    assert read_png(out / "gallery.png").shape[2] == 4
+    for more, words in (
+        (("--what", "images", "--out", out), "exists; choose another path"),
+        (("--what", "images", "--to", "csv", "--out", tmp_path / "x"), "images cannot be written as csv"),
+        (("--what", "images", "--subject", "s/1", "--out", tmp_path / "x"), "leave fold and subject out"),
+        (("--what", "scores", "--out", tmp_path / "x"), "give the format of scores with --to: one of netcdf"),
+        (("--what", "pictures", "--out", tmp_path / "x"), "what is 'pictures'"),
+    ):
+        done = command_line("export", run.folder, *more)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert words in done.stderr
+
+
 # --- encoders ----------------------------------------------------------------------------------------------------
 
 
@@ -486,6 +526,25 @@ def test_safetensors_folder_is_read_as_its_card_says(run, tmp_path):
 @pytest.fixture(scope="module")
 def fitted(run):
     return bdv.Decoder.from_run(run, fold=0)
+
+
+def test_a_decoder_of_a_folder(run, tmp_path):
+    """A path was a bare AttributeError once."""
+    X = make_eeg().responses.data
+    ours, same = bdv.Decoder.from_run(str(run.folder), fold=1), bdv.Decoder.from_run(run, fold=1)
+    np.testing.assert_array_equal(ours.predict(X), same.predict(X))
+    empty, unfinished = tmp_path / "empty", tmp_path / "unfinished"
+    for folder in (empty, unfinished):
+        folder.mkdir()
+    (unfinished / "config.yaml").write_text((run.folder / "config.yaml").read_text())
+    for given, words in (
+        (tmp_path / "missing", "missing is not a run folder: it holds no config.yaml"),
+        (empty, "empty is not a run folder: it holds no config.yaml"),
+        (unfinished, "unfinished is unfinished: its stage preprocess is missing"),
+        (3, "takes a run of decode or open_run, or the folder of one, not int"),
+    ):
+        with pytest.raises(bdv.DataError, match=words):
+            bdv.Decoder.from_run(given)
 
 
 def test_to_and_from_a_folder(fitted, run, tmp_path):

@@ -1,6 +1,7 @@
 """A finished run on new recordings: its own predictions to the bit, any gallery, one sentence for what does not fit."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import mne
@@ -633,3 +634,67 @@ def test_a_gallery_needs_no_pictures(run, folded, tmp_path):
         run.predict(X, gallery=tmp_path / "new.csv")
     with pytest.raises(DataError, match=r"the gallery .* does not exist; .* or a CSV of captions"):
         run.predict(X, gallery=tmp_path / "none.csv")
+
+
+# --- many trials ------------------------------------------------------------------------------------------
+
+
+def test_the_first_trials_are_predicted_as_among_all(run, folded):
+    X, _, shown = make_experiment()
+    X, shown = pick_test(X, shown)
+    every, first = run.predict(X, shown=shown), run.predict(X, shown=shown, limit=3)
+    assert len(every) > len(first) == 3
+    np.testing.assert_array_equal(first.embeddings.vectors, every.embeddings.vectors[:3])
+    pd.testing.assert_frame_equal(first.retrieved, every.retrieved[every.retrieved["trial"] < 3])
+    pd.testing.assert_frame_equal(first.ranks, every.ranks[every.ranks["trial"] < 3])
+    np.testing.assert_array_equal(first.reconstructions, np.asarray(every.reconstructions)[:3])
+    assert (
+        f"Only the first 3 of {len(every)} trials were predicted; the gallery is that of all." in first.notes
+    )
+    assert run.predict(X, limit=10_000).notes == run.predict(X).notes
+    for wrong in (0, -1, True, 1.5, "3"):
+        with pytest.raises(ConfigError, match="but must be a whole number of trials, 1 or more"):
+            run.predict(X, limit=wrong)
+
+
+def test_the_command_says_first_how_many_trials_there_are(run, tmp_path, command_line):
+    X, _, shown = make_experiment()
+    X, shown = pick_test(X, shown)
+    folder = tmp_path / "new"
+    folder.mkdir()
+    np.save(folder / "data.npy", X)
+    pd.DataFrame({"stimulus_id": [str(n) for n in shown]}).to_csv(folder / "trials.csv", index=False)
+    out = tmp_path / "out"
+    done = command_line("predict", run.folder, "--on", folder, "--out", out, "--limit", 2, "--no-images")
+    assert done.returncode == 0, done.stderr
+    assert f"predict: the first 2 of 8 trials (averages of {len(X)})" in done.stderr
+    assert not (out / "images").exists()
+    assert len(pd.read_csv(out / "trials.csv")) == 2
+    assert "2 trials predicted" in done.stdout
+
+
+def test_long_drawing_says_its_time_after_two_batches(monkeypatch):
+    """The first batch is not counted: it also loads the generator."""
+    from braindecode_vis.pipeline import reconstruction
+    from braindecode_vis.pipeline.image_files import DrawnImages
+
+    now, said = [0.0], []
+    monkeypatch.setattr(reconstruction.time, "monotonic", lambda: now[0])
+
+    class Listener:
+        @contextmanager
+        def progress(self, description, total):
+            said.append((description, total))
+            yield lambda n: None
+
+        @contextmanager
+        def watch(self, description):
+            yield lambda done, total, text: said.append(text)
+
+    def make(rows):
+        now[0] += 2.0 if rows.start else 60.0
+        return {"decoded": np.zeros((len(rows), 2, 2, 3), np.uint8)}
+
+    drawn = DrawnImages(("decoded",), 100, 4, make)
+    reconstruction.draw_decoded(lambda shown: drawn, 1, None, Listener())
+    assert said == [("reconstructing", 100), "100 images take about 46 s, measured on 4 of them"]

@@ -73,7 +73,7 @@ def test_one_member_may_predict_for_the_generator(tmp_path):
     np.testing.assert_array_equal(
         plain.predict_for_generator(responses).vectors, plain.predict(responses).vectors
     )
-    words = "average of ridge, penalty 100 and linear gaussian (images use this one only)"
+    words = "mean of ridge (penalty 100) and linear Gaussian model; images use the linear Gaussian model only"
     assert describe_encoder({"kind": "average", "members": MEMBERS, "for_generator": 1}) == words
 
 
@@ -85,7 +85,7 @@ def test_members_of_one_kind_differ_in_their_seeds():
         "kind": "average",
         "members": [{"kind": "ridge", "alphas": [10]}, {"kind": "linear_gaussian"}],
     }
-    assert describe_encoder(settings) == "average of ridge, penalty 10 and linear gaussian"
+    assert describe_encoder(settings) == "mean of ridge (penalty 10) and linear Gaussian model"
 
 
 def test_synthetic_trials_spare_the_images_that_a_member_holds_out():

@@ -74,11 +74,11 @@ def test_several_subjects_become_a_mean_with_its_range():
 @pytest.mark.parametrize(
     "metric, chance, low, high, words",
     [
-        ("top1", 0.1, 0.3, 0.9, "above chance"),
-        ("top1", 0.1, 0.05, 0.3, "interval includes chance"),
-        ("top1", 0.5, 0.1, 0.3, "interval below chance"),
-        ("median_rank", 5.5, 1.0, 3.0, "better than chance"),
-        ("median_rank", 5.5, 6.0, 8.0, "worse than chance"),
+        ("top1", 0.1, 0.3, 0.9, "Above chance."),
+        ("top1", 0.1, 0.05, 0.3, "The interval includes chance."),
+        ("top1", 0.5, 0.1, 0.3, "The interval is below chance."),
+        ("median_rank", 5.5, 1.0, 3.0, "Better than chance."),
+        ("median_rank", 5.5, 6.0, 8.0, "Worse than chance."),
     ],
 )
 def test_the_verdict_follows_the_interval(metric, chance, low, high, words):
@@ -111,26 +111,26 @@ def judge(decoded=(0.5, 0.4, 0.6), chance=0.1, controls=(), differences=(), metr
     [
         ({"controls": [("mean_image", 0.2)]}, ("clear", "above chance and every control")),
         # A run of an earlier version has no differences: then the control must lie outside the interval.
-        ({"controls": [("mean_image", 0.45)]}, ("unsure", "above chance, not above mean image")),
+        ({"controls": [("mean_image", 0.45)]}, ("unsure", "above chance, but not above the mean image")),
         (
             {"controls": [("mean_image", 0.45)], "differences": [("mean_image", 0.01, 0.1)]},
             ("clear", "above chance and every control"),
         ),
         (
             {"controls": [("mean_image", 0.2)], "differences": [("mean_image", -0.01, 0.1)]},
-            ("unsure", "above chance, not above mean image"),
+            ("unsure", "above chance, but not above the mean image"),
         ),
         (
             {"controls": [("mean_image", 0.55), ("nearest", 0.5), ("shuffled", 0.1)]},
-            ("unsure", "above chance, not above mean image and nearest"),
+            ("unsure", "above chance, but not above the mean image or the nearest image"),
         ),
-        ({"controls": [("shuffled", 0.5)]}, ("unsure", "above chance, not above shuffled")),
+        ({"controls": [("shuffled", 0.5)]}, ("unsure", "above chance, but not above shuffled responses")),
         ({"chance": None, "controls": [("mean_image", 0.2)]}, ("clear", "above every control")),
         ({"chance": None}, ("", "")),
-        ({"chance": 0.5, "controls": [("mean_image", 0.2)]}, ("unsure", "interval includes chance")),
+        ({"chance": 0.5, "controls": [("mean_image", 0.2)]}, ("unsure", "the interval includes chance")),
         (
             {"metric": "mse", "chance": 0.9, "controls": [("mean_image", 0.3)]},
-            ("unsure", "better than chance, not better than mean image"),
+            ("unsure", "better than chance, but not better than the mean image"),
         ),
         (
             {"metric": "mse", "chance": 0.9, "differences": [("a", -0.2, -0.1)], "controls": [("a", 0.6)]},
@@ -152,7 +152,7 @@ def test_a_metric_that_loses_has_a_card_that_says_what_it_loses_to():
             row["value"] = 0.03
     text = page.render_report(make_bare_content(scores=rows, headline=["pixcorr"]))
     losing = re.search(r'<section id="losing".*?</section>', text, re.S)[0]
-    assert "not better than mean image" in losing
+    assert "Not better than the mean image by mean squared error." in losing
     assert "Mean squared error" in losing
     assert "Not better than chance or controls" not in page.render_report(
         make_bare_content(scores=[row for row in rows if row["metric"] == "top1"])
@@ -164,7 +164,7 @@ def test_a_losing_best_of_several_draws_has_its_card():
     text = page.render_report(make_bare_content(scores=[*make_scores(), row | {"metric": "best_of_4_mse"}]))
     losing = re.search(r'<section id="losing".*?</section>', text, re.S)[0]
     assert "est of 4" in losing
-    assert "interval includes chance" in losing
+    assert "The interval includes chance." in losing
 
 
 def test_branches_of_the_system_and_the_ceiling_are_no_controls():
@@ -190,9 +190,21 @@ def test_the_result_comes_first_and_the_gallery_before_any_table(html):
     assert places == sorted(places)
     assert text.index("<img") < min(text.index('<table class="scores"'), text.index('class="plain"'))
     assert "36 of 40." in text
-    assert "Decoded by ridge, penalty 10. 1 subject." in text
+    assert "Decoder: ridge, penalty 10. 1 subject." in text
     assert "decoded <small>ridge, penalty 10</small>" in text
-    assert 'id="result"' not in html
+    assert 'class="result"' not in html
+
+
+@pytest.mark.parametrize("n, shown", [(2, 2), (3, 3), (40, 4)])
+def test_four_decoded_pictures_stand_above_the_cards(n, shown):
+    gallery = make_gallery(n)
+    text = page.render_report(make_content(gallery=gallery))
+    figure = re.search(r'<figure class="first".*?</figure>', text, re.S)[0]
+    order = [gallery.ids[item] for item in gallery.sort_items()]
+    found = re.findall(r'title="[^"]*\((.*?)\)"', figure)
+    assert [found[0], found[-1], len(found)] == [order[0], order[-1], shown]
+    assert figure.count("<img") == 2 * shown
+    assert text.index('class="first"') < text.index('class="cards"')
 
 
 def test_missing_numbers_become_a_dash():

@@ -91,12 +91,13 @@ AUTO = {"kind": "auto", "candidates": [{"kind": "ridge", "alphas": [2.0]}, {"kin
         ({"kind": "ridge", "alphas": [1.0, 2.0]}, None, "ridge, penalty chosen among 2"),
         ({"kind": "ridge", "alphas": [1.0, 316.23]}, {"alpha": 316.2278}, "ridge, penalty 316"),
         ({"kind": "ridge"}, {"alpha": [1.0, 2.0]}, "ridge"),  # a penalty for each target
-        (AUTO, None, "one of 2 encoders, chosen by inner folds (ridge, penalty 2; linear gaussian)"),
-        (AUTO, {"chosen": [1, 1]}, "linear gaussian; chosen among 2 encoders by inner folds"),
+        (AUTO, None, "one of 2 encoders, chosen by inner folds (ridge, penalty 2; linear Gaussian model)"),
+        (AUTO, {"chosen": [1, 1]}, "linear Gaussian model; chosen among 2 encoders by inner folds"),
         (
             AUTO,
             {"chosen": [1, 0, 1]},
-            "ridge, penalty 2 in 1 of 3 folds; linear gaussian in 2 of 3 folds; chosen among 2 encoders by inner folds",
+            "ridge, penalty 2 in 1 of 3 folds; linear Gaussian model in 2 of 3 folds; "
+            "chosen among 2 encoders by inner folds",
         ),
         ({"kind": "my_package.mine:OwnConfig"}, None, "OwnConfig"),
         ({}, None, ""),

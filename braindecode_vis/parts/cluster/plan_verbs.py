@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,15 +16,16 @@ from braindecode_vis.cli.show import (
     Root,
     Set,
     Source,
-    Subject,
     list_overrides,
     make_console,
     make_table_console,
     print_json,
     takes,
 )
+from braindecode_vis.cli.weights import describe_missing, make_records
 
 if TYPE_CHECKING:
+    from braindecode_vis.base.settings import NeededWeights
     from braindecode_vis.config import RunConfig
     from braindecode_vis.parts.studies.plan import SweepPlan
 
@@ -36,7 +38,12 @@ def plan(
         typer.Option("--over", help="A setting and its values, as for sweep. Repeatable."),
     ] = None,
     root: Root = None,
-    subjects: Subject = None,
+    subjects: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--subject", help="Plan for this subject only, or for all subjects together. Repeatable."
+        ),
+    ] = None,
     overrides: Set = None,
     cluster_set: ClusterSet = None,
     budget: Annotated[
@@ -48,15 +55,18 @@ def plan(
 
     Measures small pieces on this machine, and computes GPU hours too.
 
-    Nothing is written or sent. Without the data their published sizes are taken; --dry-run of sweep and of verbs with
-    --cluster shows the script that they would send.
+    Nothing is written or sent. Without the data their published sizes are taken, of one subject unless --subject all
+    asks for all, and a small simulated recording is measured; networks whose weights are missing are measured with
+    random ones. --dry-run of sweep and of verbs with --cluster shows the script that they would send.
     """
-    from braindecode_vis.config import read_config
+    from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.config import list_weights, read_config
     from braindecode_vis.parts.cluster.submitting import read_cluster
-    from braindecode_vis.parts.studies.plan import plan_runs
+    from braindecode_vis.parts.studies.plan import measure_start, plan_runs
     from braindecode_vis.parts.studies.sweep import parse_axes, plan_sweep
 
-    changes = list_overrides(overrides, subjects)
+    started, every_subject = measure_start(), subjects == ["all"]
+    changes = list_overrides(overrides, None if every_subject else subjects)
     config = read_config(source, changes, root=root)
     cluster = read_cluster("slurm", config.cluster, cluster_set or [], where=source)
     configs = [config]
@@ -65,26 +75,46 @@ def plan(
         configs = plan_sweep(source, parse_axes(over), out, overrides=changes, root=root)[1]
     console = make_console()
     found = plan_runs(
-        configs, tell=lambda words: console.print(f"plan: {words}", markup=False), budget=budget
-    )
-    # Jobs of a cluster are asked for with room, as an estimate is not a bound.
+        configs, tell=lambda words: console.print(f"plan: {words}", markup=False), budget=budget,
+        every_subject=every_subject, started=started,
+    )  # fmt: skip
+    needed: list[NeededWeights] = []
+    with suppress(ConfigError):  # a package is not installed, as the step that needs it says
+        needed = list_weights(config)
+    notes = _list_notes(found, configs)
+    asks: dict[str, Any] = {}
+    # Nothing is advised where a step has no estimate: a job would end too early.
+    if not any(plan.unknown for plan, _ in found.plans):
+        asks, more = _ask(found, cluster.settings.model_dump())
+        notes += more
+    if as_json:
+        print_json(_as_json(found, asks, notes) | {"weights": make_records(needed)})
+        return
+    if any(one.path is None for one in needed):
+        notes += [
+            *describe_missing(needed),
+            f"commands that fetch them: braindecode-vis weights list {source}",
+        ]
+    _print_plan(found, cluster.settings.parallel, asks, notes, swept=bool(over))
+
+
+def _ask(found: SweepPlan, cluster: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return what a job should ask for, with room, and where the jobs of the configuration ask for too little."""
     longest = max((plan.total("high") or 0.0 for plan, _ in found.plans), default=0.0)
     memory = found.total("memory")
     asks = {
         "time": max(10, math.ceil(1.5 * longest / 60)),
         "memory": None if memory is None else max(2, math.ceil(1.3 * memory / 1e9)),
     }
-    notes = _list_notes(found, configs, cluster.settings.model_dump(), asks)
-    if as_json:
-        print_json(_as_json(found, asks, notes))
-        return
-    _print_plan(found, cluster.settings.parallel, asks, notes, swept=bool(over))
+    return asks, [
+        f"a job requests {cluster[key]:g} {unit}, which may be too little: --cluster-set {key}={asks[key]}"
+        for key, unit in (("memory", "GB"), ("time", "minutes"))
+        if cluster.get(key) and asks[key] and cluster[key] < asks[key]
+    ]
 
 
-def _list_notes(
-    found: SweepPlan, configs: list[RunConfig], cluster: dict[str, Any], asks: dict[str, Any]
-) -> list[str]:
-    """Return what a reader must know of the numbers, and where the jobs of the configuration ask for too little."""
+def _list_notes(found: SweepPlan, configs: list[RunConfig]) -> list[str]:
+    """Return what a reader must know of the numbers."""
     first, notes = found.plans[0][0], []
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
     if load > cores:
@@ -93,14 +123,22 @@ def _list_notes(
             "those of a busy machine; the processor time is closer to the time on an idle machine"
         )
     if unknown := first.unknown:
-        notes.append(f"no estimate of time for {', '.join(unknown)}; the sums do not include it")
+        notes.append(
+            f"no estimate of time for {', '.join(unknown)}; the sums are without {'them' if len(unknown) > 1 else 'it'}"
+        )
+    for plan, _ in found.plans:
+        notes += [
+            f"the range of {step.name} is wide, as only a small piece of it was measured; --budget 60 measures more"
+            for step in plan.steps
+            if step.low and step.high and step.high > 4.05 * step.low
+        ]
     if found.count_gpu_hours() is None:
         notes.append(
             "GPU hours are not known: no step was measured on a GPU here; run the command on a machine with a GPU"
         )
     if len(found.plans) < len({id(c) for c in configs}) and len(found.plans) > 1:
         notes.append(f"{len(found.plans)} settings were measured; the other runs are assumed to be similar")
-    shared = {name: n for name, n in found.counts.items() if n < found.n_runs}
+    shared = {name: n for name, n in found.counts.items() if n < found.n_runs and name != "start"}
     if shared:
         told = ", ".join(f"{name} {n} times" for name, n in shared.items())
         notes.append(f"{found.n_runs} runs compute {told}, which the others reuse")
@@ -110,11 +148,6 @@ def _list_notes(
             "every seed repeats the preprocessing, since the split may depend on the seed: the trials "
             "are on the disk once per seed"
         )
-    for key, unit in (("memory", "GB"), ("time", "minutes")):
-        if cluster.get(key) and asks[key] and cluster[key] < asks[key]:
-            notes.append(
-                f"a job requests {cluster[key]:g} {unit}, which may be too little: --cluster-set {key}={asks[key]}"
-            )
     return notes
 
 
@@ -167,20 +200,26 @@ def _print_plan(
         console.print(table)
     seconds, cpu, memory, disk = (found.total(key) for key in ("seconds", "cpu_seconds", "memory", "disk"))
     runs = f"{found.n_runs} runs" if found.n_runs > 1 else "one run"
-    lines = [
-        f"{runs}: {describe_seconds(seconds)} one after the other ({describe_seconds(found.total('low'))} to "
-        f"{describe_seconds(found.total('high'))}), {0 if cpu is None else cpu / 3600:.3g} CPU hours, "
-        f"{'unknown' if memory is None else describe_bytes(memory)} of memory, "
-        f"{'unknown' if disk is None else describe_bytes(disk)} on disk"
+    size = [
+        f"{describe_bytes(value)} {where}"
+        for value, where in ((memory, "of memory"), (disk, "on disk"))
+        if value
     ]
+    if seconds is None or cpu is None:
+        lines = [", ".join([f"{runs}: no estimate of time", *size])]
+    else:
+        after = " one after the other" if found.n_runs > 1 else ""
+        spread = f"{describe_seconds(found.total('low'))} to {describe_seconds(found.total('high'))}"
+        hours = f"{cpu / 3600:.3g} CPU hours"
+        lines = [", ".join([f"{runs}: {describe_seconds(seconds)}{after} ({spread})", hours, *size])]
     if (gpu := found.count_gpu_hours()) is not None:
         lines.append(f"GPU hours, on this machine's GPU: {gpu:.3g}")
     if swept and parallel and seconds is not None:
         waves = math.ceil(found.n_runs / parallel)
         lines.append(f"{parallel} at once: about {describe_seconds(seconds / found.n_runs * waves)}")
-    asked = " ".join(f"--cluster-set {key}={value}" for key, value in asks.items() if value)
     lines += [f"note: {text}" for text in notes]
-    lines.append(f"a job with enough resources: --cluster slurm {asked}")
+    if asked := " ".join(f"--cluster-set {key}={value}" for key, value in asks.items() if value):
+        lines.append(f"a job with enough resources: --cluster slurm {asked}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 

@@ -21,6 +21,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
@@ -69,6 +70,8 @@ class BidsRecorder(Listener):
         Of the samples where the stream does not say it.
     notify
         Is told sentences: that the disk is full, and where the recording lies.
+    waits
+        Whether nothing is recorded before `start`.
 
     Raises
     ------
@@ -92,6 +95,7 @@ class BidsRecorder(Listener):
         geometry: Geometry | None = None,
         unit: str = "",
         notify: Callable[[str, Literal["info", "warning", "error"]], None] | None = None,
+        waits: bool = False,
     ) -> None:
         self.root = Path(root).expanduser()
         labels = {"subject": subject, "session": session, "task": task}
@@ -102,7 +106,7 @@ class BidsRecorder(Listener):
         self.names, self.order = dict(names or {}), tuple(order)
         self.find_stimulus, self.columns = find_stimulus, dict(columns or {})
         self.stimulus_column, self.duration, self.geometry = stimulus_column, duration, geometry
-        self.unit, self.notify = unit, notify
+        self.unit, self.notify, self.waits = unit, notify, waits
         self.folder = self.root
         self.path: Path | None = None
         self.is_recording = False
@@ -110,6 +114,7 @@ class BidsRecorder(Listener):
         self._timeline = _Timeline(1.0)
         self._waiting: list[Marker] = []
         self._files: dict[str, BinaryIO] = {}
+        self._begun: tuple[StreamInfo, Mapping[str, Any]] | None = None
         self._check_root()
 
     @classmethod
@@ -142,7 +147,7 @@ class BidsRecorder(Listener):
     # --- the session --------------------------------------------------------------------------------------
 
     def begin(self, info: StreamInfo, facts: Mapping[str, Any]) -> None:
-        """Make the data set and the files of a new run.
+        """Take in what is recorded, and start, unless the recorder waits.
 
         Parameters
         ----------
@@ -156,6 +161,21 @@ class BidsRecorder(Listener):
         DataError
             If the folder holds something else, or cannot be written.
         """
+        self._begun = (info, facts)
+        if not self.waits:
+            self.start()
+
+    def start(self) -> None:
+        """Make the data set and the files of a new run, after `begin`; nothing happens if one is recorded already.
+
+        Raises
+        ------
+        DataError
+            If the folder holds something else, or cannot be written.
+        """
+        if self._begun is None or self.is_recording:
+            return
+        info, facts = self._begun
         pairs = zip(facts.get("channel_names", ()), facts.get("channel_rows", ()), strict=False)
         found = {info.ch_names[row]: str(name) for name, row in pairs if row >= 0}
         self.names = {**found, **self.names}
@@ -165,7 +185,7 @@ class BidsRecorder(Listener):
             self._describe_dataset()
             self.folder.mkdir(parents=True, exist_ok=True)
             stem = self._claim_run()
-            self._timeline = _Timeline(info.sfreq)
+            self._timeline, self._waiting = _Timeline(info.sfreq), []
             self._open(stem, kind, info, facts)
         except OSError as error:
             raise DataError(
@@ -195,6 +215,20 @@ class BidsRecorder(Listener):
             return
         self._guard(self._finish, summary)
         self.close()
+
+    def stop(self) -> None:
+        """End this recording before the session ends; `start` begins the next one."""
+        if self.is_recording:
+            self.end({})
+            self._say(f"The recording has stopped; it lies in {self.path}.", "info")
+
+    def note(self, text: str) -> None:
+        """Add a note to the recording, at the time of its newest sample.
+
+        It stands in ``*_notes.tsv`` beside the decisions: seconds from the start of the recording, the time of day, and
+        the words.
+        """
+        self._guard(self._write_note, text)
 
     def close(self) -> None:
         """Let go of the files as they are; `end` does this, too."""
@@ -320,6 +354,7 @@ class BidsRecorder(Listener):
                 },
             )  # fmt: skip
         _write_json(beside / f"{stem}_facts.json", {"stream": asdict(info), "decoder": make_plain(facts)})
+        self._notes = beside / f"{stem}_notes.tsv"
         self._files = {
             "events": events,
             "decisions": (beside / f"{stem}_decisions.jsonl").open("ab", buffering=0),
@@ -415,6 +450,16 @@ class BidsRecorder(Listener):
         line = "\t".join([*cells, *self.columns.values()]) + "\n"
         self._files["events"].write(line.encode())
         self._stream.mark(sample, marker.value)
+
+    def _write_note(self, text: str) -> None:
+        assert self._stream is not None
+        path, n = self._notes, self._timeline.n
+        onset = self._stream.find_onset(n - 1, self._timeline.newest or 0.0) if n else 0.0
+        at = datetime.now().astimezone().isoformat(timespec="seconds")
+        head = "" if path.exists() else "onset\twritten\tnote\n"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{head}{onset:.3f}\t{at}\t{_clean(text)}\n")
+        self._say(f"Note at {onset:.1f} s of the recording: {_clean(text)}", "info")
 
     def _append_line(self, name: str, record: Mapping[str, Any]) -> None:
         self._files[name].write((json.dumps(make_plain(record), ensure_ascii=False) + "\n").encode())

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -154,6 +154,7 @@ class LiveSession:
         self._stop = threading.Event()
         self._why = ""
         self._injected: deque[Marker] = deque()
+        self._asked: deque[Callable[[], None]] = deque()
         self._tally = Tally()
         self._has_common_choice = False
         self._facts: Mapping[str, Any] = {}
@@ -168,6 +169,10 @@ class LiveSession:
         self._injected.append(marker)
         if (answer := getattr(self.source, "answer", None)) is not None:
             answer(marker)
+
+    def ask(self, what: Callable[[], None]) -> None:
+        """Call a function in the thread of the session, between two chunks; from any thread."""
+        self._asked.append(what)
 
     def stop(self, why: str = "it was stopped") -> None:
         """Let the session end after the chunk at hand; from any thread."""
@@ -259,6 +264,7 @@ class LiveSession:
                 if left <= 0:
                     self.stop(f"the duration of {self.duration:g} s was over")
                     return
+            self._answer()
             chunk = self._ask_source("read", left)
             if not isinstance(chunk, Chunk):
                 raise DataError(f"{self._name} gave {type(chunk).__name__} at read, not a Chunk.")
@@ -285,6 +291,14 @@ class LiveSession:
                 return
             if chunk.ended:
                 self.stop("the stream ended")
+
+    def _answer(self) -> None:
+        """Call what other threads asked for; an error of it ends nothing."""
+        while self._asked:
+            try:
+                self._asked.popleft()()
+            except BraindecodeVisError as error:
+                self.tell(str(error), "error")
 
     def _pass_on(self, found: Iterable[Decision | str]) -> bool:
         """Tell decisions and sentences, and say whether as many were made as were asked for."""

@@ -27,7 +27,7 @@ import numpy as np
 
 from braindecode_vis.base.checks import ConfigError, DataError, require
 from braindecode_vis.parts.live.stream_channels import UNITS
-from braindecode_vis.parts.live.stream_roles import Chunk, Marker, StreamInfo
+from braindecode_vis.parts.live.stream_roles import Chunk, DeviceState, Marker, StreamInfo
 
 if TYPE_CHECKING:
     from braindecode_vis.base.arrays import Modality
@@ -461,10 +461,13 @@ class LslSource:
             self._trigger = names.index(self.markers)
         stype = full.stype.lower()
         known = any(kind in _SENSORS for kind in types)
+        self._find_device(full, names, types, units)
+        of_device = {*self._impedance_rows, self._battery_row}
         self._rows = np.array(
             [
                 row for row, kind in enumerate(types)
-                if row != self._trigger and (kind in _SENSORS if known else kind not in ("stim", "misc", "eog", "ecg"))
+                if row != self._trigger and row not in of_device
+                and (kind in _SENSORS if known else kind not in ("stim", "misc", "eog", "ecg"))
             ],
             dtype=int,
         )  # fmt: skip
@@ -491,6 +494,36 @@ class LslSource:
         return StreamInfo(
             full.name, modality, tuple(names[row] for row in self._rows), float(full.sfreq), unit
         )
+
+    def _find_device(self, full: Any, names: list[str], types: list[str], units: list[str]) -> None:
+        """Find what the stream says of its amplifier: channels of battery and impedance, and measured impedances."""
+        self._impedance_rows: dict[int, tuple[str, float]] = {}
+        self._battery_row: int | None = None
+        for row, (name, kind, unit) in enumerate(zip(names, types, units, strict=True)):
+            if kind == "battery" or "battery" in name.lower():
+                self._battery_row = row
+            elif kind == "impedance" or "impedance" in name.lower():
+                electrode = re.sub(r"[\W_]*impedance[\W_]*", "", name, flags=re.IGNORECASE) or name
+                self._impedance_rows[row] = (electrode, 1e-3 if unit.startswith(("ohm", "Ω", "ω")) else 1.0)
+        self._measured: dict[str, float] = {}
+        channel = full.desc.child("channels").child("channel")
+        for name in names:
+            text = channel.child_value("impedance")  # in kΩ
+            if re.fullmatch(r"\d+(\.\d*)?", text):
+                self._measured[name] = float(text)
+            channel = channel.next_sibling("channel")
+
+    def _read_device(self, values: np.ndarray) -> DeviceState | None:
+        """Return what the newest sample says of the amplifier."""
+        impedance = {
+            name: float(values[-1, row]) * factor for row, (name, factor) in self._impedance_rows.items()
+        }
+        battery = None
+        if self._battery_row is not None:
+            level = float(values[-1, self._battery_row])
+            battery = level / 100 if level > 1 else level
+        impedance, self._measured = {**self._measured, **impedance}, {}
+        return None if battery is None and not impedance else DeviceState(battery, impedance)
 
     def read(self, timeout: float) -> Chunk:
         """Return what has come; see `StreamSource`."""
@@ -533,7 +566,7 @@ class LslSource:
         self._floor = min(self._floor + 1e-5, age)
         arrived = now - min(busy, max(0.0, age - self._floor)) if busy > 0.002 else now
         self._returned = time.perf_counter()
-        return Chunk(samples, times, markers, tuple(notes), arrived)
+        return Chunk(samples, times, markers, tuple(notes), arrived, device=self._read_device(values))
 
     def close(self) -> None:
         """Let go of both streams."""

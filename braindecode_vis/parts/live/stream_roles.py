@@ -64,6 +64,22 @@ class Marker:
 
 
 @dataclass(frozen=True)
+class DeviceState:
+    """What an amplifier reports of itself, as far as it does.
+
+    Parameters
+    ----------
+    battery
+        What is left, from 0 to 1.
+    impedance
+        In kΩ, by the name of the electrode.
+    """
+
+    battery: float | None = None
+    impedance: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Samples that arrived together.
 
@@ -82,6 +98,8 @@ class Chunk:
         which the chunk is read.
     ended
         No chunk will follow.
+    device
+        What the amplifier reported of itself since the last chunk.
     """
 
     samples: np.ndarray
@@ -90,6 +108,7 @@ class Chunk:
     notes: tuple[str, ...] = ()
     arrived: float = 0.0
     ended: bool = False
+    device: DeviceState | None = None
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +15,10 @@ from braindecode_vis.cli.show import ConsoleListener, Json, make_console, print_
 
 if TYPE_CHECKING:
     from braindecode_vis.parts.live.page.server import PageListener
+    from braindecode_vis.parts.live.recording import BidsRecorder
     from braindecode_vis.parts.live.session import LiveSession
     from braindecode_vis.parts.live.stream_roles import Listener
+    from braindecode_vis.pipeline.runs import ProgressListener
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,9 @@ def live(
     record: Annotated[
         Path | None, typer.Option("--record", help="BIDS folder for a recording of the session.")
     ] = None,
+    record_later: Annotated[
+        bool, typer.Option("--record-later", help="Wait with --record for the button of the page.")
+    ] = False,
     jsonl: Annotated[
         str | None, typer.Option("--jsonl", help="New file of JSON lines; - for standard output.")
     ] = None,
@@ -274,6 +280,7 @@ def live(
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.parts.live.listeners import JsonLinesListener, OutletListener, TerminalListener
     from braindecode_vis.parts.live.opening import open_session
+    from braindecode_vis.parts.live.page.server import PageProgress
     from braindecode_vis.pipeline.finished_run import open_finished
 
     if as_json and jsonl == "-":
@@ -284,11 +291,23 @@ def live(
         raise ConfigError(
             "--calibrate shows pictures in the page, by markers: leave out --no-page and --every."
         )
+    if record_later and (record is None or not shows.page):
+        raise ConfigError(
+            "--record-later waits for the page's button: add --record DIR, and leave out --no-page."
+        )
     opened: list[LiveSession] = []
     # Before anything is read: a port that is taken should not cost a minute.
     page = shows.start(lambda ids: opened[0].decoder.find_images(ids)) if shows.page else None
-    finished = open_finished(run, ConsoleListener())
+    show_work: Callable[[str], AbstractContextManager[Any]] = (
+        (lambda what: nullcontext()) if page is None else page.show_work
+    )
+    progress: ProgressListener = ConsoleListener()
+    if page is not None:
+        progress = PageProgress(page, progress)
+    with show_work("reading the run"):
+        finished = open_finished(run, progress)
     listeners: list[Listener] = []
+    recorder: BidsRecorder | None = None
     if record is not None:
         from braindecode_vis.parts.live.recording import BidsRecorder
         from braindecode_vis.parts.live.stream_channels import read_pairs
@@ -299,25 +318,25 @@ def live(
             None if codes is None else lambda value: codes.get(value, value if block.calibrate else None)
         )
         # First, so that what arrives is kept before anything else can fail.
-        listeners.append(
-            BidsRecorder.for_run(
-                finished, record, subject=decides.subject, unit=reads.unit or None, find_stimulus=find_stimulus,
-                notify=lambda sentence, level: opened[0].tell(sentence, level),
-            )
+        recorder = BidsRecorder.for_run(
+            finished, record, subject=decides.subject, unit=reads.unit or None, find_stimulus=find_stimulus,
+            notify=lambda sentence, level: opened[0].tell(sentence, level), waits=record_later,
         )  # fmt: skip
+        listeners.append(recorder)
     listeners.append(TerminalListener())
     if jsonl is not None:
         listeners.append(JsonLinesListener(jsonl))
     if outlet is not None:
         listeners.append(OutletListener(outlet))
-    session = open_session(
-        finished, reads.stream, source=reads.source,
-        source_options=reads.list_source_options(calibrates=block.calibrate is not None), listeners=listeners,
-        channels=reads.channels, interpolate=reads.interpolate, unit=reads.unit, events=reads.events,
-        **decides.as_arguments(),
-    )  # fmt: skip
-    opened.append(session)
-    pictures = block.prepare(session)
+    with show_work("preparing the decoder"):
+        session = open_session(
+            finished, reads.stream, source=reads.source,
+            source_options=reads.list_source_options(calibrates=block.calibrate is not None), listeners=listeners,
+            channels=reads.channels, interpolate=reads.interpolate, unit=reads.unit, events=reads.events,
+            **decides.as_arguments(),
+        )  # fmt: skip
+        opened.append(session)
+        pictures = block.prepare(session)
     if pictures is not None and page is not None:
         page.calibration = pictures
         make_console().print(
@@ -325,8 +344,11 @@ def live(
         )
     if page is not None:
         session.add(page)
+        if recorder is not None:
+            page.control(recorder, session.ask)
     try:
-        summary = session.run()
+        with show_work("connecting to the stream"):
+            summary = session.run()
     finally:
         if page is not None:
             page.close()

@@ -6,6 +6,9 @@ through preprocessing, a tiny run of random pictures of the real size through ev
 the encoder on random trials of the real shape. Times grow with what drives them: images, trials and epochs in
 proportion, a fit without epochs by the power that smaller copies of the same proportions show. What was measured and
 what was extrapolated, by how many times, is said of each step.
+
+Nothing has to be here for an estimate. Without the data, a small phantom of their format goes through preprocessing;
+without the weights of an image network, the same network with random weights takes the same time.
 """
 
 from __future__ import annotations
@@ -29,62 +32,32 @@ from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.base.contracts import BrainEncoder, Context, EncoderSettings, ImageEncoderSettings
 from braindecode_vis.base.stimuli import StimulusSet
-from braindecode_vis.config import RunConfig, validate_config
+from braindecode_vis.config import RunConfig, list_weights, validate_config
 from braindecode_vis.datasets.manifests import find_manifest
+from braindecode_vis.parts.studies.run_sizes import (
+    RunSizes,
+    find_sizes,
+    list_trials,
+    measure_folder,
+    open_source,
+)
 from braindecode_vis.pipeline import STAGES
 from braindecode_vis.pipeline.runs import SilentListener
 
 #: Seconds that one piece may take, about.
 BUDGET_S = 20.0
-#: A piece as large as the real one is off by this factor on a shared machine (benchmarks/scale_growth.py); each
-#: doubling of what is extrapolated adds to it.
-SURE, EACH_DOUBLING = 1.8, 1.06
+#: A piece as large as the real one is off by this factor on a shared machine (benchmarks/scale_growth.py): one below a
+#: second, where first calls and other work weigh most, and a longer one. Each doubling of what is extrapolated adds to
+#: it, up to a factor of two: numbers that grow in proportion stay in proportion.
+SURE_IF_SHORT, SURE, EACH_DOUBLING, LARGEST_FACTOR = 1.8, 1.4, 1.06, 2.0
+#: Part of a fit that is measured at least, as its power is not known from smaller ones, and times the budget that this
+#: may take.
+SURE_PART, LONGER = 0.5, 3.0
 #: Largest number of different settings of a sweep of which each is measured.
 MAX_MEASURED = 4
 _TRIALS_OF_A_PIECE = 64
-
-
-@dataclass(frozen=True)
-class RunSizes:
-    """How large the data of a run are.
-
-    Parameters
-    ----------
-    origin
-        Where that is known from, in words.
-    n_stored
-        Trials that preprocessing writes.
-    shape
-        Of one trial: (n_channels, n_times) or (n_voxels,).
-    itemsize
-        Bytes of a stored number.
-    n_images, image_px
-        Pictures, and the side of one in pixels.
-    n_folds, n_train, n_train_images, n_test
-        Folds; trials as the encoder takes them and their pictures, of one fold; test rows of all folds.
-    subjects
-        Whose trials they are.
-    input_bytes
-        Of the files that are read; None if nobody knows.
-    """
-
-    origin: str
-    n_stored: int
-    shape: tuple[int, ...]
-    itemsize: int
-    n_images: int
-    image_px: int
-    n_folds: int
-    n_train: int
-    n_train_images: int
-    n_test: int
-    subjects: tuple[str, ...]
-    input_bytes: int | None = None
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the data were opened."""
-        return not self.origin.startswith("published")
+#: Name of what a command takes beside its stages.
+START = "start"
 
 
 @dataclass(frozen=True)
@@ -136,147 +109,6 @@ class RunPlan:
         return [step.name for step in self.steps if step.seconds is None]
 
 
-# --- sizes --------------------------------------------------------------------------------------------------------
-
-
-def find_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
-    """Return how large a run is, and its opened source where the data are there.
-
-    Raises
-    ------
-    ConfigError
-        If the data are not there, and their manifest does not say their sizes.
-    """
-    try:
-        return _open_sizes(config)
-    except BraindecodeVisError as error:
-        published = _read_published(config)
-        if published is None:
-            raise ConfigError(
-                f"the data set {config.dataset.kind} cannot be opened ({error}), and its manifest does "
-                "not give number and shape of its trials; give --root with the data, or a phantom of its format."
-            ) from error
-        return published, None
-
-
-def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
-    kind = roles.find_source(config.dataset)
-    with tempfile.TemporaryDirectory() as made:
-        if kind == "write":
-            from braindecode_vis.pipeline.preparing import read_dataset, write_dataset
-
-            write_dataset(config.dataset, Path(made), seed=config.seed, listener=SilentListener())
-            responses, stimuli = read_dataset(Path(made))
-            shape, itemsize = responses.data.shape[1:], responses.data.dtype.itemsize
-            trials, source, read = responses.trials, None, _measure_folder(Path(made))
-        else:
-            source = _open_source(config.dataset, kind, Path(made))
-            several, shape = _list_trials(source)
-            shape = (_count_parcels(config.dataset) or shape[0], *shape[1:])
-            trials, itemsize = pd.concat(several, ignore_index=True), np.dtype(source.plan.dtype).itemsize
-            stimuli = source.stimuli
-            files = {path for part in source.parts for path in part.files}
-            read = sum(path.stat().st_size for path in files if path.is_file())
-        px = _find_picture_size(stimuli)
-        concepts = stimuli.concepts_of(trials["stimulus_id"].to_numpy(dtype=object))
-        split = config.split.make(trials, concepts, seed=config.seed, knows_images=stimuli.knows_images)
-        n_images = len(stimuli)
-    ids = trials[["subject", "stimulus_id"]].astype(str).agg("/".join, axis=1).to_numpy()
-
-    def count(rows: np.ndarray, repeats: str) -> int:
-        return len(set(ids[rows])) if repeats == "averaged" else len(rows)
-
-    first = split.folds[0].train
-    return RunSizes(
-        "the data on disk", len(trials), tuple(shape), itemsize, n_images, px, len(split.folds),
-        count(first, config.repeats.train), len(set(trials["stimulus_id"].iloc[first])),
-        sum(count(fold.test, config.repeats.test) for fold in split.folds),
-        tuple(dict.fromkeys(trials["subject"].astype(str))), read,
-    ), source  # fmt: skip
-
-
-def _open_source(dataset: Any, kind: str, made: Path) -> Any:
-    """Return a recording in parts; those of time series are the responses that preprocessing will compute."""
-    if kind == "open_epochs":
-        return dataset.open_epochs(made / "scratch")
-    if kind == "open_betas":
-        return dataset.open_betas()
-    from braindecode_vis.preprocessing.bold import make_betas
-
-    return make_betas(dataset.open_bold())
-
-
-def _list_trials(source: Any) -> tuple[list[pd.DataFrame], tuple[int, ...]]:
-    """Return the trials of each part, of continuous recordings those that their events give, and the shape of one."""
-    if source.modality in ("eeg", "meg"):
-        from braindecode_vis.preprocessing.meeg import plan_part
-
-        planned = [plan_part(part, source.plan) for part in source.parts]
-        return [part.trials for part in planned], (len(source.ch_names), len(planned[0].times))
-    shape: tuple[int, ...] = (max(part.n_voxels for part in source.parts),)
-    shape = shape if source.times is None else (*shape, len(source.times))
-    return [part.trials for part in source.parts], shape
-
-
-def _count_parcels(dataset: Any) -> int | None:
-    """Return the regions of the atlas that voxels are averaged over; None without one, or where it is not here."""
-    atlas = getattr(dataset, "atlas", None)
-    if atlas is None:
-        return None
-    from braindecode_vis.preprocessing.parcellation import read_atlas
-
-    with suppress(BraindecodeVisError, OSError):
-        return len(read_atlas(atlas).names)
-    named = re.match(r"schaefer(\d+)", atlas.fetch or "")
-    return None if named is None else int(named[1])
-
-
-def _find_picture_size(stimuli: Any) -> int:
-    pictured = stimuli.select_pictured()
-    if not len(pictured) or not pictured.has_pixels:
-        return 256
-    with suppress(BraindecodeVisError, OSError):
-        return int(max(pictured.read_image(str(pictured.ids[0])).shape[:2]))
-    return 256
-
-
-def _read_published(config: RunConfig) -> RunSizes | None:
-    """Return the sizes that the manifest declares, as these settings cut and choose them."""
-    data: Any = config.dataset
-    manifest = find_manifest(data.kind)
-    size = manifest.size
-    if size is None or getattr(data, "mask", size.mask) != size.mask:
-        return None
-    asked = getattr(data, "subjects", None)
-    subjects = tuple(map(str, asked)) if isinstance(asked, list | tuple) and asked else tuple(
-        f"{number:02d}" for number in range(1, (1 if hasattr(data, "subject") else manifest.subjects) + 1)
-    )  # fmt: skip
-    n = len(subjects)
-    if size.n_channels is not None:
-        channels = str(getattr(data, "channels", ""))
-        named = re.search(r"(\d+)$", channels)
-        n_channels = int(named[1]) if named else size.n_channels
-        start, stop = data.window
-        shape: tuple[int, ...] = (n_channels, round((stop - start) * (data.sfreq or size.sfreq)))
-    else:
-        shape = (_count_parcels(data) or size.n_voxels or 0,)
-    train = size.n_train_images * (1 if config.repeats.train == "averaged" else size.train_repetitions)
-    test = size.n_test_images * (1 if config.repeats.test == "averaged" else size.test_repetitions)
-    stored = size.n_train_images * size.train_repetitions + size.n_test_images * size.test_repetitions
-    n_folds = (
-        n if config.split.kind == "leave_one_subject_out" else getattr(config.split, "n_folds", None) or 1
-    )
-    shared = size.images_are_shared
-    return RunSizes(
-        f"published facts of {manifest.title} (the data are not here)", n * stored, shape,
-        np.dtype(getattr(data, "dtype", None) or "float32").itemsize,
-        (size.n_train_images * (1 if shared else n)) + size.n_test_images,
-        getattr(data, "image_size", None) or size.image_px, n_folds,
-        n * train if n_folds == 1 else (n - 1) * train, size.n_train_images * (1 if shared else n), n * test,
-        subjects, None if size.gigabytes is None else round(size.gigabytes * 1e9 * n),
-    )  # fmt: skip
-
-
 # --- measuring ----------------------------------------------------------------------------------------------------
 
 
@@ -312,14 +144,27 @@ def _read_memory(name: str) -> float:
 
 
 def _grow(
-    sizes: Sequence[float], run: Callable[[float], PieceCost], budget: float, power: float = 1.0
-) -> list[PieceCost]:
-    """Run pieces of growing size, the time of which grows by a power, while the next one should fit; at least two."""
+    sizes: Sequence[float], run: Callable[[float], PieceCost], budget: float, *, power: float = 1.0,
+    wanted: float = 0.0, tell: Callable[[str], None] = lambda words: None,
+) -> list[PieceCost]:  # fmt: skip
+    """Run pieces of growing size, the time of which grows by a power, while the next one should fit; at least two.
+
+    Up to the `wanted` size, pieces may take a few times the budget, which is said before.
+    """
     pieces: list[PieceCost] = []
     for size in sizes:
         next_one = pieces[-1].seconds * (size / pieces[-1].size) ** power if pieces else 0.0
-        if len(pieces) > 1 and sum(piece.seconds for piece in pieces) + next_one > budget:
-            break
+        if len(pieces) > 1:
+            enough = pieces[-1].size >= wanted
+            if sum(piece.seconds for piece in pieces) + next_one > budget * (1.0 if enough else LONGER):
+                break
+            # Small pieces are mostly fixed costs; a power that was seen foretells the next one better than the largest.
+            before, last = pieces[-2:]
+            longer = max(last.seconds, 1e-6) / max(before.seconds, 1e-6)
+            grown = math.log(longer) / math.log(last.size / before.size)
+            next_one = pieces[-1].seconds * (size / pieces[-1].size) ** min(power, max(power - 1, grown))
+            if next_one > budget / 4:
+                tell(f"measuring a larger piece, about {next_one:.0f} s")
         pieces.append(run(size))
     return pieces
 
@@ -361,9 +206,10 @@ def extrapolate(pieces: Sequence[PieceCost], name: str, size: float, *, power: f
     return max(value if size > last.size else 0.0, value + slope * (size - last.size))
 
 
-def _find_factor(ratio: float) -> float:
-    """Return by how much a time may be off that was extrapolated so many times."""
-    return SURE * EACH_DOUBLING ** math.log2(max(1.0, ratio))
+def _find_factor(ratio: float, seconds: float) -> float:
+    """Return by how much a time may be off that was extrapolated so many times from one that was measured."""
+    sure = SURE if seconds >= 1 else SURE_IF_SHORT
+    return min(LARGEST_FACTOR, sure * EACH_DOUBLING ** math.log2(max(1.0, ratio)))
 
 
 def _make_step(
@@ -377,13 +223,15 @@ def _make_step(
     last = pieces[-1].size
     seconds = times * extrapolate(pieces, "seconds", size, power=power)
     ratio = seconds / pieces[-1].seconds if pieces[-1].seconds > 0 else size / last * times
-    factor = _find_factor(ratio)
+    factor = _find_factor(ratio, pieces[-1].seconds)
     told = "as large as the real one" if times * size <= last else f"its time extrapolated {ratio:.3g} times"
     low, high = seconds / factor, seconds * factor
     if power is not None and size > last:
         # Which of the two powers a fit of the real size grows by is not known from smaller ones.
         bounds = [times * pieces[-1].seconds * (size / last) ** each for each in (power - 1, power)]
-        low, high = bounds[0] / SURE, bounds[1] * SURE
+        sure = _find_factor(1.0, pieces[-1].seconds)
+        low, high = bounds[0] / sure, bounds[1] * sure
+        seconds = min(max(seconds, low), high)
     return Step(
         name, seconds, low, high,
         times * extrapolate(pieces, "cpu_seconds", size, power=power),
@@ -396,16 +244,13 @@ def _make_step(
     )  # fmt: skip
 
 
-def _measure_folder(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
 def plan_run(
-    config: RunConfig, *, tell: Callable[[str], None] = lambda words: None, budget: float = BUDGET_S
-) -> RunPlan:
+    config: RunConfig, *, tell: Callable[[str], None] = lambda words: None, budget: float = BUDGET_S,
+    every_subject: bool = False, started: PieceCost | None = None,
+) -> RunPlan:  # fmt: skip
     """Return what a run will take.
 
     Parameters
@@ -416,6 +261,10 @@ def plan_run(
         Called with words on what is measured.
     budget
         Seconds that each piece may take, about.
+    every_subject
+        As for `find_sizes`.
+    started
+        What this command took before, as the run will; None leaves out what a command takes beside its stages.
 
     Raises
     ------
@@ -423,12 +272,13 @@ def plan_run(
         If neither the data nor published sizes are there.
     """
     tell("looking at the data")
-    sizes, source = find_sizes(config)
+    sizes, source = find_sizes(config, every_subject=every_subject)
     steps = [_plan_preprocess(config, sizes, source, tell)]
     if config.decodes_categories:
         return RunPlan(sizes, [*steps, _plan_fit(config, sizes, None, budget, tell)])
-    tell("measuring pictures through embed, reconstruct, evaluate and report")
-    later, dims = _plan_pictures(config, sizes)
+    config, left_out = _stand_in(config)
+    tell("measuring pictures through embed, reconstruct, evaluate and report, 9 pictures first")
+    later, dims, started_cost = _plan_pictures(config, sizes, budget, left_out)
     fits = [_plan_fit(config, sizes, dims, budget, tell)]
     if config.uses_pretraining:
         fits.insert(0, _plan_pretraining(config, sizes, budget, tell))
@@ -442,7 +292,69 @@ def plan_run(
                 how="analyses are not measured: each makes new fits; `analyze` reports their time",
             )
         )
-    return RunPlan(sizes, [*ordered[:place], *fits[:-1], *ordered[place:]])
+    steps = [*ordered[:place], *fits[:-1], *ordered[place:]]
+    if started_cost is not None and started is not None:
+        cost = replace(
+            started_cost,
+            seconds=started_cost.seconds + started.seconds,
+            cpu_seconds=started_cost.cpu_seconds + started.cpu_seconds,
+        )
+        steps = [
+            _make_step(START, [cost], 1.0, "libraries, files of the run and checks of this command"),
+            *steps,
+        ]
+    return RunPlan(sizes, steps)
+
+
+def measure_start() -> PieceCost:
+    """Return what this process took until now."""
+    cost = PieceCost(1.0, time.process_time(), time.process_time())
+    with suppress(OSError, ValueError, IndexError):  # where the system tells it
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        running = float(Path("/proc/uptime").read_text().split()[0])
+        cost.seconds = running - ticks / os.sysconf("SC_CLK_TCK")
+    return cost
+
+
+def _stand_in(config: RunConfig) -> tuple[RunConfig, str]:
+    """Return the run with what can be measured without weights that are missing, and why images are left out.
+
+    Image networks get random weights, which take the same time. A generator has no random ones: the nearest training
+    image takes its place, and `reconstruct` has no estimate.
+    """
+    from braindecode_vis.embeddings.transformers_models import TransformersConfig
+    from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
+
+    missing = []
+    with suppress(ConfigError):  # a package is not installed, as the step that needs it says
+        needed = list_weights(config)
+        missing = [one for one in needed if one.path is None and not one.leaves_out and not one.named]
+    if not missing:
+        return config, ""
+    content, known = config.model_dump(mode="json"), dict(config.walk())
+    absent = []
+    for one in missing:
+        for setting in one.settings:
+            key, _, name = setting.rpartition(".")
+            # The sizes of a folder of transformers stand in the folder.
+            if isinstance(known[key], VisionNetworkConfig) and not isinstance(known[key], TransformersConfig):
+                place: Any = content
+                for part in key.split("."):
+                    place = place[int(part) if isinstance(place, list) else part]
+                place[name] = "random"
+            else:
+                absent.append((key, one))
+    images = [one for key, one in absent if key.partition(".")[0] in ("generator", "reconstruction", "prior")]
+    if images:
+        content |= {"generator": {"kind": "nearest"}}
+        for name in ("prior", "reconstruction"):
+            content.pop(name)
+    try:
+        return validate_config(content, where="the run with random weights"), ", ".join(
+            dict.fromkeys(one.name or one.what for one in images)
+        )
+    except BraindecodeVisError:  # what needs its own weights is said by the step that does
+        return config, ""
 
 
 def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Callable[[str], None]) -> Step:
@@ -457,21 +369,52 @@ def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Call
             write_dataset(config.dataset, Path(made), seed=config.seed, listener=SilentListener())
         piece.disk = disk
         return _make_step("preprocess", [piece], 1.0, "all of it", more=memory)
-    if source is None:
-        return Step("preprocess", None, memory=None, disk=disk, how=(
-            "time not known without data: give --root, or a phantom of the format (braindecode-vis phantom)"
-        ))  # fmt: skip
-    tell("measuring the first trials through preprocessing")
-    try:
-        pieces = [_preprocess_start(source, n) for n in (_TRIALS_OF_A_PIECE // 2, _TRIALS_OF_A_PIECE)]
-    except BraindecodeVisError as error:
-        return Step("preprocess", None, disk=disk, how=f"the first trials could not be read alone ({error})")
+    with tempfile.TemporaryDirectory() as made:
+        what, larger, simulated = "trials", 1.0, source is None
+        if source is None:
+            try:
+                source, larger = _simulate_source(config, sizes, Path(made), tell)
+            except BraindecodeVisError as error:
+                why = f"not measured: the data are not here, and no phantom of them can be read ({error})"
+                return Step("preprocess", None, disk=disk, how=why)
+            what = "simulated trials, as the data are not here"
+        tell("measuring the first trials through preprocessing")
+        try:
+            _preprocess_start(source, 2)  # loads libraries
+            pieces = [_preprocess_start(source, n) for n in (_TRIALS_OF_A_PIECE // 2, _TRIALS_OF_A_PIECE)]
+        except BraindecodeVisError as error:
+            return Step(
+                "preprocess", None, disk=disk, how=f"the first trials could not be read alone ({error})"
+            )
+    for piece in pieces:
+        piece.seconds, piece.cpu_seconds = piece.seconds * larger, piece.cpu_seconds * larger
     whole = [piece for piece in pieces if piece.size > 0]
     step = _make_step(
         "preprocess", whole[-2:] if whole[0].size < whole[-1].size else whole[-1:], sizes.n_stored,
-        f"{whole[-1].size:.0f} trials", more=memory,
+        f"{whole[-1].size:.0f} {what}", more=memory, in_batches=simulated,
     )  # fmt: skip
     return replace(step, disk=disk)
+
+
+def _simulate_source(
+    config: RunConfig, sizes: RunSizes, folder: Path, tell: Callable[[str], None]
+) -> tuple[Any, float]:
+    """Return a small phantom of a data set that is not here, opened, and how many times larger a real trial is."""
+    from braindecode_vis.parts.phantom import SIZES
+    from braindecode_vis.parts.phantom.simulate import make_phantom
+
+    data: Any = config.dataset
+    forms = find_manifest(data.kind).phantoms
+    if not forms:
+        raise ConfigError(f"{data.kind} has no phantom; give --root with the data")
+    tell(f"simulating a small {forms[0]} for preprocessing, about ten seconds, as the data are not here")
+    make_phantom(forms[0], folder / "phantom", size=SIZES[forms[0]]["tiny"], snr=0.1, seed=0)
+    fields = type(data).model_fields
+    nobody = {name: fields[name].default for name in ("subjects", "subject", "sessions") if name in fields}
+    small = data.model_copy(update={"root": folder / "phantom", **nobody})
+    source = open_source(small, roles.find_source(small), folder / "opened")
+    shape = list_trials(source)[1]
+    return source, math.prod(sizes.shape) / math.prod(shape)
 
 
 def _preprocess_start(source: Any, n: int) -> PieceCost:
@@ -505,8 +448,20 @@ def _preprocess_start(source: Any, n: int) -> PieceCost:
         return piece
 
 
-def _plan_pictures(config: RunConfig, sizes: RunSizes) -> tuple[list[Step], tuple[int, ...]]:
-    """Run random pictures through every stage but the encoder; return the steps and the size of an embedding."""
+def _plan_pictures(
+    config: RunConfig, sizes: RunSizes, budget: float = BUDGET_S, left_out: str = ""
+) -> tuple[list[Step], tuple[int, ...], PieceCost | None]:
+    """Run random pictures through every stage but the encoder.
+
+    Returns
+    -------
+    steps
+        Those after training, and `embed`.
+    dims
+        The size of an embedding.
+    start
+        What the first of these runs took beside its stages, and more than the next one; None if nothing was measured.
+    """
     held, records = _read_memory("VmRSS"), []
     dims: tuple[int, ...] = (1024,)
     names = {
@@ -517,13 +472,22 @@ def _plan_pictures(config: RunConfig, sizes: RunSizes) -> tuple[list[Step], tupl
     }
     drivers = [(24, 8), (48, 24)]
     try:
-        _run_pictures(config, sizes, 12, 6)  # loads libraries and weights
+        first, dims = _run_pictures(config, sizes, 6, 3)  # loads libraries and weights
+        if first["embed"].seconds / 9 * 104 > LONGER * budget:  # a large network: the first run has to do
+            records.append((6, 3, first))
+            drivers = []
         for n_train, n_test in drivers:
             found, dims = _run_pictures(config, sizes, n_train, n_test)
             records.append((n_train, n_test, found))
     except BraindecodeVisError as error:
         why = f"not measured: {' '.join(str(error).split())[:200]}"
-        return [Step(name, None, how=why) for name in (*names, "report")], dims
+        return [Step(name, None, how=why) for name in (*names, "report")], dims, None
+    start = records[0][2].get(START, PieceCost(1.0))
+    for name, piece in first.items():
+        if name != START and name in records[0][2] and drivers:
+            later = records[0][2][name]
+            start.seconds += max(0.0, piece.seconds - later.seconds)
+            start.cpu_seconds += max(0.0, piece.cpu_seconds - later.cpu_seconds)
     gpu = _uses_gpu()
     steps = []
     for name, size in names.items():
@@ -532,7 +496,9 @@ def _plan_pictures(config: RunConfig, sizes: RunSizes) -> tuple[list[Step], tupl
             for n_train, n_test, found in records
             if name in found
         ]
-        if pieces:
+        if name == "reconstruct" and left_out:
+            steps.append(Step(name, None, how=f"not measured: {left_out} not here, and images need them"))
+        elif pieces:
             what = (
                 f"{pieces[-1].size:.0f} pictures of {sizes.image_px} px"
                 if name == "embed"
@@ -550,8 +516,10 @@ def _plan_pictures(config: RunConfig, sizes: RunSizes) -> tuple[list[Step], tupl
                 )
             )
     last = records[-1][2]["report"]
-    steps.append(_make_step("report", [replace(last, size=1.0)], 1.0, "the page of a small run", more=held))
-    return steps, dims
+    steps.append(
+        _make_step("report", [replace(last, size=1.0)], 1.0, "page and checks of a small run", more=held)
+    )
+    return steps, dims, start
 
 
 def _run_pictures(
@@ -559,7 +527,7 @@ def _run_pictures(
 ) -> tuple[dict[str, PieceCost], tuple[int, ...]]:
     """Decode random pictures by a small ridge, and return what each stage took and the size of an embedding."""
     from braindecode_vis.datasets.array_folder import ArraysConfig
-    from braindecode_vis.pipeline import embed, evaluate, report
+    from braindecode_vis.pipeline import embed, evaluate, finish_run
     from braindecode_vis.pipeline.runs import open_run
 
     rng = np.random.default_rng(0)
@@ -600,7 +568,7 @@ def _run_pictures(
         with _measure(1.0) as whole:
             evaluate(run)
         with _measure(1.0) as paged:
-            report(run)
+            finish_run(run)  # the page, hints, and the quick check for leaks
         found = {"report": paged}
         for record, artifact in (
             (store.read_provenance(a.path / store.PROVENANCE), a) for _, a in run.produced
@@ -610,8 +578,14 @@ def _run_pictures(
             piece.seconds += float(record["seconds"])
             piece.cpu_seconds += float(profile.get("cpu_seconds", 0))
             piece.memory = max(piece.memory, whole.memory)
-            piece.disk += _measure_folder(artifact.path)
+            piece.disk += measure_folder(artifact.path)
         paged.disk = (Path(made) / "run" / "report.html").stat().st_size
+        # What a run does between its stages: reading settings, hashing files, writing records.
+        staged = [piece for name, piece in found.items() if name != "report"]
+        found[START] = PieceCost(
+            1.0, max(0.0, whole.seconds - sum(piece.seconds for piece in staged)),
+            max(0.0, whole.cpu_seconds - sum(piece.cpu_seconds for piece in staged)),
+        )  # fmt: skip
         shape = embed(run)[0].embeddings.vectors.shape[1:]
     return found, shape
 
@@ -684,7 +658,7 @@ def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: C
         responses = _make_random(config, sizes, int(number), shape)[0]
         with tempfile.TemporaryDirectory() as made, _measure(number) as piece:
             pretrain(quick, responses, folder=Path(made), checkpoints=Path(made) / "state", seed=0)
-            piece.disk = _measure_folder(Path(made))
+            piece.disk = measure_folder(Path(made))
         return piece
 
     tell(f"measuring batches of {settings.batch_size} through the pretraining")
@@ -699,7 +673,7 @@ def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: C
         return Step("pretrain", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
     once, seen = pieces[-1], n * settings.n_epochs
     ratio = seen * n_folds / once.size
-    seconds, factor = ratio * once.seconds, _find_factor(ratio)
+    seconds, factor = ratio * once.seconds, _find_factor(ratio, once.seconds)
     return Step(
         "pretrain", seconds, seconds / factor, seconds * factor, ratio * once.cpu_seconds,
         held + extrapolate(pieces, "memory", n) if len(pieces) > 1 else held + once.memory, n_folds * once.disk,
@@ -747,15 +721,16 @@ def _plan_epochs(
     seen = sizes.n_train * settings.epochs
     seconds = sizes.n_folds * (start + per_trial * seen)
     ratio = seen * sizes.n_folds / once.size
-    factor = _find_factor(ratio)
+    factor = _find_factor(ratio, once.seconds)
     stops = getattr(getattr(settings, "selection", None), "kind", "last") != "last"
     return Step(
-        "train", seconds, seconds / factor / (4 if stops else 1), seconds * factor,
+        "train", seconds, seconds / factor, seconds * factor,
         sizes.n_folds * (start + slope("cpu_seconds") * seen),
-        held + extrapolate(pieces, "memory", sizes.n_train),
+        # Batches need the same memory however many there are; the trials may lie in memory as a whole.
+        held + max(piece.memory for piece in pieces) + 4.0 * sizes.n_train * math.prod(sizes.shape),
         sizes.n_folds * once.disk,
         f"measured one epoch of {once.size:.0f} trials in batches of {batch}, extrapolated {ratio:.3g} times "
-        f"({settings.epochs} epochs of {sizes.n_train} trials{', or fewer' if stops else ''})",
+        f"({settings.epochs} epochs of {sizes.n_train} trials{'; less if it stops early' if stops else ''})",
         gpu,
     )  # fmt: skip
 
@@ -771,7 +746,14 @@ def _plan_whole_fit(
     scales = [s for s in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0) if s * sizes.n_train >= 50] or [1.0]
     tell("measuring smaller copies of the fit")
     _fit_scaled(config, sizes, scales[0], target)
-    pieces = _grow(scales, lambda s: _fit_scaled(config, sizes, s, target), budget, 3.0)
+    pieces = _grow(
+        scales,
+        lambda s: _fit_scaled(config, sizes, s, target),
+        budget,
+        power=3.0,
+        wanted=SURE_PART,
+        tell=tell,
+    )
     part = pieces[-1].size
     what = f"a fit of 1/{1 / part:.0f} of the trials and features" if part < 1 else "a whole fit"
     # Grams of trials and features together grow by the third power.
@@ -837,12 +819,17 @@ def _fit_random(
                 decoder.fit(responses, trials["concept"].to_numpy(dtype=object))
         else:
             decoder = roles.build(BrainEncoder, settings, seed=0)
-            decoder.bind(Context(device=config.retrieval.device))
+            texts = None
+            if roles.complete(EncoderSettings, settings).reads_text:
+                different = np.unique(ids)
+                drawn = rng.standard_normal((len(different), target[-1]), dtype=np.float32)
+                texts = Embeddings(drawn, different, "random texts")
+            decoder.bind(Context(texts=texts, device=config.retrieval.device))
             targets = Embeddings(vectors[shown], ids, "random")
             with _measure(n) as piece:
                 decoder.fit(responses, targets)
         decoder.write(Path(made))
-        piece.disk = _measure_folder(Path(made))
+        piece.disk = measure_folder(Path(made))
     return piece
 
 
@@ -904,6 +891,8 @@ def plan_runs(
     *,
     tell: Callable[[str], None] = lambda words: None,
     budget: float = BUDGET_S,
+    every_subject: bool = False,
+    started: PieceCost | None = None,
 ) -> SweepPlan:
     """Return what runs will take that share one store of artifacts, as those of a sweep do.
 
@@ -912,7 +901,7 @@ def plan_runs(
     configs
         One for each run; at most `MAX_MEASURED` that differ in more than seed and names of subjects are measured, and
         the others are taken to be like the nearest of these.
-    tell, budget
+    tell, budget, every_subject, started
         As for `plan_run`.
     """
     kinds: dict[str, list[RunConfig]] = {}
@@ -928,12 +917,14 @@ def plan_runs(
         def say(words: str, named: str = named) -> None:
             tell(named + words)
 
-        plan = plan_run(groups[place][0], tell=say, budget=budget)
+        # Runs of one command start once.
+        once = started if number == 0 else None
+        plan = plan_run(groups[place][0], tell=say, budget=budget, every_subject=every_subject, started=once)
         plans.append((plan, sum(len(g) for g, s in zip(groups, stands, strict=True) if s == place)))
     fields = [(_describe(c.dataset), c.split.hashed_fields(), c.seed) for c in configs]
     data = [store.hash_json(store.json_plain(one)) for one in fields]
     targets = [data[n] + store.hash_json(_describe(c.target)) for n, c in enumerate(configs)]
-    counts = {"preprocess": len(set(data)), "embed": len(set(targets))}
+    counts = {START: 1, "preprocess": len(set(data)), "embed": len(set(targets))}
     return SweepPlan(len(configs), plans, counts, _count_encoded(configs))
 
 

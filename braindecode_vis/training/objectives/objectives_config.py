@@ -142,7 +142,7 @@ class ScaleSettings(DuplicateSettings):
 
 
 class ClipObjectiveConfig(ScaleSettings):
-    """Contrast of brain and image; see `ScaleSettings` for the settings of the published variants."""
+    """CLIP's contrast of brain and image over the batch."""
 
     kind: Literal["clip"] = "clip"
 
@@ -154,7 +154,7 @@ class ClipObjectiveConfig(ScaleSettings):
 
 
 class ClipImageTextObjectiveConfig(ScaleSettings):
-    """ATM's mix of an image term and a text term with one scale; concepts play the part of stimuli in the latter.
+    """ATM's mix of a contrast with images and a contrast with the words of their concepts.
 
     Parameters
     ----------
@@ -341,7 +341,7 @@ class MmdObjectiveConfig(ObjectiveConfig):
 
 
 class UniformityObjectiveConfig(ObjectiveConfig):
-    """Uniform distribution over the sphere.
+    """Predictions spread uniformly over the sphere.
 
     Parameters
     ----------

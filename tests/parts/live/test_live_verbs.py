@@ -1,5 +1,7 @@
 """Options of the verbs `live` and `stream`: those that contradict each other are refused, the others are passed on."""
 
+from pathlib import Path
+
 import pytest
 
 import braindecode_vis.cli  # noqa: F401 - verbs are imported by it
@@ -21,6 +23,8 @@ from braindecode_vis.parts.live.verbs import live
         *((one, "for the block of --calibrate") for one in ({"pictures": 5}, {"rounds": 1}, {"soa": 2.0})),
         ({"t_r": 2.0}, "--tr and --reader are for --source folder"),
         ({"reader": "dicom"}, "--tr and --reader are for --source folder"),
+        *((one, "--record-later waits for the page's button")
+          for one in ({"record_later": True}, {"record_later": True, "page": False, "record": Path("recorded")})),
         ({"adapt": "always"}, "--adapt is 'always', but must be running"),
     ],
 )  # fmt: skip

@@ -103,6 +103,14 @@ def test_a_session_is_seen_as_it_goes(browser, page, width, height):
         and not e["params"]["request"]["url"].startswith("data:")
     }
     assert hosts == {f"127.0.0.1:{page.port}"}
+    assert [browser.ask(read.format(f"#{name} h3")) for name in ("best", "shown", "painted")] == [
+        "Best match",
+        "Shown",
+        "Reconstruction",
+    ]
+    assert "amplitude of the last 2 s" in browser.ask(read.format("#quality-sub"))
+    assert "Fp1 " in browser.ask(read.format("#values"))
+    assert browser.ask(read.format("#link")).startswith("Every sample has arrived; the stream does not")
     # a decision of before is held, and the next one does not take its place
     browser.press("ArrowLeft")
     wait_for(browser, "document.querySelector('#name').textContent === 'Not decided'")
@@ -118,6 +126,45 @@ def test_a_session_is_seen_as_it_goes(browser, page, width, height):
     browser.ask("localStorage.clear()")
     page.end({"decisions": 15})
     wait_for(browser, "document.querySelector('#status').textContent === 'session ended'")
+    assert list_troubles(browser) == []
+
+
+@pytest.mark.parametrize("width, height", [(1280, 800), (390, 844)])
+def test_a_recording_is_led_from_the_page(browser, width, height):
+    page = PageListener(find_images=find_images)
+    recorder = SimpleNamespace(is_recording=False, path=None, notes=[])
+    recorder.start = lambda: recorder.__dict__.update(
+        is_recording=True, path=Path("recorded/run-01_eeg.vhdr")
+    )
+    recorder.stop = lambda: recorder.__dict__.update(is_recording=False)
+    recorder.note = recorder.notes.append
+    page.control(recorder, lambda what: what())
+    page.start()
+    read = "document.querySelector('{}').textContent"
+    with page.show_work("reading the run"):
+        visit(browser, page, "/", width, height)
+        wait_for(browser, read.format("#status") + " === 'reading the run'")
+        wait_for(browser, "/^[0-9]+ s$/.test(" + read.format("#elapsed") + ")")
+    page.begin(INFO, FACTS)
+    wait_for(browser, "!document.querySelector('#record-button').hidden")
+    assert browser.ask(read.format("#record-button")) == "Start recording"
+    browser.ask("document.querySelector('#record-button').click()")
+    wait_for(browser, read.format("#record-state") + ".startsWith('Recording into recorded/')")
+    browser.ask("document.querySelector('#note-form button').click()")
+    wait_for(browser, read.format("#record-answer") + ".startsWith('The note is empty')")
+    browser.ask(
+        "{ document.querySelector('#note').value = 'a blink'; document.querySelector('#note').focus(); 0 }"
+    )
+    browser.press("Enter")
+    wait_for(browser, read.format("#record-answer") + " === 'Done.'")
+    assert recorder.notes == ["a blink"]
+    assert browser.ask("document.querySelector('#note').value") == ""
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    check_access(browser)
+    browser.ask("document.querySelector('#record-button').click()")
+    wait_for(browser, read.format("#record-state") + ".startsWith('Not recording; the last')")
+    page.end({})
+    wait_for(browser, "document.querySelector('#record-button').hidden")
     assert list_troubles(browser) == []
 
 

@@ -3,14 +3,20 @@
 import http.client
 import json
 import socket
+import threading
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.parts.live.page import server
-from braindecode_vis.parts.live.page.server import PageListener, encode_picture
+from braindecode_vis.parts.live.page.server import PageListener, PageProgress, encode_picture
+from braindecode_vis.parts.live.recording import BidsRecorder
+from braindecode_vis.parts.live.session import LiveSession
+from braindecode_vis.pipeline.runs import SilentListener
 from tests.parts.live.scripted import FACTS, IDS, INFO, Block, Script, find_images
 
 connect = pytest.importorskip("websockets.sync.client").connect
@@ -54,6 +60,21 @@ def hear(ws, kind):
         for event in json.loads(ws.recv()):
             if event["type"] == kind:
                 return event
+
+
+class Ear:
+    """Hears events of one kind, and keeps the others for later."""
+
+    def __init__(self, ws):
+        self.ws, self.kept = ws, []
+
+    def hear(self, kind):
+        while True:
+            for event in self.kept:
+                if event["type"] == kind:
+                    self.kept.remove(event)
+                    return event
+            self.kept = [one for one in self.kept if one["type"] != "signal"] + json.loads(self.ws.recv())
 
 
 def test_only_the_token_opens_the_page(page):
@@ -119,6 +140,118 @@ def test_images_come_small_and_what_is_unknown_or_broken_is_not_there(page, tmp_
     assert ask(page, "/nothing", **key)[0] == 404
     digit = np.zeros((28, 28, 3), np.uint8)
     assert encode_picture(digit, 384)[1] == "image/png"  # its pixels are enlarged, not blurred
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A page beside a session that decides nothing, and its recording, which waits for the page."""
+    script = Script()
+
+    class Endless:
+        def connect(self):
+            return INFO
+
+        def read(self, timeout):
+            time.sleep(0.02)
+            return script.make_chunk()
+
+        def close(self):
+            pass
+
+    decoder = SimpleNamespace(
+        open=lambda info: [], describe=lambda: FACTS, feed=lambda chunk: [], flush=lambda: []
+    )
+    session = LiveSession(Endless(), decoder)
+    recorder = BidsRecorder(tmp_path / "recorded", notify=session.tell, waits=True)
+    page = PageListener()
+    session.add(recorder)
+    session.add(page)
+    page.control(recorder, session.ask)
+    page.start()
+    thread = threading.Thread(target=session.run)
+    thread.start()
+    while page.state.recording is None:  # the stream is there, and the page knows of the recording
+        time.sleep(0.01)
+    yield page, recorder
+    session.stop()
+    thread.join()
+
+
+def test_a_browser_starts_and_stops_the_recording_and_adds_notes(recorded):
+    page, recorder = recorded
+    with listen(page) as ws:
+        ear = Ear(ws)
+        assert ear.hear("state")["recording"] == {"on": False, "where": ""}
+
+        def say(text):
+            ws.send(text if isinstance(text, str) else json.dumps(text))
+            return ear.hear("answer")["sentence"]
+
+        assert "Nothing is recorded now" in say({"type": "note", "text": "early"})
+        assert say({"type": "record", "on": True}) == ""
+        assert ear.hear("recording")["recording"]["on"]
+        for bad, words in (
+            ({"type": "note", "text": " \n"}, "The note is empty"),
+            ({"type": "note"}, "The note is empty"),
+            ({"type": "note", "text": "x" * 1001}, "has 1,001 characters, but at most 1,000 fit"),
+            ({"type": "format the disk"}, "not a message of the live page"),
+            ("{", "not a message of the live page"),
+            ("[]", "not a message of the live page"),
+        ):
+            assert words in (said := say(bad))
+            assert said.count(". ") == 0  # one sentence
+        assert say({"type": "note", "text": "blinks\tand moves "}) == ""
+        while "blinks and moves" not in ear.hear("message")["message"]["sentence"]:
+            pass
+        assert say({"type": "record", "on": False}) == ""
+        assert not ear.hear("recording")["recording"]["on"]
+    with listen(page) as ws:  # a browser that comes later
+        assert hear(ws, "state")["recording"]["where"].endswith("run-01_eeg.vhdr")
+    (notes,) = recorder.root.rglob("*_notes.tsv")
+    assert notes.read_text().splitlines()[1].endswith("\tblinks and moves")
+
+
+def test_only_the_page_of_this_server_may_record(recorded):
+    """A page of another port of this machine has the cookie, too."""
+    page, recorder = recorded
+    cookie = {"Cookie": f"live-{page.port}={page.token}"}
+    for origin in (None, "null", "http://evil.example", f"http://127.0.0.1:{page.port + 1}"):
+        with pytest.raises(InvalidStatus) as refused:
+            connect(f"ws://127.0.0.1:{page.port}/live", additional_headers=cookie, proxy=None, origin=origin)
+        assert refused.value.response.status_code == 403
+    assert not recorder.is_recording
+
+
+def test_a_session_without_a_recording_says_how_to_get_one(page):
+    with listen(page) as ws:
+        ws.send(json.dumps({"type": "record", "on": True}))
+        assert hear(ws, "answer")["sentence"] == "This session has no recording: start it with --record DIR."
+
+
+def test_a_browser_sees_what_takes_long_before_the_stream_is_there():
+    page, steps = PageListener(), []
+
+    class Quiet(SilentListener):
+        @contextmanager
+        def progress(self, description, total):
+            yield steps.append
+
+    page.start()
+    with listen(page) as ws:
+        ear = Ear(ws)
+        assert ear.hear("state")["work"] is None
+        with page.show_work("reading the run"):
+            assert ear.hear("work")["work"]["what"] == "reading the run"
+            with PageProgress(page, Quiet()).progress("refitting", 4) as advance:
+                advance(3)
+                while (found := ear.hear("work")["work"])["done"] < 3:
+                    pass
+                assert (found["what"], found["total"], steps) == ("refitting", 4, [3])
+            assert ear.hear("work")["work"]["what"] == "reading the run"
+            page.begin(INFO, FACTS)
+            while ear.hear("work")["work"]:
+                pass
+    page.end({})
 
 
 def test_a_late_and_a_returning_browser_get_what_they_missed(page):

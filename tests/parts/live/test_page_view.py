@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from braindecode_vis.parts.live.page.view import (
     place_on_head,
 )
 from braindecode_vis.parts.live.session import LiveSession
-from braindecode_vis.parts.live.stream_roles import Chunk, Decision, Listener, StreamInfo
+from braindecode_vis.parts.live.stream_roles import Chunk, Decision, DeviceState, Listener, StreamInfo
 from tests.parts.live.scripted import FACTS, IDS, INFO, NAMES, Script
 
 
@@ -27,6 +28,42 @@ def read(frame):
     whole = np.frombuffer(base64.b64decode(frame["data"]), "<i2").reshape(len(frame["centre"]), 2, -1)
     values = np.asarray(frame["centre"])[:, None, None] + whole * frame["step"]
     return np.where(whole == -32_768, np.nan, values)
+
+
+def test_the_link_the_battery_and_impedances_are_shown_as_far_as_the_stream_tells_them():
+    state = PageState()
+    state.begin(StreamInfo("cap", "eeg", ("Fz", "Oz"), 100.0, "uV"), {})
+    rng = np.random.default_rng(0)
+    times = np.arange(30_000) / 100 + np.where(
+        np.arange(30_000) >= 9000, 0.5, 0.0
+    )  # 50 samples, three minutes ago
+    times[29_000:] += 0.03
+    for start in range(0, 30_000, 50):
+        part = slice(start, start + 50)
+        samples = rng.normal(size=(2, 50)) * [[10], [20]] + np.arange(50)
+        state.hear(Chunk(samples, times[part]), 1.0)
+    assert state.view_link() == {"samples": 30_000, "missing": 53, "recent": 3}
+    state.judge()
+    assert state.amplitude == pytest.approx([17.6, 24.6], rel=0.2)  # with the steps of the ramp; 2 s of noise
+    for device in (
+        DeviceState(0.83),
+        DeviceState(None, {"Oz": 4.5, "EOG": 9.0}),
+        DeviceState(0.82, {"Fz": np.nan}),
+    ):
+        state.hear(Chunk(samples, times[part], device=device), 2.0)
+    assert state.view_link()["battery"] == 0.82
+    assert state.view_link()["impedance"] == [None, 4.5]
+    json.dumps(state.view_link(), allow_nan=False)
+
+
+def test_work_is_shown_with_how_long_it_has_taken():
+    state = PageState()
+    event = state.work("refitting", time.perf_counter() - 12, 3, 10)
+    assert event["work"]["what"] == "refitting"
+    assert (event["work"]["done"], event["work"]["total"]) == (3, 10)
+    assert event["work"]["seconds"] >= 12
+    assert state.view()["work"]["seconds"] >= event["work"]["seconds"]  # for a browser that comes later
+    assert state.work("", 0.0, 0, None)["work"] is None
 
 
 def test_traces_are_minimum_and_maximum_of_columns_however_the_samples_come():

@@ -102,6 +102,33 @@ def test_a_session_is_a_bids_recording_at_every_moment(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*electrodes.tsv:RuntimeWarning")
+def test_a_recording_is_stopped_and_started_and_holds_notes(tmp_path):
+    recorder, told = record(tmp_path, [], end=False, waits=True)
+    chunks = list(make_chunks(n=399))
+    recorder.hear(chunks[0])
+    recorder.note("before it started")  # nothing to write it to
+    assert not list(tmp_path.rglob("*_eeg.eeg"))
+    for number, part in enumerate((chunks[:7], chunks[7:]), 1):
+        recorder.start()
+        recorder.start()  # a second click changes nothing
+        for chunk in part:
+            recorder.hear(chunk)
+        recorder.note(f"note\t{number}")
+        recorder.stop()
+        recorder.stop()
+    assert [read(tmp_path, run).n_times for run in ("01", "02")] == [210, 189]
+    notes = [pd.read_csv(path, sep="\t") for path in sorted(tmp_path.rglob("*_notes.tsv"))]
+    assert [table["note"].tolist() for table in notes] == [["note 1"], ["note 2"]]
+    assert [table["onset"].tolist() for table in notes] == [[1.045], [0.94]]  # of the newest sample
+    assert pd.to_datetime(notes[0]["written"]).notna().all()
+    assert [text for _, text in told if text.startswith("Note")] == [
+        "Note at 1.0 s of the recording: note 1",
+        "Note at 0.9 s of the recording: note 2",
+    ]
+    assert sum("has stopped" in text for _, text in told) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*electrodes.tsv:RuntimeWarning")
 def test_an_earlier_recording_stays_as_it_is(tmp_path):
     record(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*run-01*") if path.is_file()}

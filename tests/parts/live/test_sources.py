@@ -407,6 +407,30 @@ def make_outlet(lsl, name, source_id, *, sfreq=100.0, channels=("Fz", "Oz", "TRI
     return lsl.StreamOutlet(described)
 
 
+@pytest.mark.parametrize("typed", [True, False])
+def test_battery_and_impedances_are_read_where_a_stream_sends_them(lsl, typed):
+    """As channels of their own, with types or by their names, or as what was measured before."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    described = lsl.StreamInfo(name, "EEG", 4, 100.0, "float32", name)
+    described.set_channel_names(["Fz", "Oz", "Battery", "Impedance Oz"])
+    if typed:
+        described.set_channel_types(["eeg", "eeg", "battery", "impedance"])
+        described.set_channel_units(["microvolts", "microvolts", "percent", "ohm"])
+    channels = described.desc.child("channels")
+    channels.child("channel").append_child_value("impedance", "7.5")
+    outlet = lsl.StreamOutlet(described)
+    source = LslSource(name, timeout=5)
+    info = source.connect()
+    assert info.ch_names == ("Fz", "Oz")
+    outlet.push_chunk(np.tile(np.array([1, 2, 80, 4000], np.float32), (20, 1)))
+    while not len((chunk := source.read(0.2)).times):
+        pass
+    source.close()
+    assert chunk.samples.shape[0] == 2
+    assert chunk.device.battery == pytest.approx(0.8)
+    assert chunk.device.impedance == {"Fz": 7.5, "Oz": 4.0 if typed else 4000.0}
+
+
 def test_two_of_one_name_a_trigger_channel_and_what_is_missing(lsl):
     name = f"test-{uuid.uuid4().hex[:8]}"
     outlets = [

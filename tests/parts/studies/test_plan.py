@@ -67,8 +67,93 @@ def test_sizes_come_from_what_was_published_without_data(tmp_path):
     assert (single.shape, single.n_train, single.n_test) == ((63, 250), 66160, 200)
     nsd, _ = find_sizes(read_config("nsd_ridge"))
     assert (nsd.shape, nsd.n_stored, nsd.n_images, nsd.image_px) == ((15724,), 30000, 10000, 425)
+    # A run of published data has one subject, unless it leaves out one at a time or all are asked for.
+    whole = ["things_eeg2_atm_vith", "things_eeg2_loso_tsconv", "nsd_ridge"]
+    counted = [
+        [len(find_sizes(read_config(name), every_subject=n)[0].subjects) for n in (False, True)]
+        for name in whole
+    ]
+    assert counted == [[1, 10], [10, 10], [1, 1]]
     with pytest.raises(ConfigError, match=r"cannot be opened.*does not give number and shape"):
         find_sizes(read_config("nsd_ridge", ["dataset.mask=cortex"]))
+
+
+def test_a_range_is_no_wider_than_a_factor_of_four_unless_the_power_of_a_fit_is_not_known():
+    """Ranges of a factor of ten and more said nothing, and those of early stopping a factor of 40."""
+    for seconds in (0.01, 0.5, 2.0, 30.0):
+        for ratio in (1.0, 8.0, 1e3, 1e6):
+            pieces = [PieceCost(1.0, seconds / 2), PieceCost(2.0, seconds)]
+            step = plan._make_step("embed", pieces, 2.0 * ratio, "pieces")
+            assert step.low <= step.seconds <= step.high <= 4.001 * step.low
+    half = plan._make_step("train", [PieceCost(0.25, 1.0), PieceCost(0.5, 5.0)], 1.0, "half", power=3.0)
+    assert half.low <= half.seconds <= half.high <= 4.001 * half.low
+    small = plan._make_step(
+        "train", [PieceCost(1 / 16, 1.0), PieceCost(1 / 8, 5.0)], 1.0, "eighth", power=3.0
+    )
+    assert small.high > 8 * small.low
+
+
+def test_larger_pieces_of_a_fit_are_measured_where_its_power_is_not_known():
+    said = []
+    run = lambda size: PieceCost(size, 40.0 * size**2)  # noqa: E731
+    scales = [1 / 8, 1 / 4, 1 / 2, 1.0]
+    pieces = plan._grow(scales, run, 10.0, power=3.0, wanted=0.5, tell=said.append)
+    assert [piece.size for piece in pieces] == [1 / 8, 1 / 4, 1 / 2]
+    assert said == ["measuring a larger piece, about 10 s"]
+    assert len(plan._grow(scales, run, 3.0, power=3.0, wanted=0.5)) == 2  # too long even so
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "left_out"),
+    [
+        ("things_eeg2_atm_vith", {"target": "random"}, ""),
+        ("things_eeg2_ubp_rn50", {"target.encoder": "random"}, ""),
+        (
+            "things_eeg2_atm_generation",
+            {"target": "random"},
+            "sdxl_turbo, ip_adapter, sdxl_vae, git_large_coco",
+        ),
+        ("synthetic_digits", {}, ""),
+        ("things_eeg2_samga_internvit", {"target": None}, ""),  # its folder says how large it is
+    ],
+)
+def test_networks_whose_weights_are_missing_are_measured_with_random_ones(
+    name, changes, left_out, monkeypatch, tmp_path
+):
+    """A plan of ATM without its weights had no estimate at all, and advised a job of ten minutes."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    small, without = plan._stand_in(read_config(name))
+    known = dict(small.walk())
+    assert {key: known[key].weights for key in changes} == changes
+    assert without == left_out
+    assert (small.generator.kind == "nearest") == (bool(left_out) or name.startswith("things"))
+
+
+def test_nothing_is_advised_without_an_estimate(monkeypatch, capsys):
+    sizes = RunSizes("published", 10, (5,), 4, 10, 8, 1, 8, 8, 2, ("01",))
+    known = [
+        Step("preprocess", 10.0, 5.0, 20.0, 8.0, 1e9, 100.0),
+        Step("embed", 4.0, 2.0, 8.0, 4.0, 2e9, 10.0),
+    ]
+    no_time = [Step("preprocess", None, disk=100.0, how="no data"), Step("embed", None, how="no weights")]
+    for steps, sentence, advised in (
+        (
+            known,
+            "one run: 14.0 s (7.0 s to 28.0 s), 0.00333 CPU hours, 2.0 GB of memory, 110 bytes on disk",
+            True,
+        ),
+        ([known[0], no_time[1]], "note: no estimate of time for embed; the sums are without it", False),
+        (no_time, "one run: no estimate of time, 100 bytes on disk\n", False),
+    ):
+        monkeypatch.setattr(plan, "plan_run", lambda config, steps=steps, **asked: RunPlan(sizes, steps))
+        code, said = call(capsys, "plan", "synthetic_digits", monkeypatch=monkeypatch)
+        assert code == 0, said.err
+        assert sentence in said.out
+        assert ("a job with enough resources: --cluster slurm" in said.out) == advised
+        code, said = call(capsys, "plan", "things_eeg2_atm_vith", "--json", monkeypatch=monkeypatch)
+        content = json.loads(said.out)
+        assert bool(content["ask"]) == advised
+        assert content["weights"][0]["name"] == "clip_vit_h14"
 
 
 def test_published_sizes_are_the_facts_of_the_manifest():
@@ -106,7 +191,7 @@ def test_runs_that_share_an_artifact_compute_it_once(monkeypatch):
         for a in (1, 2, 3)
     ]
     found = plan_runs(configs)
-    assert found.counts == {"preprocess": 2, "embed": 2}
+    assert found.counts == {"start": 1, "preprocess": 2, "embed": 2}
     assert found.total("seconds") == pytest.approx(2 * 10 + 2 * 4 + 6)
     assert found.total("memory") == 3e9
     assert found.count_gpu_hours() == pytest.approx(6 / 3600)
@@ -176,6 +261,7 @@ def test_a_plan_of_a_network_and_a_ridge_says_what_it_measured(monkeypatch, caps
         content = json.loads(said.out)
         steps = {step["name"]: step for step in content["plans"][0]["steps"]}
         assert list(steps) == [
+            "start",
             "preprocess",
             "embed",
             "train",
@@ -212,7 +298,7 @@ def test_pictures_are_embedded_all_and_other_stages_grow_with_the_test_rows(monk
 
     monkeypatch.setattr(plan, "_run_pictures", run)
     sizes = RunSizes("here", 500, (3,), 4, 400, 16, 1, 300, 300, 100, ("01",))
-    steps, dims = plan._plan_pictures(read_config("synthetic_digits", QUICK), sizes)
+    steps, dims, _ = plan._plan_pictures(read_config("synthetic_digits", QUICK), sizes)
     assert dims == (7,)
     seconds = {step.name: step.seconds for step in steps}
     assert seconds["report"] == pytest.approx(2.0)

@@ -20,12 +20,12 @@ import threading
 import time
 import webbrowser
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -34,6 +34,10 @@ from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, requir
 from braindecode_vis.parts.live.page.view import PageState
 from braindecode_vis.parts.live.stream_roles import Chunk, Decision, Listener, StreamInfo
 from braindecode_vis.scoring.uncertainty import wilson_interval
+
+if TYPE_CHECKING:
+    from braindecode_vis.base.store import Artifact
+    from braindecode_vis.pipeline.runs import ProgressListener
 
 FindImages = Callable[[Sequence[str]], Sequence["Path | np.ndarray | None"]]
 
@@ -44,6 +48,7 @@ MAX_BROWSERS = 16
 THUMBNAIL_PX = 384
 SHARP_BELOW = 128  # px; smaller pictures are sent as they are, and the page enlarges their pixels
 MIN_TOKEN = 12  # characters of a token of one's own
+MOST_NOTE = 1000  # characters of a note
 MAX_MARK_AGE = 30.0  # s; a mark that is older comes from a clock that jumped
 REFUSED = "This page needs its token: use the address that the command `live` printed."
 POLICY = (
@@ -96,6 +101,74 @@ class Calibration(Protocol):
     def finish(self, complete: bool) -> str:
         """The block is over, or was stopped and may go on. Returns a sentence that the page shows."""
         ...
+
+
+class Recorder(Protocol):
+    """A recording that browsers start and stop; called in the thread of the session, as `BidsRecorder`."""
+
+    is_recording: bool
+    path: Path | None
+
+    def start(self) -> None:
+        """Begin a recording."""
+        ...
+
+    def stop(self) -> None:
+        """End it."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Add a note of now."""
+        ...
+
+
+@dataclass(eq=False)
+class Work:
+    """Something that takes long: what it is, and how much of it is done."""
+
+    what: str
+    total: int | None = None
+    done: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+
+class PageProgress:
+    """Shows the progress of a run on the live page, and passes it on to another listener."""
+
+    def __init__(self, page: PageListener, listener: ProgressListener) -> None:
+        self._page, self._listener = page, listener
+
+    def finished(self, stage: str, artifact: Artifact, seconds: float) -> None:
+        """Pass on."""
+        self._listener.finished(stage, artifact, seconds)
+
+    @contextmanager
+    def progress(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """Show the steps of one work."""
+        with (
+            self._page.show_work(description, total) as work,
+            self._listener.progress(description, total) as pass_on,
+        ):
+
+            def advance(n: int) -> None:
+                work.done += n
+                self._page.tell_work()
+                pass_on(n)
+
+            yield advance
+
+    @contextmanager
+    def watch(self, description: str) -> Iterator[Callable[[int, int, str], None]]:
+        """Show the steps of one work that says how it goes."""
+        with self._page.show_work(description) as work, self._listener.watch(description) as pass_on:
+
+            def show(done: int, total: int, text: str) -> None:
+                if total:
+                    work.done, work.total = done, total
+                    self._page.tell_work()
+                pass_on(done, total, text)
+
+            yield show
 
 
 class PageListener(Listener):
@@ -161,12 +234,47 @@ class PageListener(Listener):
         self._server: Any = None
         self._thread: threading.Thread | None = None
         self._tickets: set[str] = set()  # tokens that open the page once
+        self._works: list[Work] = []  # the last one is shown
+        self._recorder: Recorder | None = None
+        self._ask: Callable[[Callable[[], None]], None] = lambda what: None
+
+    def control(self, recorder: Recorder, ask: Callable[[Callable[[], None]], None]) -> None:
+        """Let browsers start and stop a recording, and add notes to it.
+
+        Parameters
+        ----------
+        recorder
+            Of the session.
+        ask
+            Calls a function in the thread of the session, as `LiveSession.ask`.
+        """
+        self._recorder, self._ask = recorder, ask
+
+    @contextmanager
+    def show_work(self, what: str, total: int | None = None) -> Iterator[Work]:
+        """Show what takes long, and for how long it has, until the context ends or the stream begins."""
+        work = Work(what, total)
+        self._works.append(work)
+        self.tell_work()
+        try:
+            yield work
+        finally:
+            if work in self._works:
+                self._works.remove(work)
+                self.tell_work()
+
+    def tell_work(self) -> None:
+        """Show how far the work has come."""
+        work = self._works[-1] if self._works else Work("")
+        self._post("work", work.what, work.began, work.done, work.total)
 
     # --- what the session calls: nothing here waits -----------------------------------------------------------
 
     def begin(self, info: StreamInfo, facts: Mapping[str, Any]) -> None:
         """Start the server if that was not done before, and show the stream."""
         self.start()
+        self._works.clear()
+        self.tell_work()
         self._post("begin", info, dict(facts))
 
     def hear(self, chunk: Chunk) -> None:
@@ -333,6 +441,7 @@ class PageListener(Listener):
                     self._events.append(self.state.count())
                     self._n_events += 1
                 self._inbox.popleft()  # only now, so that `close` waits for it
+            self._watch_recorder()
             while self._chunks:
                 with suppress(
                     ValueError, IndexError, TypeError
@@ -346,12 +455,24 @@ class PageListener(Listener):
             assert news is not None
             news.set()
 
+    def _watch_recorder(self) -> None:
+        """Show whether the session is recorded, once that has changed."""
+        if self._recorder is None or not self.state.stream:
+            return
+        path = self._recorder.path
+        found = {"on": self._recorder.is_recording, "where": "" if path is None else str(path)}
+        if found != self.state.recording:
+            self._events.append(self.state.record(found))
+            self._n_events += 1
+
     # --- browsers ------------------------------------------------------------------------------------------------
 
     def _frame_signal(self, since: int) -> dict[str, Any]:
         age = time.perf_counter() - self.state.heard if self.state.heard else None
         assert self.state.traces is not None
-        return {"type": "signal", "age": age, "quality": self.state.quality, **self.state.traces.view(since)}
+        state = self.state
+        known = {"quality": state.quality, "amplitude": state.amplitude, "link": state.view_link()}
+        return {"type": "signal", "age": age, **known, **self.state.traces.view(since)}
 
     async def _tell_browser(self, ws: Any) -> None:
         """Send one browser what is new, at its pace, until it goes."""
@@ -365,7 +486,8 @@ class PageListener(Listener):
             return
         key = id(ws)
         self._places[key] = -1
-        listening = asyncio.create_task(_drain(ws))
+        answers: deque[dict[str, Any]] = deque(maxlen=20)
+        listening = asyncio.create_task(self._hear_browser(ws, answers))
         columns, traces = 0, None
         try:
             while not listening.done():
@@ -385,6 +507,8 @@ class PageListener(Listener):
                 place = self._n_events
                 if self.state.traces is not traces:
                     columns, traces = 0, self.state.traces
+                while answers:
+                    batch.append(answers.popleft())
                 if traces is not None:
                     batch.append(self._frame_signal(columns))
                     columns = traces.next
@@ -399,6 +523,43 @@ class PageListener(Listener):
         finally:
             del self._places[key]
             listening.cancel()
+
+    async def _hear_browser(self, ws: Any, answers: deque[dict[str, Any]]) -> None:
+        """Do what a browser asks for, and answer it, until it goes.
+
+        `_Guard` let this socket through, so it comes from a page of this server and has the token.
+        """
+        with suppress(Exception):
+            while (message := await ws.receive())["type"] != "websocket.disconnect":
+                wrong = self._obey(message.get("text") or "")
+                answers.append({"type": "answer", "sentence": wrong})
+
+    def _obey(self, text: str) -> str:
+        """Start or stop the recording, or add a note; returns what is wrong with the request, else an empty text."""
+        try:
+            asked = json.loads(text)
+            kind = asked["type"]
+        except (ValueError, KeyError, TypeError):
+            return "This is not a message of the live page."
+        recorder = self._recorder
+        if recorder is None:
+            return "This session has no recording: start it with --record DIR."
+        if not self.state.stream or self.state.summary is not None:
+            return "There is nothing to record: the session has not begun, or is over."
+        if kind == "record":
+            self._ask(recorder.start if asked.get("on") is True else recorder.stop)
+            return ""
+        if kind != "note":
+            return "This is not a message of the live page."
+        note = asked.get("text")
+        if not isinstance(note, str) or not note.strip():
+            return "The note is empty: write what happened, then add it."
+        if len(note) > MOST_NOTE:
+            return f"The note has {len(note):,} characters, but at most {MOST_NOTE:,} fit; shorten it."
+        if not recorder.is_recording:
+            return "Nothing is recorded now: start the recording, then add the note."
+        self._ask(lambda: recorder.note(note.strip()))
+        return ""
 
     async def _answer_image(self, request: Any) -> Any:
         from starlette.concurrency import run_in_threadpool
@@ -526,7 +687,8 @@ class PageListener(Listener):
         from starlette.concurrency import run_in_threadpool
 
         try:
-            sentence = await run_in_threadpool(block.finish, complete)
+            with self.show_work("adapting the encoder to the block"):
+                sentence = await run_in_threadpool(block.finish, complete)
         except Exception as error:
             sentence = f"Nothing was learnt: {error!r}."
             self.tell(sentence, "error")
@@ -652,10 +814,3 @@ def _say(sentence: str, status: int) -> Any:
     from starlette.responses import PlainTextResponse
 
     return PlainTextResponse(sentence + "\n", status)
-
-
-async def _drain(ws: Any) -> None:
-    """Read what a browser says, which is nothing, until it goes."""
-    with suppress(Exception):
-        while (await ws.receive())["type"] != "websocket.disconnect":
-            pass

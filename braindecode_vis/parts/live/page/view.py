@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ N_SCORED = 10_000  # decisions that the interval of the score is made of
 TRACE_SECONDS = 8.0
 TRACE_RATE = 60.0  # columns of minimum and maximum a second: enough for the eye
 QUALITY_SECONDS = 2.0
+LINK_SECONDS = 60.0  # over which recent losses are counted
 EPOCH_POINTS = 120
 VOLUME_SFREQ = 20.0  # slower streams are volumes: shown longer, and without a judgement of channels
 MAX_IMAGES = 40  # reconstructions that are kept
@@ -120,9 +122,7 @@ def judge_channels(samples: np.ndarray, *, microvolts: bool) -> list[str]:
     extent = np.where(share > 0, high - low, 0.0)
     usual = float(np.median(extent[share > 0])) if (share > 0).any() else 0.0
     at_edge = (((samples == low[:, None]) | (samples == high[:, None])) & known).mean(axis=1)
-    slope = np.linspace(-1, 1, samples.shape[1])
-    level = filled - filled.mean(axis=1, keepdims=True)
-    spread = (level - np.outer(level @ slope / (slope @ slope), slope)).std(axis=1)
+    spread = measure_spread(filled)
     steps = np.diff(filled, axis=1).std(axis=1) if samples.shape[1] > 2 else np.zeros(len(samples))
     usual_step = float(np.median(steps[extent > 0])) if (extent > 0).any() else 0.0
     words = []
@@ -138,6 +138,20 @@ def judge_channels(samples: np.ndarray, *, microvolts: bool) -> list[str]:
         else:
             words.append("good")
     return words
+
+
+def measure_spread(samples: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of each channel without its slope, of samples of shape (n_channels, n_samples).
+
+    Examples
+    --------
+    >>> measure_spread(np.array([[0.0, 1, 2, 3], [1, -1, -1, 1]])).round(3).tolist()
+    [0.0, 1.0]
+    """
+    slope = np.linspace(-1, 1, samples.shape[1])
+    level = samples - samples.mean(axis=1, keepdims=True)
+    found: np.ndarray = (level - np.outer(level @ slope / (slope @ slope), slope)).std(axis=1)
+    return found
 
 
 def place_on_head(
@@ -200,7 +214,18 @@ class PageState:
         self.images: dict[int, np.ndarray] = {}
         self.traces: Traces | None = None
         self.quality: list[str] = []
+        self.amplitude: list[
+            float | None
+        ] = []  # of each channel over the last seconds, in the unit that is shown
+        self.device: dict[str, Any] = {}  # what the amplifier reports: battery, and impedance of each channel
         self.heard = 0.0  # when samples came last, of time.perf_counter
+        self._work: tuple[str, float, int, int | None] | None = None
+        self.recording: dict[str, Any] | None = None
+        self._newest: float | None = None  # time of the last sample, on the clock of the stream
+        self._losses: deque[tuple[float, int]] = deque(
+            maxlen=10_000
+        )  # time and number of samples that are missing
+        self._n_samples = self._n_missing = 0
         self._recent: deque[np.ndarray] = deque()
         self._waits: deque[float] = deque(maxlen=N_LATENCIES)
         self._hits: deque[tuple[str, bool]] = deque(maxlen=N_SCORED)
@@ -223,7 +248,9 @@ class PageState:
         if info.modality == "meg" and facts.get("ch_pos"):
             placed = dict(zip(facts["ch_names"], facts["ch_pos"], strict=True))
         self.traces = Traces(len(names), info.sfreq, 200 / info.sfreq if slow else TRACE_SECONDS)
-        self.quality, self.summary = [], None
+        self.quality, self.amplitude, self.device, self.summary = [], [], {}, None
+        self._newest, self._n_samples, self._n_missing = None, 0, 0
+        self._losses.clear()
         self._recent.clear()
         self.stream = {
             "name": info.name, "modality": info.modality, "channels": names, "sfreq": info.sfreq, "unit": unit,
@@ -241,6 +268,7 @@ class PageState:
         if self.traces is None or not len(chunk.times):
             return
         self.heard = arrived
+        self._watch_link(chunk)
         samples = np.asarray(chunk.samples)
         if self._rows is not None:
             rows = [samples[members].mean(axis=0) for members in self._rows if members]
@@ -253,6 +281,45 @@ class PageState:
             while sum(part.shape[1] for part in self._recent) - self._recent[0].shape[1] >= wanted:
                 self._recent.popleft()
 
+    def _watch_link(self, chunk: Chunk) -> None:
+        """Count the samples that are missing between the times of others, and keep what the amplifier reports."""
+        times, sfreq = np.asarray(chunk.times, float), self.stream["sfreq"]
+        steps = np.diff(times, prepend=times[0] - 1 / sfreq if self._newest is None else self._newest)
+        missing = int(np.maximum(np.rint(steps * sfreq) - 1, 0).sum())
+        self._newest, self._n_samples = float(times[-1]), self._n_samples + len(times)
+        if missing:
+            self._n_missing += missing
+            self._losses.append((self._newest, missing))
+        if chunk.device is not None:
+            if chunk.device.battery is not None:
+                self.device["battery"] = round(min(max(chunk.device.battery, 0.0), 1.0), 3)
+            if known := chunk.device.impedance:
+                before = self.device.get("impedance") or [None] * len(self.stream["channels"])
+                names = zip(self.stream["channels"], before, strict=True)
+                self.device["impedance"] = [make_plain(known.get(name, value)) for name, value in names]
+
+    def view_link(self) -> dict[str, Any]:
+        """Return how many samples did not arrive, in all and in the last minute, and what the amplifier reports."""
+        since = (self._newest or 0.0) - LINK_SECONDS
+        recent = sum(n for at, n in self._losses if at >= since)
+        return {"samples": self._n_samples, "missing": self._n_missing, "recent": recent, **self.device}
+
+    def work(self, what: str, began: float, done: int, total: int | None) -> dict[str, Any]:
+        """Take in what takes long just now, and since when on `time.perf_counter`; an empty text if nothing does."""
+        self._work = (what, began, done, total) if what else None
+        return {"type": "work", "work": self._view_work()}
+
+    def _view_work(self) -> dict[str, Any] | None:
+        if self._work is None:
+            return None
+        what, began, done, total = self._work
+        return {"what": what, "seconds": round(time.perf_counter() - began, 1), "done": done, "total": total}
+
+    def record(self, recording: Mapping[str, Any]) -> dict[str, Any]:
+        """Take in whether the session is recorded, and where."""
+        self.recording = dict(recording)
+        return {"type": "recording", "recording": self.recording}
+
     def judge(self) -> list[str]:
         """Judge the channels anew by the last two seconds; empty until there are some."""
         if sum(part.shape[1] for part in self._recent) >= 0.5 * QUALITY_SECONDS * self.stream.get(
@@ -260,6 +327,8 @@ class PageState:
         ):
             samples = np.concatenate(list(self._recent), axis=1)
             self.quality = judge_channels(samples, microvolts=self.stream["unit"] == "µV")
+            spread = measure_spread(np.where(np.isfinite(samples), samples, 0.0))
+            self.amplitude = [float(f"{value:.3g}") for value in spread]
         return self.quality
 
     def decide(self, decision: Decision) -> dict[str, Any]:
@@ -373,6 +442,7 @@ class PageState:
         return {
             **self.count(), "type": "state", "stream": self.stream, "facts": self.facts,
             "decisions": list(self.decisions.values()), "messages": list(self.messages), "summary": self.summary,
+            "work": self._view_work(), "recording": self.recording,
         }  # fmt: skip
 
 

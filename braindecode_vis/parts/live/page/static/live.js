@@ -29,6 +29,7 @@
   let stream = null, facts = {}, summary = null, session = "";
   let decisions = new Map(), histories = new Map(), messages = [];
   let score = null, latency = null, lost = [], shownNumber = null, held = false, painted = false;
+  let amplitude = [], link = {}, work = null, workAt = 0, recording = null;
   let quality = [], age = null, ageAt = 0, socket = null, connected = false, refused = "", tries = 0;
   let traces = null;  // {columns, next, origin, low, high}
   const dirty = new Set();
@@ -107,6 +108,8 @@
       quality = frame.quality;
       dirty.add("sensors");
     }
+    if (frame.amplitude.join() !== amplitude.join() || (frame.link.impedance || []).join() !== (link.impedance || []).join()) dirty.add("sensors");
+    ({ amplitude, link } = frame);
     age = frame.age;
     ageAt = performance.now();
     if (width > 1 || frame.first !== frame.next - 1) dirty.add("traces");
@@ -190,10 +193,33 @@
     if (word === "missing") { pen.strokeStyle = colours.kinds.missing; pen.lineWidth = 2; pen.stroke(); }
     else { pen.fillStyle = colours.kinds[word] || colours.control; pen.fill(); }
   };
+  // What is drawn of a good electrode: its impedance where the stream tells it, else its amplitude; darker is more.
+  const measure = () => {
+    const told = (link.impedance || []).some((value) => value !== null);
+    const values = told ? link.impedance : amplitude, unit = told ? "kΩ" : stream.unit || "units";
+    const good = values.filter((value, i) => value !== null && value > 0 && quality[i] !== "missing");
+    const low = Math.min(...good), high = Math.max(...good);
+    const write = (value) => (value === null || value === undefined ? "–" : value >= 100 ? value.toFixed(0) : value.toPrecision(2)) + " " + unit;
+    const share = (i) => (values[i] > 0 && high > low ? Math.log(values[i] / low) / Math.log(high / low) : 0.5);
+    return { words: told ? "impedance, as the stream reports it" : "amplitude of the last 2 s (standard deviation)", values, good, low, high, write, share };
+  };
   const drawSensors = () => {
     const { canvas, pen, width, height } = prepare("sensors");
     if (!stream) return;
     $("quality").hidden = !stream.judged;
+    const scale = measure();
+    const dot = (i, x, y, r) => {
+      const word = quality[i] || "none";
+      if (word === "good" && scale.good.length) {
+        pen.fillStyle = colours.good;
+        pen.globalAlpha = 0.2 + 0.8 * scale.share(i);
+        pen.beginPath(); pen.arc(x, y, r, 0, 7); pen.fill();
+        pen.globalAlpha = 1;
+        pen.strokeStyle = colours.good;
+        pen.lineWidth = 1;
+        pen.stroke();
+      } else shape(pen, word, x, y, r);
+    };
     const n = stream.channels.length, places = stream.places || [];
     const placed = places.filter(Boolean).length;
     if (placed >= n / 2 && placed > 2) {
@@ -208,7 +234,7 @@
       stream.channels.forEach((name, i) => {
         if (!places[i]) { outside.push(i); return; }
         const x = cx + places[i][0] * unit, y = cy - places[i][1] * unit, word = quality[i] || "none";
-        shape(pen, word, x, y, r);
+        dot(i, x, y, r);
         if (word !== "good" && word !== "none") tell(pen, name, x, y - r - 7, { align: "center", colour: colours.ink });
       });
     } else {
@@ -216,7 +242,7 @@
       const cell = width / across;
       stream.channels.forEach((name, i) => {
         const x = (i % across + 0.5) * cell, y = (Math.floor(i / across) + 0.5) * cell;
-        shape(pen, quality[i] || "none", x, y - (cell > 34 ? 5 : 0), Math.min(7, cell / 4));
+        dot(i, x, y - (cell > 34 ? 5 : 0), Math.min(7, cell / 4));
         if (cell > 34) tell(pen, name.slice(0, 7), x, y + 10, { align: "center" });
       });
     }
@@ -236,7 +262,9 @@
       if (word !== "good" && members.length) bad.push(word + ": " + members.slice(0, 12).join(", ") + (members.length > 12 ? " and " + (members.length - 12) + " more" : ""));
     }
     $("bad").textContent = quality.length ? bad.join(" · ") : "rated after two seconds of signal";
-    say(canvas, quality.length ? "Quality of " + n + " channels: " + [...key.children].map((item) => item.textContent).join(", ") : "Quality of channels: not rated yet");
+    $("quality-sub").textContent = scale.good.length ? scale.words + ": " + scale.write(scale.low) + " (light) to " + scale.write(scale.high) : "";
+    $("values").textContent = stream.channels.map((name, i) => name + " " + scale.write(scale.values[i])).join(" · ");
+    say(canvas, quality.length ? "Quality of " + n + " channels: " + [...key.children].map((item) => item.textContent).join(", ") + "; " + $("quality-sub").textContent : "Quality of channels: not rated yet");
   };
 
   // --- decisions ----------------------------------------------------------------------------------------------
@@ -285,7 +313,7 @@
     name.title = first ? first[0] : "";
     $("shown").hidden = one.shown === null;
     if (one.shown !== null) fill($("shown"), () => picture(one.shown), one.shown);
-    $("painted").hidden = !painted;
+    $("painted").hidden = !painted && !facts.reconstructs;
     if (one.image) fill($("painted"), () => {
       const image = make("img");
       image.alt = "Reconstruction of decision " + (one.number + 1);
@@ -293,7 +321,7 @@
       image.src = "/reconstruction/" + one.number + "?s=" + session;
       return image;
     }, "r" + one.number);
-    else fill($("painted"), () => make("span", "fine", one.lost ? "–" : "…"), "none");
+    else fill($("painted"), () => make("span", "fine", one.lost ? "not decided" : facts.reconstructs ? "being made, or skipped for lack of time" : "none of this one"), "none");
     $("notes").textContent = one.notes.join(" ");
     drawList(one);
   };
@@ -468,6 +496,25 @@
     const box = $("losses");
     box.replaceChildren(...lost.map(({ reason, n }) => make("p", "", n + " lost: " + reason)));
   };
+  const drawLink = () => {
+    const { samples, missing, recent, battery } = link;
+    if (!samples) return;
+    const parts = [missing ? missing + " samples did not arrive (" + (100 * missing / (samples + missing)).toPrecision(2) + " %), " + recent + " of them in the last minute" : "Every sample has arrived", battery === undefined ? "the stream does not report a battery" : "battery " + Math.round(100 * battery) + " %"];
+    const text = parts.join("; ") + ".";
+    if ($("link").textContent !== text) $("link").textContent = text;
+  };
+  const drawRecording = () => {
+    const button = $("record-button"), state = $("record-state"), over = Boolean(summary);
+    button.hidden = $("note-form").hidden = !recording || over;
+    if (!recording) return;
+    state.className = recording.on ? "on" : "";
+    state.textContent = recording.on ? "Recording into " + recording.where : recording.where ? "Not recording; the last recording is " + recording.where : "Not recording yet.";
+    button.textContent = recording.on ? "Stop recording" : "Start recording";
+  };
+  const send = (message) => {
+    if (socket?.readyState === 1) socket.send(JSON.stringify(message));
+    else handlers.answer({ sentence: "The program is not reachable now; try again." });
+  };
   const drawEpoch = () => {
     const { canvas, pen, width, height } = prepare("regions");
     const one = [...decisions.values()].reverse().find((each) => Object.keys(each.epoch).length);
@@ -529,9 +576,12 @@
     if (refused) [kind, text] = ["gone", "not connected"];
     else if (summary) [kind, text] = ["wait", "session ended"];
     else if (!connected) [kind, text] = ["gone", "program not reachable, trying again"];
+    else if (work) [kind, text] = ["wait", work.what];
     else if (!stream) [kind, text] = ["wait", "waiting for the stream"];
     else if (silent === null) [kind, text] = ["wait", "connected, no samples yet"];
     else if (silent > Math.max(1.5, 3 / stream.sfreq)) [kind, text] = ["wait", "no samples for " + Math.round(silent) + " s"];
+    drawLink();
+    $("elapsed").textContent = work && text === work.what ? (work.total ? work.done + " of " + work.total + ", " : "") + Math.round(work.seconds + (performance.now() - workAt) / 1000) + " s" : "";
     if (pill.className !== "pill " + kind) pill.className = "pill " + kind;
     if (pill.lastElementChild.textContent !== text) pill.lastElementChild.textContent = text;
     if (refused) alert(refused);
@@ -550,7 +600,9 @@
   const handlers = {
     refused: (event) => { refused = event.sentence; },
     state: (event) => {
-      ({ stream, facts, messages, summary, session } = event);
+      ({ stream, facts, messages, summary, session, recording } = event);
+      handlers.work(event);
+      drawRecording();
       if (!stream.name) stream = null;
       decisions = new Map(event.decisions.map((one) => [one.number, one]));
       histories = new Map();
@@ -578,6 +630,14 @@
       }
       ["traces", "sensors", "facts", "posterior"].forEach((name) => dirty.add(name));
     },
+    work: (event) => { work = event.work; workAt = performance.now(); drawStatus(); },
+    recording: (event) => { recording = event.recording; drawRecording(); },
+    answer: (event) => {
+      const box = $("record-answer"), wrong = Boolean(event.sentence);
+      box.className = wrong ? "fine wrong" : "fine";
+      box.textContent = event.sentence || "Done.";
+      if (!wrong) $("note").value = "";
+    },
     signal: readTraces,
     decision: (event) => {
       const one = event.decision;
@@ -599,7 +659,7 @@
       if (event.message.level === "error") { alert(event.message.sentence); alertUntil = performance.now() + 20_000; }
       dirty.add("messages");
     },
-    end: (event) => { summary = event.summary; drawEnd(); },
+    end: (event) => { summary = event.summary; drawEnd(); drawRecording(); },
   };
   const connect = () => {
     socket = new WebSocket((location.protocol === "https:" ? "wss://" : "ws://") + location.host + "/live");
@@ -638,6 +698,11 @@
   $("scheme").addEventListener("click", otherScheme);
   $("full").addEventListener("click", fullScreen);
   $("hold").addEventListener("click", () => hold(!held));
+  $("record-button").addEventListener("click", () => send({ type: "record", on: !recording.on }));
+  $("note-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send({ type: "note", text: $("note").value });
+  });
   $("rows").addEventListener("change", () => dirty.add("traces"));
   $("gain").addEventListener("change", () => dirty.add("traces"));
   addEventListener("keydown", (event) => {
