@@ -15,7 +15,9 @@ from braindecode_vis.cli.show import (
     complete,
     complete_configs,
     complete_datasets,
+    describe_missing,
     make_console,
+    make_records,
     print_json,
 )
 
@@ -272,7 +274,6 @@ def describe(
     from dataclasses import asdict
 
     from braindecode_vis.base.checks import ConfigError
-    from braindecode_vis.cli.weights import describe_missing, make_records
     from braindecode_vis.config import find_config, read_header
     from braindecode_vis.config.explain import ROLES, explain
     from braindecode_vis.datasets.manifests import find_manifest

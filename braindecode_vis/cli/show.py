@@ -20,6 +20,7 @@ from braindecode_vis.pipeline.progress import make_console as make_console
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from braindecode_vis.base.settings import NeededWeights
     from braindecode_vis.config import RunConfig
     from braindecode_vis.pipeline.runs import Run
 
@@ -295,6 +296,49 @@ def make_table_console() -> Console:
     if not console.is_terminal:
         console.width = max(console.width, 200)
     return console
+
+
+def describe_missing(needed: list[NeededWeights]) -> list[str]:
+    """Return sentences that say how many of the networks that a run loads are missing, and how large they are."""
+    from braindecode_vis.base.memory import describe_bytes
+
+    if not needed:
+        return ["weights: none needed"]
+    lines = []
+    for optional in (False, True):
+        absent = [one for one in needed if one.path is None and bool(one.leaves_out) == optional]
+        if absent:
+            more = " or more" if any(one.size is None for one in absent) else ""
+            size = f"{describe_bytes(sum(one.size or 0 for one in absent))}{more}"
+            names = ", ".join(f"{one.name or one.what} ({describe_size(one.size)})" for one in absent)
+            rows = dict.fromkeys(", ".join(one.leaves_out for one in absent).split(", "))
+            without = f"; a run without them leaves out {', '.join(rows)}" if optional else ""
+            kind = "optional and not here" if optional else "missing"
+            lines.append(f"weights {kind}, {size} together: {names}{without}")
+    return lines or ["weights: all are here"]
+
+
+def make_records(needed: list[NeededWeights]) -> list[dict[str, Any]]:
+    """Return plain content about weights, with what to do where they are missing."""
+    from dataclasses import asdict
+
+    from braindecode_vis.base.store import json_plain
+    from braindecode_vis.config.explain import list_steps
+
+    return [
+        json_plain(
+            asdict(one)
+            | {"here": one.path is not None, "fetch": list_steps([one]) if one.path is None else []}
+        )
+        for one in needed
+    ]
+
+
+def describe_size(size: int | None) -> str:
+    """Return a size in words."""
+    from braindecode_vis.base.memory import describe_bytes
+
+    return "size unknown" if size is None else describe_bytes(size)
 
 
 def list_overrides(overrides: list[str] | None, subjects: list[str] | None) -> list[str]:

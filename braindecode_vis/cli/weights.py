@@ -15,7 +15,10 @@ from braindecode_vis.cli.show import (
     complete,
     complete_configs,
     complete_weights,
+    describe_missing,
+    describe_size,
     make_console,
+    make_records,
     print_json,
 )
 
@@ -175,42 +178,6 @@ def _list_needed(needed: list[NeededWeights], as_json: bool) -> None:
         console.print(f"{'to fetch' if not number else 'and'}: {text}", markup=False, soft_wrap=True)
 
 
-def describe_missing(needed: list[NeededWeights]) -> list[str]:
-    """Return sentences that say how many of the networks that a run loads are missing, and how large they are."""
-    from braindecode_vis.base.memory import describe_bytes
-
-    if not needed:
-        return ["weights: none needed"]
-    lines = []
-    for optional in (False, True):
-        absent = [one for one in needed if one.path is None and bool(one.leaves_out) == optional]
-        if absent:
-            more = " or more" if any(one.size is None for one in absent) else ""
-            size = f"{describe_bytes(sum(one.size or 0 for one in absent))}{more}"
-            names = ", ".join(f"{one.name or one.what} ({describe_size(one.size)})" for one in absent)
-            rows = dict.fromkeys(", ".join(one.leaves_out for one in absent).split(", "))
-            without = f"; a run without them leaves out {', '.join(rows)}" if optional else ""
-            kind = "optional and not here" if optional else "missing"
-            lines.append(f"weights {kind}, {size} together: {names}{without}")
-    return lines or ["weights: all are here"]
-
-
-def make_records(needed: list[NeededWeights]) -> list[dict[str, Any]]:
-    """Return plain content about weights, with what to do where they are missing."""
-    from dataclasses import asdict
-
-    from braindecode_vis.base.store import json_plain
-    from braindecode_vis.config.explain import list_steps
-
-    return [
-        json_plain(
-            asdict(one)
-            | {"here": one.path is not None, "fetch": list_steps([one]) if one.path is None else []}
-        )
-        for one in needed
-    ]
-
-
 def _say_complete(needed: list[NeededWeights], as_json: bool) -> None:
     if as_json:
         print_json({"run_folder": None, "scores": [], "fetched": {}})
@@ -218,13 +185,6 @@ def _say_complete(needed: list[NeededWeights], as_json: bool) -> None:
     console = make_console(stderr=False)
     for text in describe_missing(needed):
         console.print(text, markup=False, soft_wrap=True)
-
-
-def describe_size(size: int | None) -> str:
-    """Return a size in words."""
-    from braindecode_vis.base.memory import describe_bytes
-
-    return "size unknown" if size is None else describe_bytes(size)
 
 
 def _convert(sources: list[str], to: Path | None, half: bool, as_json: bool) -> None:

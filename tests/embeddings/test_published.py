@@ -293,6 +293,16 @@ def test_the_verb_lists_and_fetches_what_a_configuration_needs(hub, monkeypatch,
     assert rows[0]["fetch"] == ["braindecode-vis weights fetch clip_vit_h14"]
     assert rows[0]["settings"] == ["target.weights"]
     assert command_line("weights", "list", "arrays_ridge").stdout == "weights: none needed\n"
+    clip = "target={kind: openclip, architecture: ViT-B-32, pretrained: laion2b_s34b_b79k}"
+    changes = ("--set", clip, "--set", "generator={kind: sdxl_turbo}")
+    done = command_line("run", "synthetic_digits", *changes, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert (
+        "3 networks are not on this machine, 8.3 GB together: target.weights needs clip_vit_b32"
+        in done.stderr
+    )
+    assert "weights fetch clip_vit_b32 sdxl_turbo ip_adapter; or give this command --allow" in done.stderr
+    assert not (tmp_path / "run" / "stages").exists()
     own = ("synthetic_digits", "--set", "generator.kind=nearest", "--set", "target={kind: vae, latents: sd}")
     model, files = know(monkeypatch)
     publish(hub, model.repository, files)

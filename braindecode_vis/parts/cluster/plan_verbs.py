@@ -16,13 +16,14 @@ from braindecode_vis.cli.show import (
     Root,
     Set,
     Source,
+    describe_missing,
     list_overrides,
     make_console,
+    make_records,
     make_table_console,
     print_json,
     takes,
 )
-from braindecode_vis.cli.weights import describe_missing, make_records
 
 if TYPE_CHECKING:
     from braindecode_vis.base.settings import NeededWeights

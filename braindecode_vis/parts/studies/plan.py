@@ -470,24 +470,27 @@ def _plan_pictures(
         "reconstruct": sizes.n_test,
         "evaluate": sizes.n_test,
     }
-    drivers = [(24, 8), (48, 24)]
     try:
         first, dims = _run_pictures(config, sizes, 6, 3)  # loads libraries and weights
-        if first["embed"].seconds / 9 * 104 > LONGER * budget:  # a large network: the first run has to do
-            records.append((6, 3, first))
-            drivers = []
-        for n_train, n_test in drivers:
+        spent = first["embed"].seconds
+        for n_train, n_test in ((6, 3), (24, 8), (48, 24)):
+            if records:
+                n_before = sum(records[-1][:2])
+                spent += records[-1][2]["embed"].seconds * (n_train + n_test) / n_before
+            if spent > LONGER * budget:  # a large network
+                break
             found, dims = _run_pictures(config, sizes, n_train, n_test)
             records.append((n_train, n_test, found))
     except BraindecodeVisError as error:
         why = f"not measured: {' '.join(str(error).split())[:200]}"
         return [Step(name, None, how=why) for name in (*names, "report")], dims, None
-    start = records[0][2].get(START, PieceCost(1.0))
-    for name, piece in first.items():
-        if name != START and name in records[0][2] and drivers:
-            later = records[0][2][name]
-            start.seconds += max(0.0, piece.seconds - later.seconds)
-            start.cpu_seconds += max(0.0, piece.cpu_seconds - later.cpu_seconds)
+    start = first.get(START, PieceCost(1.0))
+    for name, piece in first.items() if records else ():
+        if name != START and name in records[0][2]:
+            warm = records[0][2][name]
+            start.seconds += max(0.0, piece.seconds - warm.seconds)
+            start.cpu_seconds += max(0.0, piece.cpu_seconds - warm.cpu_seconds)
+    records = records[-2:] or [(6, 3, first)]
     gpu = _uses_gpu()
     steps = []
     for name, size in names.items():

@@ -277,6 +277,18 @@ def test_a_plan_of_a_network_and_a_ridge_says_what_it_measured(monkeypatch, caps
         assert content["ask"]["memory"] >= 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["things_eeg2_ridge", "nsd_ridge"])
+def test_preprocessing_of_data_that_are_not_here_is_measured_on_a_small_phantom(name):
+    said, config = [], read_config(name)
+    sizes, source = find_sizes(config)
+    assert source is None
+    step = plan._plan_preprocess(config, sizes, source, said.append)
+    assert "simulated trials, as the data are not here" in step.how
+    assert 0 < step.low <= step.seconds <= step.high <= 4.001 * step.low
+    assert said[0].startswith("simulating a small ")
+
+
 def test_sizes_of_published_data_follow_the_window_and_the_folds():
     """Of three subjects, each fold of leave-one-subject-out trains on the trials of two (`_read_published`)."""
     whole, _ = find_sizes(read_config("things_eeg2_ridge", ["dataset.subjects=[1, 2, 3]"]))
