@@ -91,7 +91,7 @@ html_theme_options = {
     "navigation_depth": 3,
     "footer_start": ["copyright"],
     "footer_end": [],
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "RESULTS": [], "GUIDES": []},  # wide tables
 }
 
 
