@@ -194,6 +194,17 @@ class NotebookListener(ConsoleListener):
     def __init__(self) -> None:
         super().__init__()
         self._bars: list[Progress] = []
+        self._cell: Any = None
+        self._start_output()
+
+    def _start_output(self) -> None:
+        """Begin a new output if another cell is running now, since a run outlives the cell that made it."""
+        from IPython import get_ipython
+
+        cell = get_ipython().execution_count
+        if cell == self._cell:
+            return
+        self._cell = cell
         self._lines: list[str] = []
         self._stages: dict[str, tuple[int, float]] = {}  # number of artifacts, and seconds
         self._handle: Any = None
@@ -201,6 +212,7 @@ class NotebookListener(ConsoleListener):
 
     def finished(self, stage: str, artifact: Artifact, seconds: float) -> None:
         """Add the seconds to those of the stage."""
+        self._start_output()
         name = stage.partition(" ")[0]
         n, before = self._stages.get(name, (0, 0.0))
         self._stages[name] = (n + 1, before + seconds)
@@ -210,6 +222,7 @@ class NotebookListener(ConsoleListener):
     def _open_bar(self, *columns: ProgressColumn) -> Iterator[Progress]:
         from rich.progress import Progress
 
+        self._start_output()
         # Disabled: it counts and computes the time left, and never writes anything itself.
         bar = Progress(*columns, console=self.console, disable=True)
         self._bars.append(bar)
@@ -220,6 +233,7 @@ class NotebookListener(ConsoleListener):
             self._draw(at_once=True)
 
     def _print(self, text: str) -> None:
+        self._start_output()
         self._lines.append(text)
         self._draw(at_once=True)
 

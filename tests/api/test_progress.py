@@ -40,6 +40,8 @@ class Output:
 @pytest.fixture
 def notebook(monkeypatch):
     output, kernel = Output(), MagicMock()
+    output.kernel = kernel
+    kernel.execution_count = 1
     monkeypatch.setattr("IPython.get_ipython", lambda: kernel)
     monkeypatch.setattr("IPython.display.display", output.display)
     monkeypatch.setattr(progress, "_SECONDS_A_DRAWING", 0.0)
@@ -74,6 +76,17 @@ def test_a_notebook_keeps_messages(notebook):
         show(0, 0, "the batch was halved")
     assert "loss 0.5" in notebook.tables[0]
     assert notebook.tables[-1].strip() == "train: the batch was halved"
+
+
+def test_another_cell_gets_an_output_of_its_own(notebook):
+    """What a run did later was added to the output of the cell that had made the run."""
+    listener = progress.NotebookListener()
+    with listener.watch("train:") as show:
+        show(0, 0, "first")
+        notebook.kernel.execution_count = 2
+        show(0, 0, "second")
+    assert notebook.n_outputs == 2
+    assert notebook.tables[-1].strip() == "train: second"
 
 
 def test_a_terminal_gets_lines_of_stages(terminal, capsys):

@@ -136,17 +136,21 @@ def _predict_training(
         if held.sum() >= 10:
             return encoder.predict(responses.select(held)), "which the network had held out"
         return None
+    record = store.read_provenance(train(run)[number].artifact.path / store.PROVENANCE)
+    took = record.get("profile", {}).get("cpu_seconds", np.inf)
+    refitting = (
+        f"{REFITTING} (the training took {took:.0f} s of processor time)" if np.isfinite(took) else REFITTING
+    )
     if config.kind == "average":
-        record = store.read_provenance(train(run)[number].artifact.path / store.PROVENANCE)
-        if record.get("profile", {}).get("cpu_seconds", np.inf) > CHEAP_AVERAGE:
+        if took > CHEAP_AVERAGE:
             return None
         try:
-            with run.listener.progress(REFITTING, None):
+            with run.listener.progress(refitting, None):
                 made = predict_by_inner_folds(encoder, responses, targets, n_folds=2, compared=True)
         except BraindecodeVisError:  # half of the images may be too few, or a table of captions gone
             return None
     elif responses.data.size <= CHEAP_FIT * (8 if config.kind == "linear_gaussian" else 1):
-        with run.listener.progress(REFITTING, None):
+        with run.listener.progress(refitting, None):
             made = encoder.predict_out_of_fold(responses, targets)
     else:
         return None

@@ -24,6 +24,7 @@ PART = Part(
             group="Scale",
             examples=(
                 "sweep synthetic_digits --over seed=0..2 --out runs/seeds",
+                "sweep things_eeg2_ridge --root /data/things-eeg2 --over dataset.subjects=[1],[2] --out runs/subjects",
                 "sweep synthetic_digits --over seed=0..199 --out runs/seeds --cluster slurm "
                 "--cluster-set memory=4 --no-wait",
             ),

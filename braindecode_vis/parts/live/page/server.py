@@ -273,9 +273,9 @@ class PageListener(Listener):
     def begin(self, info: StreamInfo, facts: Mapping[str, Any]) -> None:
         """Start the server if that was not done before, and show the stream."""
         self.start()
+        self._post("begin", info, dict(facts))
         self._works.clear()
         self.tell_work()
-        self._post("begin", info, dict(facts))
 
     def hear(self, chunk: Chunk) -> None:
         """Show samples; where the server falls behind, the oldest are not drawn."""
