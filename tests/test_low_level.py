@@ -138,7 +138,7 @@ def test_weights_that_are_cut_short_are_found_before_anything_is_trained(tmp_pat
     with pytest.raises(DataError, match="is missing a half of the tiny autoencoder"):
         check_files(config)
     missing = read_config("synthetic_digits", ["reconstruction.low_level={target: {kind: taesd}}"])
-    with pytest.raises(ConfigError, match=r"set reconstruction\.low_level\.target\.weights to"):
+    with pytest.raises(ConfigError, match=r"reconstruction\.low_level\.target\.weights needs taesd"):
         check_files(missing)
 
 

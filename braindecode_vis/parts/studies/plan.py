@@ -462,7 +462,8 @@ def _plan_pictures(
     start
         What the first of these runs took beside its stages, and more than the next one; None if nothing was measured.
     """
-    held, records = _read_memory("VmRSS"), []
+    held = _read_memory("VmRSS")
+    records: list[tuple[int, int, dict[str, PieceCost]]] = []
     dims: tuple[int, ...] = (1024,)
     names = {
         "embed": sizes.n_images,
