@@ -139,6 +139,14 @@ def test_links_of_the_site_lead_to_its_pages(pages):
     assert lost == []
 
 
+def test_the_written_pages_can_be_finished():
+    """Long notes belong into docs/research, and what follows from the code is generated."""
+    written = [path for path in DOCS.glob("*.md") if path.name != "SETTINGS.md"]
+    words = {path.name: len(path.read_text().split()) for path in written}
+    assert len(words) <= 25
+    assert sum(words.values()) <= 40_000, words
+
+
 # --- what is generated -----------------------------------------------------------------------------------
 
 
