@@ -251,6 +251,18 @@ class PageOptions:
         return page
 
 
+@dataclass(frozen=True)
+class RecordOptions:
+    """The recording of the session."""
+
+    record: Annotated[
+        Path | None, typer.Option("--record", help="BIDS folder for a recording of the session.")
+    ] = None
+    record_later: Annotated[
+        bool, typer.Option("--record-later", help="Wait with --record for the button of the page.")
+    ] = False
+
+
 @takes("trust_code", "allow_download", "debug")
 def live(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
@@ -258,12 +270,7 @@ def live(
     decides: DecisionOptions,
     block: BlockOptions,
     shows: PageOptions,
-    record: Annotated[
-        Path | None, typer.Option("--record", help="BIDS folder for a recording of the session.")
-    ] = None,
-    record_later: Annotated[
-        bool, typer.Option("--record-later", help="Wait with --record for the button of the page.")
-    ] = False,
+    keeps: RecordOptions,
     jsonl: Annotated[
         str | None, typer.Option("--jsonl", help="New file of JSON lines; - for standard output.")
     ] = None,
@@ -291,7 +298,7 @@ def live(
         raise ConfigError(
             "--calibrate shows pictures in the page, by markers: leave out --no-page and --every."
         )
-    if record_later and (record is None or not shows.page):
+    if keeps.record_later and (keeps.record is None or not shows.page):
         raise ConfigError(
             "--record-later waits for the page's button: add --record DIR, and leave out --no-page."
         )
@@ -308,7 +315,7 @@ def live(
         finished = open_finished(run, progress)
     listeners: list[Listener] = []
     recorder: BidsRecorder | None = None
-    if record is not None:
+    if keeps.record is not None:
         from braindecode_vis.parts.live.recording import BidsRecorder
         from braindecode_vis.parts.live.stream_channels import read_pairs
 
@@ -319,8 +326,8 @@ def live(
         )
         # First, so that what arrives is kept before anything else can fail.
         recorder = BidsRecorder.for_run(
-            finished, record, subject=decides.subject, unit=reads.unit or None, find_stimulus=find_stimulus,
-            notify=lambda sentence, level: opened[0].tell(sentence, level), waits=record_later,
+            finished, keeps.record, subject=decides.subject, unit=reads.unit or None, find_stimulus=find_stimulus,
+            notify=lambda sentence, level: opened[0].tell(sentence, level), waits=keeps.record_later,
         )  # fmt: skip
         listeners.append(recorder)
     listeners.append(TerminalListener())
