@@ -77,7 +77,7 @@ def train(run: Run) -> list[Any]:
     if n_folds == 1:
         return [train_fold(run, 0)]
     fitted = []
-    with run.listener.progress("training folds", n_folds) as advance:
+    with run.listener.progress("encoders of folds", n_folds) as advance:
         for number in range(n_folds):
             fitted.append(train_fold(run, number))
             advance(1)

@@ -47,7 +47,7 @@ from braindecode_vis.pipeline.image_files import DrawnImages
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.new_trials import NewTrials
 from braindecode_vis.pipeline.preparing import embed, name_fold, pick_trials, preprocess
-from braindecode_vis.pipeline.runs import Run
+from braindecode_vis.pipeline.runs import ProgressListener, Run, SilentListener
 from braindecode_vis.pipeline.scoring import describe_choices, open_text_side, read_descriptions
 from braindecode_vis.report import notebook
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
@@ -519,7 +519,8 @@ def predict(
     if not images or not preprocess(run).stimuli.has_pixels:
         return result
     # Both predictions at once: the trials themselves may lie in a folder that is removed afterwards.
-    result._decode = prepare_images(run, folds, chosen, trials, result.embeddings)
+    make = prepare_images(run, folds, chosen, trials, result.embeddings)
+    result._decode = partial(make, listener=run.listener)
     return result
 
 
@@ -847,6 +848,7 @@ def generate_images(
     low: DrawnImages | None,
     texts: Embeddings | None,
     written: WrittenCaptions | None = None,
+    listener: ProgressListener | None = None,
 ) -> tuple[ImageRows, dict[str, list[list[str]]]]:
     """Return images and captions that prior and generator of one fold of a reconstructed run make of predictions.
 
@@ -862,6 +864,8 @@ def generate_images(
         Of the branches, where the run has them.
     written
         Captions of the trials by the brain encoder, where the run asks for them.
+    listener
+        Shows how many images are drawn; by default nobody, since a stream asks for one image after the other.
     """
     from braindecode_vis.pipeline.reconstruction import (
         decode_captions,
@@ -895,7 +899,7 @@ def generate_images(
         index = copied.index if n_draws == 1 else np.repeat(copied.index[:, None], n_draws, axis=1)
         made = ImageRows(copied.source, index)
     else:
-        made = draw_decoded(decoded, n_draws, low, run.listener)
+        made = draw_decoded(decoded, n_draws, low, listener or SilentListener())
     return made, describe_new(run.config, captions, for_generator, data.embeddings, made)
 
 
@@ -905,7 +909,7 @@ def prepare_images(
     chosen: list[Responses],
     trials: Responses,
     compared: Embeddings,
-) -> Callable[[], tuple[ImageRows, dict[str, list[list[str]]]]]:
+) -> Callable[..., tuple[ImageRows, dict[str, list[list[str]]]]]:
     """Predict what the generator takes, and return what makes images and captions when they are asked for.
 
     Parameters

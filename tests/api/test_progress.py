@@ -62,7 +62,7 @@ def watch_with(monkeypatch, *names):
 def test_a_notebook_gets_one_output_that_ends_as_one_line(notebook, capsys):
     bdv.decode(make_data(), split=3, settings=FEW)
     assert notebook.n_outputs == 1
-    assert any("training folds" in table and "1/3" in table for table in notebook.tables)
+    assert any("encoders of folds" in table and "1/3" in table for table in notebook.tables)
     words = " ".join(notebook.tables[-1].split())  # in one line, where the browser is wide enough
     assert re.fullmatch(
         r"preprocess [\d.]+ s, embed .* train [\d.]+ s \(3 parts\), .* evaluate [\d.]+ s", words
