@@ -65,14 +65,16 @@ class LinkTerms(SphinxTransform):
 
     def apply(self, **kwargs: Any) -> None:
         """Link the terms of one page."""
-        terms = {term.lower(): term for term in self.config.glossary_terms}
         if not self.linked_pages.fullmatch(self.env.docname) or any(self.document.findall(addnodes.glossary)):
             return
+        waiting = {term.lower(): term for term in self.config.glossary_terms}  # longest first
+        if not waiting:
+            return
+        listed = "|".join(map(re.escape, waiting))
+        pattern = re.compile(rf"(?<![\w-])({listed})(?:e?s)?(?![\w-])", re.I)
         for text in list(self.document.findall(nodes.Text)):
-            if terms and self._is_prose(text):
-                parts = list(self._split(str(text), terms))
-                if len(parts) > 1:
-                    text.parent.replace(text, parts)
+            if any(match[1].lower() in waiting for match in pattern.finditer(text)) and self._is_prose(text):
+                text.parent.replace(text, list(self._split(str(text), pattern, waiting)))
 
     def _is_prose(self, text: nodes.Text) -> bool:
         above = list(_list_above(text))
@@ -82,24 +84,20 @@ class LinkTerms(SphinxTransform):
             for node in above
         )
 
-    def _split(self, text: str, terms: dict[str, str]) -> Iterator[nodes.Node]:
-        """Yield the parts of a text; a term that is linked leaves `terms`."""
+    def _split(self, text: str, pattern: re.Pattern[str], waiting: dict[str, str]) -> Iterator[nodes.Node]:
+        """Yield the parts of a text; a term that is linked is taken out of `waiting`."""
         start = 0
-        while terms:
-            listed = "|".join(map(re.escape, sorted(terms, key=len, reverse=True)))
-            match = re.compile(rf"(?<![\w-])({listed})(?:e?s)?(?![\w-])", re.I).search(text, start)
-            if match is None:
-                break
-            if match.start() > start:
+        for match in pattern.finditer(text):
+            term = waiting.pop(match[1].lower(), None)
+            if term is not None:
                 yield nodes.Text(text[start : match.start()])
-            shown, term = match[0], terms.pop(match[1].lower())
-            link = addnodes.pending_xref(
-                "", refdomain="std", reftype="term", reftarget=term, refexplicit=True, refwarn=True
-            )
-            link["refdoc"] = self.env.docname
-            link += nodes.inline(shown, shown, classes=["xref", "std", "std-term"])
-            yield link
-            start = match.end()
+                link = addnodes.pending_xref(
+                    "", refdomain="std", reftype="term", reftarget=term, refexplicit=True, refwarn=True
+                )
+                link["refdoc"] = self.env.docname
+                link += nodes.inline(match[0], match[0], classes=["xref", "std", "std-term"])
+                yield link
+                start = match.end()
         yield nodes.Text(text[start:])
 
 
