@@ -56,13 +56,15 @@ def serve_copies(address: Path) -> None:
     )
     sys.path.remove(str(Path(__file__).parent))
 
+    import matplotlib.pyplot  # noqa: F401
     import mne  # noqa: F401
     import pandas  # noqa: F401
     import sklearn.linear_model  # noqa: F401
-    import torch  # noqa: F401
+    import torch._dynamo  # noqa: F401  # which optimisers import at their first step
     from ipykernel.kernelapp import IPKernelApp
 
-    import braindecode_vis.pipeline
+    import braindecode_vis.parts.phantom.simulate
+    import braindecode_vis.parts.studies.demo
     import braindecode_vis.report.figures  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a kernel here
