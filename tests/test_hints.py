@@ -44,7 +44,7 @@ def test_few_pictures_with_many_repetitions_that_are_averaged():
     assert "8 repetitions of 15 training images" in hint
     assert 'settings={"repeats.train": "single"}' in hint
     assert f"hint: {hint}" in str(run)
-    assert "<p>hint: 8 repetitions of 15 training images" in run._repr_html_()
+    assert "<p><span>hint: 8 repetitions of 15 training images" in run._repr_html_()
     page = run.report().read_text()  # the page speaks of the command line
     assert "Hint: 8 repetitions of 15 training images" in page
     assert "--set repeats.train=single" in page

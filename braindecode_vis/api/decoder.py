@@ -654,7 +654,7 @@ class Decoder(BaseEstimator):
         """Say whether these are the classes of trials, and neither pictures nor ids of some."""
         if isinstance(X, Data):
             return not X.knows_images
-        if y is None or images is not None or np.ndim(y) > 2 or self._read_target().of_texts:
+        if y is None or images is not None or np.asarray(y).ndim > 2 or self._read_target().of_texts:
             return False
         first = y[0] if isinstance(y, Sequence) and len(y) else None
         return not (isinstance(first, Path) or (isinstance(first, str) and Path(first).is_file()))

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.contracts import NetworkSettings
+from braindecode_vis.base.devices import keep_random_state
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,8 +103,6 @@ def describe_module(module: Any) -> dict[str, Any]:
     ConfigError
         If the module cannot be built again from these, or has no parameters.
     """
-    import torch
-
     if isinstance(module, type):
         raise ConfigError(
             f"encoder is the class {module.__name__}; give a module of it: {module.__name__}(...)."
@@ -130,7 +129,7 @@ def describe_module(module: Any) -> dict[str, Any]:
                 f"self.{parameter.name} = {parameter.name} in its __init__; it must be a number, a text, or a list or "
                 "mapping of these."
             )
-    with torch.random.fork_rng(devices=[]):  # the random numbers of the caller stay where they are
+    with keep_random_state():
         try:
             again = cls(**arguments)
         except Exception as error:

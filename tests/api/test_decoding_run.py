@@ -10,6 +10,7 @@ from braindecode_vis.api import decoding_run
 from braindecode_vis.api.decoding_run import DecodingRun
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.encoders.ridge import RidgeConfig
 
 
 def make_run(tmp_path, subjects):
@@ -24,8 +25,9 @@ def make_run(tmp_path, subjects):
     class Shown(DecodingRun):
         folder, hints, leaks = tmp_path, [], ()
         scores = pd.DataFrame(rows)
+        decodes_categories = True  # no images
 
-    return Shown(None)
+    return Shown(SimpleNamespace(config=SimpleNamespace(encoder=RidgeConfig())))
 
 
 @pytest.mark.parametrize("subjects", [("01",), ("01", "02")])
