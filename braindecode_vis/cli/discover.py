@@ -319,7 +319,7 @@ def describe(
                 "scores": [],
                 "config": str(path),
                 **asdict(header),
-                "weights": make_records(weights),
+                "weights": None if unknown else make_records(weights),
             }
         )
         return
@@ -334,7 +334,7 @@ def describe(
     for text in [f"weights: unknown, since {unknown}"] if unknown else describe_missing(weights):
         console.print(text, markup=False)
     if any(one.path is None for one in weights):
-        console.print(f"commands that fetch them: braindecode-vis weights list {path.stem}", markup=False)
+        console.print(f"commands that fetch them: braindecode-vis weights list {name}", markup=False)
     for config in _read_configs():
         if config["path"] == str(path):
             manifest = find_manifest(config["dataset"])

@@ -89,9 +89,16 @@ def weights(
         return
     if needed is not None:
         # What a setting of the user's has to name lies in a folder of the user's, if it is asked for.
-        names = [one.name for one in needed if one.name and one.path is None and (to or one.automatic)]
+        names = [
+            one.name
+            for one in needed
+            if one.name and one.path is None and (to or (one.automatic and not one.named))
+        ]
         if not (names := list(dict.fromkeys(names))):
-            _say_complete(needed, as_json)
+            if as_json:
+                print_json({"run_folder": None, "scores": [], "fetched": {}})
+            else:
+                _print_missing(needed)
             return
     models = [
         published.read_model(name) for name in names or (published.read_models() if action == "list" else ())
@@ -129,6 +136,12 @@ def weights(
                 f"name it with --set {model.option}=..." if needs_name else "it is found there automatically"
             )
             make_console(stderr=False).print(f"{model.name}: {found[model.name]}; {what}", markup=False)
+    from braindecode_vis.config.explain import list_steps
+
+    # Neither what was named wrongly nor what has to be named is fetched for a configuration.
+    rest = [one for one in needed or () if one.path is None and one.name not in found and not one.leaves_out]
+    for text in list_steps(rest):
+        console.print(f"still missing: {text}", markup=False, soft_wrap=True)
     if as_json:
         print_json(
             {"run_folder": None, "scores": [], "fetched": {name: str(path) for name, path in found.items()}}
@@ -141,6 +154,8 @@ def _find_needed(names: list[str], overrides: list[str]) -> list[NeededWeights] 
     from braindecode_vis.config import find_config, list_shipped, list_weights, read_config
     from braindecode_vis.embeddings.published import read_models
 
+    if len(names) > 1 and (given := next((name for name in names if name in list_shipped()), None)):
+        raise ConfigError(f"{given} is a configuration: give it alone, without other names.")
     if len(names) != 1 or names[0] in read_models():
         return None
     try:
@@ -157,7 +172,6 @@ def _find_needed(names: list[str], overrides: list[str]) -> list[NeededWeights] 
 
 def _list_needed(needed: list[NeededWeights], as_json: bool) -> None:
     from braindecode_vis.cli.discover import print_table
-    from braindecode_vis.config.explain import list_steps
 
     if as_json:
         print_json({"run_folder": None, "scores": [], "weights": make_records(needed)})
@@ -170,21 +184,18 @@ def _list_needed(needed: list[NeededWeights], as_json: bool) -> None:
         rows.append((one.name or one.what, files, describe_size(one.size), licence, here, settings))
     if rows:
         print_table(("name", "files", "size", "licence", "here", "named by"), rows)
+    _print_missing(needed)
+
+
+def _print_missing(needed: list[NeededWeights]) -> None:
+    from braindecode_vis.config.explain import list_steps
+
     console = make_console(stderr=False)
     for text in describe_missing(needed):
         console.print(text, markup=False, soft_wrap=True)
     absent = [one for one in needed if one.path is None]
     for number, text in enumerate(list_steps(absent)):
         console.print(f"{'to fetch' if not number else 'and'}: {text}", markup=False, soft_wrap=True)
-
-
-def _say_complete(needed: list[NeededWeights], as_json: bool) -> None:
-    if as_json:
-        print_json({"run_folder": None, "scores": [], "fetched": {}})
-        return
-    console = make_console(stderr=False)
-    for text in describe_missing(needed):
-        console.print(text, markup=False, soft_wrap=True)
 
 
 def _convert(sources: list[str], to: Path | None, half: bool, as_json: bool) -> None:

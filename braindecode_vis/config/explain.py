@@ -602,6 +602,10 @@ def describe_weights(missing: Sequence[NeededWeights]) -> str:
 
 def list_steps(missing: Sequence[NeededWeights]) -> list[str]:
     """Return the commands that bring missing weights, each with the settings that name what it brought."""
+    # No copy elsewhere is looked for where a setting names one.
+    wrong = [f"correct {' and '.join(one.settings)}, as no file is there, or leave it out"
+             for one in missing if one.named]  # fmt: skip
+    missing = [one for one in missing if not one.named]
     steps = []
     found = [one.name for one in missing if one.name and one.automatic]
     if found:
@@ -625,7 +629,7 @@ def list_steps(missing: Sequence[NeededWeights]) -> list[str]:
             steps.append(f"give --allow-download to the command that needs it (from {one.place})")
         else:
             steps.append(f"--set {one.settings[0]}=PATH, where PATH is {one.what}")
-    return list(dict.fromkeys(steps))
+    return list(dict.fromkeys(steps + wrong))
 
 
 def _merge(found: Sequence[NeededWeights]) -> list[NeededWeights]:

