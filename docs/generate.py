@@ -35,7 +35,7 @@ import yaml  # noqa: E402
 
 import braindecode_vis as bdv  # noqa: E402
 from braindecode_vis.base.memory import describe_bytes  # noqa: E402
-from braindecode_vis.config import list_shipped, read_header  # noqa: E402
+from braindecode_vis.config import list_shipped, list_weights, read_config, read_header  # noqa: E402
 from braindecode_vis.datasets.hosts import describe_place  # noqa: E402
 from braindecode_vis.datasets.manifests import (  # noqa: E402
     Manifest,
@@ -389,9 +389,6 @@ def make_configurations() -> str:
 
 def _describe_weights(path: Path) -> str:
     """Say which trained networks a configuration loads, with size and licence, whether they are here or not."""
-    from braindecode_vis.base.memory import describe_bytes
-    from braindecode_vis.config import list_weights, read_config
-
     needed = [one for one in list_weights(read_config(path)) if one.name]
     parts = []
     for optional in (False, True):

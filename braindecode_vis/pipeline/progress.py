@@ -128,7 +128,9 @@ class ConsoleListener:
         """Show a bar while the context lasts."""
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
         clock, done = _Clock(self.is_drawn), 0
         with self._open_bar(*columns) as bar:
             task = bar.add_task(description, total=total)
@@ -149,7 +151,8 @@ class ConsoleListener:
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[words]}"),
+            TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[words]}", markup=False),
         )  # fmt: skip
         clock = _Clock(self.is_drawn)
         with self._open_bar(*columns) as bar:
@@ -240,6 +243,7 @@ class NotebookListener(ConsoleListener):
     def _draw(self, *, at_once: bool = False) -> None:
         from IPython.display import display
         from rich.table import Table
+        from rich.text import Text
 
         now = time.monotonic()
         if not at_once and self._bars and now - self._drawn < _SECONDS_A_DRAWING:
@@ -251,8 +255,8 @@ class NotebookListener(ConsoleListener):
             for name, (n, seconds) in self._stages.items()
         ]
         for row in (
-            *self._lines,
-            *([", ".join(done)] if done else []),
+            *map(Text, self._lines),  # as they are: brackets in them are no markup
+            *([Text(", ".join(done))] if done else []),
             *(b.get_renderable() for b in self._bars),
         ):
             table.add_row(row)

@@ -73,9 +73,9 @@ def test_a_notebook_gets_one_output_that_ends_as_one_line(notebook, capsys):
 def test_a_notebook_keeps_messages(notebook):
     with progress.NotebookListener().watch("train:") as show:
         show(1, 4, "loss 0.5")
-        show(0, 0, "the batch was halved")
+        show(0, 0, "the batch was halved [/at 4]")  # brackets are no markup
     assert "loss 0.5" in notebook.tables[0]
-    assert notebook.tables[-1].strip() == "train: the batch was halved"
+    assert notebook.tables[-1].strip() == "train: the batch was halved [/at 4]"
 
 
 def test_another_cell_gets_an_output_of_its_own(notebook):

@@ -499,9 +499,10 @@ class LslSource:
         """Find what the stream says of its amplifier: channels of battery and impedance, and measured impedances."""
         self._impedance_rows: dict[int, tuple[str, float]] = {}
         self._battery_row: int | None = None
+        self._battery_in_percent = False
         for row, (name, kind, unit) in enumerate(zip(names, types, units, strict=True)):
             if kind == "battery" or "battery" in name.lower():
-                self._battery_row = row
+                self._battery_row, self._battery_in_percent = row, unit.startswith(("%", "percent"))
             elif kind == "impedance" or "impedance" in name.lower():
                 electrode = re.sub(r"[\W_]*impedance[\W_]*", "", name, flags=re.IGNORECASE) or name
                 self._impedance_rows[row] = (electrode, 1e-3 if unit.startswith(("ohm", "Ω", "ω")) else 1.0)
@@ -521,7 +522,7 @@ class LslSource:
         battery = None
         if self._battery_row is not None:
             level = float(values[-1, self._battery_row])
-            battery = level / 100 if level > 1 else level
+            battery = level / 100 if self._battery_in_percent or level > 1 else level
         impedance, self._measured = {**self._measured, **impedance}, {}
         return None if battery is None and not impedance else DeviceState(battery, impedance)
 

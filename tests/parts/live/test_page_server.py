@@ -195,6 +195,7 @@ def test_a_browser_starts_and_stops_the_recording_and_adds_notes(recorded):
             ({"type": "note"}, "The note is empty"),
             ({"type": "note", "text": "x" * 1001}, "has 1,001 characters, but at most 1,000 fit"),
             ({"type": "format the disk"}, "not a message of the live page"),
+            ({"type": "record"}, "not a message of the live page"),
             ("{", "not a message of the live page"),
             ("[]", "not a message of the live page"),
         ):
@@ -202,6 +203,9 @@ def test_a_browser_starts_and_stops_the_recording_and_adds_notes(recorded):
             assert said.count(". ") == 0  # one sentence
         assert say({"type": "note", "text": "blinks\tand moves "}) == ""
         while "blinks and moves" not in ear.hear("message")["message"]["sentence"]:
+            pass
+        assert say({"type": "note", "text": "half a character: \ud83d"}) == ""
+        while "half a character: ?" not in ear.hear("message")["message"]["sentence"]:
             pass
         assert say({"type": "record", "on": False}) == ""
         assert not ear.hear("recording")["recording"]["on"]

@@ -49,6 +49,7 @@ def test_the_link_the_battery_and_impedances_are_shown_as_far_as_the_stream_tell
         DeviceState(0.83),
         DeviceState(None, {"Oz": 4.5, "EOG": 9.0}),
         DeviceState(0.82, {"Fz": np.nan}),
+        DeviceState(np.nan),
     ):
         state.hear(Chunk(samples, times[part], device=device), 2.0)
     assert state.view_link()["battery"] == 0.82

@@ -547,7 +547,9 @@ class PageListener(Listener):
         if not self.state.stream or self.state.summary is not None:
             return "There is nothing to record: the session has not begun, or is over."
         if kind == "record":
-            self._ask(recorder.start if asked.get("on") is True else recorder.stop)
+            if not isinstance(asked.get("on"), bool):
+                return "This is not a message of the live page."
+            self._ask(recorder.start if asked["on"] else recorder.stop)
             return ""
         if kind != "note":
             return "This is not a message of the live page."
@@ -558,7 +560,8 @@ class PageListener(Listener):
             return f"The note has {len(note):,} characters, but at most {MOST_NOTE:,} fit; shorten it."
         if not recorder.is_recording:
             return "Nothing is recorded now: start the recording, then add the note."
-        self._ask(lambda: recorder.note(note.strip()))
+        words = note.strip().encode("utf-8", "replace").decode()  # half of a character cannot be written
+        self._ask(lambda: recorder.note(words))
         return ""
 
     async def _answer_image(self, request: Any) -> Any:

@@ -291,7 +291,7 @@ class PageState:
             self._n_missing += missing
             self._losses.append((self._newest, missing))
         if chunk.device is not None:
-            if chunk.device.battery is not None:
+            if chunk.device.battery is not None and np.isfinite(chunk.device.battery):
                 self.device["battery"] = round(min(max(chunk.device.battery, 0.0), 1.0), 3)
             if known := chunk.device.impedance:
                 before = self.device.get("impedance") or [None] * len(self.stream["channels"])
@@ -328,7 +328,7 @@ class PageState:
             samples = np.concatenate(list(self._recent), axis=1)
             self.quality = judge_channels(samples, microvolts=self.stream["unit"] == "µV")
             spread = measure_spread(np.where(np.isfinite(samples), samples, 0.0))
-            self.amplitude = [float(f"{value:.3g}") for value in spread]
+            self.amplitude = [make_plain(float(f"{value:.3g}")) for value in spread]
         return self.quality
 
     def decide(self, decision: Decision) -> dict[str, Any]:

@@ -29,7 +29,7 @@
   let stream = null, facts = {}, summary = null, session = "";
   let decisions = new Map(), histories = new Map(), messages = [];
   let score = null, latency = null, lost = [], shownNumber = null, held = false, painted = false;
-  let amplitude = [], link = {}, work = null, workAt = 0, recording = null;
+  let amplitude = [], link = {}, work = null, workAt = 0, recording = null, noted = null;
   let quality = [], age = null, ageAt = 0, socket = null, connected = false, refused = "", tries = 0;
   let traces = null;  // {columns, next, origin, low, high}
   const dirty = new Set();
@@ -636,7 +636,7 @@
       const box = $("record-answer"), wrong = Boolean(event.sentence);
       box.className = wrong ? "fine wrong" : "fine";
       box.textContent = event.sentence || "Done.";
-      if (!wrong) $("note").value = "";
+      if (!wrong && $("note").value === noted) $("note").value = "";
     },
     signal: readTraces,
     decision: (event) => {
@@ -701,7 +701,8 @@
   $("record-button").addEventListener("click", () => send({ type: "record", on: !recording.on }));
   $("note-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    send({ type: "note", text: $("note").value });
+    noted = $("note").value;
+    send({ type: "note", text: noted });
   });
   $("rows").addEventListener("change", () => dirty.add("traces"));
   $("gain").addEventListener("change", () => dirty.add("traces"));
