@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,10 +93,8 @@ def plan(
         print_json(_as_json(found, asks, notes) | {"weights": make_records(needed)})
         return
     if any(one.path is None for one in needed):
-        notes += [
-            *describe_missing(needed),
-            f"commands that fetch them: braindecode-vis weights list {source}",
-        ]
+        command = shlex.join(["weights", "list", source, *(f"--set={change}" for change in overrides or ())])
+        notes += [*describe_missing(needed), f"commands that fetch them: braindecode-vis {command}"]
     _print_plan(found, cluster.settings.parallel, asks, notes, swept=bool(over))
 
 
@@ -129,7 +128,7 @@ def _list_notes(found: SweepPlan, configs: list[RunConfig]) -> list[str]:
         )
     for plan, _ in found.plans:
         notes += [
-            f"the range of {step.name} is wide, as only a small piece of it was measured; --budget 60 measures more"
+            f"the range of {step.name} is wide, as only a small piece was measured; a larger --budget measures more"
             for step in plan.steps
             if step.low and step.high and step.high > 4.05 * step.low
         ]

@@ -568,7 +568,7 @@ def _run_pictures(
         content |= {
             "dataset": ArraysConfig(root=root).model_dump(mode="json"), "split": {"kind": "published"},
             "encoder": {"kind": "ridge", "alphas": [1000.0]}, "selection": {}, "analyses": [], "pretrain": None,
-            "synthetic": None,            "evaluation": evaluation,
+            "synthetic": None, "evaluation": evaluation,
         }  # fmt: skip
         small = validate_config(content, where="the small run of plan")
         run = open_run(small, Path(made) / "run")
