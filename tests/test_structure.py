@@ -22,7 +22,7 @@ FIGURES = {
     "arrows between these": 132,
     "circles, counting imports inside functions": 0,
     "modules in circles": 0,
-    "lines of the core": 115500,
+    "lines of the core": 115750,
     "files of the core": 337,
     "lines of part analyses": 8750,
     "files of part analyses": 30,

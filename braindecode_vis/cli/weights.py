@@ -108,40 +108,13 @@ def weights(
         return
     if not models:
         raise ConfigError("weights fetch needs names: braindecode-vis weights list shows them.")
-    place = to or published.find_cache_folder()
-    above = next(
-        folder
-        for folder in (place.expanduser().absolute(), *place.expanduser().absolute().parents)
-        if folder.is_dir()
-    )
-    console = make_console()
-    for model in models:
-        console.print(
-            f"{model.name}: {describe_size(model.count_bytes())} from {model.describe_place()}; {model.licence}",
-            markup=False,
-        )
-    from braindecode_vis.base.memory import describe_bytes
-
-    known = sum(model.count_bytes() or 0 for model in models)
-    console.print(
-        f"together {describe_bytes(known)} or more; {describe_bytes(shutil.disk_usage(above).free)} free",
-        markup=False,
-    )
-    found = {}
-    for model in models:
-        found[model.name] = published.fetch(model, to=None if to is None else to / model.name)
-        if not as_json:
-            needs_name = to is not None or bool(model.url) or model.named
-            what = (
-                f"name it with --set {model.option}=..." if needs_name else "it is found there automatically"
-            )
-            make_console(stderr=False).print(f"{model.name}: {found[model.name]}; {what}", markup=False)
+    found = _fetch(models, to, quiet=as_json)
     from braindecode_vis.config.explain import list_steps
 
     # Neither what was named wrongly nor what has to be named is fetched for a configuration.
     rest = [one for one in needed or () if one.path is None and one.name not in found and not one.leaves_out]
     for text in list_steps(rest):
-        console.print(f"still missing: {text}", markup=False, soft_wrap=True)
+        make_console().print(f"still missing: {text}", markup=False, soft_wrap=True)
     if as_json:
         print_json(
             {"run_folder": None, "scores": [], "fetched": {name: str(path) for name, path in found.items()}}
@@ -196,6 +169,36 @@ def _print_missing(needed: list[NeededWeights]) -> None:
     absent = [one for one in needed if one.path is None]
     for number, text in enumerate(list_steps(absent)):
         console.print(f"{'to fetch' if not number else 'and'}: {text}", markup=False, soft_wrap=True)
+
+
+def _fetch(models: list[PublishedModel], to: Path | None, *, quiet: bool) -> dict[str, Path]:
+    """Fetch models and return their folders; what comes, its size and the free space are printed first."""
+    from braindecode_vis.base.memory import describe_bytes
+    from braindecode_vis.embeddings import published
+
+    place = (to or published.find_cache_folder()).expanduser().absolute()
+    above = next(folder for folder in (place, *place.parents) if folder.is_dir())
+    console = make_console()
+    for model in models:
+        console.print(
+            f"{model.name}: {describe_size(model.count_bytes())} from {model.describe_place()}; {model.licence}",
+            markup=False,
+        )
+    known = sum(model.count_bytes() or 0 for model in models)
+    console.print(
+        f"together {describe_bytes(known)} or more; {describe_bytes(shutil.disk_usage(above).free)} free",
+        markup=False,
+    )
+    found = {}
+    for model in models:
+        found[model.name] = published.fetch(model, to=None if to is None else to / model.name)
+        if not quiet:
+            needs_name = to is not None or bool(model.url) or model.named
+            what = (
+                f"name it with --set {model.option}=..." if needs_name else "it is found there automatically"
+            )
+            make_console(stderr=False).print(f"{model.name}: {found[model.name]}; {what}", markup=False)
+    return found
 
 
 def _convert(sources: list[str], to: Path | None, half: bool, as_json: bool) -> None:
