@@ -616,7 +616,7 @@ def _load_outside(role: str, reference: str, entry: _Entry | None = None) -> typ
         raise ConfigError(f"the role {role} takes no components from outside the package")
     whose = reference if entry is None else f"{entry.name!r} of {_describe_package(entry)} ({reference})"
     module, found = import_reference(reference, whose)
-    plain = role == "network" and _is_module_class(found)
+    plain = role == "network" and is_module_class(found)
     if plain:
         maker, _, name = _PLAIN_MODULES.partition(":")
         cls, found = found, getattr(importlib.import_module(maker), name)(found, reference)
@@ -663,8 +663,9 @@ def _find_distribution(module_name: str) -> tuple[str | None, str | None]:
     return (names[0], metadata.version(names[0])) if names else (None, None)
 
 
-def _is_module_class(found: Any) -> bool:
-    torch = sys.modules.get("torch")  # whoever defines such a class has imported it
+def is_module_class(found: Any) -> bool:
+    """Say whether something is a class of torch modules; torch is not imported for that."""
+    torch = sys.modules.get("torch")  # imported already where such a class exists
     return torch is not None and isinstance(found, type) and issubclass(found, torch.nn.Module)
 
 

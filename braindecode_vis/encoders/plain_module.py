@@ -8,7 +8,6 @@ the class in fingerprints, as for every component from outside. Knows nothing of
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,6 +16,7 @@ from pydantic import Field
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.base.devices import keep_random_state
+from braindecode_vis.base.registry import is_module_class
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,12 +84,7 @@ def make_settings(cls: Any, reference: str) -> type[PlainModuleConfig]:
 
 def is_module(value: Any) -> bool:
     """Say whether something is a torch module, or a class of them; torch is not imported for that."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return False
-    return isinstance(value, torch.nn.Module) or (
-        isinstance(value, type) and issubclass(value, torch.nn.Module)
-    )
+    return is_module_class(value) or is_module_class(type(value))
 
 
 def describe_module(module: Any) -> dict[str, Any]:
@@ -182,7 +177,7 @@ def _has_parameters(module: Any) -> bool:
 
 
 def _list_parts(module: Any) -> dict[str, Any]:
-    """Return what tells two modules of a class apart before training: layers, their options, and shapes of weights."""
+    """Return what may differ between modules of one class before training: layers, their options, shapes of weights."""
     from torch.nn.parameter import is_lazy
 
     found: dict[str, Any] = {}
