@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,22 @@ def describe_bytes(n_bytes: float) -> str:
     if n_bytes >= 1e6:
         return f"{n_bytes / 1e6:,.0f} MB"
     return f"{n_bytes / 1e3:,.0f} kB" if n_bytes >= 1e3 else f"{max(0, int(n_bytes))} bytes"
+
+
+def describe_size(n_bytes: float | None) -> str:
+    """Return a size as `describe_bytes`; None is a size that is not known."""
+    return "size unknown" if n_bytes is None else describe_bytes(n_bytes)
+
+
+def describe_total(sizes: Sequence[float | None]) -> str:
+    """Return the sum of sizes, with ``or more`` if some are not known.
+
+    Examples
+    --------
+    >>> describe_total([2_500_000_000, 512]), describe_total([80_000_000, None])
+    ('2.5 GB', '80 MB or more')
+    """
+    return describe_bytes(sum(size or 0 for size in sizes)) + (" or more" if None in sizes else "")
 
 
 # --- limits -----------------------------------------------------------------------------------------------

@@ -117,6 +117,11 @@ class NeededWeights:
     convert: bool = False
     leaves_out: str = ""
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether a run needs them, no setting names them, and they are not here."""
+        return self.path is None and not self.leaves_out and not self.named
+
 
 #: Where something runs.
 Device = Literal["auto", "cpu", "cuda"]

@@ -300,7 +300,7 @@ def make_table_console() -> Console:
 
 def describe_missing(needed: list[NeededWeights]) -> list[str]:
     """Return sentences that say how many of the networks that a run loads are missing, and how large they are."""
-    from braindecode_vis.base.memory import describe_bytes
+    from braindecode_vis.base.memory import describe_size, describe_total
 
     if not needed:
         return ["weights: none needed"]
@@ -308,8 +308,7 @@ def describe_missing(needed: list[NeededWeights]) -> list[str]:
     for optional in (False, True):
         absent = [one for one in needed if one.path is None and bool(one.leaves_out) == optional]
         if absent:
-            more = " or more" if any(one.size is None for one in absent) else ""
-            size = f"{describe_bytes(sum(one.size or 0 for one in absent))}{more}"
+            size = describe_total([one.size for one in absent])
             names = ", ".join(f"{one.name or one.what} ({describe_size(one.size)})" for one in absent)
             rows = dict.fromkeys(", ".join(one.leaves_out for one in absent).split(", "))
             without = f"; a run without them leaves out {', '.join(rows)}" if optional else ""
@@ -332,13 +331,6 @@ def make_records(needed: list[NeededWeights]) -> list[dict[str, Any]]:
         )
         for one in needed
     ]
-
-
-def describe_size(size: int | None) -> str:
-    """Return a size in words."""
-    from braindecode_vis.base.memory import describe_bytes
-
-    return "size unknown" if size is None else describe_bytes(size)
 
 
 def list_overrides(overrides: list[str] | None, subjects: list[str] | None) -> list[str]:

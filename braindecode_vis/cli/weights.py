@@ -16,7 +16,6 @@ from braindecode_vis.cli.show import (
     complete_configs,
     complete_weights,
     describe_missing,
-    describe_size,
     make_console,
     make_records,
     print_json,
@@ -144,6 +143,7 @@ def _find_needed(names: list[str], overrides: list[str]) -> list[NeededWeights] 
 
 
 def _list_needed(needed: list[NeededWeights], as_json: bool) -> None:
+    from braindecode_vis.base.memory import describe_size
     from braindecode_vis.cli.discover import print_table
 
     if as_json:
@@ -173,7 +173,7 @@ def _print_missing(needed: list[NeededWeights]) -> None:
 
 def _fetch(models: list[PublishedModel], to: Path | None, *, quiet: bool) -> dict[str, Path]:
     """Fetch models and return their folders; what comes, its size and the free space are printed first."""
-    from braindecode_vis.base.memory import describe_bytes
+    from braindecode_vis.base.memory import describe_bytes, describe_size
     from braindecode_vis.embeddings import published
 
     place = (to or published.find_cache_folder()).expanduser().absolute()
@@ -224,6 +224,7 @@ def _convert(sources: list[str], to: Path | None, half: bool, as_json: bool) -> 
 
 
 def _list(models: list[PublishedModel], as_json: bool, *, in_full: bool) -> None:
+    from braindecode_vis.base.memory import describe_size
     from braindecode_vis.cli.discover import print_table
     from braindecode_vis.embeddings.published import find_cached
 

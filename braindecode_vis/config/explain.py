@@ -21,7 +21,7 @@ import braindecode_vis
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, check_installed, suggest
 from braindecode_vis.base.consent import may_download
 from braindecode_vis.base.contracts import EncoderSettings, ImageEncoderSettings, Prior
-from braindecode_vis.base.memory import describe_bytes
+from braindecode_vis.base.memory import describe_size, describe_total
 from braindecode_vis.base.parts import describe_missing
 from braindecode_vis.base.registry import Component, find_component, find_nested, list_inside, list_kinds
 from braindecode_vis.base.remote import refuse_address
@@ -531,13 +531,10 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
     for key, entry in _walk(config, stage):
         try:
             needed = _list_needed(key, entry)
-        except BraindecodeVisError:  # packages are missing, as is said below
+        except BraindecodeVisError:  # a missing package is reported below
             continue
         allowed = getattr(entry, "allow_download", False) or may_download()
-        absent = [
-            one for one in needed
-            if one.path is None and not (one.leaves_out or one.named or (allowed and one.place))
-        ]  # fmt: skip
+        absent = [one for one in needed if one.is_missing and not (allowed and one.place)]
         missing += absent
         unread |= {key for _ in absent}
     if missing:
@@ -586,13 +583,10 @@ def list_weights(config: RunConfig) -> list[NeededWeights]:
 def describe_weights(missing: Sequence[NeededWeights]) -> str:
     """Return one sentence that names missing weights, their sizes and what to do, without its full stop."""
     items = [
-        f"{' and '.join(one.settings)} needs {one.name or one.what}"
-        f" ({'size unknown' if one.size is None else describe_bytes(one.size)})"
+        f"{' and '.join(one.settings)} needs {one.name or one.what} ({describe_size(one.size)})"
         for one in missing
     ]
-    known = sum(one.size or 0 for one in missing)
-    more = " or more" if any(one.size is None for one in missing) else ""
-    total = f", {describe_bytes(known)}{more} together" if len(missing) > 1 else ""
+    total = f", {describe_total([one.size for one in missing])} together" if len(missing) > 1 else ""
     number = f"{len(missing)} networks are" if len(missing) > 1 else "one network is"
     steps = "; ".join(list_steps(missing))
     if any(one.name and one.automatic for one in missing) and not may_download():

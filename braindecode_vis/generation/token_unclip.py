@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.settings import NeededWeights, Settings
 from braindecode_vis.base.stimuli import resize_image
 from braindecode_vis.embeddings.weights import PublishedFiles
@@ -86,11 +86,6 @@ class RefineConfig(Settings):
 
     def find_folder(self) -> Path:
         """Return the folder of the SDXL."""
-        if self.weights is None:
-            raise ConfigError(
-                "the refinement of the generator token_unclip has no weights: set generator.refine.weights to a folder "
-                "that holds an SDXL in the format of diffusers (6.9 GB in half precision), or generator.refine to null."
-            )
         return find_folder(self.weights, False, self._published)
 
     def list_weights(self) -> list[NeededWeights]:
@@ -99,7 +94,12 @@ class RefineConfig(Settings):
 
     @property
     def _published(self) -> PublishedFiles:
-        return describe_folder("", "refinement of the generator token_unclip")
+        return replace(
+            describe_folder("", "refinement of the generator token_unclip"),
+            refusal="the refinement of the generator token_unclip has no weights: set generator.refine.weights to a "
+            "folder that holds an SDXL in the format of diffusers (6.9 GB in half precision), or generator.refine to "
+            "null",
+        )
 
     def check_files(self) -> None:
         """Raise `ConfigError` unless the folder is there."""

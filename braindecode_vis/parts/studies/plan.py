@@ -151,7 +151,7 @@ def _grow(
 ) -> list[PieceCost]:  # fmt: skip
     """Run pieces of growing size, the time of which grows by a power, while the next one should fit; at least two.
 
-    Up to the `wanted` size, pieces may take a few times the budget, which is said before.
+    Up to the `wanted` size, pieces may take a few times the budget, which is announced.
     """
     pieces: list[PieceCost] = []
     for size in sizes:
@@ -329,8 +329,7 @@ def _stand_in(config: RunConfig) -> tuple[RunConfig, str]:
 
     missing = []
     with suppress(ConfigError):  # a package is not installed, as the step that needs it says
-        needed = list_weights(config)
-        missing = [one for one in needed if one.path is None and not one.leaves_out and not one.named]
+        missing = [one for one in list_weights(config) if one.is_missing]
     if not missing:
         return config, ""
     content, known = config.model_dump(mode="json"), dict(config.walk())
