@@ -70,7 +70,7 @@ from braindecode_vis.datasets.own_data import Pictures, index_pictures, make_new
 from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.generation.captions import CaptionDecoder, fit_decoders, write_with_encoder
 from braindecode_vis.pipeline.progress import find_listener
-from braindecode_vis.pipeline.runs import watch_when_told
+from braindecode_vis.pipeline.runs import watch_lazily
 
 if TYPE_CHECKING:
     from torch import nn
@@ -255,7 +255,7 @@ class Decoder(BaseEstimator):
         )
         if self._settings.decodes_categories:
             decoder = roles.build(CategoryDecoder, self._settings, seed=seed)
-            with watch_when_told(find_listener(verbose=self.verbose), "fit:") as tell:
+            with watch_lazily(find_listener(verbose=self.verbose), "fit:") as tell:
                 decoder.bind(replace(NOTHING_LENT, progress=tell))
                 self._fitted = decoder.fit(labelled, labelled.trials["concept"].to_numpy(dtype=object))
             decoder.bind(NOTHING_LENT)
@@ -276,7 +276,7 @@ class Decoder(BaseEstimator):
         encoder = roles.build(BrainEncoder, self._settings, seed=seed)
         targets = self._bank.select(list(labelled.stimulus_ids))
         learners = (self._play_prior(), self._play_generator(), *captions)
-        with watch_when_told(find_listener(verbose=self.verbose), "fit:") as tell:
+        with watch_lazily(find_listener(verbose=self.verbose), "fit:") as tell:
             encoder.bind(Context(images=self._stimuli, progress=tell))
             encoder.fit(labelled, targets)
             self._out_of_fold = None

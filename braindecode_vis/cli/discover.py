@@ -149,14 +149,12 @@ def _read_configs() -> list[dict[str, Any]]:
     """Return name, data set, modality, split and header of every shipped configuration, without validating it."""
     from dataclasses import asdict
 
-    import yaml
-
     from braindecode_vis.config import list_shipped, read_header
     from braindecode_vis.datasets.manifests import find_manifest
 
     found = []
     for path in list_shipped().values():
-        content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = _read_plain(path)
         kind = content["dataset"]["kind"]
         encoder = content.get("encoder", {"kind": "ridge"})
         found.append(
@@ -166,6 +164,13 @@ def _read_configs() -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return found
+
+
+def _read_plain(path: Path) -> Any:
+    """Return the content of a configuration, without validating it."""
+    import yaml
+
+    return yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def configs(
@@ -274,7 +279,7 @@ def describe(
     from dataclasses import asdict
 
     from braindecode_vis.base.checks import ConfigError
-    from braindecode_vis.config import find_config, read_header
+    from braindecode_vis.config import find_config, list_shipped, read_header
     from braindecode_vis.config.explain import ROLES, explain
     from braindecode_vis.datasets.manifests import find_manifest
 
@@ -335,12 +340,11 @@ def describe(
         console.print(text, markup=False)
     if any(one.path is None for one in weights):
         console.print(f"commands that fetch them: braindecode-vis weights list {name}", markup=False)
-    for config in _read_configs():
-        if config["path"] == str(path):
-            manifest = find_manifest(config["dataset"])
-            root = " --root DIR" if manifest.needs_files else ""
-            console.print(f"data: braindecode-vis datasets {manifest.name}", markup=False)
-            console.print(f"to run: braindecode-vis run {path.stem}{root}", markup=False)
+    if path in list_shipped().values():
+        manifest = find_manifest(_read_plain(path)["dataset"]["kind"])
+        root = " --root DIR" if manifest.needs_files else ""
+        console.print(f"data: braindecode-vis datasets {manifest.name}", markup=False)
+        console.print(f"to run: braindecode-vis run {path.stem}{root}", markup=False)
 
 
 def _read_weights(path: Path) -> tuple[list[NeededWeights], str]:

@@ -184,9 +184,14 @@ class RunPredictions:
         )
         return pictures + notebook.show_table(first)
 
+    @cached_property
+    def _gallery_ids(self) -> frozenset[str]:
+        return (
+            frozenset() if self.candidates is None else frozenset(self.candidates.embeddings.ids.astype(str))
+        )
+
     def _find_seen(self, name: str) -> np.ndarray | None:
-        inside = self.candidates is not None and name in set(self.candidates.embeddings.ids.astype(str))
-        return self.read_picture(name) if inside else None
+        return self.read_picture(name) if name in self._gallery_ids else None
 
     @property
     def embeddings(self) -> Embeddings:

@@ -270,9 +270,7 @@ def name_workspace(run: Run, name: str, asked: Any) -> Path:
 
 
 @contextmanager
-def watch_when_told(
-    listener: ProgressListener, description: str
-) -> Iterator[Callable[[int, int, str], None]]:
+def watch_lazily(listener: ProgressListener, description: str) -> Iterator[Callable[[int, int, str], None]]:
     """Yield what `ProgressListener.watch` gives; its bar opens at the first call, since most components are silent."""
     show: Callable[[int, int, str], None] | None = None
     with ExitStack() as stack:
@@ -307,7 +305,7 @@ def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
     # The bar is closed with the loan, before the next stage opens one.
-    with watch_when_told(run.listener, f"{name}:") as tell:
+    with watch_lazily(run.listener, f"{name}:") as tell:
         yield Context(
             checkpoints=folder, progress=tell, device=run.config.retrieval.device, earlier=run.earlier
         )

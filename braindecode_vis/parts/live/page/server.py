@@ -49,6 +49,7 @@ THUMBNAIL_PX = 384
 SHARP_BELOW = 128  # px; smaller pictures are sent as they are, and the page enlarges their pixels
 MIN_TOKEN = 12  # characters of a token of one's own
 MOST_NOTE = 1000  # characters of a note
+NO_MESSAGE = "This is not a message of the live page."
 MAX_MARK_AGE = 30.0  # s; a mark that is older comes from a clock that jumped
 REFUSED = "This page needs its token: use the address that the command `live` printed."
 POLICY = (
@@ -540,7 +541,7 @@ class PageListener(Listener):
             asked = json.loads(text)
             kind = asked["type"]
         except (ValueError, KeyError, TypeError):
-            return "This is not a message of the live page."
+            return NO_MESSAGE
         recorder = self._recorder
         if recorder is None:
             return "This session has no recording: start it with --record DIR."
@@ -548,11 +549,11 @@ class PageListener(Listener):
             return "There is nothing to record: the session has not begun, or is over."
         if kind == "record":
             if not isinstance(asked.get("on"), bool):
-                return "This is not a message of the live page."
+                return NO_MESSAGE
             self._ask(recorder.start if asked["on"] else recorder.stop)
             return ""
         if kind != "note":
-            return "This is not a message of the live page."
+            return NO_MESSAGE
         note = asked.get("text")
         if not isinstance(note, str) or not note.strip():
             return "The note is empty: write what happened, then add it."
