@@ -216,7 +216,7 @@ class DecodingRun:
         Returns
         -------
         DataFrame
-            ``attrs["verified"]`` says how chain, fit, choice, prediction, material and score were verified.
+            ``attrs["verified"]`` says how chain, data, fit, choice, prediction, material and score were verified.
         """
         audit_run = ask_part("audit_run")
         # What is audited must be finished.

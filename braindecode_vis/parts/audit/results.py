@@ -1,4 +1,4 @@
-"""Checks that targets, fits, predictions, ranks and images follow from the stages before them.
+"""Checks that responses, targets, fits, predictions, ranks and images follow from the stages before them.
 
 Tolerances leave room for another device, and for no more. What is dear (pretrained networks, diffusion models, networks
 that are trained again) is left to ``--refit``, and said to be known by record.
@@ -6,6 +6,7 @@ that are trained again) is left to ``--refit``, and said to be known by record.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ import pandas as pd
 
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, normalise_rows
-from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
+from braindecode_vis.base.consent import ConsentError
 from braindecode_vis.base.contracts import Context, ImageEncoder
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import ImageRows, find_comparison_size
@@ -28,12 +30,14 @@ from braindecode_vis.parts.audit.choices import (
     measure_distance,
 )
 from braindecode_vis.parts.audit.differences import (
+    RESPONSE_TOLERANCE,
     compare_files,
     compare_images,
+    compare_responses,
     compare_tables,
     compare_vectors,
 )
-from braindecode_vis.parts.audit.recompute import RecomputedRun
+from braindecode_vis.parts.audit.recompute import RecomputedRun, require_space
 from braindecode_vis.pipeline import decoding, learning, preparing
 from braindecode_vis.pipeline.image_files import INDEX, read_image_rows
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
@@ -62,6 +66,64 @@ COSINE_TOLERANCE = 1e-5
 def name_tampering(check: str, text: str, where: str = "") -> AuditFinding:
     """Return the finding that a file is not what the stages before it give."""
     return AuditFinding(check, "leak", f"tampered: {text}.", where)
+
+
+# --- responses --------------------------------------------------------------------------------------------
+
+
+def check_prepared(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
+    """Preprocess the recordings again with the settings of the run; compare trials, stimuli, split and responses."""
+    what = "trials and responses"
+    if not run.thorough:
+        reason = f"preprocessing took {_read_seconds(run.prepared):.0f} s; add --refit to do it again"
+        run.state("data", "by record", what, reason)
+        return []
+    stored = run.prepared.path
+    try:
+        again.require_current(run.prepared)
+        told = run.prepared.fields.get("inputs") or {}
+        if again.config.dataset.hash_inputs() != told:
+            raise DataError("the recordings are not those that the run was made from")
+        require_space(stored, again.folder.path, "responses and stimuli")
+        made = again.compute("preprocess", preparing.preprocess)[stored.as_posix()]
+    except ConsentError:
+        raise
+    except (BraindecodeVisError, OSError) as error:
+        run.state("data", "by record", what, str(error).rstrip("."))
+        return []
+    run.state("data", "recomputed", what)
+    text = _compare_prepared(stored, made)
+    shutil.rmtree(made)
+    if text:
+        return [
+            name_tampering(
+                "responses", f"{text} from the recordings", stored.relative_to(run.folder).as_posix()
+            )
+        ]
+    text = f"{run.responses.n_trials} trials and their responses are those that the recordings give."
+    return [AuditFinding("responses", "ok", text)]
+
+
+def _compare_prepared(stored: Path, made: Path) -> str:
+    """Return the first difference of two artifacts of the preprocessing in words: trials, responses, then the rest."""
+    trials = [pd.read_parquet(folder / "responses" / "trials.parquet") for folder in (stored, made)]
+    if text := compare_tables(*trials, tolerance=0.0):
+        return f"trials.parquet: {text}"
+    if added := [str(name) for name in trials[0] if name not in trials[1]]:
+        return f"trials.parquet: its column {added[0]} is not among those that come"
+    arrays = [
+        np.load(folder / "responses" / "data.npy", mmap_mode="r", allow_pickle=False)
+        for folder in (made, stored)
+    ]
+    rows, largest = compare_responses(*arrays)
+    if not len(rows):
+        return compare_files(stored, made, RESPONSE_TOLERANCE, skip=("root",), leave=("data.npy",))
+    n_tested = int((trials[0]["split"].iloc[rows] == "test").sum())
+    first = trials[0]["stimulus_id"].iloc[int(rows[0])]
+    return (
+        f"the responses of {len(rows)} of {len(trials[0])} trials ({n_tested} of them test trials), first "
+        f"row {rows[0]} ({first}), differ by up to {largest:.2g} SD from those that come"
+    )
 
 
 # --- targets and fits -------------------------------------------------------------------------------------
