@@ -27,7 +27,7 @@ from braindecode_vis.base.checks import ConfigError, DataError, check_columns, c
 from braindecode_vis.base.contracts import Progress, count_steps
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.locks import hold_folder
-from braindecode_vis.base.memory import check_memory
+from braindecode_vis.base.memory import check_memory, describe_kill
 from braindecode_vis.base.store import RunFolder, hash_json, list_differences, write_json
 from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig, FmriChannels
 from braindecode_vis.datasets.corpus.manifest import (
@@ -869,8 +869,8 @@ def _write_shards(
                 yield task.result()
         except BrokenExecutor as error:
             raise DataError(
-                "a process that prepares runs was killed, perhaps because memory ran out; finished "
-                "shards are kept, so run the same command again, with fewer --jobs."
+                f"one of the {n} processes that prepare runs ended: {describe_kill()}. Finished shards are kept: run "
+                "the same command again, with fewer --jobs if memory ran out."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
