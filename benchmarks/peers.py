@@ -292,31 +292,50 @@ def make_permutations(folder: Path, queries: int, resamples: int) -> Work:
 
 
 def make_embedding(folder: Path, kind: str, images: int) -> Work:
-    """Embed pictures of 500 pixels in batches of 16: ours against the library's transform and network in a loop."""
+    """Embed pictures of 500 pixels: ours against the library's transform and network in a loop, in batches of 16."""
     import torch
     from PIL import Image
 
+    from braindecode_vis.embeddings.efficientnet import (
+        EfficientNetConfig,
+        find_packaged_weights,
+        rename_weights,
+    )
     from braindecode_vis.embeddings.openclip import OpenClipConfig
     from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
 
     settings = {"weights": "random", "device": "cpu", "batch_size": 16}
     if kind == "openclip":
-        config = OpenClipConfig(architecture="ViT-B-32", pretrained="laion2b_s34b_b79k", **settings)
+        encoder: Any = OpenClipConfig(
+            architecture="ViT-B-32", pretrained="laion2b_s34b_b79k", **settings
+        ).build()
+    elif kind == "torchvision":
+        encoder = TorchvisionConfig(architecture="resnet50", **settings).build()
     else:
-        config = TorchvisionConfig(architecture="resnet50", **settings)
-    encoder = config.build()
+        encoder = EfficientNetConfig(device="cpu").build()
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (images, 25, 25, 3), dtype=np.uint8)
     pictures = [np.asarray(Image.fromarray(picture).resize((500, 500))) for picture in coarse]
-    encoder.load()
+    encoder.encode(pictures[:1])  # reads the weights
 
     def loop_of_library() -> Any:
-        network = deepcopy(encoder.load().network).to(memory_format=torch.contiguous_format)
+        if kind == "efficientnet-lite0":
+            import timm
+            from timm.data import create_transform
+
+            network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+            state = torch.load(find_packaged_weights(), map_location="cpu", weights_only=True)
+            network.load_state_dict(rename_weights(state, network.state_dict()))
+            network.reset_classifier(0)
+            plain = dict(input_size=(3, 224, 224), interpolation="bicubic", crop_pct=1.0)
+            transform = create_transform(**plain, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+        else:
+            network = deepcopy(encoder.load().network).to(memory_format=torch.contiguous_format)
         if kind == "openclip":
             from open_clip import image_transform
 
             transform = image_transform(224, is_train=False)
-        else:
+        elif kind == "torchvision":
             from torchvision.models import ResNet50_Weights
 
             transform = ResNet50_Weights.IMAGENET1K_V2.transforms()
@@ -332,8 +351,8 @@ def make_embedding(folder: Path, kind: str, images: int) -> Work:
 
         return embed
 
-    peer = {"openclip": "open_clip in a loop", "torchvision": "torchvision in a loop"}[kind]
-    return Work(lambda: encoder.encode(pictures), {peer: loop_of_library})
+    peer = {"openclip": "open_clip", "torchvision": "torchvision", "efficientnet-lite0": "timm"}[kind]
+    return Work(lambda: encoder.encode(pictures), {f"{peer} in a loop": loop_of_library})
 
 
 # --- networks ---------------------------------------------------------------------------------------------
@@ -603,6 +622,7 @@ def _pixels(name: str, title: str, names: tuple[str, ...]) -> Row:
     )  # fmt: skip
 
 
+TOWERS = ("openclip", "torchvision", "efficientnet-lite0")
 ROWS = (
     _ridge("ridge", "Ridge, one penalty", False, (1500, 4250), (3000, 2000), (8000, 1000)),
     # As long as fifty fits, and in other packages longer.
@@ -636,8 +656,8 @@ ROWS = (
     Row(
         "embedding", "Image embedding", make_embedding, "{kind}, {images} images of 500 px",
         tiny=dict(kind="torchvision", images=1),
-        quick=(dict(kind="openclip", images=2), dict(kind="torchvision", images=2)),
-        full=(dict(kind="openclip", images=32), dict(kind="torchvision", images=32)),
+        quick=tuple(dict(kind=kind, images=2) for kind in TOWERS),
+        full=tuple(dict(kind=kind, images=32) for kind in TOWERS),
         tolerance=1e-3,  # other layouts of convolutions
     ),
     Row(
