@@ -26,7 +26,7 @@ from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
 from braindecode_vis.generation.latent_diffusion_training import StimulusSource, train_generator
-from braindecode_vis.parts.audit.results import check_prepared
+from braindecode_vis.parts.audit.results import check_embedded, check_prepared
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline import decoding, learning, preparing
 from braindecode_vis.pipeline.reconstruction import fit_prior
@@ -597,6 +597,120 @@ def test_without_recordings_the_trials_are_known_by_record(bases, monkeypatch):
         run, found = forgeries.take_step(bases("ranked"), check_prepared, thorough=True)
         (told,) = run.verified
         assert (found, told.how, words in told.reason) == ([], "by record", True)
+
+
+# --- planted in a file of targets --------------------------------------------------------------------------
+
+
+def run_imported(folder, vectors, ids):
+    """Rank images by targets that someone brings in a file."""
+    folder.mkdir()
+    np.save(folder / "bank.npy", np.asarray(vectors, dtype=np.float32))
+    (folder / "ids.txt").write_text("\n".join(map(str, ids)))
+    files = f"files: {folder / 'bank.npy'}, ids: {folder / 'ids.txt'}"
+    target = f"target={{kind: imported, layout: rows, network: toy, {files}}}"
+    return run_until(folder / "run", [*MORE, target, "generator={kind: nearest}"], pipeline.retrieve)
+
+
+#: 80 training images and 40 tested ones.
+MORE = ["dataset.n_train=80", "dataset.n_test=40", "encoder.alphas=[10, 100, 1000]"]
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """Features that a network might compute of the pixels, and the run with them."""
+    folder = tmp_path_factory.mktemp("imported")
+    run = open_run(read_config("synthetic_digits", [*SIZES, *MORE]), folder / "bare")
+    stimuli = preparing.preprocess(run).stimuli
+    pixels = np.stack([image.reshape(-1) for image in stimuli.iterate_images()]) / 255.0
+    weights = np.random.default_rng(1).normal(size=(pixels.shape[1], 30))
+    vectors = np.maximum((pixels - 0.5) @ weights, 0) + 0.01
+    return run_imported(folder / "honest", vectors, stimuli.ids), vectors, stimuli.ids
+
+
+def judge_targets(folder, *, thorough=True):
+    return forgeries.take_step(folder, check_embedded, thorough=thorough)
+
+
+def scale_by_all(vectors, n_train, predicted):
+    return (vectors - vectors.mean(axis=0)) / vectors.std(axis=0)
+
+
+def centre_by_all(vectors, n_train, predicted):
+    return vectors - vectors.mean(axis=0)
+
+
+def divide_by_spread_of_all(vectors, n_train, predicted):
+    return vectors / vectors.std(axis=0)
+
+
+def centre_each_side(vectors, n_train, predicted):
+    """Test targets around their own mean, which no single image knows, and training targets around theirs."""
+    train, test = np.split(vectors, [n_train])
+    return np.concatenate([train - train.mean(axis=0) + 0.2, test - test.mean(axis=0)])
+
+
+def take_components_of_all_targets(vectors, n_train, predicted):
+    centred = vectors - vectors.mean(axis=0)
+    return centred @ np.linalg.svd(centred, full_matrices=False)[2].T + 5
+
+
+def whiten_by_all(vectors, n_train, predicted):
+    centred = vectors - vectors.mean(axis=0)
+    return np.linalg.svd(centred, full_matrices=False)[0] * np.sqrt(len(vectors))
+
+
+def draw_to_predictions(vectors, n_train, predicted):
+    return np.concatenate([vectors[:n_train], 0.5 * vectors[n_train:] + 0.5 * predicted])
+
+
+def scale_by_training(vectors, n_train, predicted):
+    """What an honest person does."""
+    return (vectors - vectors[:n_train].mean(axis=0)) / vectors[:n_train].std(axis=0)
+
+
+#: What is done to the vectors, the level that the audit finds, and its words.
+IN_TARGETS = {
+    scale_by_all: ("leak", "mean 0 holds over training and test images"),
+    centre_by_all: ("leak", "mean 0 holds over training and test images"),
+    divide_by_spread_of_all: ("leak", "SD 1 holds over training and test images"),
+    centre_each_side: ("leak", "mean 0 holds over test images alone"),
+    take_components_of_all_targets: (
+        "leak",
+        "no correlation of features holds over training and test images",
+    ),
+    whiten_by_all: ("leak", "over training and test images"),
+    draw_to_predictions: ("warning", "nearer to their predictions than those of training images"),
+    scale_by_training: None,
+}
+
+
+@pytest.mark.parametrize("change", IN_TARGETS, ids=lambda change: change.__name__)
+def test_what_is_planted_in_a_file_of_targets_is_found(honest, tmp_path, change):
+    folder, vectors, ids = honest
+    predicted = store.read_embeddings(find_artifact(folder, "retrieve") / "fold00")
+    n_train = len(ids) - len(predicted)
+    assert list(ids[n_train:]) == list(predicted.ids)
+    run, found = judge_targets(
+        run_imported(tmp_path / "made", change(vectors, n_train, predicted.flat()), ids)
+    )
+    wanted = IN_TARGETS[change]
+    if wanted is None:
+        assert found == []
+    else:
+        (item,) = found
+        assert (item.check, item.level, wanted[1] in item.message) == ("targets", wanted[0], True), item
+    # What computed a file is not known, whatever was found.
+    assert {item.how for item in run.verified} == {"by record"}
+
+
+def test_honest_files_of_targets_pass(honest):
+    assert judge_targets(honest[0])[1] == []
+    run, found = judge_targets(honest[0], thorough=False)
+    assert found == []
+    assert ("distance of imported targets from predictions", "add --refit") in {
+        (item.what, item.reason) for item in run.verified
+    }
 
 
 # --- planted in the data before the run ---------------------------------------------------------------------
