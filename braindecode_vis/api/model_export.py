@@ -338,7 +338,7 @@ def _tell_program(decoder: Any, to: str, name: str, checked: Mapping[str, Any]) 
     )
     counts = checked["averaged_repetitions"]
     means = (
-        f" They are means of {counts[0]:g} repetitions, and a linear Gaussian model takes every trial for such a mean."
+        f" Its trials are means of {counts[0]:g} repetitions, and a linear Gaussian model takes every trial for one."
         if counts != [1] and len(counts) == 1
         else ""
     )

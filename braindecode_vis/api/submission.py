@@ -37,8 +37,9 @@ N_FEATURES = 1536
 TOLERANCE = 1e-5
 #: How the judge cuts and cleans recordings, by the names of settings of a data set.
 _CHAIN: Mapping[str, Any] = {
-    "l_freq": 0.1, "h_freq": 75.0, "mvnn": "none", "reference": "none", "interpolate": False, "causal": False,
-    "ica": None, "autoreject": None,
+    "notch": [50.0, 60.0], "l_freq": 0.1, "h_freq": 75.0, "scaling.method": "robust", "scaling.clamp": 20.0,
+    "baseline": [-0.2, 0.0], "mvnn": "none", "reference": "none", "interpolate": False, "causal": False, "ica": None,
+    "autoreject": None,
 }  # fmt: skip
 _BASE = "benchmark_utils.base_solver"
 
@@ -113,18 +114,32 @@ def _check_trials(decoder: Any, preparation: Mapping[str, Any]) -> int:
             f"those of the run have {len(times)} samples from {times[0]:.3f} to {times[-1]:.3f} s; set dataset.sfreq, "
             "dataset.tmin and dataset.window."
         )
-    done = {**preparation.get("plan", {}), **preparation.get("cleaning", {})}
+    done = _describe_chain(preparation)
     other = [
-        f"dataset.{name} {value}, not {done[name]}"
+        f"dataset.{name}={value} (now {done[name]})"
         for name, value in _CHAIN.items()
-        if done.get(name, value) != value
+        if name in done and done[name] != value
     ]
     if other:
         raise ConfigError(
             "the challenge gives finished trials, which were not made as those of the run, and this cannot be done to "
-            f"them afterwards; make the run with {'; '.join(other)}."
+            f"them afterwards; make the run with {', '.join(other)}."
         )
     return first
+
+
+def _describe_chain(preparation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the steps of a run as `_CHAIN` has them; nothing where the trials came prepared."""
+    done = {**preparation.get("plan", {}), **preparation.get("cleaning", {})}
+    if "notch" in done:
+        scaling = done.pop("scaling") or {}
+        done |= {f"scaling.{name}": scaling.get(name) for name in ("method", "clamp")}
+        # Multiples lie above the band.
+        done["notch"] = sorted({50.0, 60.0} & set(done["notch"]))
+    if done.get("baseline") is not None:
+        start, stop = done["baseline"]
+        done["baseline"] = [done["tmin"] if start is None else start, stop]
+    return done
 
 
 def _take_module(decoder: Any, trials: Responses) -> tuple[Any, dict[str, Any], Embeddings]:

@@ -255,7 +255,15 @@ def test_what_cannot_be_submitted_is_one_sentence(tmp_path):
         rng.normal(size=(24, 9)), images=rng.random((12, 8, 8)), shown=np.arange(24) % 12
     )
     classes = bdv.Decoder(encoder="lda").fit(rng.normal(size=(24, 9)), np.array(["face", "house"] * 12))
-    cut = {"plan": {"mvnn": "epochs"}, "cleaning": {"l_freq": None, "notch": [50.0]}}
+    cleaning = {"l_freq": 0.1, "h_freq": 75.0, "notch": [50.0, 60.0, 100.0], "reference": "none"}
+    right = {
+        "plan": {"mvnn": "none", "tmin": -0.2, "baseline": [None, 0.0]},
+        "cleaning": {**cleaning, "scaling": {"method": "robust", "clamp": 20.0, "per": "session"}},
+    }
+    cut = {
+        "plan": {**right["plan"], "mvnn": "epochs"},
+        "cleaning": {**cleaning, "l_freq": None, "scaling": None},
+    }
     for decoder, preparation, words in (
         (classes, {}, "asks for embeddings of images, but the run decodes categories"),
         (
@@ -278,7 +286,7 @@ def test_what_cannot_be_submitted_is_one_sentence(tmp_path):
         (
             fit(tmp_path, short),
             cut,
-            "make the run with dataset.l_freq 0.1, not None; dataset.mvnn none, not epochs",
+            "with dataset.l_freq=0.1 .now None., dataset.scaling.method=robust .now None., .*mvnn=none .now epochs",
         ),
         (fit(tmp_path, people, aligned), {}, "ridge with encoder.subject_alignment needs the subject"),
         (fit(tmp_path, people, network), {}, "aligns each subject by its own training trials"),
@@ -292,7 +300,7 @@ def test_what_cannot_be_submitted_is_one_sentence(tmp_path):
             write_submission(decoder, tmp_path / "mine", preparation)
         assert "\n" not in str(caught.value)
     # The network of one subject aligns everybody as this one.
-    write_submission(fit(tmp_path, short, network), tmp_path / "mine", {})
+    write_submission(fit(tmp_path, short, network), tmp_path / "mine", right)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.txt", "mine", "mine.zip", "rows.npy"]
     with pytest.raises(bdv.ConfigError, match="exists"):
         write_submission(fit(tmp_path, short), tmp_path / "mine", {})
