@@ -344,8 +344,22 @@ def test_images_and_gallery_from_the_shell(tmp_path, command_line):
         for row, name in enumerate(table[kind]):
             np.testing.assert_array_equal(read_png(out / name), run.reconstructions[kind][row])
     assert read_png(out / "gallery.png").shape[2] == 4
+    judged = tmp_path / "judged"
+    done = command_line("export", run.folder, "--what", "submission", "--to", "basic", "--out", judged)
+    assert done.returncode == 0, done.stderr
+    (place,) = (judged / "res_decoding").iterdir()
+    for kind, name in (("seen", "images"), ("decoded", run.config.name)):
+        assert sorted(path.name for path in (place / name).iterdir()) == sorted(
+            path.name for path in (out / kind).iterdir()
+        )
+        for path in (place / name).iterdir():
+            np.testing.assert_array_equal(read_png(path), read_png(out / kind / path.name))
     for more, words in (
         (("--what", "images", "--out", out), "exists; choose another path"),
+        (
+            ("--what", "submission", "--to", "basic", "--fold", 0, "--out", tmp_path / "x"),
+            "leave fold and subject out",
+        ),
         (("--what", "images", "--to", "csv", "--out", tmp_path / "x"), "images cannot be written as csv"),
         (("--what", "images", "--subject", "s/1", "--out", tmp_path / "x"), "leave fold and subject out"),
         (("--what", "scores", "--out", tmp_path / "x"), "give the format of scores with --to: one of netcdf"),
