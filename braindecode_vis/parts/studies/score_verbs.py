@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from braindecode_vis.cli.show import Debug, Json, make_console, print_json, print_scores
+from braindecode_vis.parts.studies.track_verbs import score_on_track
 
 
 def score(
@@ -88,6 +89,25 @@ def score(
     out: Annotated[
         Path | None, typer.Option("--out", help="New folder for scores (JSON, CSV), items and the page.")
     ] = None,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            "--track",
+            help="Score the entry of this folder or ZIP on a track. Only --gallery, --split, --auditor and --json "
+            "apply then.",
+        ),
+    ] = None,
+    gallery: Annotated[
+        str | None,
+        typer.Option("--gallery", help="With --track: candidates that the judge embedded, with ids."),
+    ] = None,
+    split: Annotated[Path | None, typer.Option("--split", help="With --track: file of the split.")] = None,
+    auditor: Annotated[
+        str | None,
+        typer.Option(
+            "--auditor", help="With --track: audit the run of a sealed entry (with --refit), in this name."
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -95,8 +115,19 @@ def score(
 
     Gives the full table: intervals, chance, p, hubs, ties, signs of transduction.
     """
+    from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.parts.studies.score_outputs import score as score_outputs
 
+    if track is not None:
+        others = (targets, ids, target_ids, text, descriptions, size, out)
+        if any(value is not None for value in others) or protocol or distances or kind != "auto":
+            raise ConfigError(
+                "with --track, score takes only the entry, --gallery, --split, --auditor and --json."
+            )
+        score_on_track(predictions, track, gallery=gallery, split=split, auditor=auditor, as_json=as_json)
+        return
+    if gallery is not None or split is not None or auditor is not None:
+        raise ConfigError("--gallery, --split and --auditor belong to --track.")
     given: dict[str, Any] = {"kind": kind, "protocols": tuple(protocol or ()), "selection": selection}
     found = score_outputs(
         predictions, targets, ids=ids, target_ids=target_ids, text=text, descriptions=descriptions,
