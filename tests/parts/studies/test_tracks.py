@@ -541,7 +541,9 @@ def hidden(tmp_path_factory):
         split = tracks_module.split_of_run(run, "toy")
     stimuli = preprocess(run).stimuli
     ids = [str(name) for name in stimuli.ids]
-    pixels = np.stack([np.asarray(stimuli.read_image(name), np.float32).mean(axis=-1).ravel() for name in ids])
+    pixels = np.stack(
+        [np.asarray(stimuli.read_image(name), np.float32).mean(axis=-1).ravel() for name in ids]
+    )
     return track, split, top / "test", committed, dict(zip(ids, pixels, strict=True))
 
 
