@@ -7,6 +7,8 @@ core needs an entry in `_VERBS`, in `_GROUPS` (its heading in the help) and in `
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -265,6 +267,8 @@ def main() -> None:
     shared = count_launched() > 1
     if shared:  # else every process warns that no parameter went unused
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Python ends with a search for garbage, a tenth of a command that computes nothing; memory is returned anyway.
+    atexit.register(gc.freeze)
     debug = "--debug" in sys.argv
     resumes = not _STARTING_ANEW & set(sys.argv[1:2])
     announce_notices()
