@@ -257,7 +257,7 @@ def test_copies_of_test_pictures_among_new_ones_are_found(tmp_path):
         picture = Image.fromarray(prepared.stimuli.read_image(name)[::-1]).resize((32, 32))
         picture.save(pictures / f"new {name}.png")
     pipeline.train(open_small(tmp_path / "planted", *settings, "synthetic.share=0.2"))
-    leaks = [[item for item in audit_run(tmp_path / name).leaks] for name in ("honest", "planted")]
+    leaks = [list(audit_run(tmp_path / name).leaks) for name in ("honest", "planted")]
     assert leaks[0] == []
     (leak,) = leaks[1]
     assert leak.check == "synthetic"
