@@ -98,11 +98,8 @@ def check_prepared(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     text = _compare_prepared(stored, made)
     shutil.rmtree(made)
     if text:
-        return [
-            name_tampering(
-                "responses", f"{text} from the recordings", stored.relative_to(run.folder).as_posix()
-            )
-        ]
+        text = f"compared with the recordings, {text}"
+        return [name_tampering("responses", text, stored.relative_to(run.folder).as_posix())]
     text = f"{run.responses.n_trials} trials and their responses are those that the recordings give."
     return [AuditFinding("responses", "ok", text)]
 
@@ -113,7 +110,7 @@ def _compare_prepared(stored: Path, made: Path) -> str:
     if text := compare_tables(*trials, tolerance=0.0):
         return f"trials.parquet: {text}"
     if added := [str(name) for name in trials[0] if name not in trials[1]]:
-        return f"trials.parquet: its column {added[0]} is not among those that come"
+        return f"trials.parquet has the column {added[0]} too much"
     arrays = [
         np.load(folder / "responses" / "data.npy", mmap_mode="r", allow_pickle=False)
         for folder in (made, stored)
@@ -125,7 +122,7 @@ def _compare_prepared(stored: Path, made: Path) -> str:
     first = trials[0]["stimulus_id"].iloc[int(rows[0])]
     return (
         f"the responses of {len(rows)} of {len(trials[0])} trials ({n_tested} of them test trials), first "
-        f"row {rows[0]} ({first}), differ by up to {largest:.2g} SD from those that come"
+        f"row {rows[0]} ({first}), differ by up to {largest:.2g} SD"
     )
 
 

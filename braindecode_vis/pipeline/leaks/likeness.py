@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import StimulusSet, resize_image
 from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, name_fold
 from braindecode_vis.pipeline.leaks.split_overlap import hash_images
@@ -38,6 +39,7 @@ LARGEST_DISTANCE = 0.05
 #: Share of training pictures that may have a copy among themselves; the next ones say how near different pictures are.
 _COPIED, _SAMPLE = 0.05, 256
 _LARGEST_MARGIN = 0.1  # of a side that is cropped
+MOST_OTHERS = 5000  # pictures from elsewhere that are compared with those of the test
 _THREADS = 8  # that read pictures; Pillow decodes side by side
 _MOST_READ = 20_000  # pairs that are read again; the nearest of more
 _HOW = (
@@ -327,3 +329,34 @@ def _standardise(images: np.ndarray) -> np.ndarray:
 
 def _correlate(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.asarray((_standardise(one) * _standardise(other)).mean(axis=(1, 2)))
+
+
+def find_copies(
+    stimuli: StimulusSet, tested: Iterable[str], others: Iterable[tuple[str, np.ndarray]]
+) -> list[tuple[str, str, str]]:
+    """Find test pictures among pictures from elsewhere, with the same or other pixels; see `find_like_pictures`.
+
+    Parameters
+    ----------
+    stimuli
+        Holds the test pictures.
+    tested
+        Their ids.
+    others
+        Names and pixels, of which the first `MOST_OTHERS` are compared.
+
+    Returns
+    -------
+    list of tuple
+        Name of the other picture, id of the test picture, and how they differ beyond small changes.
+    """
+    asked, side = list(dict.fromkeys(tested)), FINE + FINE // 2
+    kept = [resize_image(image, side, side) for image in stimuli.iterate_images(asked, at_least=side)]
+    given = [(name, resize_image(image, side, side)) for name, image in islice(others, MOST_OTHERS)]
+    if not asked or not given:
+        return []
+    names = [f"test {name}" for name in asked] + [f"other {name}" for name, _ in given]
+    whole = StimulusSet.from_pixels(np.stack([*kept, *(image for _, image in given)]), names)
+    pairs = find_like_pictures(whole, names, set(names[: len(asked)])).pairs
+    found = [(*sorted(pair[:2]), pair[2]) for pair in pairs if pair[0].split()[0] != pair[1].split()[0]]
+    return [(other.removeprefix("other "), test.removeprefix("test "), how) for other, test, how in found]

@@ -505,7 +505,7 @@ def centre_the_test(responses):
 N_TRIALS = N_TRAIN + N_TEST
 TRAINED, TESTED = np.arange(N_TRAIN), np.arange(N_TRAIN, N_TRIALS)
 ALL_OF_THE_TEST = f"of {N_TEST} of {N_TRIALS} trials ({N_TEST} of them test trials), first row {N_TRAIN}"
-FEWER = f"it has {N_TRIALS - 5} rows, but {N_TRIALS} are computed from the recordings"
+FEWER = f"it has {N_TRIALS - 5} rows, but {N_TRIALS} are computed"
 
 
 def erase_a_voxel(responses):
@@ -538,7 +538,7 @@ IN_RESPONSES = {
         lambda found: set_column(found, "session", ["01"] * N_TRAIN + ["02"] * N_TEST), f"session of row {N_TRAIN}",
     ),
     "a column added": (
-        lambda found: set_column(found, "onset", np.arange(N_TRIALS)), "column onset is not among those",
+        lambda found: set_column(found, "onset", np.arange(N_TRIALS)), "has the column onset too much",
     ),
 }  # fmt: skip
 
