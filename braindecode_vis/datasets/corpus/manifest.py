@@ -7,6 +7,7 @@ digest, so that a pretraining continues with the corpus with which it began. Rea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -175,8 +176,18 @@ def forget_states(folder: Path, kept: Iterable[str]) -> None:
 
 
 def list_states(folder: Path) -> set[str]:
-    """Return the digests of the states that are kept."""
-    return {path.stem for path in (folder / _EARLIER).glob("*.json")}
+    """Return the digests of the states to keep: those that a command left when it ended, and the present one.
+
+    A command that was killed leaves a state for each of its shards, each as large as the manifest.
+    """
+    present = read_manifest(folder).compute_digest() if (folder / MANIFEST).is_file() else ""
+    found = {present}
+    for path in (folder / _EARLIER).glob("*.json"):
+        with suppress(DataError):  # whoever needs a damaged one is told
+            if not all(source.is_whole for source in read_manifest(folder, path.stem).sources):
+                continue
+        found.add(path.stem)
+    return found
 
 
 def read_manifest(folder: Path, digest: str | None = None) -> CorpusManifest:
