@@ -21,6 +21,7 @@ from braindecode_vis.api.submission import (
 )
 from braindecode_vis.base.arrays import normalise_rows
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63
+from braindecode_vis.encoders.atm import TSConv
 from tests.encoders.test_network_contract import NETWORKS, build, make_batch
 
 pytestmark = [
@@ -244,7 +245,7 @@ def fit(folder, data, encoder=None, **how):
     return bdv.Decoder(encoder=encoder, target=make_target(folder, data, **how)).fit(data)
 
 
-def test_what_cannot_be_submitted_is_one_sentence(tmp_path):
+def test_what_cannot_be_submitted_is_one_sentence(tmp_path, monkeypatch):
     two = ALL63[:2]
     short = make_trials(two, n=24, times=TIMES[:8])
     people = make_trials(two, n=24, times=TIMES[:8], subject=["a", "b"] * 12)
@@ -299,6 +300,15 @@ def test_what_cannot_be_submitted_is_one_sentence(tmp_path):
         with pytest.raises((bdv.ConfigError, bdv.DataError), match=words) as caught:
             write_submission(decoder, tmp_path / "mine", preparation)
         assert "\n" not in str(caught.value)
+    decoder = fit(tmp_path, make_trials(two, n=24), make_network("tsconv"))
+    forward = TSConv.forward
+
+    def forward_by_value(self, x, *args):
+        return forward(self, x * 2 if float(x.sum().item()) > 0 else x, *args)
+
+    monkeypatch.setattr(TSConv, "forward", forward_by_value)
+    with pytest.raises(bdv.ConfigError, match=r"as a program of its own .*; choose another"):
+        write_submission(decoder, tmp_path / "mine", {})
     # The network of one subject aligns everybody as this one.
     write_submission(fit(tmp_path, short, network), tmp_path / "mine", right)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.txt", "mine", "mine.zip", "rows.npy"]
