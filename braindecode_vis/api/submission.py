@@ -163,7 +163,7 @@ def _check_target(decoder: Any, predicted: Embeddings) -> None:
     if found != N_FEATURES:
         raise ConfigError(
             f"the challenge's image embeddings have {N_FEATURES} features (DINOv2-giant), but the run predicts {found} "
-            f"of {decoder._bank.space}; make the run with the challenge's target."
+            f"of {decoder._bank.space}; take the target of things_eeg2_neuralbench."
         )
 
 
