@@ -1,10 +1,10 @@
 """The encoder of a run as a submission to the NeurIPS 2026 EEG-to-image challenge (track 1).
 
 The judge's machine has torch and numpy, but not this package. So the prediction is traced by `torch.export`, and its
-operators are written out as the Python code of one file, beside their weights as arrays. Files of `torch.export` are
-read by some versions of torch only, and that of the judge is not known; calls of `torch.ops.aten` and ``.npz`` do not
-depend on it. Owns what the judge's trials are, what of a run they cannot give, and the written file. Knows nothing of
-how a run was trained.
+operators are written out as the Python code of one file, beside their weights as arrays. A file of `torch.export` need
+not be readable by another version of torch, and that of the judge is not known; torch keeps the arguments of its
+operators (``torch.ops.aten``), and ``.npz`` needs no torch. Owns what the judge's trials are, what of a run they cannot
+give, and the written file. Knows nothing of how a run was trained.
 """
 
 from __future__ import annotations

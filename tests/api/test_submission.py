@@ -131,7 +131,7 @@ def describe(ch_names):
 @pytest.mark.parametrize(
     "encoder, ch_names, asked",
     [
-        # Channels are found by their names, in whatever order they come; one subject's network treats all as unknown.
+        # Channels are found by their names, in whatever order they come, and nobody is known.
         (
             {"kind": "average", "members": [LINEAR, make_network("atm_s", joint=True)], "weights": [2, 1]},
             ALL63[40:],
@@ -141,7 +141,7 @@ def describe(ch_names):
     ],
 )
 def test_a_submission_predicts_what_its_run_does(tmp_path, command_line, encoder, ch_names, asked):
-    run = run_with(tmp_path / "work", encoder, ch_names)
+    run = run_with(tmp_path / "work", encoder, ch_names, subject=np.resize(["a", "b"], 72))
     done = command_line(
         "export", run.folder, "--what", "submission", "--to", "challenge", "--fold", 0, "--out", tmp_path / "mine"
     )  # fmt: skip
