@@ -303,7 +303,7 @@ class LinearGaussianEncoder(BrainEncoder):
                 f"means of {count:g} to {others[-1]:g}; choose safetensors, or set repeats.test to single."
             )
         # What is read of a trial, (n_components + n_patterns, n_components): scores of `predict` are linear in it.
-        solve = np.eye(len(known.components))
+        solve: np.ndarray = np.eye(len(known.components))
         if len(known.excess):
             solve = np.hstack([solve, -known.patterns * known.find_damping(count)])
         solve = np.linalg.solve(known.find_evidence(count) * known.find_noise(count), solve)

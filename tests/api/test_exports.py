@@ -608,6 +608,14 @@ def test_an_encoder_needs_a_fold_and_a_finished_run(run, tmp_path, command_line)
     done = command_line("export", unfinished, *fold, "--to", "onnx", "--out", tmp_path / "x.onnx")
     assert done.returncode == 2
     assert "is unfinished: its stage train fold00 is missing" in done.stderr
+    asked = ("--what", "submission", "--to", "challenge", "--fold", 0, "--out", tmp_path / "s")
+    done = command_line("export", unfinished, *asked)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "its stage train fold00 is missing" in done.stderr
+    done = command_line("export", run.folder, *asked)  # its trials have another rate
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "the challenge's trials have 120 Hz from -0.2 to 0.8 s" in done.stderr
+    assert not list(tmp_path.glob("s*"))
     done = command_line("export", run.folder, *fold, "--to", "safetensors", "--out", tmp_path / "e")
     assert done.returncode == 0
     assert (tmp_path / "e" / "README.md").is_file()

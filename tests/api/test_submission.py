@@ -19,8 +19,10 @@ from braindecode_vis.api.submission import (
     trace_network,
     write_submission,
 )
+from braindecode_vis.base import store
 from braindecode_vis.base.arrays import normalise_rows
-from braindecode_vis.datasets.things_eeg2.dataset import ALL63
+from braindecode_vis.datasets.things_eeg2.dataset import ALL63, ThingsEeg2Config
+from braindecode_vis.encoders.atm import TSConv
 from tests.encoders.test_network_contract import NETWORKS, build, make_batch
 
 pytestmark = [
@@ -129,7 +131,7 @@ def describe(ch_names):
 @pytest.mark.parametrize(
     "encoder, ch_names, asked",
     [
-        # Channels are found by their names, in whatever order they come; one subject's network treats all as unknown.
+        # Channels are found by their names, in whatever order they come, and nobody is known.
         (
             {"kind": "average", "members": [LINEAR, make_network("atm_s", joint=True)], "weights": [2, 1]},
             ALL63[40:],
@@ -139,7 +141,7 @@ def describe(ch_names):
     ],
 )
 def test_a_submission_predicts_what_its_run_does(tmp_path, command_line, encoder, ch_names, asked):
-    run = run_with(tmp_path / "work", encoder, ch_names)
+    run = run_with(tmp_path / "work", encoder, ch_names, subject=np.resize(["a", "b"], 72))
     done = command_line(
         "export", run.folder, "--what", "submission", "--to", "challenge", "--fold", 0, "--out", tmp_path / "mine"
     )  # fmt: skip
@@ -244,7 +246,19 @@ def fit(folder, data, encoder=None, **how):
     return bdv.Decoder(encoder=encoder, target=make_target(folder, data, **how)).fit(data)
 
 
-def test_what_cannot_be_submitted_is_one_sentence(tmp_path):
+def prepare(root, **changed):
+    """Return what a data set writes of how it cuts and cleans, by default as the judge does."""
+    chain = {
+        "sfreq": 120, "tmax": 0.8, "window": (-0.2, 0.8), "baseline": (None, 0), "mvnn": "none", "l_freq": 0.1,
+        "h_freq": 75, "notch": (50, 60, 100), "scaling": {"method": "robust", "clamp": 20},
+    }  # fmt: skip
+    settings = ThingsEeg2Config(root=root, **{**chain, **changed})
+    plan = {name: value for name, value in vars(settings.make_plan()).items() if name != "cleaning"}
+    store.write_json(root / "chain.json", {"plan": plan, "cleaning": settings.make_cleaning().as_json()})
+    return json.loads((root / "chain.json").read_text())
+
+
+def test_what_cannot_be_submitted_is_one_sentence(tmp_path, monkeypatch):
     two = ALL63[:2]
     short = make_trials(two, n=24, times=TIMES[:8])
     people = make_trials(two, n=24, times=TIMES[:8], subject=["a", "b"] * 12)
@@ -255,15 +269,8 @@ def test_what_cannot_be_submitted_is_one_sentence(tmp_path):
         rng.normal(size=(24, 9)), images=rng.random((12, 8, 8)), shown=np.arange(24) % 12
     )
     classes = bdv.Decoder(encoder="lda").fit(rng.normal(size=(24, 9)), np.array(["face", "house"] * 12))
-    cleaning = {"l_freq": 0.1, "h_freq": 75.0, "notch": [50.0, 60.0, 100.0], "reference": "none"}
-    right = {
-        "plan": {"mvnn": "none", "tmin": -0.2, "baseline": [None, 0.0]},
-        "cleaning": {**cleaning, "scaling": {"method": "robust", "clamp": 20.0, "per": "session"}},
-    }
-    cut = {
-        "plan": {**right["plan"], "mvnn": "epochs"},
-        "cleaning": {**cleaning, "l_freq": None, "scaling": None},
-    }
+    right = prepare(tmp_path)
+    cut = prepare(tmp_path, mvnn="epochs", l_freq=None, scaling=None)
     for decoder, preparation, words in (
         (classes, {}, "asks for embeddings of images, but the run decodes categories"),
         (
@@ -299,8 +306,19 @@ def test_what_cannot_be_submitted_is_one_sentence(tmp_path):
         with pytest.raises((bdv.ConfigError, bdv.DataError), match=words) as caught:
             write_submission(decoder, tmp_path / "mine", preparation)
         assert "\n" not in str(caught.value)
+    decoder = fit(tmp_path, make_trials(two, n=24), make_network("tsconv"))
+    forward = TSConv.forward
+
+    def forward_by_value(self, x, *args):
+        return forward(self, x * 2 if float(x.sum().item()) > 0 else x, *args)
+
+    monkeypatch.setattr(TSConv, "forward", forward_by_value)
+    with pytest.raises(bdv.ConfigError, match=r"as a program of its own .*; choose another"):
+        write_submission(decoder, tmp_path / "mine", {})
     # The network of one subject aligns everybody as this one.
     write_submission(fit(tmp_path, short, network), tmp_path / "mine", right)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.txt", "mine", "mine.zip", "rows.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "chain.json", "ids.txt", "mine", "mine.zip", "rows.npy",
+    ]  # fmt: skip
     with pytest.raises(bdv.ConfigError, match="exists"):
         write_submission(fit(tmp_path, short), tmp_path / "mine", {})
