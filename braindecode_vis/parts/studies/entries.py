@@ -280,12 +280,10 @@ def _read_rows(path: Path, expected: Sequence[str], what: str) -> tuple[np.ndarr
         raise DataError(
             f"{path} holds {values.dtype} of shape {values.shape}; numbers of shape (n_rows, ...) are needed."
         )
-    listed = path.with_suffix(".txt")
-    ids = (
-        [str(name) for name in read_given(listed, f"ids of {what}").values]
-        if listed.is_file()
-        else list(expected)
-    )  # type: ignore[union-attr]
+    listed, ids = path.with_suffix(".txt"), list(expected)
+    if listed.is_file():
+        found = read_given(listed, f"ids of {what}").values
+        ids = [] if found is None else [str(name) for name in found]
     if len(ids) != len(values):
         raise DataError(f"{path} has {len(values)} rows, but there are {len(ids)} ids for {what}.")
     check_unique(ids, what=f"ids of {what}")

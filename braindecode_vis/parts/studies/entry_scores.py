@@ -6,6 +6,7 @@ alone, the mean over seeds, places in a table, and the badge "audited". Reads no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -302,14 +303,19 @@ def read_table(track: Track, folder: Path) -> tuple[dict[Column, list[TableRow]]
         Its folder, with an entry in each folder below.
     """
     columns: dict[Column, list[TableRow]] = {name: [] for name in COLUMNS}
-    floors, troubles = [], []
+    found, floors, troubles = list[TableRow](), list[TableRow](), list[str]()
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not path.is_dir() or path.name.startswith("."):
             continue
         try:
-            row = _read_row(track, path)
+            found.append(_read_row(track, path))
         except (ConfigError, DataError, KeyError, TypeError, ValueError, OSError) as error:
             troubles.append(f"{path.name}: {error}")
+    splits = Counter(row.seal["split"] for row in found)
+    for row in found:
+        # Where the track knows no hash, most entries decide which copy of the data is meant.
+        if row.seal["split"] != splits.most_common(1)[0][0]:
+            troubles.append(f"{row.folder.name}: it answers another split than most entries of the track.")
             continue
         (floors if row.card.floor else columns[row.scores["column"]]).append(row)
     return {name: _give_places(track, rows) for name, rows in columns.items()}, floors, troubles

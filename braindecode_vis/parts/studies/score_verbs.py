@@ -10,6 +10,9 @@ import typer
 from braindecode_vis.cli.show import Debug, Json, make_console, print_json, print_scores
 from braindecode_vis.parts.studies.track_verbs import score_on_track
 
+#: Kind, selection, features, number of permutations and seed, where nothing is asked for.
+_DEFAULTS = ("auto", "not stated", "efficientnet-lite0", 10_000, 0)
+
 
 def score(
     predictions: Annotated[
@@ -120,7 +123,8 @@ def score(
 
     if track is not None:
         others = (targets, ids, target_ids, text, descriptions, size, out)
-        if any(value is not None for value in others) or protocol or distances or kind != "auto":
+        chosen = (kind, selection, features, n_permutations, seed)
+        if any(value is not None for value in others) or protocol or distances or chosen != _DEFAULTS:
             raise ConfigError(
                 "with --track, score takes only the entry, --gallery, --split, --auditor and --json."
             )
