@@ -126,7 +126,7 @@ class EntryCard(Settings):
 
 
 @dataclass(frozen=True)
-class Entry:
+class TrackEntry:
     """A valid entry, in memory.
 
     Parameters
@@ -154,7 +154,7 @@ class Entry:
     run: Path | None = None
 
 
-def read_entry(folder: Path, track: Track, split: TrackSplit) -> Entry:
+def read_entry(folder: Path, track: Track, split: TrackSplit) -> TrackEntry:
     """Return the entry of a folder after every check.
 
     Raises
@@ -178,7 +178,7 @@ def read_entry(folder: Path, track: Track, split: TrackSplit) -> Entry:
     gallery = _read_gallery(folder, card, split, shapes.pop())
     _refuse_copies(folder, predictions, gallery, split)
     run = folder / "run"
-    return Entry(
+    return TrackEntry(
         card.model_copy(update={"split": split.sha256}), track, split, predictions, gallery,
         _find_images(folder, split), run if (run / "config.yaml").is_file() else None,
     )  # fmt: skip
@@ -280,12 +280,10 @@ def _read_rows(path: Path, expected: Sequence[str], what: str) -> tuple[np.ndarr
         raise DataError(
             f"{path} holds {values.dtype} of shape {values.shape}; numbers of shape (n_rows, ...) are needed."
         )
-    listed = path.with_suffix(".txt")
-    ids = (
-        [str(name) for name in read_given(listed, f"ids of {what}").values]
-        if listed.is_file()
-        else list(expected)
-    )  # type: ignore[union-attr]
+    listed, ids = path.with_suffix(".txt"), list(expected)
+    if listed.is_file():
+        found = read_given(listed, f"ids of {what}").values
+        ids = [] if found is None else [str(name) for name in found]
     if len(ids) != len(values):
         raise DataError(f"{path} has {len(values)} rows, but there are {len(ids)} ids for {what}.")
     check_unique(ids, what=f"ids of {what}")
@@ -423,7 +421,7 @@ def open_source(source: Path) -> Iterator[Path]:
         yield inner[0] if len(inner) == 1 and inner[0].is_dir() else Path(temporary)
 
 
-def find_place(entry: Entry, entries: Path) -> Path:
+def find_place(entry: TrackEntry, entries: Path) -> Path:
     """Return the folder ``entries/TRACK/TEAM--NAME`` of a new entry.
 
     Raises
@@ -441,7 +439,7 @@ def find_place(entry: Entry, entries: Path) -> Path:
     return path
 
 
-def seal_entry(entry: Entry, entries: Path, facts: Mapping[str, Any]) -> Path:
+def seal_entry(entry: TrackEntry, entries: Path, facts: Mapping[str, Any]) -> Path:
     """Write an entry into ``entries/TRACK/TEAM--NAME`` with its seal, and return that folder.
 
     Parameters
@@ -493,7 +491,7 @@ def hash_files(folder: Path) -> dict[str, str]:
     return {name: store.hash_file(folder / name) for name in names}
 
 
-def _make_seal(folder: Path, entry: Entry) -> dict[str, Any]:
+def _make_seal(folder: Path, entry: TrackEntry) -> dict[str, Any]:
     files = hash_files(folder)
     return {
         "track": entry.track.name,

@@ -32,6 +32,7 @@ from braindecode_vis.parts.studies.entries import IMAGES
 from braindecode_vis.parts.studies.entry_scores import (
     FEWEST_SEEDS,
     METRICS,
+    Column,
     TableRow,
     find_main,
     read_table,
@@ -59,7 +60,7 @@ class TrackTables:
     """The entries of one track as they are shown."""
 
     track: Track
-    columns: Mapping[str, Sequence[TableRow]]
+    columns: Mapping[Column, Sequence[TableRow]]
     floors: Sequence[TableRow]
     troubles: Sequence[str]
     published: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
@@ -94,10 +95,7 @@ def make_entry_board(entries: Path, out: Path) -> list[dict[str, Any]]:
     if strange := [name for name in names if name not in known]:
         raise DataError(f"{top / strange[0]} is no folder of a track; tracks are {', '.join(sorted(known))}.")
     site = check_out(out, kind=KIND, names=(*_NAMES, *(f"{name}.html" for name in known)))
-    tables = [
-        TrackTables(track, *read_table(track, top / track.name), read_published(track.name))
-        for track in map(read_track, sorted(known))
-    ]
+    tables = [_read_tables(read_track(name), top / name) for name in sorted(known)]
     listed = [_as_json(table, row) for table in tables for row in table.rows]
     with publish_folder(site) as temporary:
         _write(temporary / "index.html", "index", "Tracks", tables=[_view_summary(table) for table in tables])
@@ -119,6 +117,11 @@ def make_entry_board(entries: Path, out: Path) -> list[dict[str, Any]]:
         record = {"kind": KIND, "fingerprint": store.hash_json(store.json_plain(listed))}
         store.write_json(temporary / store.PROVENANCE, record | store.collect_provenance())
     return listed
+
+
+def _read_tables(track: Track, folder: Path) -> TrackTables:
+    columns, floors, troubles = read_table(track, folder)
+    return TrackTables(track, columns, floors, troubles, read_published(track.name))
 
 
 def read_published(name: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ alone, the mean over seeds, places in a table, and the badge "audited". Reads no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.parts import ask_part
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.studies import output_signs as signs
-from braindecode_vis.parts.studies.entries import Entry, check_seal, read_card
+from braindecode_vis.parts.studies.entries import TrackEntry, check_seal, read_card
 from braindecode_vis.parts.studies.tracks import Track
 from braindecode_vis.scoring.crossed import paired_difference
 from braindecode_vis.scoring.metrics.identification import Order, count_order, leave_out_images
@@ -78,7 +79,7 @@ class EntryScores:
 
 
 def score_entry(
-    entry: Entry, *, gallery: Embeddings | None = None, n_bootstrap: int = N_BOOTSTRAP
+    entry: TrackEntry, *, gallery: Embeddings | None = None, n_bootstrap: int = N_BOOTSTRAP
 ) -> EntryScores:
     """Score an entry: per subject, and over subjects and pictures.
 
@@ -124,7 +125,7 @@ def score_entry(
     return EntryScores(column, rows, items, subjects, ids, told, _list_notes(entry, gallery))
 
 
-def _place(gallery: Embeddings, entry: Entry) -> Embeddings:
+def _place(gallery: Embeddings, entry: TrackEntry) -> Embeddings:
     known = set(gallery.ids.astype(str).tolist())
     if missing := [name for name in entry.split.gallery if name not in known]:
         raise DataError(f"the gallery of the judge misses {len(missing)} pictures, first {missing[0]!r}.")
@@ -145,7 +146,7 @@ class _Part(NamedTuple):
 
 
 def _rank(
-    entry: Entry, candidates: Embeddings, predictions: Mapping[str, np.ndarray]
+    entry: TrackEntry, candidates: Embeddings, predictions: Mapping[str, np.ndarray]
 ) -> dict[str, list[_Part]]:
     """Return the ranks of each subject in each gallery that holds pictures of its queries."""
     found = dict[str, list[_Part]]()
@@ -174,7 +175,7 @@ def _find_signs(predictions: Mapping[str, np.ndarray], ranked: Mapping[str, Sequ
     return told
 
 
-def _average(entry: Entry, seeds: Sequence[Mapping[str, Sequence[_Part]]], name: str) -> np.ndarray:
+def _average(entry: TrackEntry, seeds: Sequence[Mapping[str, Sequence[_Part]]], name: str) -> np.ndarray:
     """Return one value per query, the mean over seeds, in the order of the queries of the split."""
     metric, n, *_ = find_metric(name)
     assert metric.compare is not None
@@ -201,20 +202,24 @@ def _leave_images_out(seeds: Sequence[Mapping[str, Sequence[_Part]]], subject: s
     return np.mean(found, axis=0)
 
 
-def _shuffle(entry: Entry) -> dict[str, np.ndarray]:
+def _shuffle(entry: TrackEntry) -> dict[str, np.ndarray]:
     """Return the predictions of the first seed after one shuffle within each subject."""
     generator = make_generator(0, "track", entry.track.name, "shuffled")
     return {who: generator.permutation(array) for who, array in entry.predictions[0].items()}
 
 
-def _predict_mean(entry: Entry, candidates: Embeddings) -> dict[str, np.ndarray]:
+def _predict_mean(entry: TrackEntry, candidates: Embeddings) -> dict[str, np.ndarray]:
     """Return the mean of the candidates as the prediction of every query; it knows nothing of the brain."""
     mean = candidates.vectors.mean(axis=0, keepdims=True)
     return {who: np.repeat(mean, len(ids), axis=0) for who, ids in entry.split.queries.items()}
 
 
 def _make_rows(
-    entry: Entry, name: str, method: str, seeds: Sequence[Mapping[str, Sequence[_Part]]], n_bootstrap: int
+    entry: TrackEntry,
+    name: str,
+    method: str,
+    seeds: Sequence[Mapping[str, Sequence[_Part]]],
+    n_bootstrap: int,
 ) -> list[Score]:
     """Return the row of each subject and, of several, that of all."""
     split, n = entry.split, find_metric(name).n
@@ -241,7 +246,7 @@ def _make_rows(
     return rows
 
 
-def _list_notes(entry: Entry, gallery: Embeddings | None) -> list[str]:
+def _list_notes(entry: TrackEntry, gallery: Embeddings | None) -> list[str]:
     n = len(entry.card.seeds)
     notes = []
     if n < FEWEST_SEEDS:
@@ -302,14 +307,19 @@ def read_table(track: Track, folder: Path) -> tuple[dict[Column, list[TableRow]]
         Its folder, with an entry in each folder below.
     """
     columns: dict[Column, list[TableRow]] = {name: [] for name in COLUMNS}
-    floors, troubles = [], []
+    found, floors, troubles = list[TableRow](), list[TableRow](), list[str]()
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not path.is_dir() or path.name.startswith("."):
             continue
         try:
-            row = _read_row(track, path)
+            found.append(_read_row(track, path))
         except (ConfigError, DataError, KeyError, TypeError, ValueError, OSError) as error:
             troubles.append(f"{path.name}: {error}")
+    splits = Counter(row.seal["split"] for row in found)
+    for row in found:
+        # Where the track knows no hash, most entries decide which copy of the data is meant.
+        if row.seal["split"] != splits.most_common(1)[0][0]:
+            troubles.append(f"{row.folder.name}: it answers another split than most entries of the track.")
             continue
         (floors if row.card.floor else columns[row.scores["column"]]).append(row)
     return {name: _give_places(track, rows) for name, rows in columns.items()}, floors, troubles

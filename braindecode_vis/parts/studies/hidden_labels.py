@@ -32,7 +32,7 @@ from filelock import FileLock
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.parts.studies.entries import Entry, read_entry
+from braindecode_vis.parts.studies.entries import TrackEntry, read_entry
 from braindecode_vis.parts.studies.tracks import Track, TrackSplit, check_run, open_track_run, read_track
 from braindecode_vis.pipeline.prediction_files import publish_folder
 
@@ -128,7 +128,7 @@ def name_queries(n: int) -> list[str]:
     return [f"q{number:05d}" for number in range(n)]
 
 
-def read_hidden_entry(folder: Path, sealed: Path, track: Track, split: TrackSplit) -> Entry:
+def read_hidden_entry(folder: Path, sealed: Path, track: Track, split: TrackSplit) -> TrackEntry:
     """Return an entry on anonymous queries with the pictures that they showed.
 
     Every check is made before a query gets its picture, so that no error message shows a label.

@@ -56,7 +56,7 @@ PART = Part(
             "track_verbs:tracks",
             group="Ask",
             examples=("tracks", "tracks digits69", "tracks make nsd_40h --root /data/nsd --out splits"),
-            only_reads=True,
+            starts_anew=True,
         ),
         "submit": Verb(
             "track_verbs:submit",

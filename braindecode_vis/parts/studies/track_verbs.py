@@ -97,9 +97,9 @@ def tracks(
     if as_json:
         print_json({"run_folder": None, "scores": [], "tracks": table.to_dict("records")})
         return
-    from braindecode_vis.parts.studies.verbs import _print_table
+    from braindecode_vis.parts.studies.verbs import print_table
 
-    _print_table(table, f"{len(table)} tracks")
+    print_table(table, f"{len(table)} tracks")
 
 
 def submit(

@@ -72,8 +72,6 @@ class Track(Settings):
         What makes the data or the split file.
     floors
         Measured floors by name, among `FLOORS`.
-    shows_stimuli
-        Whether pictures of the data set may stand on a public page.
     notes
         What an entrant should know.
     """
@@ -96,7 +94,6 @@ class Track(Settings):
     published_sha256: str = Field(default="", pattern=r"^[0-9a-f]{0,64}$")
     make: str = ""
     floors: dict[Literal["ridge", "mean image", "shuffled", "design"], Floor] = Field(default_factory=dict)
-    shows_stimuli: bool = False
     notes: tuple[str, ...] = ()
 
     def describe_ids(self) -> str:

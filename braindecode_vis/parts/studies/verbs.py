@@ -241,7 +241,7 @@ def print_sweep(table: pd.DataFrame, keys: list[str], out: Path) -> None:
 
     shown = summarise(table, keys).drop(columns=["ci_low", "ci_high"], errors="ignore")
     shown.columns = [str(name).rsplit(".", 1)[-1] for name in shown.columns]
-    _print_table(shown, "Mean over seeds of the decoded system")
+    print_table(shown, "Mean over seeds of the decoded system")
     console = make_console(stderr=False)
     for run, message in table[table["error"] != ""][["run", "error"]].itertuples(index=False):
         console.print(f"{run} failed: {message}", markup=False)
@@ -309,7 +309,7 @@ def compare(
         interval=["" if isnan(low) else f"{low:.3g} to {high:.3g}" for low, high in bounds],
         p=["" if isnan(p) else format_p_value(p) for p in table["p_holm"]], n=table["n_items"],
     )  # fmt: skip
-    _print_table(shown, f"Difference to {runs[0]} (95 % interval, Holm-corrected p)")
+    print_table(shown, f"Difference to {runs[0]} (95 % interval, Holm-corrected p)")
     console = make_console(stderr=False)
     for words in dict.fromkeys(table["resampled"]):
         of = name_population(words)
@@ -394,7 +394,7 @@ def board(
         listed = [row.as_json() for row in rows]
         print_json({"run_folder": None, "scores": [], "board": str(page), "runs": listed, "logged": logged})
         return
-    _print_table(describe_rows(rows), f"{len(rows)} runs" if len(rows) != 1 else "1 run")
+    print_table(describe_rows(rows), f"{len(rows)} runs" if len(rows) != 1 else "1 run")
     make_console(stderr=False).print(
         f"board: {page}\nrows: {page.with_name('experiment.json')}, {page.with_name('settings.csv')}"
         + "".join(f"\n{tracker}: {place}" for tracker, place in logged.items()),
@@ -417,7 +417,8 @@ def _make_site(entries: Path, out: Path, as_json: bool) -> None:
     )
 
 
-def _print_table(frame: pd.DataFrame, title: str) -> None:
+def print_table(frame: pd.DataFrame, title: str) -> None:
+    """Print a table with its title on standard output."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -503,6 +503,11 @@ def test_a_site_takes_the_place_of_a_site_alone(board, tmp_path):
 
 def test_the_workflow_scores_a_folder_of_a_pull_request(split, tmp_path):
     """The steps of the template that are commands, but for the installation."""
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path))
+    for words in (["init", "-q", "-b", "main"], ["commit", "-q", "--allow-empty", "-m", "base"]):
+        subprocess.run([*git, *words], check=True)
+    subprocess.run([*git, "remote", "add", "origin", str(tmp_path)], check=True)
+    subprocess.run([*git, "checkout", "-q", "-b", "submission"], check=True)
     write_entry(tmp_path / "incoming" / "phantom_mixture" / "of a team", split, signal=0.5)
     command = tmp_path / "bin" / "braindecode-vis"
     command.parent.mkdir()
@@ -512,11 +517,21 @@ def test_the_workflow_scores_a_folder_of_a_pull_request(split, tmp_path):
     steps = yaml.safe_load((ROOT / ".github" / "workflows" / "entry.yml").read_text())["jobs"]["score"][
         "steps"
     ]
-    env = os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {
+        "PATH": f"{command.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "GITHUB_BASE_REF": "main",
+    }
+    subprocess.run([*git, "add", "incoming"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "an entry"], check=True)
     scripts = [step["run"] for step in steps if "run" in step and step["name"] != "install"]
     for script in scripts:
         subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=env, check=True)
-    assert len(scripts) == 2
+    assert len(scripts) == 3
+    # A submission that writes a sealed entry itself.
+    subprocess.run([*git, "add", "entries"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "a seal of my own"], check=True)
+    assert subprocess.run(["bash", "-e", "-c", scripts[0]], cwd=tmp_path, env=env, check=False).returncode
     assert "us--mine.html" in (tmp_path / "site" / "phantom_mixture.html").read_text()
 
 
@@ -719,9 +734,11 @@ def test_public_predictions_are_an_entry(shared, tmp_path, capsys):
         (["tracks", "make"], "tracks takes"),
         (["run"], "run needs a configuration"),
         (["run", "digits69_ridge", "--track", "digits69"], "run needs a configuration"),
+        (["run", "--track", "digits69", "--cluster", "debug"], "run needs a configuration"),
         (["run", "--track", "laion_fmri_tau"], "no shipped configuration reads"),
         (["score", "x.npy", "--gallery", "y.npy"], "belong to --track"),
         (["score", "x", "--track", "digits69", "--targets", "y.npy"], "score takes only the entry"),
+        (["score", "x", "--track", "digits69", "--seed", "3"], "score takes only the entry"),
         (["submit", "a", "b", "--track", "digits69"], "are for run folders"),
         (["submit", "nothing", "--track", "digits69"], "is not a folder; give the folder or the ZIP"),
     ],
