@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base import store
+from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses, check_same_space
 from braindecode_vis.base.checks import ConfigError, DataError, NoResultError
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import Context, ImageEncoder
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.stimuli import ImageRows, StimulusSet
 from braindecode_vis.base.store import Artifact
@@ -46,7 +46,7 @@ from braindecode_vis.pipeline.galleries import GallerySource, map_bank, order_by
 from braindecode_vis.pipeline.image_files import DrawnImages
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.new_trials import NewTrials
-from braindecode_vis.pipeline.preparing import embed, name_fold, pick_trials, preprocess
+from braindecode_vis.pipeline.preparing import embed, embed_cached, name_fold, pick_trials, preprocess
 from braindecode_vis.pipeline.runs import ProgressListener, Run, SilentListener
 from braindecode_vis.pipeline.scoring import describe_choices, open_text_side, read_descriptions
 from braindecode_vis.report import notebook
@@ -640,7 +640,7 @@ def find_gallery(
         found, pictures = [bank.embeddings.select(same)] if same else [], prepared.stimuli
         if others:
             assert new.stimuli is not None
-            found.append(_encode(bank, new.stimuli.select(others)))
+            found.append(_encode(run, number, new.stimuli.select(others)))
             pictures = new.stimuli
         vectors = np.concatenate([np.asarray(part.vectors) for part in found])
         embeddings = Embeddings(vectors, [*same, *others], bank.embeddings.space)
@@ -689,7 +689,7 @@ def open_given_gallery(run: FinishedRun, number: int, given: Pictures | Embeddin
     stimuli = make_picture_set(given)
     _check_size(len(stimuli))
     return PictureGallery(
-        _encode(bank, stimuli), stimuli, f"{len(stimuli)} given pictures", unnamed=are_unnamed(given)
+        _encode(run, number, stimuli), stimuli, f"{len(stimuli)} given pictures", unnamed=are_unnamed(given)
     )
 
 
@@ -724,10 +724,15 @@ def _check_size(n: int, what: str = "picture") -> None:
         raise DataError(f"the gallery holds {'no' if n == 0 else 'one'} {what}; give at least two.")
 
 
-def _encode(bank: Any, stimuli: StimulusSet) -> Embeddings:
+def _encode(run: FinishedRun, number: int, stimuli: StimulusSet) -> Embeddings:
     """Return embeddings of pictures by the run's own target encoder."""
-    vectors = bank.encoder.encode(stimuli.iterate_images())
-    made = Embeddings(np.asarray(vectors), stimuli.ids, bank.embeddings.space)
+    bank = embed(run)[number]
+    # What is fitted differs from run to run, and an `embed` of its own knows more of its images than their pixels.
+    if run.target.fitted_on_training_images or roles.has_own(ImageEncoder, bank.encoder, "embed"):
+        vectors = np.asarray(bank.encoder.encode(stimuli.iterate_images()))
+        made = Embeddings(vectors, stimuli.ids, bank.embeddings.space)
+    else:
+        made = embed_cached(run, bank.encoder, stimuli)
     check_same_space(made, bank.embeddings)
     return made
 

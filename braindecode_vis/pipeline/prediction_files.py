@@ -285,10 +285,10 @@ def _score_pictures(result: Any) -> list[Any]:
         is_trained.all() or not is_trained.any()
     ):  # otherwise each kind has rows of its own beside those of both
         split = f"{split}, {TRAINED_PICTURES if is_trained.all() else NEW_PICTURES}"
-    pictures, images = _find_seen(result, ids), {}
-    # Where no picture is at hand, images are compared with nothing.
+    # Every picture is read, to know that it is there: for images alone. Without it they are compared with nothing.
+    pictures, images = _find_seen(result, ids) if result.makes_images else None, {}
     seen: Images = np.zeros((len(rows), 1, 1, 3), np.uint8)
-    if pictures is not None and result.makes_images:
+    if pictures is not None:
         seen, images = pictures, {"decoded": result.reconstructions[rows]}
     evaluation = config.evaluation
     features = evaluation.features if images else None

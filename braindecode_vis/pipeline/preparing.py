@@ -235,19 +235,11 @@ def _embed_images(run: Run, prepared: Prepared, number: int | None) -> TargetBan
     fields = {"target": run.target.hashed_fields(), "fold": number}
 
     def compute(folder: Path) -> None:
-        from braindecode_vis.base.digests import find_cache_folder
-        from braindecode_vis.embeddings.bank import embed_stimuli
-
         encoder = roles.build(role, run.target)
         encoder.bind(Context(images=stimuli, device=run.config.retrieval.device))
         # An encoder that serves all folds (number None) is not fitted, and does not look at these images.
         ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.folds[number or 0].train]))
-
-        def embed_cached(pretrained: Any) -> Embeddings:
-            with run.listener.progress("encoding images", len(stimuli)) as advance:
-                return embed_stimuli(pretrained, stimuli, cache=find_cache_folder(), advance=advance)
-
-        bank = encoder.embed(stimuli, ids, embed_cached)
+        bank = encoder.embed(stimuli, ids, lambda pretrained: embed_cached(run, pretrained, stimuli))
         encoder.write(folder)
         store.write_embeddings(folder, bank)
 
@@ -255,6 +247,15 @@ def _embed_images(run: Run, prepared: Prepared, number: int | None) -> TargetBan
     artifact = run.produce("embed", fields, upstream, compute, name_fold(number))
     encoder = roles.read(role, run.target, artifact.path)
     return TargetBank(artifact, encoder, store.read_embeddings(artifact.path))
+
+
+def embed_cached(run: Run, pretrained: Any, stimuli: StimulusSet) -> Embeddings:
+    """Return embeddings of images by a pretrained encoder; what any run has embedded is read from the cache."""
+    from braindecode_vis.base.digests import find_cache_folder
+    from braindecode_vis.embeddings.bank import embed_stimuli
+
+    with run.listener.progress("encoding images", len(stimuli)) as advance:
+        return embed_stimuli(pretrained, stimuli, cache=find_cache_folder(), advance=advance)
 
 
 def refuse_categories(run: Run, verb: str) -> None:

@@ -18,6 +18,8 @@ from braindecode_vis.config import read_config
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63
 from braindecode_vis.embeddings.image_bank import embed_parts, finish_bank, plan_bank
 from braindecode_vis.embeddings.image_sources import open_images
+from braindecode_vis.embeddings.pixels import EngineeredEncoder
+from braindecode_vis.pipeline import prediction_files
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.new_trials import read_new
 from braindecode_vis.pipeline.runs import open_run
@@ -366,6 +368,25 @@ def test_pictures_that_were_in_no_data_set_are_searched(run, tmp_path):
     np.testing.assert_allclose(banked.retrieved["similarity"], again.retrieved["similarity"], atol=1e-6)
     assert banked.retrieved["picture"].tolist() == again.retrieved["picture"].tolist()
     banked.save(tmp_path / "saved")
+
+
+def test_pictures_are_embedded_once_and_read_no_more_than_needed(tmp_path, monkeypatch):
+    """They used to be embedded by each call, and read again one by one for images that nobody asked for."""
+    X, pictures, shown = make_experiment()
+    data = bdv.from_arrays(X, images=pictures, shown=shown, split=declare(shown))
+    run = bdv.decode(data, target="engineered", out=tmp_path / "run", settings=FEW)
+    gallery = {f"mine {n}": picture[::-1] for n, picture in enumerate(pictures[:8])}
+    encode, encoded = EngineeredEncoder.encode, []
+    monkeypatch.setattr(
+        EngineeredEncoder, "encode", lambda self, images: encoded.append(1) or encode(self, images)
+    )
+    first, again = (run.predict(X[:24], gallery=gallery).retrieved for _ in range(2))
+    pd.testing.assert_frame_equal(first, again)
+    assert len(encoded) == 1
+    known = run.predict(X, shown=shown)
+    known._decode = None  # as without images
+    monkeypatch.setattr(prediction_files, "_find_seen", None)
+    assert len(known.scores)
 
 
 def test_true_pictures_are_scored_apart_from_those_of_the_training(run):
