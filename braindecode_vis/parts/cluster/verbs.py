@@ -98,8 +98,8 @@ def _send_verb(
     from braindecode_vis.parts.cluster.submitting import Task, check_cluster, read_cluster
     from braindecode_vis.pipeline.runs import digest_config, read_scores
 
-    if name == "analyze" and given["source"] is None:
-        raise ConfigError("analyze needs a configuration, a run folder or a data set to run as a job.")
+    if name in ("analyze", "run") and given["source"] is None:
+        raise ConfigError(f"{name} needs a configuration, a run folder or a data set to run as a job.")
     settings = config = None
     if name == "predict":
         from braindecode_vis.pipeline.prediction_files import check_out
@@ -372,7 +372,16 @@ def _print_states(folder: Path, states: Sequence[JobState]) -> None:
         read_tail,
     )
 
-    order = {"failed": 0, "lost": 1, "stopped": 2, "running": 3, "unknown": 4, "waiting": 5, "done": 6}
+    order = {
+        "failed": 0,
+        "lost": 1,
+        "stopped": 2,
+        "elsewhere": 3,
+        "running": 4,
+        "unknown": 5,
+        "waiting": 6,
+        "done": 7,
+    }
     rows = sorted(states, key=lambda state: order[state.state])
     table = Table(box=SIMPLE_HEAD)
     for column in ("job", "name", "state", "time", "left", "node", "stages", "why"):

@@ -320,9 +320,9 @@ def _judge_copies(run: AuditedRun, pairs: Sequence[tuple[int, int]]) -> list[Aud
         pair = [int(rows[codes[rows] == shared[0]][0]) for rows in (fold.train, fold.test)]
         ids = [str(run.responses.stimulus_ids[row]) for row in pair]
         text = (
-            f"{len(shared)} trial(s) have a copy on the other side of the split (the same numbers, or "
-            "correlated above "
-            f"{COPY_CORRELATION}), first rows {pair[0]} ({ids[0]}) and {pair[1]} ({ids[1]}); drop the copies."
+            f"{len(shared)} trial(s) have a copy on the other side of the split (the same numbers in a third of their "
+            f"values or more, or correlated above {COPY_CORRELATION}, also negated), first rows {pair[0]} ({ids[0]}) "
+            f"and {pair[1]} ({ids[1]}); drop the copies."
         )
         findings.append(AuditFinding("copies", "leak", text, name_fold(number)))
     return findings or [

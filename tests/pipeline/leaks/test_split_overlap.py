@@ -196,6 +196,17 @@ def test_a_copy_with_noise_of_a_copy_is_one_trial(open_small):
     assert "1 trial(s) have a copy on the other side" in found.message
 
 
+def test_a_person_under_two_ids_has_copies_on_both_sides(open_small):
+    """Whole subjects are left out, but the second is the first at another gain, with a little noise."""
+    one = np.random.default_rng(0).normal(size=(N // 2, 300))
+    other = 1.01 * one + 1e-3 * np.random.default_rng(1).normal(size=one.shape)
+    names = np.repeat(["1", "2"], N // 2)
+    folds = [(ROWS[names == "1"], ROWS[names == "2"]), (ROWS[names == "2"], ROWS[names == "1"])]
+    found = check_copies(open_small(folds, data=np.concatenate([one, other]), columns={"subject": names}))
+    assert [(item.level, item.where) for item in found] == [("leak", "fold 0"), ("leak", "fold 1")]
+    assert "12 trial(s) have a copy" in found[0].message
+
+
 # --- as used ----------------------------------------------------------------------------------------------
 
 
