@@ -261,7 +261,7 @@ def describe_nearness(trained: np.ndarray, tested: np.ndarray) -> str:
     Examples
     --------
     >>> describe_nearness(np.array([0.8, 0.9, 0.7, 0.8]), np.array([0.3, 0.4, 0.5, 0.4]))
-    'are 50 % nearer to their predictions than those of training images are out of fold (8.5 standard errors)'
+    'are 50 % nearer to their predictions than those of training images are out of fold (6.9 standard errors)'
     """
     if min(len(trained), len(tested)) < 3:
         return ""

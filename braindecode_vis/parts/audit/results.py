@@ -92,7 +92,8 @@ def check_prepared(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     except ConsentError:
         raise
     except (BraindecodeVisError, OSError) as error:
-        run.state("data", "by record", what, str(error).rstrip("."))
+        reason = f"{str(error).rstrip('.')}; the audit takes the root from config.yaml"
+        run.state("data", "by record", what, reason)
         return []
     run.state("data", "recomputed", what)
     text = _compare_prepared(stored, made)

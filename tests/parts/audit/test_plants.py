@@ -585,6 +585,7 @@ def test_nothing_but_the_recordings_tells_of_trials_that_were_dropped(bases, tmp
 
 def test_without_recordings_the_trials_are_known_by_record(bases, monkeypatch):
     """Other recordings than those of the run prove nothing about its trials."""
+    folder = bases("ranked")
 
     def fail(self):
         raise DataError("the recordings are gone.")
@@ -594,7 +595,7 @@ def test_without_recordings_the_trials_are_known_by_record(bases, monkeypatch):
         (fail, "gone"),
     ):
         monkeypatch.setattr(synthetic_digits.SyntheticDigitsConfig, "hash_inputs", hash_inputs)
-        run, found = forgeries.take_step(bases("ranked"), check_prepared, thorough=True)
+        run, found = forgeries.take_step(folder, check_prepared, thorough=True)
         (told,) = run.verified
         assert (found, told.how, words in told.reason) == ([], "by record", True)
 
@@ -644,6 +645,15 @@ def divide_by_spread_of_all(vectors, n_train, predicted):
     return vectors / vectors.std(axis=0)
 
 
+def scale_robustly_by_all(vectors, n_train, predicted):
+    low, median, high = np.percentile(vectors, [25, 50, 75], axis=0)
+    return (vectors - median) / (high - low + 1e-3)
+
+
+def stretch_from_0_to_1_by_all(vectors, n_train, predicted):
+    return (vectors - vectors.min(axis=0)) / (np.ptp(vectors, axis=0) + 1e-9) + 0.001
+
+
 def centre_each_side(vectors, n_train, predicted):
     """Test targets around their own mean, which no single image knows, and training targets around theirs."""
     train, test = np.split(vectors, [n_train])
@@ -674,6 +684,11 @@ IN_TARGETS = {
     scale_by_all: ("leak", "mean 0 holds over training and test images"),
     centre_by_all: ("leak", "mean 0 holds over training and test images"),
     divide_by_spread_of_all: ("leak", "SD 1 holds over training and test images"),
+    scale_robustly_by_all: ("leak", "median 0 holds over training and test images"),
+    stretch_from_0_to_1_by_all: (
+        "leak",
+        "one minimum and maximum of all features holds over training and test",
+    ),
     centre_each_side: ("leak", "mean 0 holds over test images alone"),
     take_components_of_all_targets: (
         "leak",
