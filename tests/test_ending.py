@@ -105,6 +105,8 @@ def test_whatever_differs_goes_through_the_stages_again(folder):
         assert asked, number
         assert [row["value"] for row in again.rows] == [row["value"] for row in first.rows], number
         assert "all is well" not in again.checked
+        if again.leaks:  # of a changed file, which was replaced: not kept
+            assert finish(folder)[0].leaks == "", number
         assert not finish(folder)[2], number
 
 
@@ -151,3 +153,25 @@ def test_a_leak_is_told_each_time(folder, monkeypatch):
     again, _, asked = finish(folder)
     assert (first.leaks, asked) == (leaky.summarise_leaks(), False)
     assert again.leaks == first.leaks
+
+
+@pytest.mark.parametrize("target", ["another file", "nothing", "itself", "a folder"])
+def test_a_report_that_was_replaced_by_a_link_is_written_again(folder, tmp_path, target):
+    """The changed file is named once, nothing is written through the link, and the next call finds nothing wrong.
+
+    What was said of the changed file used to be kept, and the run was refused for ever.
+    """
+    other, page = tmp_path / "other.html", folder / "report.html"
+    other.write_text("mine")
+    page.unlink()
+    page.symlink_to(
+        {"another file": other, "nothing": "nowhere", "itself": page.name, "a folder": "stages"}[target]
+    )
+    first = finish(folder)[0]
+    assert ("report.html was changed after the run" in first.leaks) == (target == "another file")
+    assert other.read_text() == "mine"
+    assert page.is_file()
+    assert not page.is_symlink()
+    assert finish(folder)[0].leaks == ""
+    assert "tampered" not in page.read_text()
+    assert finish(folder)[2] is False  # nothing has changed since

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,6 +272,9 @@ _REDUCE = {
     "scoring": "evaluation.n_bootstrap, evaluation.n_permutations or reconstruction.n_draws",
     "scoring.metrics": "evaluation.networks.batch_size, evaluation.n_bootstrap or reconstruction.n_draws",
 }  # fmt: skip
+_SETTING = re.compile(
+    r"\b(dataset|encoder|target|generator|prior|reconstruction|evaluation|selection|repeats)\.[a-z*]"
+)
 _NO_THREAD = ("can't start new thread", "launch worker thread", "thread constructor failed", "pthread_create")
 _NO_MAPPING = (
     "failed to map segment",
@@ -279,6 +282,36 @@ _NO_MAPPING = (
     "cannot enable executable stack",
     "static TLS",
 )
+
+
+def name_options(sentence: str, options: Collection[str]) -> str:
+    """Return advice on memory without the options that the verb of the command does not have.
+
+    Parameters
+    ----------
+    sentence
+        Of a `TooLargeError`, a `MemoryWarning` or `describe_out_of_memory`; it ends with a full stop.
+    options
+        Of the verb, such as ``--subject``.
+
+    Examples
+    --------
+    >>> name_options("reduce the subjects (--subject), or choose voxels (selection.*).", {"--refit"})
+    'reduce the subjects, or choose voxels (selection.*); these are settings of the run: make it again with others.'
+    >>> name_options("reduce --size, --subjects or --concepts.", {"--size", "--subjects"})
+    'reduce --size or --subjects.'
+    """
+
+    def keep(found: re.Match[str]) -> str:
+        kept = [option for option in re.findall(r"--[a-z-]+", found[0]) if option in options]
+        if found[0].startswith(" ("):
+            return found[0] if kept else ""
+        return " or ".join(filter(None, [", ".join(kept[:-1]), *kept[-1:]])) or "the size of the data"
+
+    said = re.sub(r" \(--[a-z-]+\)|--[a-z-]+(?:(?:, | or )--[a-z-]+)*", keep, sentence)
+    if "--set" not in options and _SETTING.search(said):
+        said = f"{said.removesuffix('.')}; these are settings of the run: make it again with others."
+    return said
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,15 +142,19 @@ def stop_cleanly() -> Iterator[StopSignals]:
             signal.signal(changed, handler)
 
 
-def announce_notices() -> None:
-    """Print a notice, such as a warning of little memory, as one line without its place in the code."""
+def announce_notices(list_options: Callable[[], Collection[str]] = tuple) -> None:
+    """Print a notice as one line without its place in the code; one of little memory with options of the verb alone."""
     from braindecode_vis.base.checks import Notice
+    from braindecode_vis.base.memory import MemoryWarning, name_options
 
     show = warnings.showwarning
 
     def show_plainly(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, Notice):
-            sys.stderr.write(f"warning: {message}\n")
+            told = str(message)
+            if issubclass(category, MemoryWarning):
+                told = name_options(told, list_options())
+            sys.stderr.write(f"warning: {told}\n")
         else:
             show(message, category, *place, **more)
 

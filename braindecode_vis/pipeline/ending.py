@@ -72,8 +72,8 @@ def finish_run(run: Run, analyze: Callable[[Run], None] = lambda run: None) -> E
     if found is None:
         return Ending(rows, hints, "", "")
     summary, leaks = found.summarise(), found.summarise_leaks()
-    # A problem, such as a damaged analysis, is named by each call.
-    if asked and not run.seen["problems of parts"]:
+    # A problem, such as a damaged analysis, is named by each call; a changed file may have been replaced by this one.
+    if asked and not run.seen["problems of parts"] and all(item.check != "chain" for item in found.leaks):
         with suppress(
             OSError, RuntimeError, DataError
         ):  # no room, no home, dead links: looked at again next time

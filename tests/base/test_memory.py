@@ -20,6 +20,7 @@ from braindecode_vis.base import memory
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError, refuse_damage
 from braindecode_vis.base.memory import (
+    _REDUCE,
     MemoryLimit,
     MemoryWarning,
     TooLargeError,
@@ -27,8 +28,11 @@ from braindecode_vis.base.memory import (
     describe_out_of_memory,
     find_memory,
     is_out_of_memory,
+    name_options,
     profile_step,
 )
+from braindecode_vis.base.parts import find_parts
+from braindecode_vis.cli import EXAMPLES, list_options
 from braindecode_vis.encoders.ridge import RidgeConfig, estimate_ridge_bytes
 from braindecode_vis.pipeline.reconstruction import estimate_images_bytes
 from braindecode_vis.scoring.retrieval import compute_similarity
@@ -316,3 +320,24 @@ def test_a_step_is_profiled(tmp_path):
     if "read_bytes" in taken:
         assert 3_000_000 <= taken["read_bytes"] < 4_000_000
         assert 3_000_000 <= taken["written_bytes"] < 4_000_000
+
+
+ADVICE = [
+    *_REDUCE.values(),
+    *(text for part in find_parts() for text in part.reduce.values()),
+    "the subjects (--subject), choose features (selection.*), or set repeats.train=averaged",
+    "the number of queries or of gallery images",
+]
+
+
+@pytest.mark.parametrize("verb", sorted(EXAMPLES))
+def test_advice_on_memory_names_options_of_the_verb_alone(verb):
+    """`audit --refit` gave the advice to use --subject, which it does not have."""
+    options = list_options(verb)
+    assert "--help" in options or options
+    for advice in ADVICE:
+        said = name_options(f"it does not fit; reduce {advice}, or use a larger machine.", options)
+        assert set(re.findall(r"--[a-z-]+", said)) <= options, advice
+        assert not re.search(r"reduce ?,|\(\)| ,", said), said
+        assert said.endswith(".")
+    assert ("--subject" in name_options(f"reduce {ADVICE[-2]}.", options)) == ("--subject" in options)
