@@ -33,6 +33,8 @@ ASKED = {
         ["sweep", "synthetic_digits"],
         ["compare", "run"],
         ["score", "a.npy", "--targets", "b.npy"],
+        ["tracks"],
+        ["submit", "entry", "--track", "digits69"],
     ],
 }
 #: Verbs of every installation, and of `analyses` where it is there.

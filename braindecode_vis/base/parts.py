@@ -34,7 +34,8 @@ SHIPPED: dict[str, str] = {
     "foundation": "corpus labram cbramod brainlm brain_jepa cortex_mae neurostorm eegpt bendr reve luna",
     "live": "stream live open_session",
     "phantom": "phantom",
-    "studies": "demo pretrain train-generator sweep compare board score compare_runs",
+    "studies": "demo pretrain train-generator sweep compare board score tracks submit compare_runs choose_track "
+    "check_track",
 }
 
 

@@ -70,6 +70,10 @@ Out = Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME b
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting, for example seed=1. Repeatable.")
 ]
+Track = Annotated[
+    str | None,
+    typer.Option("--track", help="Instead of a configuration: that of a track; tracks lists them."),
+]
 Subject = Annotated[list[str] | None, typer.Option("--subject", help="Read this subject only. Repeatable.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")

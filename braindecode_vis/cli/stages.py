@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from braindecode_vis.base.parts import ask_part
 from braindecode_vis.cli.embed import embed_command
 from braindecode_vis.cli.show import (
     Json,
+    MaybeRunOptions,
     Profile,
     RunOptions,
+    Track,
     Worker,
     Workers,
     finish,
@@ -133,7 +136,8 @@ def reconstruct_command(
 
 @takes()
 def run_command(
-    where: RunOptions,
+    where: MaybeRunOptions,
+    track: Track = None,
     profile: Profile = False,
     as_json: Json = False,
 ) -> None:
@@ -141,12 +145,22 @@ def run_command(
 
     Reuses finished stages and says why. If a leak is found, the exit code is 2.
 
+    With --track, runs the configuration of a track and checks that it tests the ids of its split.
+
     All processes that torchrun started train together.
     """
     from braindecode_vis import pipeline
-    from braindecode_vis.base.checks import DataError
+    from braindecode_vis.base.checks import ConfigError, DataError
     from braindecode_vis.base.digests import count_verified
     from braindecode_vis.config import check_files
+
+    if (where.source is None) == (track is None):
+        raise ConfigError(
+            "run needs a configuration, a run folder or the name of a data set, or --track NAME instead."
+        )
+    if track is not None:
+        source, changes = ask_part("choose_track")(track, where.overrides or [])
+        where = replace(where, source=source, overrides=changes)
 
     def analyze(run: Run) -> None:
         if run.config.run_analyses:
@@ -155,6 +169,8 @@ def run_command(
     run = where.open()
     check_files(run.config)
     with training_together(run):
+        if track is not None:  # before anything is fitted
+            ask_part("check_track")(run, track)
         ending = pipeline.finish_run(run, analyze)
         if not as_json:
             print_scores(ending.rows)

@@ -334,6 +334,11 @@ def render_template(name: str, script_name: str, **given: Any) -> str:
     return env.get_template(name).render(script=Markup(script), script_digest=digest, **given)
 
 
+def render_static(name: str, **given: Any) -> str:
+    """Return a page without a script; all text is escaped."""
+    return _make_environment().get_template(name).render(**given)
+
+
 @functools.cache
 def _make_environment() -> Environment:
     """Return the templates of all pages, each of which is compiled once."""

@@ -98,8 +98,8 @@ def _send_verb(
     from braindecode_vis.parts.cluster.submitting import Task, check_cluster, read_cluster
     from braindecode_vis.pipeline.runs import digest_config, read_scores
 
-    if name == "analyze" and given["source"] is None:
-        raise ConfigError("analyze needs a configuration, a run folder or a data set to run as a job.")
+    if name in ("analyze", "run") and given["source"] is None:
+        raise ConfigError(f"{name} needs a configuration, a run folder or a data set to run as a job.")
     settings = config = None
     if name == "predict":
         from braindecode_vis.pipeline.prediction_files import check_out

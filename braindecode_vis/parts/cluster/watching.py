@@ -283,7 +283,8 @@ def _describe_seconds(note: dict[str, Any], *, now: bool = False) -> str:
 
 def _count_seconds(note: dict[str, Any], *, now: bool = False) -> float | None:
     with suppress(KeyError, TypeError, ValueError):
-        return float((time.time() if now else note["written"]) - note["started"])
+        # A clock that was set back in between would count below nothing.
+        return max(0.0, float((time.time() if now else note["written"]) - note["started"]))
     return None
 
 

@@ -32,6 +32,7 @@ from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.parts.live.judge import Judge
 from braindecode_vis.parts.live.session import LiveSession
 from braindecode_vis.parts.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
+from braindecode_vis.pipeline.leaks.likeness import find_copies
 from braindecode_vis.pipeline.predicting import open_given_gallery
 from braindecode_vis.pipeline.preparing import embed, preprocess
 from braindecode_vis.scoring.uncertainty import jackknife_interval
@@ -355,6 +356,8 @@ def prepare_calibration(
         )
     seed = judge.run.config.seed
     targets, images = choose_pictures(judge, pictures, n_pictures, seed)
+    if words := _describe_tested(judge, list(targets.ids), images):
+        session.tell(words)
     decoder.know(list(targets.ids))
     block = CalibrationBlock(
         judge, targets, images, inject=session.inject, photodiode=photodiode, out=calibrated, tell=session.tell,
@@ -363,6 +366,22 @@ def prepare_calibration(
     session.add(block)
     session.is_counted = lambda decision: not block.owns(decision)
     return block
+
+
+def _describe_tested(judge: Judge, names: list[str], images: Sequence[Any]) -> str:
+    """Say that pictures of a block are test pictures of the run, also as copies; empty if none is."""
+    prepared = preprocess(judge.run)
+    if not prepared.stimuli.has_pixels:
+        return ""
+    tested = pd.unique(prepared.responses.stimulus_ids[prepared.folds[judge.folds[0]].test].astype(str))
+    found = find_copies(prepared.stimuli, tested, zip(names, images, strict=True))
+    if not found:
+        return ""
+    first, test, how = found[0]
+    return (
+        f"{len(found)} of {len(names)} calibration pictures are test pictures of the run, first {first} ({test}{how}): "
+        "after the block, decisions about them say nothing about new pictures; give others to --calibrate."
+    )
 
 
 class PageClock:

@@ -4,7 +4,7 @@ from braindecode_vis.base.parts import Part, Verb
 
 PART = Part(
     name="studies",
-    says="many runs: sweep, compare, board, score outputs of other systems; and the demo",
+    says="many runs: sweep, compare, board, score outputs of other systems, tracks for anybody's; and the demo",
     package=__package__,
     verbs={
         "demo": Verb("verbs:demo", group="Run", examples=("demo", "demo --size tiny --out quick")),
@@ -35,7 +35,11 @@ PART = Part(
         "board": Verb(
             "verbs:board",
             group="Ask",
-            examples=("board runs", "board runs/seeds --reference runs/seeds/seed-0 --out seeds.html"),
+            examples=(
+                "board runs",
+                "board runs/seeds --reference runs/seeds/seed-0 --out seeds.html",
+                "board --entries entries --out site",
+            ),
             starts_anew=True,
         ),
         "score": Verb(
@@ -44,11 +48,32 @@ PART = Part(
             examples=(
                 "score predicted.npy --targets true.npy",
                 "score decoded_images --targets seen_images --kind images",
+                "score my_entry --track digits69",
+            ),
+            starts_anew=True,
+        ),
+        "tracks": Verb(
+            "track_verbs:tracks",
+            group="Ask",
+            examples=("tracks", "tracks digits69", "tracks make nsd_40h --root /data/nsd --out splits"),
+            starts_anew=True,
+        ),
+        "submit": Verb(
+            "track_verbs:submit",
+            group="Ask",
+            examples=(
+                "submit my_entry --track things_eeg2_within",
+                "submit runs/digits69_ridge --track digits69 --bring-run",
             ),
             starts_anew=True,
         ),
     },
-    abilities={"compare_runs": "compare:compare_runs", "score": "score_outputs:score"},
+    abilities={
+        "compare_runs": "compare:compare_runs",
+        "score": "score_outputs:score",
+        "choose_track": "tracks:choose_configuration",
+        "check_track": "tracks:check_run",
+    },
     reduce={
         "demo": "--size, --subjects, --sessions or --concepts",
         "score_outputs": "the number of predictions or targets, or score groups one by one",

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from braindecode_vis.cli.show import Debug, Json, make_console, print_json, print_scores
+from braindecode_vis.cli.show import Json, make_console, print_json, print_scores, takes
+from braindecode_vis.parts.studies.track_verbs import score_on_track
+
+#: Kind, selection, features, number of permutations and seed, where nothing is asked for.
+_DEFAULTS = ("auto", "not stated", "efficientnet-lite0", 10_000, 0)
 
 
+@dataclass(frozen=True)
+class TrackOptions:
+    """The track on which an entry is scored, and what its judge gives."""
+
+    track: Annotated[
+        str | None,
+        typer.Option(
+            "--track",
+            help="Score the entry of this folder or ZIP on a track. Only --gallery, --split, --auditor and --json "
+            "apply then.",
+        ),
+    ] = None
+    gallery: Annotated[
+        str | None,
+        typer.Option("--gallery", help="With --track: candidates that the judge embedded, with ids."),
+    ] = None
+    split: Annotated[Path | None, typer.Option("--split", help="With --track: file of the split.")] = None
+    auditor: Annotated[
+        str | None,
+        typer.Option(
+            "--auditor", help="With --track: audit the run of a sealed entry (with --refit), in this name."
+        ),
+    ] = None
+
+
+@takes("debug")
 def score(
     predictions: Annotated[
         str,
@@ -18,6 +49,7 @@ def score(
             ".h5 .parquet .csv .txt; FILE::NAME for one array of several), or a folder of reconstructions."
         ),
     ],
+    on: TrackOptions,
     targets: Annotated[
         str | None,
         typer.Option(
@@ -89,14 +121,25 @@ def score(
         Path | None, typer.Option("--out", help="New folder for scores (JSON, CSV), items and the page.")
     ] = None,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Score predictions or images of any system.
 
     Gives the full table: intervals, chance, p, hubs, ties, signs of transduction.
     """
+    from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.parts.studies.score_outputs import score as score_outputs
 
+    if on.track is not None:
+        others = (targets, ids, target_ids, text, descriptions, size, out)
+        chosen = (kind, selection, features, n_permutations, seed)
+        if any(value is not None for value in others) or protocol or distances or chosen != _DEFAULTS:
+            raise ConfigError(
+                "with --track, score takes only the entry, --gallery, --split, --auditor and --json."
+            )
+        score_on_track(predictions, as_json=as_json, **vars(on))
+        return
+    if any(value is not None for value in vars(on).values()):
+        raise ConfigError("--gallery, --split and --auditor belong to --track.")
     given: dict[str, Any] = {"kind": kind, "protocols": tuple(protocol or ()), "selection": selection}
     found = score_outputs(
         predictions, targets, ids=ids, target_ids=target_ids, text=text, descriptions=descriptions,

@@ -241,7 +241,7 @@ def print_sweep(table: pd.DataFrame, keys: list[str], out: Path) -> None:
 
     shown = summarise(table, keys).drop(columns=["ci_low", "ci_high"], errors="ignore")
     shown.columns = [str(name).rsplit(".", 1)[-1] for name in shown.columns]
-    _print_table(shown, "Mean over seeds of the decoded system")
+    print_table(shown, "Mean over seeds of the decoded system")
     console = make_console(stderr=False)
     for run, message in table[table["error"] != ""][["run", "error"]].itertuples(index=False):
         console.print(f"{run} failed: {message}", markup=False)
@@ -309,7 +309,7 @@ def compare(
         interval=["" if isnan(low) else f"{low:.3g} to {high:.3g}" for low, high in bounds],
         p=["" if isnan(p) else format_p_value(p) for p in table["p_holm"]], n=table["n_items"],
     )  # fmt: skip
-    _print_table(shown, f"Difference to {runs[0]} (95 % interval, Holm-corrected p)")
+    print_table(shown, f"Difference to {runs[0]} (95 % interval, Holm-corrected p)")
     console = make_console(stderr=False)
     for words in dict.fromkeys(table["resampled"]):
         of = name_population(words)
@@ -320,11 +320,22 @@ def compare(
 
 def board(
     folders: Annotated[
-        list[Path], typer.Argument(help="Run folders, or folders that contain runs at any depth.")
-    ],
+        list[Path] | None, typer.Argument(help="Run folders, or folders that contain runs at any depth.")
+    ] = None,
+    entries: Annotated[
+        Path | None,
+        typer.Option(
+            "--entries",
+            help="Instead of runs: folder of entries that submit sealed; makes a site of all tracks.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="File of the page; by default board.html in the first folder."),
+        typer.Option(
+            "--out",
+            help="File of the page; by default board.html in the first folder. Of --entries the folder of the site; by "
+            "default board.",
+        ),
     ] = None,
     reference: Annotated[
         Path | None,
@@ -348,10 +359,19 @@ def board(
 
     Settings are pooled over subjects and seeds, drawn as parallel coordinates, and the best is chosen by validation
     scores alone. experiment.json beside it holds the rows of runs, settings.csv those of settings.
+
+    With --entries it writes a site: tracks, entries, history, and entries.json.
     """
     from braindecode_vis.base.checks import ConfigError, check_option, require
     from braindecode_vis.parts.studies.board import describe_rows, log_board, make_board
 
+    if entries is not None:
+        if folders or reference or log:
+            raise ConfigError("--entries takes no runs, no --reference and no --log.")
+        _make_site(entries, Path("board") if out is None else out, as_json)
+        return
+    if not folders:
+        raise ConfigError("board needs run folders, or --entries DIR.")
     for tracker in log or []:  # before the page is made
         check_option("--log", tracker, ("tensorboard", "wandb"))
         require(tracker, f"board --log {tracker}")
@@ -374,7 +394,7 @@ def board(
         listed = [row.as_json() for row in rows]
         print_json({"run_folder": None, "scores": [], "board": str(page), "runs": listed, "logged": logged})
         return
-    _print_table(describe_rows(rows), f"{len(rows)} runs" if len(rows) != 1 else "1 run")
+    print_table(describe_rows(rows), f"{len(rows)} runs" if len(rows) != 1 else "1 run")
     make_console(stderr=False).print(
         f"board: {page}\nrows: {page.with_name('experiment.json')}, {page.with_name('settings.csv')}"
         + "".join(f"\n{tracker}: {place}" for tracker, place in logged.items()),
@@ -382,7 +402,23 @@ def board(
     )
 
 
-def _print_table(frame: pd.DataFrame, title: str) -> None:
+def _make_site(entries: Path, out: Path, as_json: bool) -> None:
+    """Write the site of entries and print where it is."""
+    from braindecode_vis.parts.studies.entry_board import make_entry_board
+
+    listed = make_entry_board(entries, out)
+    if as_json:
+        print_json({"run_folder": None, "scores": [], "board": str(out / "index.html"), "entries": listed})
+        return
+    n = len(listed)
+    make_console(stderr=False).print(
+        f"{n} {'entry' if n == 1 else 'entries'}\nboard: {out / 'index.html'}\nrows: {out / 'entries.json'}",
+        markup=False,
+    )
+
+
+def print_table(frame: pd.DataFrame, title: str) -> None:
+    """Print a table with its title on standard output."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

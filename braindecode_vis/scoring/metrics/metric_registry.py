@@ -466,6 +466,8 @@ _METRICS = (
            "Correlation between the response predicted from the reconstruction and the measured response."),
     Metric("encoding_correlation", "Encoding correlation",
            "Correlation between the response predicted from the seen image and the measured response."),
+    Metric("brain_score", "Brain-Score",
+           "Median correlation of reliable responses with their prediction over their ceiling, squared."),
     Metric("accuracy", "Accuracy", "How often the decoded class is the seen class.", counts_hits=True),
     Metric("balanced_accuracy", "Balanced accuracy", "How often a class is decoded correctly, averaged over classes."),
     Metric("auc", "AUC",

@@ -315,6 +315,8 @@ def test_a_clock_that_differs_is_told_and_nothing_depends_on_it(tmp_path):
         note.write_text(json.dumps({"ticket": "t", "state": "done", "host": "n1", "written": 0.0, **told}))
         found = watching.find_clock_differences(tmp_path, [job])
         assert [sentence.partition(",")[0] for sentence in found] == words
+        (state,) = watching.find_states(tmp_path, [job])
+        assert state.elapsed == "0:00:00"  # set back since it began: less than nothing would read as hours
 
 
 def test_a_task_of_an_array_that_was_cancelled_while_it_waited_is_not_blamed_on_the_disk(

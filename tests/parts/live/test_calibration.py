@@ -296,6 +296,21 @@ def test_a_session_says_beside_each_decision_what_was_adapted(folder, judge):
     assert RunningStatistics.WORDS in summary["protocol"]
 
 
+@pytest.mark.parametrize("first, n_tested", [(0, 0), (30, 6)])
+def test_a_block_of_test_pictures_is_told(folder, tmp_path, monkeypatch, first, n_tested):
+    """Mirrored pictures are the same ones to who looks at them."""
+    for n in range(first, first + 6):
+        picture = (PICTURES[n][:, ::-1] * 255).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"mine {n}.png")
+    info = StreamInfo("x", "eeg", ("O1", "O2", "Oz", "Pz", "P3", "P4"), 100.0, "V")
+    source = ChunkSource(info, cut_chunks(np.zeros((C, 400)), np.arange(400) / 100, []))
+    session, told = open_session(folder, source, events={"30": "30"}), []
+    monkeypatch.setattr(session, "tell", told.append)
+    prepare_calibration(session, str(tmp_path), n_pictures=6)
+    found = [text for text in told if "calibration pictures are test pictures of the run" in text]
+    assert [text.split()[0] for text in found] == ([str(n_tested)] if n_tested else [])
+
+
 def test_a_block_goes_on_after_an_early_end_and_its_pictures_are_never_scored(judge, tmp_path):
     """What is learnt starts from the run's own each time; the summary of a session says what was adapted meanwhile."""
     targets, images = choose_pictures(judge, "run", 15, 0)

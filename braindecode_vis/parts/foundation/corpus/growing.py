@@ -41,13 +41,14 @@ from braindecode_vis.datasets.corpus.manifest import (
     name_subject,
     read_manifest,
     read_rows,
+    sketch_run,
     take_up_shards,
     write_manifest,
 )
 from braindecode_vis.datasets.corpus.recordings import Channels, Excluded, SeriesRun
 from braindecode_vis.preprocessing.array_file import ArrayFile
 
-_VERSION = 1
+_VERSION = 2
 #: Of the windowed sinc, in samples of the slower of both rates, on each side.
 _REACH = 8
 #: Kaiser's window: 80 dB.
@@ -956,5 +957,5 @@ def _describe_run(
         "task": run.task, "site": run.site, "licence": run.licence, "n_times": len(values),
         "interval_s": find_interval(run, config), "recorded_s": run.interval_s,
         "motion_mm": run.motion_mm, "scrubbed": run.scrubbed,
-        "start": start, "missing": missing, "files": entry.files, "digest": digest,
+        "start": start, "missing": missing, "files": entry.files, "digest": digest, "sketch": sketch_run(values),
     }  # fmt: skip
