@@ -182,17 +182,15 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
                     if own and task.units is not None
                     else None
                 )
-                score = (
-                    make_score(
-                        found.values[rows], metric=found.metric, method="decoded",
-                        protocol=task.protocol + found.note, subject=subject, split=task.split, seed=task.seed,
-                        chance=found.chance,
-                        gallery_size=found.gallery_size,
-                        stimulus_ids=found.ids[rows] if units is None else units.labels,
-                        unit=found.unit if units is None else units.unit,
-                        subjects=found.subjects[rows] if pooled else None, statistic=found.statistic,
-                        n_boot=task.n_bootstrap, over_folds=task.over_folds,
-                    )
+                score = make_score(
+                    found.values[rows], metric=found.metric, method="decoded",
+                    protocol=task.protocol + found.note, subject=subject, split=task.split, seed=task.seed,
+                    chance=found.chance,
+                    gallery_size=found.gallery_size,
+                    stimulus_ids=found.ids[rows] if units is None else units.labels,
+                    unit=found.unit if units is None else units.unit,
+                    subjects=found.subjects[rows] if pooled else None, statistic=found.statistic,
+                    n_boot=task.n_bootstrap, over_folds=task.over_folds,
                 )  # fmt: skip
                 scores.append(_pool_rows(score, found.values) if pooled and found.pools_rows else score)
     return scores
@@ -442,7 +440,7 @@ def rank_as_neuralbench(task: ProtocolTask) -> Iterator[_Values]:
     Banville et al. (2026), NeuralBench, and the NeurIPS 2026 challenge "EEG-to-image".
     """
     levels = dict[str, list[tuple[Retrieval, np.ndarray, np.ndarray]]]()
-    for (queries, gallery, _), rows in zip(task.retrievals, task.folds, strict=True):
+    for (queries, gallery, known), rows in zip(task.retrievals, task.folds, strict=True):
         merged, became = protocols.merge_equal_items(gallery)
         renamed = Embeddings(queries.vectors, [became[str(i)] for i in queries.ids], queries.space)
         of_subjects, who = protocols.average_predictions(renamed, task.subjects[rows])
@@ -453,7 +451,8 @@ def rank_as_neuralbench(task: ProtocolTask) -> Iterator[_Values]:
             ("_subject-agg", of_subjects, who),
             ("_instance-agg", of_images, together),
         ):
-            ranked = compute_ranks(asked, merged, n_top=0, device=task.device)
+            is_known = asked is renamed and len(merged) == len(gallery)
+            ranked = known if is_known else compute_ranks(asked, merged, n_top=0, device=task.device)
             levels.setdefault(ending, []).append((ranked, asked.ids.astype(str), subjects))
     for ending, found in levels.items():
         ids, subjects = (np.concatenate([part[n] for part in found]) for n in (1, 2))
