@@ -369,8 +369,7 @@ def _list_stages(out):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killer", [MODULES], indirect=True, ids=["all"])
-def test_kills_of_processes_that_share_a_folder(killer, show):
-    """A corpus that grows, and one of two workers, while the other goes on."""
+def test_kills_of_a_corpus(killer, show):
     people = killer.folder / "people"
     made = ("phantom", "corpus-eeg", "--size", "tiny", "--out", str(people))
     assert killer.nursery.run(made, killer.folder / "cache") == 0, killer.nursery.said
@@ -381,7 +380,13 @@ def test_kills_of_processes_that_share_a_folder(killer, show):
     killer.kill_in(corpus, "corpus", 6, (signal.SIGKILL,))
     # The present state of the moment of the kill, and that of the end.
     assert len(list(killer.folder.glob("killed/corpus/earlier/*"))) <= 2
+    assert killer.check() == 6
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killer", [MODULES], indirect=True, ids=["all"])
+def test_kills_of_one_of_two_workers(killer, show):
+    """The other one goes on, and the same command finishes what was left."""
     where = ["synthetic_digits", *_set(SHARED), "--out"]
     alone, cache = killer.folder / "alone", killer.folder / "cache"
     assert killer.nursery.run(["train", *where, str(alone)], cache) == 0, killer.nursery.said
@@ -391,8 +396,8 @@ def test_kills_of_processes_that_share_a_folder(killer, show):
         out = killer.folder / f"shared-{kill}"
         shares = [[*where, str(out), "--worker", str(n), "--workers", "2"] for n in range(2)]
         pids = [killer.nursery.start(["train", *words], cache) for words in shares]
-        while not list(out.glob("work/train*")):
-            time.sleep(0.001)
+        begun = Case("train, workers", (), "work/train*")
+        assert killer.follow(begun, pids[kill % 2], out) is None, killer.nursery.said
         time.sleep(killer.draw.uniform(0, 1))
         os.kill(pids[kill % 2], signal.SIGKILL)
         codes = [killer.nursery.wait(pid) for pid in pids]
@@ -402,4 +407,4 @@ def test_kills_of_processes_that_share_a_folder(killer, show):
         killer.counts["train, workers", "kills"] += 1
         killer.counts["train, workers", "identical"] += _list_stages(out) == expected
         killer.counts["train, workers", "left"] += bool(left)
-    assert killer.check() == 12
+    assert killer.check() == 6

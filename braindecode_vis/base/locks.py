@@ -75,13 +75,16 @@ class BeingMade(Exception):
 
 
 def is_alive(pid: int) -> bool:
-    """Say whether a process of this machine is running."""
+    """Say whether a process of this machine is running; one that has ended may still be listed (a zombie)."""
     try:
         os.kill(pid, 0)  # signal 0 asks, and does nothing
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
+    # Whoever started it has not asked for its end yet, and the first process of a container may never do so.
+    with suppress(OSError, ValueError, IndexError):  # where the system tells it
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
 
 

@@ -173,3 +173,20 @@ def test_a_disk_without_locks_has_leases_too(tmp_path, monkeypatch):
     write_holder(path, host=locks.platform.node(), pid=dead.pid)
     with take(path, waits=False):
         pass
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system lists no states of processes")  # noqa: PTH110
+def test_a_process_that_was_killed_has_ended_before_its_parent_asks(tmp_path):
+    """What a killed worker had begun stayed for ever where another worker made the same before the kill was noticed."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "print('there', flush=True); input()"], stdin=-1, stdout=-1
+    )
+    assert holder.stdout.readline() == b"there\n"
+    assert locks.is_alive(holder.pid)
+    assert locks.is_alive(1)
+    holder.kill()
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays listed
+    os.kill(holder.pid, 0)
+    assert not locks.is_alive(holder.pid)
+    holder.communicate()
+    assert not locks.is_alive(holder.pid)

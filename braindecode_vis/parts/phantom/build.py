@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
+from braindecode_vis.base.locks import is_alive
 from braindecode_vis.base.memory import describe_bytes
 from braindecode_vis.base.store import compute_fingerprint, is_disk_full, json_plain, read_json, write_json
 from braindecode_vis.datasets.drawn.images import write_image_files
@@ -420,7 +421,10 @@ class Ledger:
         for path in list(self.root.rglob(".tmp-*")):
             # Temporary names contain the number of their process.
             owner = re.match(r"\.tmp-(\d+)-", path.name)
-            if owner is None or _is_alive(int(owner[1])):
+            if owner is None:
+                continue
+            # This process has begun nothing yet: an earlier one had its number.
+            if int(owner[1]) != os.getpid() and is_alive(int(owner[1])):
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -429,16 +433,6 @@ class Ledger:
 
     def _write(self) -> None:
         write_json(self.path, {"fingerprint": self.fingerprint, "request": self.request, "units": self.units})
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()  # this process has begun nothing yet: an earlier one had its number
 
 
 def _compare(old: Any, new: Any, name: str = "") -> list[str]:
