@@ -111,6 +111,23 @@ def rank(folder: Path, n: int) -> Callable[[], Any]:
     return lambda: compute_ranks(queries, gallery, n_top=10, device="cpu")
 
 
+def compare_pictures(folder: Path, n: int) -> Callable[[], Any]:
+    """Look for copies of 200 tested pictures among n files of 64 pixels, as the audit does."""
+    from PIL import Image
+
+    from braindecode_vis.base.stimuli import StimulusSet
+    from braindecode_vis.pipeline.leaks.likeness import find_like_pictures
+
+    rng = np.random.default_rng(0)
+    names = [f"image{number:06d}" for number in range(n)]
+    for name in names:
+        drawn = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
+        drawn.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{name}.jpg", quality=90)
+    files = [f"{name}.jpg" for name in names]
+    table = pd.DataFrame({"stimulus_id": names, "concept": names, "path": files, "sha256": None})
+    return lambda: find_like_pictures(StimulusSet(table, folder), names, set(names[:200]))
+
+
 def _preprocess(folder: Path, n_concepts: int, n_sessions: int) -> Callable[[], Any]:
     from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
     from braindecode_vis.preprocessing.meeg import write_meeg
@@ -183,6 +200,10 @@ GROWTHS = (
     ),
     Growth("read", "images: half of a bank, shuffled, read", read_bank, 4, _FEW, _MANY, LINEAR, LINEAR),
     Growth("rank", "images: 200 queries ranked", rank, 4, _FEW, _MANY, LINEAR, LINEAR),
+    Growth(
+        "likeness", "images: `audit` looks for copies of 200", compare_pictures,
+        4, (500, 1000, 2000, 4000), (5000, 10_000, 20_000, 40_000, 73_000), LINEAR, LINEAR,
+    ),
     Growth(
         "trials", "trials: `preprocess` of a raw session, by concepts", cut_trials,
         2, (4, 8, 16, 32), (15, 30, 60, 120, 240), LINEAR, LINEAR,

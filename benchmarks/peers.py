@@ -24,13 +24,19 @@ AS_ONE_OUT = (
     "chooses the penalty by leaving out single trials, which takes one decomposition and lets trials of one picture "
     "stand on both sides. Ours leaves out folds, as a nested choice does; the peer with the same folds is himalaya."
 )
-ALPHAS = tuple(float(10**e) for e in np.linspace(1, 6, 11))
+SINGLE = "scikit-learn Ridge in single precision"
+#: Penalties by their number: one, those of the shipped configurations, and those of `RidgeConfig`.
+ALPHAS = {
+    1: (1000.0,),
+    5: (1e2, 1e3, 1e4, 1e5, 1e6),
+    11: tuple(float(10**e) for e in np.linspace(1, 6, 11)),
+}
 
 # --- ridge ------------------------------------------------------------------------------------------------
 
 
-def make_ridge(folder: Path, trials: int, features: int, targets: int, nested: bool) -> Work:
-    """Fit and predict 64 new trials; all read single precision, z-score and solve in double."""
+def make_ridge(folder: Path, trials: int, features: int, targets: int, penalties: int) -> Work:
+    """Fit and predict 64 new trials of single precision, from z-scores on; peers solve in double if not said."""
     from sklearn.preprocessing import StandardScaler
 
     from braindecode_vis.base.arrays import Embeddings, Responses
@@ -51,7 +57,7 @@ def make_ridge(folder: Path, trials: int, features: int, targets: int, nested: b
         return Responses.from_checked(rows, ("trial", "voxel"), table, "au", {})
 
     responses, asked = wrap(data, ids), wrap(new, np.array([f"new{n}" for n in range(64)], object))
-    alphas = ALPHAS if nested else ALPHAS[4:5]
+    alphas, nested = ALPHAS[penalties], penalties > 1
     folds = make_inner_folds(ids, n_folds=5, generator=make_generator(0, "ridge", "inner_folds"))
 
     def ours() -> tuple[float, np.ndarray]:
@@ -59,12 +65,16 @@ def make_ridge(folder: Path, trials: int, features: int, targets: int, nested: b
         encoder.fit(responses, Embeddings(values, ids, "toy"))
         return encoder.fitted.alpha, encoder.predict(asked).vectors
 
-    def fit(model: Any) -> tuple[float, np.ndarray]:
+    def fit(model: Any, precision: str = "float64") -> tuple[float, np.ndarray]:
         mean = values.mean(0)
         scaler = StandardScaler().fit(data)
-        model.fit(scaler.transform(data).astype(np.float64), (values - mean).astype(np.float64))
+        model.fit(
+            scaler.transform(data).astype(precision, copy=False),
+            (values - mean).astype(precision, copy=False),
+        )
         chosen = getattr(model, "best_alphas_", getattr(model, "alpha_", alphas[0]))
-        return float(np.ravel(chosen)[0]), model.predict(scaler.transform(new).astype(np.float64)) + mean
+        asked = scaler.transform(new).astype(precision, copy=False)
+        return float(np.ravel(chosen)[0]), model.predict(asked) + mean
 
     def himalaya() -> Any:
         from himalaya.kernel_ridge import KernelRidge, KernelRidgeCV
@@ -83,11 +93,15 @@ def make_ridge(folder: Path, trials: int, features: int, targets: int, nested: b
 
         return partial(fit, RidgeCV(alphas=alphas) if nested else Ridge(alpha=alphas[0], solver="cholesky"))
 
-    names = (
-        "himalaya",
-        LEAVE_ONE_OUT if nested else "scikit-learn Ridge (Cholesky)",
-    )
-    return Work(ours, dict(zip(names, (himalaya, sklearn), strict=True)), _compare_fits)
+    def single() -> Any:
+        from sklearn.linear_model import Ridge
+
+        return partial(fit, Ridge(alpha=alphas[0]), "float32")
+
+    if nested:
+        return Work(ours, {"himalaya": himalaya, LEAVE_ONE_OUT: sklearn}, _compare_fits)
+    peers = {"himalaya": himalaya, "scikit-learn Ridge (Cholesky)": sklearn, SINGLE: single}
+    return Work(ours, peers, _compare_fits)
 
 
 def _compare_fits(ours: tuple[float, np.ndarray], theirs: tuple[float, np.ndarray]) -> float | str:
@@ -292,31 +306,50 @@ def make_permutations(folder: Path, queries: int, resamples: int) -> Work:
 
 
 def make_embedding(folder: Path, kind: str, images: int) -> Work:
-    """Embed pictures of 500 pixels in batches of 16: ours against the library's transform and network in a loop."""
+    """Embed pictures of 500 pixels: ours against the library's transform and network in a loop, in batches of 16."""
     import torch
     from PIL import Image
 
+    from braindecode_vis.embeddings.efficientnet import (
+        EfficientNetConfig,
+        find_packaged_weights,
+        rename_weights,
+    )
     from braindecode_vis.embeddings.openclip import OpenClipConfig
     from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
 
     settings = {"weights": "random", "device": "cpu", "batch_size": 16}
     if kind == "openclip":
-        config = OpenClipConfig(architecture="ViT-B-32", pretrained="laion2b_s34b_b79k", **settings)
+        encoder: Any = OpenClipConfig(
+            architecture="ViT-B-32", pretrained="laion2b_s34b_b79k", **settings
+        ).build()
+    elif kind == "torchvision":
+        encoder = TorchvisionConfig(architecture="resnet50", **settings).build()
     else:
-        config = TorchvisionConfig(architecture="resnet50", **settings)
-    encoder = config.build()
+        encoder = EfficientNetConfig(device="cpu").build()
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (images, 25, 25, 3), dtype=np.uint8)
     pictures = [np.asarray(Image.fromarray(picture).resize((500, 500))) for picture in coarse]
-    encoder.load()
+    encoder.encode(pictures[:1])  # reads the weights
 
     def loop_of_library() -> Any:
-        network = deepcopy(encoder.load().network).to(memory_format=torch.contiguous_format)
+        if kind == "efficientnet-lite0":
+            import timm
+            from timm.data import create_transform
+
+            network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+            state = torch.load(find_packaged_weights(), map_location="cpu", weights_only=True)
+            network.load_state_dict(rename_weights(state, network.state_dict()))
+            network.reset_classifier(0)
+            plain = dict(input_size=(3, 224, 224), interpolation="bicubic", crop_pct=1.0)
+            transform = create_transform(**plain, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+        else:
+            network = deepcopy(encoder.load().network).to(memory_format=torch.contiguous_format)
         if kind == "openclip":
             from open_clip import image_transform
 
             transform = image_transform(224, is_train=False)
-        else:
+        elif kind == "torchvision":
             from torchvision.models import ResNet50_Weights
 
             transform = ResNet50_Weights.IMAGENET1K_V2.transforms()
@@ -332,8 +365,8 @@ def make_embedding(folder: Path, kind: str, images: int) -> Work:
 
         return embed
 
-    peer = {"openclip": "open_clip in a loop", "torchvision": "torchvision in a loop"}[kind]
-    return Work(lambda: encoder.encode(pictures), {peer: loop_of_library})
+    peer = {"openclip": "open_clip", "torchvision": "torchvision", "efficientnet-lite0": "timm"}[kind]
+    return Work(lambda: encoder.encode(pictures), {f"{peer} in a loop": loop_of_library})
 
 
 # --- networks ---------------------------------------------------------------------------------------------
@@ -573,22 +606,22 @@ def make_lss(folder: Path, trials: int, volumes: int, voxels: int) -> Work:
 
 
 def _shapes(
-    nested: bool, *shapes: tuple[int, int], counts: tuple[int, ...] = (1, 1024)
+    penalties: int, *shapes: tuple[int, int], counts: tuple[int, ...] = (1, 1024)
 ) -> tuple[dict[str, Any], ...]:
     return tuple(
-        {"trials": n, "features": p, "targets": targets, "nested": nested}
+        {"trials": n, "features": p, "targets": targets, "penalties": penalties}
         for n, p in shapes
         for targets in counts
     )
 
 
-def _ridge(name: str, title: str, nested: bool, *shapes: tuple[int, int]) -> Row:
+def _ridge(name: str, title: str, penalties: int, *shapes: tuple[int, int]) -> Row:
     return Row(
         name, title, make_ridge, "{trials} x {features} -> {targets}",
-        tiny=dict(trials=40, features=12, targets=3, nested=nested),
-        quick=_shapes(nested, (400, 1200), (500, 450), (1200, 250), counts=(256,)),
-        full=_shapes(nested, *shapes),
-        large=_shapes(nested, (5400, 9000), (5400, 3145), (16_540, 1700)),
+        tiny=dict(trials=40, features=12, targets=3, penalties=penalties),
+        quick=_shapes(penalties, (400, 1200), (500, 450), (1200, 250), counts=(256,)),
+        full=_shapes(penalties, *shapes),
+        large=_shapes(penalties, (5400, 9000), (5400, 3145), (16_540, 1700)),
         tolerance=1e-4,  # our weights are kept in single precision
         aside={LEAVE_ONE_OUT: AS_ONE_OUT},
     )  # fmt: skip
@@ -603,11 +636,15 @@ def _pixels(name: str, title: str, names: tuple[str, ...]) -> Row:
     )  # fmt: skip
 
 
+TOWERS = ("openclip", "torchvision", "efficientnet-lite0")
 ROWS = (
-    _ridge("ridge", "Ridge, one penalty", False, (1500, 4250), (3000, 2000), (8000, 1000)),
+    _ridge("ridge", "Ridge, one penalty", 1, (2000, 1250), (1500, 4250), (3000, 2000), (8000, 1000)),
+    _ridge(
+        "ridge-five", "Ridge, one of 5 penalties by 5 inner folds", 5, (2000, 6000), (2000, 1250), (6000, 800)
+    ),
     # As long as fifty fits, and in other packages longer.
     _ridge(
-        "ridge-choice", "Ridge, one of 11 penalties by 5 inner folds", True, (2000, 6000), (2000, 1250), (6000, 800)
+        "ridge-choice", "Ridge, one of 11 penalties by 5 inner folds", 11, (2000, 6000), (2000, 1250), (6000, 800)
     ),
     Row(
         "ranks", "Exact rank of the true item", make_ranks, "{queries} x {gallery}, {features} features",
@@ -636,8 +673,8 @@ ROWS = (
     Row(
         "embedding", "Image embedding", make_embedding, "{kind}, {images} images of 500 px",
         tiny=dict(kind="torchvision", images=1),
-        quick=(dict(kind="openclip", images=2), dict(kind="torchvision", images=2)),
-        full=(dict(kind="openclip", images=32), dict(kind="torchvision", images=32)),
+        quick=tuple(dict(kind=kind, images=2) for kind in TOWERS),
+        full=tuple(dict(kind=kind, images=32) for kind in TOWERS),
         tolerance=1e-3,  # other layouts of convolutions
     ),
     Row(

@@ -3,10 +3,14 @@
     python benchmarks/scale_growth.py subjects folds
     python benchmarks/scale_growth.py plan
     python benchmarks/scale_growth.py shares
+    python benchmarks/scale_growth.py --rehearse FOLDER things_eeg2_ridge =--root DATA =--over seed=0,1 \
+        --called "THINGS-EEG2, one subject" --write docs/research/BENCHMARKS.md
 
 Each run is a process of its own: processor time of its stages, most resident memory, bytes of its folder. An exponent
 is the slope of logarithms over all sizes. `plan` measures its pieces and then runs the very thing; prints JSON, which
 docs/research/CLUSTER.md quotes. `shares` trains the folds of a run by one process and by two.
+`--rehearse` calls `plan` and then the command itself, a sweep as local jobs, on data as large as the real ones, and
+writes what each stage took beside what `plan` said.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import fit_exponent
+from measuring import describe_machine, fit_exponent, put_section
 
 SUBJECTS, FOLDS = (1, 2, 4, 8), (2, 4, 8, 16)
 N_TRIALS, N_FEATURES, SIDE = 640, 850, 64  # of a subject: 17 channels x 50 samples; pixels of a picture
@@ -155,12 +159,72 @@ def compare_plan(words: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def rehearse(out: Path, source: str, options: Sequence[str]) -> list[dict[str, Any]]:
+    """Call `plan` and then `run`, or a sweep as local jobs, and return what each stage took beside what was said."""
+    command, given = [sys.executable, "-m", "braindecode_vis"], [source, *options]
+    planned = [*command, "plan", *given, "--budget", "5", "--json"]
+    said = json.loads(subprocess.run(planned, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    call = ["sweep", "--cluster", "local"] if "--over" in options else ["run"]
+    subprocess.run([*command, *call, *given, "--out", str(out)], check=True, stdout=sys.stderr)
+    rows: dict[str, dict[str, Any]] = {}
+    for plan in said["plans"]:
+        for step in plan["steps"]:
+            row = rows.setdefault(
+                step["name"], {"said": dict.fromkeys(("cpu_seconds", "memory", "disk"), 0.0)}
+            )
+            times = plan["runs"] * said["counts"].get(step["name"], said["n_runs"]) / said["n_runs"]
+            row["said"]["cpu_seconds"] += times * (step["cpu_seconds"] or 0.0)
+            row["said"]["disk"] += times * (step["disk"] or 0.0)
+            row["said"]["memory"] = max(row["said"]["memory"], step["memory"] or 0.0)
+    for path in sorted(out.glob("stages/*/*/provenance.json")):
+        record = json.loads(path.read_text())
+        row = rows.setdefault(record["stage"], {"said": {}})
+        true = row.setdefault("true", {"times": 0, "cpu_seconds": 0.0, "memory": 0.0, "disk": 0.0})
+        true["times"] += 1
+        true["cpu_seconds"] += record["profile"]["cpu_seconds"]
+        true["memory"] = max(true["memory"], record["profile"]["peak_memory_bytes"])
+        true["disk"] += sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+    # What a command takes to start, such as loading libraries, falls into whichever stage comes first.
+    found = [
+        {"stage": name, "true": {}, **row} for name, row in rows.items() if "true" in row or name == "start"
+    ]
+    whole = {
+        which: {
+            key: (max if key == "memory" else sum)(row[which].get(key, 0.0) for row in found)
+            for key in ("cpu_seconds", "memory", "disk")
+        }
+        for which in ("said", "true")
+    }
+    return [*found, {"stage": "all", **whole}]
+
+
+def tell_rehearsal(called: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Return the section of a rehearsal: the numbers of `plan` beside those of the run."""
+    lines = ["| stage | computed | " + " | ".join(
+        f"{name}: run | plan | ratio" for name in ("processor time, s", "peak memory, GB", "disk, GB")
+    ) + " |", "|---" * 11 + "|"]  # fmt: skip
+    for row in rows:
+        cells = [row["stage"], str(row["true"].get("times", ""))]
+        for key, unit in (("cpu_seconds", 1.0), ("memory", 1e9), ("disk", 1e9)):
+            true, said = (row[which].get(key, 0.0) / unit for which in ("true", "said"))
+            cells += [
+                f"{true:.3g}",
+                f"{said:.3g}" if said else "-",
+                f"{said / true:.2f}" if said and true else "-",
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return f"## Rehearsal: {called}\n\n{describe_machine()}\n\n" + "\n".join(lines)
+
+
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("what", nargs="*", choices=("subjects", "folds", "plan", "shares", []))
     parser.add_argument("--once", nargs=2)
     parser.add_argument("--compare", nargs="+")
+    parser.add_argument("--rehearse", nargs="+", metavar=("OUT", "SOURCE"))
+    parser.add_argument("--called", default="")
+    parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         os.environ["BRAINDECODE_VIS_CACHE"] = str(Path(made) / "cache")
@@ -169,6 +233,15 @@ def main() -> None:
             return
         if asked.compare:
             print(json.dumps(compare_plan([word.removeprefix("=") for word in asked.compare], Path(made))))
+            return
+        if asked.rehearse:
+            out, source, *options = asked.rehearse
+            rows = rehearse(Path(out), source, [word.removeprefix("=") for word in options])
+            print(json.dumps(rows, indent=1))
+            if asked.write:
+                section = tell_rehearsal(asked.called, rows)
+                page = put_section(asked.write.read_text(), section, f"scale_growth.py, {asked.called}")
+                asked.write.write_text(page)
             return
         found: dict[str, Any] = {}
         if "plan" in asked.what:

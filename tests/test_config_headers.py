@@ -16,6 +16,7 @@ from braindecode_vis.datasets.manifests import find_package_data
 SHIPPED = {path.stem: path for path in sorted(find_package_data("configs").glob("*.yaml"))}
 #: Every configuration that follows a paper; one that names a source without standing here fails a test below.
 PAPERS = {
+    "alljoined16m_neuralbench",
     "bold5000_wave_vith",
     "nsd_benchetrit_generation",
     "nsd_imagery_wave_full",
@@ -33,6 +34,7 @@ PAPERS = {
     "things_eeg2_loso_shallow_internvit",
     "things_eeg2_loso_subjectmix_internvit",
     "things_eeg2_loso_tsconv",
+    "things_eeg2_neuralbench",
     "things_eeg2_neurobridge_rn50",
     "things_eeg2_nice_vitl",
     "things_eeg2_samga_internvit",
@@ -46,6 +48,7 @@ PAPERS = {
     "things_meg_lora_clip_vitb32",
     "things_meg_loso_samga_internvit",
     "things_meg_loso_shallow_internvit",
+    "things_meg_neuralbench",
     "things_meg_samga_internvit",
     "things_meg_shallow_internvit",
     "things_meg_ubp_rn50",

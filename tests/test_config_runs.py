@@ -232,6 +232,8 @@ def shrink(path, root):
         content["dataset"]["subjects"] = [1]
     held = {key: value for key, value in HELD.get(kind, {}).items() if content["dataset"].get(key)}
     content["dataset"] |= {**({"root": str(root)} if root.exists() else {}), **settings, **held}
+    if content["dataset"].get("notch"):  # a recording of a few seconds is shorter than these filters
+        content["dataset"] |= {"l_freq": 2.0, "notch": []}
     if content["dataset"].get("atlas"):
         truth = root / "phantom_truth"
         content["dataset"]["atlas"] |= {

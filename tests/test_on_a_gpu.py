@@ -76,13 +76,14 @@ def test_ranks(gpu, kind, blocks):
     np.testing.assert_allclose(here, there, rtol=0, atol=1e-6 * gpu[1])
 
 
+@pytest.mark.parametrize("alphas", [(1.0, 100.0), (1000.0,)], ids=["double", "single"])
 @pytest.mark.parametrize("shape", [(24, 2), (60, 4)])
-def test_ridge(gpu, shape, monkeypatch):
-    """In double precision, and kept in single; more features than trials, and fewer."""
+def test_ridge(gpu, shape, alphas, monkeypatch):
+    """A choice in double precision, kept in single, and one penalty in single; more features than trials, and fewer."""
     monkeypatch.setattr(ridge, "SMALL_PROBLEM", 0)
     responses, targets = make_task(*shape)
     here, there = (
-        RidgeConfig(alphas=(1.0, 100.0), device=device).build(seed=0).fit(responses, targets)
+        RidgeConfig(alphas=alphas, device=device).build(seed=0).fit(responses, targets)
         for device in ("cpu", "auto")
     )
     np.testing.assert_allclose(

@@ -240,6 +240,31 @@ def test_the_verb_maps_and_synthesises(command_line, tmp_path):
 
 
 @pytest.mark.slow
+def test_copies_of_test_pictures_among_new_ones_are_found(tmp_path):
+    """Upside down, so that they are not recognised as pictures that were shown when the trials are drawn."""
+    from PIL import Image
+
+    prepared = preparing.preprocess(open_small(tmp_path / "bare"))
+    tested = prepared.responses.stimulus_ids[prepared.folds[0].test]
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for place in range(12):
+        noise = np.random.default_rng(place).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(pictures / f"{place}.png")
+    settings = [f"synthetic.images={pictures}", "synthetic.share=0.15"]
+    pipeline.train(open_small(tmp_path / "honest", *settings))
+    for name in tested[:4]:
+        picture = Image.fromarray(prepared.stimuli.read_image(name)[::-1]).resize((32, 32))
+        picture.save(pictures / f"new {name}.png")
+    pipeline.train(open_small(tmp_path / "planted", *settings, "synthetic.share=0.2"))
+    leaks = [list(audit_run(tmp_path / name).leaks) for name in ("honest", "planted")]
+    assert leaks[0] == []
+    (leak,) = leaks[1]
+    assert leak.check == "synthetic"
+    assert "4 picture(s) of synthetic trials are copies of test pictures" in leak.message
+    assert "upside down" in leak.message
+
+
 def test_a_run_is_read_and_audited_after_its_pictures_are_gone(tmp_path):
     from PIL import Image
 

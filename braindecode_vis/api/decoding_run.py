@@ -216,7 +216,7 @@ class DecodingRun:
         Returns
         -------
         DataFrame
-            ``attrs["verified"]`` says how chain, fit, choice, prediction, material and score were verified.
+            ``attrs["verified"]`` says how chain, data, fit, choice, prediction, material and score were verified.
         """
         audit_run = ask_part("audit_run")
         # What is audited must be finished.
@@ -349,15 +349,16 @@ class DecodingRun:
         Parameters
         ----------
         what
-            ``responses``, ``predictions``, ``scores``, ``images`` or ``encoder``.
+            ``responses``, ``predictions``, ``scores``, ``images``, ``encoder`` or ``submission``.
         to
             ``netcdf``, ``zarr``, ``bids``, ``csv``, ``parquet``; of responses also ``fif`` and ``nifti``; of images
             ``png``, see `braindecode_vis.api.plotting.export_images`; of the encoder ``safetensors``, ``torch-export``,
-            ``onnx`` or ``huggingface``, see `Decoder.export`.
+            ``onnx`` or ``huggingface``, see `Decoder.export`; a submission to ``challenge``, see
+            `braindecode_vis.api.submission`, or ``basic``, see `braindecode_vis.api.plotting.export_for_basic`.
         out
             A file or folder that does not exist yet.
         fold
-            Predictions or encoder of this fold only; needed for an encoder if there are several folds.
+            Predictions or encoder of this fold only; needed for an encoder or submission if there are several folds.
         subject
             Responses of this subject only.
 
@@ -368,18 +369,19 @@ class DecodingRun:
         """
         from braindecode_vis.api import exports
 
-        if what == "encoder":
+        if what == "encoder" or to == "challenge":
             from braindecode_vis.api.decoder import Decoder
             from braindecode_vis.api.fold_decoder import export_fold
 
-            return export_fold(Decoder, self._run, to, out, fold=fold, subject=subject)
-        if what == "images":
-            from braindecode_vis.api.plotting import export_images
+            return export_fold(Decoder, self._run, what, to, out, fold=fold, subject=subject)
+        if what == "images" or to == "basic":
+            from braindecode_vis.api.plotting import export_for_basic, export_images
 
             exports.check_request(what, to)
             if fold is not None or subject is not None:
                 raise ConfigError("images are exported of the whole run; leave fold and subject out.")
-            return export_images(DecodingRun(exports.read_only(self._run)), out)
+            write = export_for_basic if to == "basic" else export_images
+            return write(DecodingRun(exports.read_only(self._run)), out)
         return exports.export_run(self._run, what, to, out, fold=fold, subject=subject)
 
     def predict(

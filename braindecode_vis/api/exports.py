@@ -44,6 +44,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "scores": (*_GRIDS, "bids", *_TABLES),
     "images": ("png",),
     "encoder": ("safetensors", "torch-export", "onnx", "huggingface"),
+    "submission": ("challenge", "basic"),
 }
 #: How the name of a file must end; the other formats are folders. MNE and nibabel choose what they write by it.
 _SUFFIXES = {

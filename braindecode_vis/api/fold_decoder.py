@@ -10,8 +10,10 @@ import pandas as pd
 
 from braindecode_vis.api.exports import check_fold, check_request, describe_data, read_only, read_score_table
 from braindecode_vis.api.model_export import CHECKED_TRIALS, FEWEST_CHECKED, CardFacts, export_decoder
+from braindecode_vis.api.submission import write_submission
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.store import read_json
 from braindecode_vis.generation.captions import read_decoders
 from braindecode_vis.pipeline.learning import needs_predictions, pick_test_trials, predict_out_of_fold, train
 from braindecode_vis.pipeline.predicting import find_fits
@@ -20,13 +22,23 @@ from braindecode_vis.pipeline.runs import Run
 
 
 def export_fold(
-    cls: Any, run: Run, to: str, out: str | Path, *, fold: int | None = None, subject: str | None = None
+    cls: Any,
+    run: Run,
+    what: str,
+    to: str,
+    out: str | Path,
+    *,
+    fold: int | None = None,
+    subject: str | None = None,
 ) -> Path:
     """Write the encoder of a fold; see `DecodingRun.export`. Programs are checked on test trials of the fold."""
-    check_request("encoder", to)
+    check_request(what, to)
     if subject is not None:
-        raise ConfigError("a subject can be given for responses, not for encoder.")
+        raise ConfigError(f"a subject can be given for responses, not for {what}.")
     decoder = take_decoder(cls, run, fold)
+    if what == "submission":
+        meta = read_json(preprocess(run).artifact.path / "responses" / "meta.json")
+        return write_submission(decoder, out, meta.get("provenance", {}))
     number = _choose_fold(read_only(run), fold)
     trials = _pick_trials(read_only(run), number)
     if trials.n_trials < FEWEST_CHECKED:  # a fold may test one picture only

@@ -212,6 +212,7 @@ def export_program(
     return {
         "inputs": {key: [None, *tensor.shape[1:]] for key, tensor in inputs.items()},
         "output": [None, *expected.shape[1:]], "n_checked": trials.n_trials,
+        "averaged_repetitions": np.unique(trials.n_averaged).tolist(),
         "largest_difference": difference, "spread_of_predictions": spread,
     }  # fmt: skip
 
@@ -335,12 +336,18 @@ def _tell_program(decoder: Any, to: str, name: str, checked: Mapping[str, Any]) 
         if "subject" in checked["inputs"]
         else ""
     )
+    counts = checked["averaged_repetitions"]
+    means = (
+        f" Its trials are means of {counts[0]:g} repetitions, and a linear Gaussian model takes every trial for one."
+        if counts != [1] and len(counts) == 1
+        else ""
+    )
     return (
         f"```python\n{call}\n```\n\nInputs: {takes}. `responses` is float32, trials first.{subject} Alignment and "
         "scaling are part of the program. It was compared with the encoder itself on "
         f"{checked['n_checked']} trials: the largest difference was {checked['largest_difference']:.2g}, "
         "where predictions have a standard deviation of "
-        f"{checked['spread_of_predictions']:.2g}."
+        f"{checked['spread_of_predictions']:.2g}.{means}"
     )
 
 

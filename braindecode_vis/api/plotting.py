@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 #: What a gallery shows below the seen images, if it was made, in this order.
 _ROWS = ("decoded", "high_level", "low_level", "nearest", "oracle", "shuffled")
 
+#: Names of data sets in BASIC.
+_BASIC_SETS = {
+    "nsd": "nsd", "nsd_repack": "nsd", "nsd_timeseries": "nsd", "things_eeg2": "eeg-things"
+}  # fmt: skip
+
 
 def plot_gallery(
     run: Any = None,
@@ -146,12 +151,13 @@ def export_images(run: Any, out: str | Path) -> Path:
         for kind in ("decoded", "seen"):
             (folder / kind).mkdir(parents=True)
             for row, stem in enumerate(stems):
-                image = np.asarray(made[kind][row])
-                several = image.ndim == 4  # draws
+                draws = _read_draws(made[kind][row])
                 names = (
-                    [f"{stem}_draw-{n + 1}.png" for n in range(len(image))] if several else [f"{stem}.png"]
+                    [f"{stem}_draw-{n + 1}.png" for n in range(len(draws))]
+                    if len(draws) > 1
+                    else [f"{stem}.png"]
                 )
-                for name, pixels in zip(names, image if several else [image], strict=True):
+                for name, pixels in zip(names, draws, strict=True):
                     Image.fromarray(pixels).save(folder / kind / name)
                 written.iloc[row, written.columns.get_loc(kind)] = " ".join(
                     f"{kind}/{name}" for name in names
@@ -159,6 +165,59 @@ def export_images(run: Any, out: str | Path) -> Path:
         written.to_csv(folder / "images.csv", index=False)
         plot_gallery(run).savefig(folder / "gallery.png", dpi=150)
     return Path(out).expanduser().absolute()
+
+
+def export_for_basic(run: Any, out: str | Path) -> Path:
+    """Write the decoded and the seen images in the folders of BASIC, which scores pictures of several methods.
+
+    ::
+
+        OUT/res_decoding/SET/
+          NAME/    decoded images, under the name of the run
+          images/  the seen ones, under the same file names
+
+    SET is ``nsd`` or ``eeg-things`` where BASIC has the data set, else our name of it. Of several draws the first is
+    written, since BASIC scores one picture of an item.
+
+    Parameters
+    ----------
+    run
+        A finished `DecodingRun`.
+    out
+        A folder that does not exist yet.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If the folder exists, or the run has no images or a name that BASIC keeps for seen ones.
+
+    References
+    ----------
+    BASIC (2025), arXiv:2507.07993.
+    """
+    from PIL import Image
+
+    from braindecode_vis.api.exports import write_new
+
+    config = run.config
+    if config.name in ("images", "test_images"):
+        raise ConfigError(
+            f"BASIC keeps the folder {config.name} for seen images; give the run another name (name)."
+        )
+    made, stems = run.reconstructions, _name_items(run.items)
+    with write_new(out, "basic") as folder:
+        place = folder / "res_decoding" / _BASIC_SETS.get(config.dataset.kind, config.dataset.kind)
+        for kind, name in (("decoded", config.name), ("seen", "images")):
+            (place / name).mkdir(parents=True)
+            for row, stem in enumerate(stems):
+                Image.fromarray(_read_draws(made[kind][row])[0]).save(place / name / f"{stem}.png")
+    return Path(out).expanduser().absolute()
+
+
+def _read_draws(images: Any) -> np.ndarray:
+    """Return the images of an item, shape (n_draws, height, width, 3)."""
+    found = np.asarray(images)
+    return found if found.ndim == 4 else found[None]
 
 
 def _name_items(items: pd.DataFrame) -> list[str]:

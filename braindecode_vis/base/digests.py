@@ -461,7 +461,10 @@ def _hash_one(place: str, progress: _Progress, *, alone: bool, sha256: bool) -> 
 def _count_unsettled(about: os.stat_result, now_ns: int) -> int:
     """Return for how many ns another write could leave the times of a file unchanged; 0 or less if none."""
     coarse = about.st_mtime_ns % 1_000_000_000 == 0 and about.st_ctime_ns % 1_000_000_000 == 0
-    return max(about.st_mtime_ns, about.st_ctime_ns) + (_COARSE_NS if coarse else _TICK_NS) - now_ns
+    # Any program may set a modification time, also one of the future. The change time is the disk's own, and every
+    # write moves it; Windows has the time of creation in its place, and disks that count seconds may copy the other.
+    written = max(about.st_mtime_ns, about.st_ctime_ns) if coarse or os.name == "nt" else about.st_ctime_ns
+    return written + (_COARSE_NS if coarse else _TICK_NS) - now_ns
 
 
 def _wait_until_settled(place: str) -> None:

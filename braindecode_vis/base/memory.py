@@ -405,13 +405,37 @@ def _count_use() -> dict[str, float]:
     return found
 
 
-def _find_peak() -> int | None:
+def _find_peak(*, of_children: bool = False) -> int | None:
     try:
         import resource  # not on Windows
     except ImportError:
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    whose = resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF
+    peak = resource.getrusage(whose).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def describe_kill(requested: str = "") -> str:
+    """Say what may have killed a process that this one started (signal 9), with the memory that it used.
+
+    The system does not say who sends signal 9, so that both causes are named; the peak is that of the largest process
+    that this one started and that has ended.
+
+    Parameters
+    ----------
+    requested
+        Memory that a scheduler gave, in words.
+    """
+    peak, limit = _find_peak(of_children=True), find_memory()
+    known = [
+        f"it used up to {describe_bytes(peak)}" if peak else "",
+        requested,
+        "" if limit is None else f"{describe_bytes(limit.total)} are the limit here ({limit.name})",
+    ]
+    return (
+        "it was killed (signal 9), by somebody (kill -9, a scheduler) or by the system because memory ran out; "
+        + ", ".join(part for part in known if part)
+    )
 
 
 #: Headings of `describe_profile`.

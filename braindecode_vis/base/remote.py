@@ -913,7 +913,7 @@ def _use(local: Path) -> bool:
 def _touch(name: str) -> None:
     """Record when a file was last used, since the disk may not record it."""
     now = time.time()
-    if now - _TOUCHED.get(name, 0.0) > _TOUCH_S:
+    if abs(now - _TOUCHED.get(name, 0.0)) > _TOUCH_S:  # the clock may be set back
         _TOUCHED[name] = now
         with suppress(OSError):
             os.utime(name, (now, Path(name).stat().st_mtime))
@@ -1116,7 +1116,7 @@ def _remove_oldest(folder: Path, limit: int, size: int, part: Path) -> int:
             continue
         if _is_at_work(name):
             used += int(found[1]) if found[2] == "part" else 0
-        elif time.time() - about.st_mtime > _TOUCH_S:
+        elif abs(time.time() - about.st_mtime) > _TOUCH_S:  # of the future, if the clock was set back
             Path(name).unlink(missing_ok=True)
     for scheme in SCHEMES:
         for files in (folder / scheme).glob("*/files"):

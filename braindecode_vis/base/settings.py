@@ -192,7 +192,7 @@ class Settings(BaseModel):
         found: dict[str, Any] = {}
         for one in reversed(cls.__mro__):
             found |= vars(one).get("removed_settings", {})
-            found |= {name: getattr(cls, name) for name in vars(one).get("fixed_settings", ())}
+            found |= {name: getattr(cls, name) for name in sorted(vars(one).get("fixed_settings", ()))}
         return {name: _plain(value) for name, value in found.items() if name not in cls.model_fields}
 
     @classmethod

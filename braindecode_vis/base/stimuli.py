@@ -186,8 +186,8 @@ class StimulusSet:
             pixels = pixels[rows]
         return StimulusSet(self.table.iloc[rows].reset_index(drop=True), self.root, pixels)
 
-    def read_image(self, stimulus_id: str) -> np.ndarray:
-        """Return one image as uint8 of shape (height, width, 3)."""
+    def read_image(self, stimulus_id: str, *, at_least: int | None = None) -> np.ndarray:
+        """Return one image as uint8 of shape (height, width, 3); see `read_image_file` for `at_least`."""
         row = int(self.find_rows([stimulus_id])[0])
         if isinstance(self.pixels, np.memmap):  # pages of a map would stay in memory, image by image
             return read_rows(self.pixels, np.array([row]))[0]
@@ -204,20 +204,30 @@ class StimulusSet:
             raise DataError(
                 f"the picture of {stimulus_id!r}, {path}, is missing; check the folder of the pictures."
             )
-        return read_image_file(path)
+        return read_image_file(path, at_least=at_least)
 
-    def iterate_images(self, ids: Iterable[str] | None = None) -> Iterator[np.ndarray]:
+    def iterate_images(
+        self, ids: Iterable[str] | None = None, *, at_least: int | None = None
+    ) -> Iterator[np.ndarray]:
         """Yield the images one by one, in the order of `ids` (all of them by default)."""
         names = list(self.ids if ids is None else ids)
         for number, stimulus_id in enumerate(names):
             if number % _TOGETHER == 0 and isinstance(self.root, RemotePath):
                 rows = self.find_rows(names[number : number + _TOGETHER])
                 bring_all(self.root / str(path) for path in self.table["path"].take(rows))
-            yield self.read_image(stimulus_id)
+            yield self.read_image(stimulus_id, at_least=at_least)
 
 
-def read_image_file(path: Path) -> np.ndarray:
+def read_image_file(path: Path, *, at_least: int | None = None) -> np.ndarray:
     """Read an image file as uint8 RGB of shape (height, width, 3).
+
+    Parameters
+    ----------
+    path
+        The file.
+    at_least
+        A JPEG file may be read at a half, a quarter or an eighth of its size, several times as fast, if no side becomes
+        shorter than this.
 
     Raises
     ------
@@ -228,6 +238,8 @@ def read_image_file(path: Path) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError as error:
         raise DataError(f"the stimulus image {path} is missing; check the root of the image set.") from error

@@ -7,6 +7,8 @@ core needs an entry in `_VERBS`, in `_GROUPS` (its heading in the help) and in `
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -239,7 +241,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "predict": ("predict runs/sub-08 --on new_recording --out predicted",),
     "export": ("export runs/sub-08 --what scores --to csv --out scores.csv",
-        "export runs/sub-08 --what images --out images"),
+        "export runs/sub-08 --what images --out images",
+        "export runs/all --what submission --to challenge --out submission"),
     "banks": ("banks",),
     "weights": ("weights list", "weights list sdxl_turbo", "weights list things_eeg2_atm_generation",
         "weights fetch things_eeg2_atm_generation", "weights fetch sdxl_turbo ip_adapter --to /data/weights",
@@ -264,6 +267,8 @@ def main() -> None:
     shared = count_launched() > 1
     if shared:  # else every process warns that no parameter went unused
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Python ends with a search for garbage, a tenth of a command that computes nothing; memory is returned anyway.
+    atexit.register(gc.freeze)
     debug = "--debug" in sys.argv
     resumes = not _STARTING_ANEW & set(sys.argv[1:2])
     announce_notices()

@@ -102,7 +102,9 @@ def predict(
 @takes()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    what: Annotated[str, typer.Option("--what", help="responses, predictions, scores, images or encoder.")],
+    what: Annotated[
+        str, typer.Option("--what", help="responses, predictions, scores, images, encoder or submission.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="File or folder to write; it must not exist.")],
     fold: Annotated[
         int | None, typer.Option("--fold", min=0, help="Fold of the predictions or the encoder, from 0.")
@@ -115,14 +117,16 @@ def export(
         typer.Option(
             "--to",
             help="netcdf, zarr, fif, nifti, bids, csv or parquet; an encoder to safetensors, torch-export, onnx or "
-            "huggingface; images to png, which may be left out.",
+            "huggingface; a submission to challenge (NeurIPS 2026, EEG to image) or basic (BASIC, pictures); images to "
+            "png, which may be left out.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the results of a run for other tools.
 
-    Writes responses, predictions, scores, images or the encoder of a finished run. Computes nothing.
+    Writes responses, predictions, scores, images or the encoder of a finished run, or what a judge takes:
+    the encoder as code and weights that run without this package, or pictures in the judge's folders. Computes nothing.
     """
     from braindecode_vis.api.decoding_run import open_run
     from braindecode_vis.api.exports import FORMATS, check_request

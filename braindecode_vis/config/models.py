@@ -318,7 +318,8 @@ class EvaluationConfig(Settings):
     protocols
         Further galleries and tasks: concept templates, draws of 300, names by text and the like. ``transductive``
         corrects similarities with the unlabelled test queries of each subject (centring, standardising, CSLS, SATTC,
-        SCORE); its rows have separate names and are never the result of the run.
+        SCORE); its rows have separate names and are never the result of the run. ``neuralbench`` adds the scores of
+        that benchmark under its names, with its tie rule; it needs ``repeats.test: single`` for its rows of epochs.
     gallery
         A bank of many more images (``embed --images``), in which the seen image is searched too.
     composition

@@ -127,9 +127,9 @@ def assemble_data(
     if copies := find_copied_trials(X):
         first, second = copies[0]
         notes.append(
-            f"{len(copies)} pair(s) of trials are copies of each other (equal, or correlated above "
-            f"{COPY_CORRELATION}), first rows {first} and {second}: a split may show one of them on each side; drop "
-            "the copies."
+            f"{len(copies)} pair(s) of trials are copies of each other (equal in a third of their values, or "
+            f"correlated above {COPY_CORRELATION}), first rows {first} and {second}: a split may show one of them on "
+            "each side; drop the copies."
         )
     uneven = "" if times is None else _describe_uneven(np.asarray(times, dtype=float))
     if uneven:

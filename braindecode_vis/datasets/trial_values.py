@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Two trials whose values correlate above this are called copies of each other.
-COPY_CORRELATION = 0.999
+COPY_CORRELATION = 0.99
 #: Of 1 - r^2: below it, rounding of single precision and a copy cannot be told apart.
 SMALLEST_GAP = 1e-11
 #: Above this many trials, copies are looked for by exact equality alone unless few of them are asked about.
 MAX_CORRELATED = 20_000
+#: Of 1 - r^2 of trials without their common part: copies with noise of a tenth of their variation have .01 to .1,
+#: different trials of real EEG, fMRI and spikes .12 and more.
+LARGEST_GAP = 0.1
+#: Values of each trial by which copies of a half of it are looked for, and how many of them must be equal.
+_N_PROBES, _N_EQUAL, _LEAST_SHARE = 64, 12, 0.3
 #: No more pairs of copies than this are listed.
 MAX_COPIES = 10_000
 #: Squares of values beyond these leave the range of float32 (1.2e-38 to 3.4e38), in which decoders compute.
@@ -201,6 +206,9 @@ def check_constant_trials(X: np.ndarray) -> list[str]:
 def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[int, int]]:
     """Return pairs of trials that are equal, or too similar to be so by chance; the earlier row first.
 
+    A copy may be scaled, negated, and have noise of a tenth of its variation; or a third of its values or more are
+    those of another trial.
+
     Parameters
     ----------
     X : float array of shape (n_trials, ...)
@@ -213,28 +221,35 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
     -----
     Raw volumes of one brain also correlate above .999, because of their common part. A copy remains a copy, at any
     scale, when directions are removed from the data; so pairs must also correlate without the strongest directions. If
-    trials have many independent values, a correlation above `COPY_CORRELATION` is a copy; the fewer there are, the
-    nearer to 1 it must be, and trials that correlate by chance are only compared for equality.
+    trials have many independent values, a correlation above `COPY_CORRELATION` is a copy; the fewer there are, or the
+    more alike different trials are (two that follow each other, too), the nearer to 1 it must be, and trials that
+    correlate by chance are only compared for equality.
     """
     n, size = len(X), int(np.prod(X.shape[1:]))
     seen: dict[bytes, int] = {}
     pairs = []
+    picked = np.sort(np.random.default_rng(0).permutation(size)[:_N_PROBES])
+    probes = np.full((n, len(picked)), np.nan, np.float32)
     for row in range(n):
         if np.ptp(X[row]) == 0:
             continue  # without a value that varies, nothing was copied
+        probes[row] = np.asarray(X[row]).reshape(-1)[picked]
         digest = hashlib.blake2b(np.asarray(X[row], dtype=np.float32).tobytes(), digest_size=16).digest()
         first = seen.setdefault(digest, row)
         if first != row:
             pairs.append((first, row))
+    asked = np.ones(n, bool) if tested is None else np.isin(np.arange(n), tested)
+    pairs += [pair for pair in _find_half_copies(X, probes, asked) if pair not in pairs]
     if (tested is None and n > MAX_CORRELATED) or size < 4:
-        return pairs
+        return sorted(pairs)
 
     def centre(rows: Any, dtype: Any = np.float32) -> np.ndarray:
         flat = np.asarray(X[rows], dtype=dtype).reshape(-1, size)
         flat = flat - flat.mean(axis=1, keepdims=True)
         return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20))
 
-    sample = centre(np.unique(np.linspace(0, n - 1, min(n, 300)).astype(int)))
+    spread = np.linspace(0, n - 1, min(n, 150)).astype(int)
+    sample = centre(np.unique(np.r_[spread, np.minimum(spread + 1, n - 1)]))  # with what follows each
     n_strong = min(10, len(sample) // 10, size // 10)
     strong = np.zeros((0, size), np.float32)
     if n_strong:
@@ -244,20 +259,20 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
     others = np.arange(n) if tested is None else np.unique(tested)
     gap = _find_chance_gap(sample - sample @ strong.T @ strong, n_pairs=n * len(others))
     if gap < SMALLEST_GAP:
-        return pairs
+        return sorted(pairs)
     # Correlations are estimated in a few random directions, and those near 1 are computed exactly.
-    picked = np.random.default_rng(0).normal(size=(size, min(size, 64))).astype(np.float32)
+    directions = np.random.default_rng(0).normal(size=(size, min(size, 64))).astype(np.float32)
     sketch = np.concatenate(
-        [_sketch(centre(slice(start, start + 512)), strong, picked) for start in range(0, n, 512)]
+        [_sketch(centre(slice(start, start + 512)), strong, directions) for start in range(0, n, 512)]
     )
-    known, near = set(pairs), 1 - max(2.5 * gap, 4e-6)  # single precision has 1e-7, and products of it a few
+    known, near = set(pairs), 1 - max(gap, 4e-6)  # single precision has 1e-7, and products of it a few
     n_asked = 0
     for start in range(0, len(others), 1024):  # a block of correlations at a time
         rows = others[start : start + 1024]
         # If all are compared with all, each pair is compared once.
         for begin in range(start if tested is None else 0, n, 8192):
             block = sketch[rows] @ sketch[begin : begin + 8192].T  # (n_rows, n_others)
-            for i, j in zip(*np.nonzero(block > near), strict=True):
+            for i, j in zip(*np.nonzero(np.abs(block) > near), strict=True):
                 pair = (min(int(rows[i]), begin + int(j)), max(int(rows[i]), begin + int(j)))
                 if pair[0] == pair[1] or pair in known:
                     continue
@@ -267,19 +282,55 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
                 both = centre(list(pair), np.float64)  # a noise of 1e-6 is 5e-13 of a correlation
                 rest = both - both @ strong.T @ strong
                 # Also in every quarter of the values: two trials that one bad electrode dominates are not copies.
-                parts = [_correlate(*part) for part in np.array_split(both, 4, axis=1)]
+                sign = -1 if _correlate(*rest) < 0 else 1
+                parts = [sign * _correlate(*part) for part in np.array_split(both, 4, axis=1)]
                 # Half of 1 - r^2 is 1 - r if r is near 1.
                 if (
-                    _correlate(*both) >= 1 - min(1 - COPY_CORRELATION, gap / 2)
-                    and _correlate(*rest) >= 1 - gap / 2
-                    and min(parts) > 0.99
+                    sign * _correlate(*both) >= 1 - min(1 - COPY_CORRELATION, gap / 2)
+                    and sign * _correlate(*rest) >= 1 - gap / 2
+                    and min(parts) > 0.9
                 ):
                     known.add(pair)
     return sorted(known)
 
 
+def _find_half_copies(X: Any, probes: np.ndarray, asked: np.ndarray) -> list[tuple[int, int]]:
+    """Return pairs of trials of which one is asked about, and that share a part of their values exactly.
+
+    Parameters
+    ----------
+    X : array of shape (n_trials, ...)
+    probes : float32 array of shape (n_trials, n_probes)
+        Some values of each trial, NaN in those that are left out.
+    asked : bool array of shape (n_trials,)
+    """
+    n = len(probes)
+    codes = []
+    for column in probes.T:
+        order = np.argsort(column, kind="stable")
+        ranked = column[order]
+        same = ranked[1:] == ranked[:-1]  # NaN is equal to nothing
+        # A value of three trials or more is a count, a zero or a limit of the amplifier.
+        alone = same & ~np.r_[False, same[:-1]] & ~np.r_[same[1:], False]
+        first, second = np.sort(np.stack([order[:-1][alone], order[1:][alone]]), axis=0)
+        codes.append(first.astype(np.int64) * n + second)
+    if not codes:
+        return []
+    pair, count = np.unique(np.concatenate(codes), return_counts=True)
+    found = []
+    for code in pair[count >= min(_N_EQUAL, 0.2 * len(probes.T) + 2)][:MAX_COPIES]:
+        rows = (int(code // n), int(code % n))
+        if not asked[list(rows)].any():
+            continue
+        one, other = (np.asarray(X[row]).reshape(-1) for row in rows)
+        # Distinct ones: two trials may have silent channels in common.
+        if len(np.unique(one[one == other])) >= _LEAST_SHARE * len(np.unique(one)):
+            found.append(rows)
+    return found
+
+
 def _find_chance_gap(rest: np.ndarray, *, n_pairs: int) -> float:
-    """Return a bound on 1 - r^2 below which no pair of trials falls by chance; at most the value for r = .99.
+    """Return a bound on 1 - r^2 below which no pair of trials falls by chance; at most a quarter of what is usual.
 
     Parameters
     ----------
@@ -291,13 +342,15 @@ def _find_chance_gap(rest: np.ndarray, *, n_pairs: int) -> float:
     rest = rest / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-20)
     alike = np.square((rest @ rest.T)[np.triu_indices(len(rest), 1)])
     alike = alike[alike < 0.98]  # copies among the sample say nothing of chance
+    # A few pairs of the sample may be copies with noise.
+    largest = min(LARGEST_GAP, (1 - float(np.quantile(alike, 0.999))) / 4) if len(alike) else LARGEST_GAP
     n_independent = (
         1 / max(float(alike.mean()), 1e-6) if len(alike) else 1.0
     )  # E[r^2] = 1 / n of random vectors
     if n_independent < 2:
         return 0.0
     # P(1 - r^2 < gap) is about gap^((n - 1) / 2); the expected number of such pairs is a thousandth.
-    return float(min(0.02, (1e-3 / n_pairs) ** (2 / (n_independent - 1))))
+    return float(min(largest, (1e-3 / n_pairs) ** (2 / (n_independent - 1))))
 
 
 def _correlate(first: np.ndarray, second: np.ndarray) -> float:

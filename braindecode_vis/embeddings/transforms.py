@@ -51,6 +51,9 @@ class Transform:
         Of the three colours in 0..1.
     fill
         Grey value of the padding, 0 to 255.
+    first_side
+        The shorter side is brought there before everything else (bilinear); None leaves the image as it is. A second
+        resize does not undo the first.
     """
 
     size: int
@@ -60,6 +63,7 @@ class Transform:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     fill: int = 0
+    first_side: int | None = None
 
     @property
     def name(self) -> str:
@@ -75,7 +79,8 @@ class Transform:
             f"centre{self.size}",
             norm,
         ]
-        return "-".join(parts + [f"fill{self.fill}"] * bool(self.fill))
+        parts += [f"fill{self.fill}"] * bool(self.fill)
+        return "-".join([f"first{self.first_side}"] * bool(self.first_side) + parts)
 
     def resize_and_crop(self, image: np.ndarray) -> np.ndarray:
         """Return the uint8 square of shape (size, size, 3).
@@ -84,13 +89,10 @@ class Transform:
         ----------
         image : uint8 array of shape (height, width, 3)
         """
-        height, width = self._aim(*image.shape[:2])
-        if (height, width) != image.shape[:2]:
-            from PIL import Image
-
-            method = Image.Resampling[self.interpolation.upper()]
-            resized = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), method)
-            image = np.asarray(resized)
+        if self.first_side is not None:
+            height, width = image.shape[:2]
+            image = _resize(image, _aim_shortest(height, width, self.first_side), "bilinear")
+        image = _resize(image, self._aim(*image.shape[:2]), self.interpolation)
         return crop_or_pad(image, self.size, self.fill)
 
     def _aim(self, height: int, width: int) -> tuple[int, int]:
@@ -100,10 +102,7 @@ class Transform:
         if self.resize == "longest":
             ratio = max(height, width) / side
             return round(height / ratio), round(width / ratio)
-        # The longer side is cut, not rounded, as torchvision does.
-        if width <= height:
-            return int(side * height / width), side
-        return side, int(side * width / height)
+        return _aim_shortest(height, width, side)
 
     def normalise(self, batch: Any) -> Any:
         """Return a float32 tensor of shape (n, 3, size, size), on the device of the batch.
@@ -120,6 +119,22 @@ class Transform:
         std = torch.tensor(self.std, device=batch.device).view(3, 1, 1)
         # (v / 255 - mean) / std in two passes over the batch instead of four.
         return values.mul_(1 / (255 * std)).sub_(mean / std)
+
+
+def _aim_shortest(height: int, width: int, side: int) -> tuple[int, int]:
+    # The longer side is cut, not rounded, as torchvision does.
+    if width <= height:
+        return int(side * height / width), side
+    return side, int(side * width / height)
+
+
+def _resize(image: np.ndarray, shape: tuple[int, int], interpolation: Interpolation) -> np.ndarray:
+    if shape == image.shape[:2]:
+        return image
+    from PIL import Image
+
+    method = Image.Resampling[interpolation.upper()]
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(shape[::-1], method))
 
 
 def crop_or_pad(image: np.ndarray, size: int, fill: int = 0) -> np.ndarray:

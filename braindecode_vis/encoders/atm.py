@@ -495,6 +495,11 @@ class SubjectLinear(nn.Module):
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Map (batch, n_channels, size) and subjects (batch,) to (batch, n_channels, size)."""
+        if torch.compiler.is_compiling():  # a traced program cannot sort trials whose subjects come later
+            weight = torch.cat([self.weight, self.weight.mean(0, keepdim=True)])[subject]
+            bias = torch.cat([self.bias, self.bias.mean(0, keepdim=True)])[subject]
+            # (batch, n_channels, size) @ (batch, size, size) + (batch, 1, size)
+            return data @ weight.mT + bias.unsqueeze(1)
         n_subjects = len(self.weight)
         # Sorted by subject, a layer sees its trials as one block; a matrix per trial would take far more memory.
         order = subject.argsort(stable=True)

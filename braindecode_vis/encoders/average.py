@@ -173,14 +173,31 @@ class AverageEncoder(BrainEncoder):
         """Return the mean of the members' predictions by direction, shorter where they disagree."""
         if self.centre is None:
             raise DataError("the average of encoders has not been fitted; run train first.")
-        weights = np.array(self.config.weights or [1.0] * len(self.members))
         total: Any = 0
-        for weight, member in zip(weights / weights.sum(), self.members, strict=True):
+        for weight, member in zip(self._weights, self.members, strict=True):
             found = member.predict(responses)
             away = found.flat() - self.centre
             total = total + weight * away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-12)
         vectors = (self.centre + self.length * total).astype(np.float32)
         return Embeddings(vectors.reshape(found.vectors.shape), responses.stimulus_ids, self.space)
+
+    @property
+    def _weights(self) -> np.ndarray:
+        weights = np.array(self.config.weights or [1.0] * len(self.members))
+        return np.asarray(weights / weights.sum())
+
+    def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
+        """Return `predict` as a torch module, and these trials as its inputs; every member must be one, too."""
+        from braindecode_vis.encoders.linear_prediction import AveragePrediction
+
+        found = [member.as_module(responses) for member in self.members]
+        shape = self.predict(responses.select(np.arange(1))).vectors.shape[1:]
+        assert self.centre is not None  # as `predict` has found
+        # Networks number the same training trials' subjects in the same order.
+        inputs = {name: tensor for _, own in found for name, tensor in own.items()}
+        asks = [(module, "subject" in own) for module, own in found]
+        module = AveragePrediction(asks, self._weights, self.centre, self.length, shape=shape)
+        return module, inputs
 
     @property
     def generator_view(self) -> GeneratorView | None:

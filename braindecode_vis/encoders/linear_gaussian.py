@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, ImageLikelihood, Responses
-from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import BrainEncoder, EncoderSettings, GeneratorView
 from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
@@ -280,6 +280,42 @@ class LinearGaussianEncoder(BrainEncoder):
             scores[own] = np.linalg.solve(evidence, told).T
         vectors = (known.mean + scores @ known.components).reshape(len(data), *fit.target_shape)
         return Embeddings(vectors, responses.stimulus_ids, fit.space, counts)
+
+    def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
+        """Return the prediction as a torch module, and these trials as its input.
+
+        The module takes every trial for the mean of as many repetitions as these trials are.
+
+        Raises
+        ------
+        ConfigError
+            If these trials are means of different numbers of repetitions.
+        """
+        import torch
+
+        from braindecode_vis.encoders.linear_prediction import LinearPrediction, LinearSteps
+
+        fit, known = self._require_fit(), self._require_fit().likelihood
+        count, *others = np.unique(responses.n_averaged).tolist()
+        if others:
+            raise ConfigError(
+                "a linear Gaussian model is exported for one number of averaged repetitions, but these trials are "
+                f"means of {count:g} to {others[-1]:g}; choose safetensors, or set repeats.test to single."
+            )
+        # What is read of a trial, (n_components + n_patterns, n_components): scores of `predict` are linear in it.
+        solve: np.ndarray = np.eye(len(known.components))
+        if len(known.excess):
+            solve = np.hstack([solve, -known.patterns * known.find_damping(count)])
+        solve = np.linalg.solve(known.find_evidence(count) * known.find_noise(count), solve)
+        weights = (fit.weights.astype(np.float64) @ solve.T).astype(np.float32)
+        zeros, ones = (np.full(weights.shape[1], value, np.float32) for value in (0, 1))
+        module = LinearSteps(
+            LinearPrediction(
+                None, fit.response_mean, np.ones_like(fit.response_mean), weights, zeros, shape=zeros.shape
+            ),
+            LinearPrediction(None, zeros, ones, known.components, known.mean, shape=fit.target_shape),
+        )
+        return module, {"responses": torch.from_numpy(responses.as_matrix().reshape(responses.data.shape))}
 
     @property
     def generator_view(self) -> GeneratorView:

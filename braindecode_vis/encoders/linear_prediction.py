@@ -1,6 +1,6 @@
-"""The prediction of a linear encoder or category decoder as a torch module, for export.
+"""The predictions of linear encoders, of category decoders and of averages as torch modules, for export.
 
-Owns nothing that is learnt: constants come from the fitted component, and the module does what its `predict` does.
+Owns nothing that is learnt: constants come from the fitted component, and a module does what its `predict` does.
 """
 
 from __future__ import annotations
@@ -66,3 +66,61 @@ class LinearPrediction(nn.Module):
             return torch.softmax(scores, dim=1)
         second = torch.sigmoid(scores)
         return torch.cat([1 - second, second], dim=1)
+
+
+class LinearSteps(nn.Sequential):
+    """Linear predictions one after another, so that a map of few components is not stored as a large one."""
+
+    def forward(self, responses: Tensor) -> Tensor:
+        """Return what the last step predicts; see `LinearPrediction`."""
+        return super().forward(responses)
+
+
+class AveragePrediction(nn.Module):
+    """The weighted mean of the directions from `centre` in which several modules predict.
+
+    Parameters
+    ----------
+    members
+        Module of each member, and whether it takes the subject of each trial.
+    weights
+        Of the members; their sum is one.
+    centre : array of shape (n_features,)
+    length
+        Of the mean of members that agree.
+    shape
+        Of one output.
+    """
+
+    centre: Tensor
+
+    def __init__(
+        self,
+        members: list[tuple[nn.Module, bool]],
+        weights: np.ndarray,
+        centre: np.ndarray,
+        length: float,
+        *,
+        shape: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(member for member, _ in members)
+        self.takes_subject = [takes for _, takes in members]
+        self.weights, self.length, self.shape = weights.tolist(), length, shape
+        self.register_buffer("centre", torch.from_numpy(np.array(centre)))
+
+    def forward(self, responses: Tensor, subject: Tensor) -> Tensor:
+        """Return one embedding per trial, shape (n_trials, *shape).
+
+        Parameters
+        ----------
+        responses : float32 tensor of shape (n_trials, ...)
+        subject : int64 tensor of shape (n_trials,)
+        """
+        total = torch.zeros_like(self.centre)
+        for member, takes, weight in zip(self.members, self.takes_subject, self.weights, strict=True):
+            found = member(responses, subject) if takes else member(responses)
+            away = found.flatten(1) - self.centre
+            total = total + weight * away / away.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        vectors = self.centre + self.length * total
+        return vectors.unflatten(1, self.shape) if len(self.shape) > 1 else vectors

@@ -21,7 +21,7 @@ import numpy as np
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.contracts import ImageGenerator
-from braindecode_vis.base.devices import choose_device
+from braindecode_vis.base.devices import autocast, choose_device
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.latent_diffusion_networks import Uncertainty, fit_uncertainty
 from braindecode_vis.generation.weights_file import (
@@ -61,6 +61,8 @@ class LatentDiffusionGenerator(ImageGenerator):
     repaint
         Steps in which that one is drawn again. None is `REPAINTING` for embeddings of images, if the weights can, and 0
         for predictions.
+    precision
+        Arithmetic of the networks that draw.
     batch_size, device
         Settings of the computation that do not change its result.
 
@@ -80,6 +82,7 @@ class LatentDiffusionGenerator(ImageGenerator):
         guidance: float = 3.0,
         candidates: int = 1,
         repaint: int | None = 0,
+        precision: str = "float32",
         batch_size: int = 64,
         device: str = "auto",
     ) -> None:
@@ -97,6 +100,7 @@ class LatentDiffusionGenerator(ImageGenerator):
         self.repaint = (REPAINTING if self.header.readers else 0) if repaint is None else repaint
         self.sampler, self.n_steps, self.guidance = sampler, n_steps, guidance
         self.candidates, self.batch_size, self.device = candidates, batch_size, device
+        self.precision = precision
         self.uncertainty: Uncertainty | None = None
 
     def load(self) -> Model:
@@ -256,12 +260,16 @@ class LatentDiffusionGenerator(ImageGenerator):
 
         nothing, guidance = torch.zeros_like(estimates), self.guidance
 
+        def denoise(*inputs: torch.Tensor) -> torch.Tensor:
+            with autocast(model.device, getattr(torch, self.precision)):
+                return model.denoiser(*inputs).float()
+
         def predict(latents: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             times = time.to(model.device).expand(len(latents))
             if guidance == 1:
-                return model.denoiser(latents, times, estimates, known)
+                return denoise(latents, times, estimates, known)
             # One call of the network on twice the rows: with the embedding, and without.
-            both = model.denoiser(
+            both = denoise(
                 latents.repeat(2, 1, 1, 1),
                 times.repeat(2),
                 torch.cat([estimates, nothing]),

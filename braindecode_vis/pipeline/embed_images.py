@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import ImageEncoderSettings
 from braindecode_vis.base.locks import hold_folder
+from braindecode_vis.base.memory import describe_kill
 from braindecode_vis.config import RunConfig
 from braindecode_vis.embeddings.image_bank import (
     BankPlan,
@@ -163,7 +165,9 @@ def embed_in_processes(
         if worker.returncode:
             said = read_last_line(log) or f"it ended with {worker.returncode}"
             if worker.returncode < 0 and not said.startswith("stopped"):
-                said = f"it was killed by signal {-worker.returncode}; run the same command again to continue"
+                killed = worker.returncode == -signal.SIGKILL
+                how = describe_kill() if killed else f"it was ended by signal {-worker.returncode}"
+                said = f"{how}; run the same command again to continue"
             raise DataError(f"process {number} of {n_workers}: {said}")
     for log in logs:
         log.unlink(missing_ok=True)

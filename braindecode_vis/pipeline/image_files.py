@@ -55,6 +55,12 @@ class DrawnImages:
     step: int | None
     make: Callable[[range], Mapping[str, np.ndarray]]
 
+    def split(self) -> Iterator[range]:
+        """Yield the rows of each batch, at the same places whatever was finished: another batch differs by rounding."""
+        step = self.step or max(1, self.n_images)
+        for start in range(0, self.n_images, step):
+            yield range(start, min(start + step, self.n_images))
+
 
 class DrawnTexts(Sequence[str]):
     """Texts that are made batch by batch when they are asked for, such as decoded captions.
@@ -196,7 +202,7 @@ class ImageWriter:
         if self.share is not None:
             self._draw_share(drawn, first, advance, whole=whole)
             return
-        for rows in self._split(drawn):
+        for rows in drawn.split():
             places = slice(first + rows.start, first + rows.stop)
             if not all(self._done[name][places].all() for name in drawn.names):
                 part = self._name_part(drawn.names, places)
@@ -212,7 +218,7 @@ class ImageWriter:
         assert self.share is not None
         assert self._shown is not None
         # Counted over all draws: what is made in one call each would otherwise be the work of the first process.
-        batches = list(enumerate(self._split(drawn), self._n_batches))
+        batches = list(enumerate(drawn.split(), self._n_batches))
         self._n_batches += len(batches)
         own = [rows for number, rows in batches if number % self.share.n_workers == self.share.worker]
         others = [rows for _, rows in batches if rows not in own]
@@ -258,12 +264,6 @@ class ImageWriter:
                     texts.make_batch(number)
             self._n_text_batches += texts.n_batches
         return texts
-
-    def _split(self, drawn: DrawnImages) -> Iterator[range]:
-        # At the same places whatever was finished: a row of another batch differs by rounding.
-        step = drawn.step or max(1, drawn.n_images)
-        for start in range(0, drawn.n_images, step):
-            yield range(start, min(start + step, drawn.n_images))
 
     def write(self, name: str, start: int, images: np.ndarray) -> None:
         """Write images of a method from a row on."""

@@ -47,6 +47,8 @@ from braindecode_vis.pipeline.runs import ProgressListener
 MOST_REPEATED = 2048
 #: Bytes that a batch takes beside its own while it is made: numbers in single precision, before and after scaling.
 MADE_COPIES = 9
+#: Draws of the mean embedding, which is the same for all rows: row after row gets one of them.
+MEAN_DRAWS = 8
 #: Seconds from which the images of new trials are announced.
 LONG_S = 10.0
 
@@ -345,15 +347,16 @@ class _Drawing:
     def draw_mean_embedding(self) -> None:
         """Draw what the generator makes without a brain: of the mean training embedding."""
         fold, prompt = self.fold, self.config.reconstruction.prompt
-        same = _take_mean(fold.predicted, self.data.embeddings)
+        same = _take_mean(fold.predicted.take(slice(MEAN_DRAWS)), self.data.embeddings)
         more: dict[str, Any] = {}
         if prompt == "brain" and fold.written is not None:
             more["prompts"] = [fold.written.mean] * len(same)
         elif prompt is not None:
             more["prompts"] = self._decode("mean_embedding", prompt, same)
         if fold.texts is not None and self.data.texts is not None:
-            more["texts"] = _take_mean(fold.texts.predicted, self.data.texts)
-        self._draw("mean_embedding", same, more)
+            more["texts"] = _take_mean(fold.texts.predicted.take(slice(MEAN_DRAWS)), self.data.texts)
+        drawn = draw_rows("mean_embedding", self.fitted.generator, same, self.seed, **more)
+        self._write("mean_embedding", _repeat_images(drawn, len(fold.predicted)))
 
     def draw_oracle(self, true: Embeddings, prompts: Sequence[str] | None) -> None:
         """Draw the upper bound: what the generator makes of the very embeddings that were to be predicted."""
@@ -366,12 +369,26 @@ class _Drawing:
         more: dict[str, Any] = {"prompts": prompts}
         if self.fold.texts is not None:
             more = {"texts": self.fold.texts.true.select(true.ids)}
-        self._draw("oracle", true, more)
+        self._write("oracle", draw_rows("oracle", self.fitted.generator, true, self.seed, **more))
 
-    def _draw(self, method: str, embeddings: Embeddings, more: Mapping[str, Any]) -> None:
-        drawn = draw_rows(method, self.fitted.generator, embeddings, self.seed, **more)
+    def _write(self, method: str, drawn: DrawnImages) -> None:
         self.writer.draw(drawn, self.first, self.advance)
         self.entries[method] = name_file(method)
+
+
+def _repeat_images(drawn: DrawnImages, n_images: int) -> DrawnImages:
+    """Return what gives so many images, of which all after the first `drawn` repeat these."""
+    made: dict[str, dict[int, np.ndarray]] = {name: {} for name in drawn.names}
+
+    def make(rows: range) -> dict[str, np.ndarray]:
+        places = [row % drawn.n_images for row in rows]
+        for part in drawn.split():
+            if set(part) & (set(places) - made[drawn.names[0]].keys()):
+                for name, images in drawn.make(part).items():
+                    made[name].update(zip(part, images, strict=True))
+        return {name: np.stack([images[place] for place in places]) for name, images in made.items()}
+
+    return DrawnImages(drawn.names, n_images, drawn.step, make)
 
 
 def _decode_rows(decoder: CaptionDecoder, embeddings: Embeddings, rows: range) -> list[str]:

@@ -331,7 +331,7 @@ def _collect_images(
         return _read_bank(run, number, settings, n_wanted, seed)
     shown, left_out = _Shown.open(run), dict[str, int]()
     tested = _list_tested_concepts(run, number)
-    names, read = _open_source(run, settings)
+    names, read = open_source(run, settings)
     if tested:
         concept = (
             (lambda name: preparing.preprocess(run).stimuli.concepts_of([name])[0])
@@ -403,7 +403,7 @@ def _iterate_blocks(items: Iterable[Any]) -> Iterator[list[Any]]:
     return iter(lambda: list(islice(left, _AT_ONCE)), [])
 
 
-def _open_source(run: Run, settings: SyntheticConfig) -> tuple[list[str], Any]:
+def open_source(run: Run, settings: SyntheticConfig) -> tuple[list[str], Any]:
     """Return the names of all candidates, and what yields name, pixels and stored bytes of some of them."""
     from braindecode_vis.embeddings.image_sources import load_image, open_images
     from braindecode_vis.pipeline import preparing

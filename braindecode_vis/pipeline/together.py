@@ -320,12 +320,25 @@ def make_command(words: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[2]), *words]
 
 
+#: By which a user bounds the threads of numerical libraries; the first holds for all that name none.
+THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
 def limit_threads(n_processes: int) -> dict[str, str]:
-    """Return the environment of one of several processes that use the machine once together."""
+    """Return the environment of one of several processes that use the machine once together.
+
+    What the user has set is kept.
+    """
     # Each library would otherwise start as many threads as there are cores, in every process.
     threads = str(max(1, (os.cpu_count() or 1) // n_processes))
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
-    return {**os.environ, **limits}
+    default = os.environ.get(THREAD_LIMITS[0]) or threads
+    return {**os.environ, **{name: os.environ.get(name) or default for name in THREAD_LIMITS}}
+
+
+def describe_thread_limits() -> str:
+    """Return a sentence if the user has bounded the threads of numerical libraries; empty otherwise."""
+    found = [f"{name}={os.environ[name]}" for name in THREAD_LIMITS if os.environ.get(name)]
+    return f"every process keeps your {', '.join(found)}" if found else ""
 
 
 def read_last_line(log: Path) -> str:

@@ -33,6 +33,9 @@ from braindecode_vis.preprocessing.common_space import (
 if TYPE_CHECKING:
     pass
 
+SPREAD_BYTES = (
+    1 << 18
+)  # trials in double precision that a spread is summed of at once: they stay in the cache
 MEDIAN_BYTES = 512 << 20  # trials that medians are taken from; more than this are thinned evenly
 
 
@@ -402,7 +405,13 @@ def fit_zscore(data: np.ndarray) -> ZScore:
     Sums run in float64: voxel values can sit on a baseline a thousand times their variation.
     """
     mean = data.mean(axis=0, dtype=np.float64)
-    std = data.std(axis=0, dtype=np.float64)
+    std = np.empty(mean.shape)
+    squares, step = np.zeros(mean.shape), max(1, SPREAD_BYTES // (8 * max(1, data.shape[1])))
+    for start in range(0, len(data), step):  # numpy would hold all trials in double precision
+        block = data[start : start + step] - mean
+        block *= block
+        squares += block.sum(axis=0)
+    std = np.sqrt(squares / len(data))
     # Rounding gives a constant feature a spread of about 1e-16 of its mean: that is none.
     std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
     return ZScore(mean.astype(np.float32), std.astype(np.float32))

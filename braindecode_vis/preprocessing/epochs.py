@@ -137,7 +137,7 @@ def _find_bounds(part: ContinuousPart, plan: EpochPlan) -> tuple[np.ndarray, np.
     bounds = np.tile(np.array([[0, part.n_samples]]), (len(onset), 1))
     boundaries = list(part.boundaries)
     first, last = find_extent(part.sfreq, plan)
-    half = len(make_antialias_filter(find_decimation(part.sfreq, plan.sfreq))) // 2
+    half = _find_reach(part.sfreq, plan)
     typical = _find_usual_steps(part) if len(onset) > 1 else np.empty(0)
     for gap in _find_pauses(onset):
         stop_after = min(onset[gap + 1], onset[gap] + last + half + 1)
@@ -329,8 +329,7 @@ def cut_stretch(
     start
         Number of the first of them in the recording.
     """
-    decim = find_decimation(sfreq, plan.sfreq)
-    half = len(make_antialias_filter(decim)) // 2
+    half = _find_reach(sfreq, plan)
     first, last = find_extent(sfreq, plan)
     start = int(max(bounds[0], onsets[0] + first - half))
     stop = int(min(bounds[1], onsets[-1] + last + 1 + half))
@@ -346,6 +345,7 @@ def cut_stretch(
         matrix = make_mne_resampling(n_samples, sfreq, plan.sfreq)[:, skipped : skipped + n_times]
         block = np.stack([signal[:, at : at + n_samples] @ matrix for at in onsets + begin - start])
     else:
+        decim = find_decimation(sfreq, plan.sfreq)
         block = cut_epochs(signal, onsets + begin + skipped * decim - start, n_times=n_times, decim=decim)
     if plan.baseline is None:
         block += offset.astype(np.float32)
@@ -412,6 +412,14 @@ def make_mne_resampling(n_samples: int, sfreq: float, wanted: float) -> np.ndarr
     return matrix.astype(np.float32)
 
 
+def _find_reach(sfreq: float, plan: EpochPlan) -> int:
+    """Return by how many samples the filter of the resampling reaches beyond an epoch; that of MNE reaches nowhere."""
+    ratio = sfreq / plan.sfreq
+    if plan.resampling == "mne" and abs(ratio - round(ratio)) > 1e-6 * ratio:
+        return 0
+    return len(make_antialias_filter(find_decimation(sfreq, plan.sfreq))) // 2
+
+
 def find_decimation(sfreq: float, wanted: float) -> int:
     """Return by how much `sfreq` must be divided to give `wanted` (both in Hz).
 
@@ -430,7 +438,7 @@ def find_decimation(sfreq: float, wanted: float) -> int:
         near = sorted({sfreq / d for d in (1, 2, 3, 4, 5, 8, 10)})
         raise ConfigError(
             f"a recording of {sfreq:g} Hz cannot be resampled to {wanted:g} Hz by taking every n-th sample; "
-            f"choose sfreq among {', '.join(f'{f:g}' for f in near)}, or resample the recording first."
+            f"choose sfreq among {', '.join(f'{f:g}' for f in near)}, or set dataset.resampling to mne."
         )
     return decim
 

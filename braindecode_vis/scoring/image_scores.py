@@ -35,10 +35,19 @@ from braindecode_vis.scoring.metrics.suite import (
     tabulate_semantic,
 )
 from braindecode_vis.scoring.score_row import POOLED
-from braindecode_vis.scoring.scoring_task import Group, ScoredGroup, ScoringTask, average, cross_labels
+from braindecode_vis.scoring.scoring_task import (
+    Group,
+    ScoredGroup,
+    ScoringTask,
+    average,
+    cross_labels,
+    take_rows,
+)
 
 #: Pixels of the image pairs that are compared for a null: half a minute of SSIM.
 LARGEST_PAIR_TABLE = 500_000_000
+#: Images of a control that are compared with the next stimulus for its chance level: their mean is known to 0.004.
+LEVEL_ROWS = 1000
 SMALLEST_SSIM = 11  # pixels, the window of the metric
 SMALLEST_425 = 200  # pixels
 Rows = dict[tuple[int, str], list[tuple[Score, np.ndarray]]]
@@ -56,9 +65,9 @@ def score_images(scored: ScoredGroup, method: str) -> Iterator[tuple[Score, np.n
     """
     import pandas as pd
 
-    rounds = split_rounds(scored.task.show_small(method)[scored.rows])
-    seen = scored.task.show_small("seen")[scored.rows]
-    distinct = seen[scored.first]
+    rounds = split_rounds(scored.task.show_small(method, scored.rows))
+    seen = scored.task.show_small("seen", scored.rows)
+    distinct = take_rows(seen, scored.first)
     # Tables of (n_rows, n_stimuli) for each round; that of correlations serves pixcorr and identification.
     correlations, errors = zip(*(tabulate_pixels(one, distinct) for one in rounds), strict=True)
     yield from scored.score_table(method, "pixcorr", correlations)
@@ -147,22 +156,35 @@ def score_pairs(scored: ScoredGroup, method: str, names: Sequence[str]) -> Itera
         if has_table[name]:
             yield from _score_pair_table(scored, method, name)
             continue
-        own, *others = average(list(found[name]))  # a row for each of the seen images that it stands beside
-        level = float(others[0].mean()) if others else None
-        yield scored.score(own, name, method, chance=level), own
+        own, others = found[name]
+        yield scored.score(own, name, method, chance=None if others is None else float(others.mean())), own
 
 
-def _compare_rounds(scored: ScoredGroup, method: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return metrics of each image beside its own seen image and, if there is one, the next.
+def _compare_rounds(
+    scored: ScoredGroup, method: str, names: Sequence[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Return metrics of each image beside its own seen image and, if there is one, of some beside the next.
 
-    By name, of shape (n_rounds, 1 or 2, n_rows).
+    By name, each the mean over rounds; of many images, `LEVEL_ROWS` evenly spaced ones stand beside the next.
     """
-    partners = [scored.truth, scored.following[scored.truth]] if scored.can_permute else [scored.truth]
-    values: dict[str, np.ndarray] = {}
+    truth = scored.truth
+    following = scored.following[truth] if scored.can_permute else None
+    together = following is not None and len(truth) <= LEVEL_ROWS
+    values: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
     for whole in (False, True):
-        if asked := [name for name in names if _reads_whole(name) == whole]:
-            rounds, seen = _show_rounds(scored, method, whole)
-            values |= compare_rounds(asked, rounds, seen[scored.first], partners)
+        asked = [name for name in names if _reads_whole(name) == whole]
+        if not asked:
+            continue
+        rounds, seen = _show_rounds(scored, method, whole)
+        distinct = take_rows(seen, scored.first)
+        own = compare_rounds(asked, rounds, distinct, [truth, following] if together else [truth])
+        others = own
+        if following is not None and not together:
+            some = np.linspace(0, len(truth) - 1, LEVEL_ROWS).astype(np.intp)
+            others = compare_rounds(asked, [made[some] for made in rounds], distinct, [following[some]])
+        for name in asked:
+            level = None if following is None else others[name][:, -1].mean(axis=0)
+            values[name] = (own[name][:, 0].mean(axis=0), level)
     return values
 
 
@@ -172,8 +194,11 @@ def _reads_whole(name: str) -> bool:
 
 def _show_rounds(scored: ScoredGroup, method: str, whole: bool) -> tuple[Sequence[Any], Any]:
     """Return the rounds of a method and the seen images of a group, in their own size or at that of comparison."""
-    show = scored.task.show_whole if whole else scored.task.show_small
-    return split_rounds(show(method)[scored.rows]), show("seen")[scored.rows]
+    if whole:
+        made, seen = (scored.task.show_whole(name)[scored.rows] for name in (method, "seen"))
+    else:
+        made, seen = (scored.task.show_small(name, scored.rows) for name in (method, "seen"))
+    return split_rounds(made), seen
 
 
 def _score_pair_table(scored: ScoredGroup, method: str, name: str) -> Iterator[tuple[Score, np.ndarray]]:

@@ -7,8 +7,8 @@ Owns which protocol needs what, the names of the metrics, and groups by subject.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, get_args
 
 import numpy as np
@@ -30,6 +30,8 @@ from braindecode_vis.scoring.scoring_task import list_subjects
 from braindecode_vis.scoring.units import Units
 
 TOP = (1, 5)
+#: What NeuralBench reports beside the share of the first place.
+NEURALBENCH_TOP = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class _Values:
     statistic: Any = "mean"
     note: str = ""  # what the protocol says more
     unit: str = "image"  # what `ids` are
+    #: Whether the score of several subjects is the mean over all rows, instead of the mean of subject means.
+    pools_rows: bool = False
 
 
 def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[Score]:
@@ -155,7 +159,7 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
         exact, in both directions: images for a response, responses for an image), ``zero_shot_text``,
         ``concept_templates``, ``transductive`` (the unlabelled test queries of each subject correct their own
         similarities; see `scoring.metrics.query_calibration`), ``composition`` (what was seen against the same parts
-        bound otherwise, and as a control against other parts).
+        bound otherwise, and as a control against other parts), ``neuralbench`` (see `rank_as_neuralbench`).
 
     Raises
     ------
@@ -178,7 +182,7 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
                     if own and task.units is not None
                     else None
                 )
-                scores.append(
+                score = (
                     make_score(
                         found.values[rows], metric=found.metric, method="decoded",
                         protocol=task.protocol + found.note, subject=subject, split=task.split, seed=task.seed,
@@ -190,7 +194,17 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
                         n_boot=task.n_bootstrap, over_folds=task.over_folds,
                     )
                 )  # fmt: skip
+                scores.append(_pool_rows(score, found.values) if pooled and found.pools_rows else score)
     return scores
+
+
+def _pool_rows(score: Score, values: np.ndarray) -> Score:
+    """Return a score of several subjects with the mean over all rows as its value."""
+    value = float(values.mean())
+    if abs(value - score.value) < 1e-12:  # as many rows of each subject: the interval holds
+        return score
+    why = "no interval: subjects have different numbers of queries, and this score pools all queries"
+    return replace(score, value=value, ci_low=None, ci_high=None, resampled=why)
 
 
 def _collect(task: ProtocolTask, compute: Callable[[int], np.ndarray]) -> np.ndarray:
@@ -415,6 +429,47 @@ def compare_bindings_of_pairs(task: ProtocolTask) -> Iterator[_Values]:
             )
 
 
+def rank_as_neuralbench(task: ProtocolTask) -> Iterator[_Values]:
+    """Yield the scores of NeuralBench's image task, under the names that it gives them.
+
+    A name without ending has every row as a query, the warm-up of the challenge on this task. ``_subject-agg`` has the
+    mean prediction of each subject and image, its sealed phase, and ``_instance-agg`` that of each image. The mean is
+    taken of raw predictions, so that long ones weigh more. Images of equal embeddings are one candidate, the mean rank
+    of tied candidates decides, and all queries weigh the same, whichever subject they come from.
+
+    References
+    ----------
+    Banville et al. (2026), NeuralBench, and the NeurIPS 2026 challenge "EEG-to-image".
+    """
+    levels = dict[str, list[tuple[Retrieval, np.ndarray, np.ndarray]]]()
+    for (queries, gallery, _), rows in zip(task.retrievals, task.folds, strict=True):
+        merged, became = protocols.merge_equal_items(gallery)
+        renamed = Embeddings(queries.vectors, [became[str(i)] for i in queries.ids], queries.space)
+        of_subjects, who = protocols.average_predictions(renamed, task.subjects[rows])
+        of_images, _ = protocols.average_predictions(renamed)
+        together = np.full(len(of_images), "average", dtype=object)
+        for ending, asked, subjects in (
+            ("", renamed, task.subjects[rows]),
+            ("_subject-agg", of_subjects, who),
+            ("_instance-agg", of_images, together),
+        ):
+            ranked = compute_ranks(asked, merged, n_top=0, device=task.device)
+            levels.setdefault(ending, []).append((ranked, asked.ids.astype(str), subjects))
+    for ending, found in levels.items():
+        ids, subjects = (np.concatenate([part[n] for part in found]) for n in (1, 2))
+        sizes = np.concatenate([np.full(r.n_queries, r.gallery_size) for r, _, _ in found])
+        common = int(sizes[0]) if len(set(sizes.tolist())) == 1 else None
+        names: list[tuple[str, Callable[[Retrieval], np.ndarray], float]] = [
+            (f"top{k}_acc", partial(compute_top_k_hits, k=k, ties="middle"), float((k / sizes).mean()))
+            for k in NEURALBENCH_TOP
+            if k < sizes.min()
+        ]
+        names.append(("inv_norm_rank_mean", lambda ranked: 1 - compute_relative_ranks(ranked), 0.5))
+        for name, compute, chance in names:
+            values = np.concatenate([compute(ranked) for ranked, _, _ in found])
+            yield _Values(f"{name}{ending}", values, ids, subjects, chance, common, pools_rows=True)
+
+
 _COMPUTE: dict[str, Callable[[ProtocolTask], Iterator[_Values]]] = {
     "relative_median_rank": rank_relatively,
     "mean_average_precision": rank_concepts,
@@ -423,5 +478,6 @@ _COMPUTE: dict[str, Callable[[ProtocolTask], Iterator[_Values]]] = {
     "zero_shot_text": rank_names,
     "concept_templates": rank_templates,
     "transductive": rank_calibrated,
+    "neuralbench": rank_as_neuralbench,
     "composition": compare_bindings_of_pairs,
 }

@@ -8,11 +8,13 @@ Similarity is compared in single precision, and every candidate that comes too c
 apart there is compared again in double precision. Two candidates tie if their cosines differ by less than
 `TIE_TOLERANCE`. The gallery is visited in the order of its ids, so that ranks do not depend on row order.
 
-Two tie rules, and every function says which it uses:
+Two tie rules, and a third for one benchmark; every function says which it uses:
 
 - *shared*: tied candidates share their mean rank. Rank statistics and k-way accuracy use it (the expected value
   under random tie breaking), so a collapsed gallery scores exactly at chance.
 - *against*: ties count against the query. Top-k uses it, so a collapsed gallery scores zero, never a lucky hit.
+- *middle*: a query is a hit if the mean rank of the tied candidates is good enough. NeuralBench and the challenge
+  that uses its task count top-k in this way.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.store import read_json, write_json
 
 TieRule = Literal["shared", "against"]
+HitRule = Literal["shared", "against", "middle"]
 
 #: Cosines closer than this are tied: far above the rounding of double precision (1e-13 for 10^5 features),
 #: far below what single-precision embeddings can express.
@@ -428,7 +431,7 @@ def compute_similarity(queries: Embeddings, gallery: Embeddings, *, device: str 
     return similarity
 
 
-def compute_top_k_hits(retrieval: Retrieval, k: int, *, ties: TieRule = "against") -> np.ndarray:
+def compute_top_k_hits(retrieval: Retrieval, k: int, *, ties: HitRule = "against") -> np.ndarray:
     """Return for every query whether its true item is among the `k` best candidates.
 
     Parameters
@@ -439,21 +442,24 @@ def compute_top_k_hits(retrieval: Retrieval, k: int, *, ties: TieRule = "against
         Between 1 and the size of the gallery.
     ties
         ``against`` (default): every tie is lost, the values are 0 or 1. ``shared``: the probability of a hit
-        when ties are broken at random.
+        when ties are broken at random. ``middle``: 1 if fewer than `k` candidates come before the mean rank of the
+        tied ones, so that a collapsed gallery scores 1 where it has fewer than 2k candidates and 0 otherwise.
 
     Returns
     -------
     float array of shape (n_queries,)
         One value per query; their mean is the top-k accuracy.
     """
-    check_option("ties", ties, ("against", "shared"))
+    check_option("ties", ties, ("against", "shared", "middle"))
     _check_k(k, 1, retrieval.gallery_size, "top-k")
+    if ties == "middle":
+        return (retrieval.ranks - 1 < k).astype(float)
     if ties == "against":
         return (retrieval.worst_ranks <= k).astype(float)
     return np.clip((k - retrieval.n_above) / (1 + retrieval.n_tied), 0.0, 1.0)
 
 
-def compute_top_k_accuracy(retrieval: Retrieval, k: int, *, ties: TieRule = "against") -> float:
+def compute_top_k_accuracy(retrieval: Retrieval, k: int, *, ties: HitRule = "against") -> float:
     """Return the mean of `compute_top_k_hits`; ties count against the query. Chance is k / gallery size."""
     return float(compute_top_k_hits(retrieval, k, ties=ties).mean())
 

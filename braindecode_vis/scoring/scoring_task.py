@@ -16,7 +16,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.stimuli import ImageRows, Images, find_comparison_size
+from braindecode_vis.base.stimuli import LARGEST_IN_MEMORY, ImageRows, Images, find_comparison_size
 from braindecode_vis.scoring.metrics.image import check_stack
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.refits import Refits
@@ -164,6 +164,7 @@ class ScoringTask:
     known_features: dict[str, np.ndarray] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     _small: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    _last: dict[tuple[str, bytes], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         rows = np.concatenate([self.ids[:0], *(predicted.ids for predicted, _, _ in self.retrievals)])
@@ -182,14 +183,35 @@ class ScoringTask:
         height, width = self._find_size()
         return images.crop() if height == width else images
 
-    def show_small(self, name: str) -> np.ndarray:
-        """Return the images of a method, or the ``seen`` ones, at the size of comparison, as one array."""
+    def show_small(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return the images of a method, or the ``seen`` ones, at the size of comparison, as one array.
+
+        Parameters
+        ----------
+        name
+            The method.
+        rows
+            Some rows alone; by default all. Where all images of all methods would take much memory, only the last rows
+            of a method are kept.
+        """
         images = self.seen if name == "seen" else self.images[name]
         if not isinstance(images, ImageRows):
-            return images
-        if name not in self._small:
-            self._small[name] = images.resize(*self._find_size())
-        return self._small[name]
+            return images if rows is None else take_rows(images, rows)
+        if rows is None or name == "seen" or self._keeps_small:
+            if name not in self._small:
+                self._small[name] = images.resize(*self._find_size())
+            whole = self._small[name]
+            return whole if rows is None else take_rows(whole, rows)
+        asked = (name, rows.tobytes())
+        if asked not in self._last:
+            self._last.clear()
+            self._last[asked] = images[rows].resize(*self._find_size())
+        return self._last[asked]
+
+    @cached_property
+    def _keeps_small(self) -> bool:
+        stacks = [one.index.size for one in self.images.values() if isinstance(one, ImageRows)]
+        return 3 * sum(stacks) * math.prod(self._find_size()) <= LARGEST_IN_MEMORY
 
     def _find_size(self) -> tuple[int, int]:
         if self.size is not None:
@@ -504,6 +526,11 @@ def _rank_densely(similarity: np.ndarray) -> np.ndarray:
 def average(tables: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean over rounds; one round is returned as it is."""
     return tables[0] if len(tables) == 1 else np.mean(tables, axis=0)
+
+
+def take_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return some rows; all of them, in their order, without a copy."""
+    return images if np.array_equal(rows, np.arange(len(images))) else images[rows]
 
 
 def list_subjects(subjects: np.ndarray) -> list[tuple[str, np.ndarray]]:

@@ -344,8 +344,22 @@ def test_images_and_gallery_from_the_shell(tmp_path, command_line):
         for row, name in enumerate(table[kind]):
             np.testing.assert_array_equal(read_png(out / name), run.reconstructions[kind][row])
     assert read_png(out / "gallery.png").shape[2] == 4
+    judged = tmp_path / "judged"
+    done = command_line("export", run.folder, "--what", "submission", "--to", "basic", "--out", judged)
+    assert done.returncode == 0, done.stderr
+    (place,) = (judged / "res_decoding").iterdir()
+    for kind, name in (("seen", "images"), ("decoded", run.config.name)):
+        assert sorted(path.name for path in (place / name).iterdir()) == sorted(
+            path.name for path in (out / kind).iterdir()
+        )
+        for path in (place / name).iterdir():
+            np.testing.assert_array_equal(read_png(path), read_png(out / kind / path.name))
     for more, words in (
         (("--what", "images", "--out", out), "exists; choose another path"),
+        (
+            ("--what", "submission", "--to", "basic", "--fold", 0, "--out", tmp_path / "x"),
+            "leave fold and subject out",
+        ),
         (("--what", "images", "--to", "csv", "--out", tmp_path / "x"), "images cannot be written as csv"),
         (("--what", "images", "--subject", "s/1", "--out", tmp_path / "x"), "leave fold and subject out"),
         (("--what", "scores", "--out", tmp_path / "x"), "give the format of scores with --to: one of netcdf"),
@@ -594,6 +608,14 @@ def test_an_encoder_needs_a_fold_and_a_finished_run(run, tmp_path, command_line)
     done = command_line("export", unfinished, *fold, "--to", "onnx", "--out", tmp_path / "x.onnx")
     assert done.returncode == 2
     assert "is unfinished: its stage train fold00 is missing" in done.stderr
+    asked = ("--what", "submission", "--to", "challenge", "--fold", 0, "--out", tmp_path / "s")
+    done = command_line("export", unfinished, *asked)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "its stage train fold00 is missing" in done.stderr
+    done = command_line("export", run.folder, *asked)  # its trials have another rate
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "the challenge's trials have 120 Hz from -0.2 to 0.8 s" in done.stderr
+    assert not list(tmp_path.glob("s*"))
     done = command_line("export", run.folder, *fold, "--to", "safetensors", "--out", tmp_path / "e")
     assert done.returncode == 0
     assert (tmp_path / "e" / "README.md").is_file()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,23 @@ def test_a_file_rewritten_in_place_under_its_old_time_is_read_again(tmp_path):
     assert path.stat().st_mtime_ns == about.st_mtime_ns
     assert digests.digest_file(path) != before
     forget()
+    assert digests.digest_file(path) != before
+
+
+@pytest.mark.parametrize("year", [1960, 1975, 2100])
+def test_a_file_of_any_time_is_read_once(tmp_path, monkeypatch, year):
+    """A file from the future was read by every command, as if it were being written."""
+    path = write_old(tmp_path / "a.bin", b"abc")
+    seconds = datetime(year, 1, 1, 0, 0, 0, 123456, tzinfo=UTC).timestamp()
+    os.utime(path, (seconds, seconds))
+    time.sleep(0.06)  # setting the time is a change, too
+    read = count_reads(monkeypatch)
+    before = digests.digest_file(path)
+    forget()
+    assert digests.digest_file(path) == before
+    assert len(read) == 1
+    path.write_bytes(b"abd")
+    os.utime(path, (seconds, seconds))
     assert digests.digest_file(path) != before
 
 

@@ -135,6 +135,24 @@ def make_run(folder, *changes):
     return open_run(read_config("synthetic_digits", [*SMALL, "generator={kind: latents}", *changes]), folder)
 
 
+def test_the_mean_embedding_is_drawn_a_few_times_whatever_the_number_of_rows(tmp_path, monkeypatch):
+    """It is the same for all rows, and used to be drawn for each of them."""
+    monkeypatch.setattr(reconstruction, "MEAN_DRAWS", 3)
+    monkeypatch.setattr(LatentsGenerator, "rows_at_once", 2)
+    generate, drawn = LatentsGenerator.generate, []
+
+    def count(self, embeddings, **how):
+        drawn.append(len(embeddings))
+        return generate(self, embeddings, **how)
+
+    monkeypatch.setattr(LatentsGenerator, "generate", count)
+    made = pipeline.reconstruct(make_run(tmp_path / "run"))
+    mean = np.asarray(made.images["mean_embedding"])
+    assert len(mean) == 12
+    np.testing.assert_array_equal(mean, mean[np.arange(12) % 3])
+    assert drawn == [2] * 6 + [2, 1] + [2] * 6  # of the predictions, the mean and the true embeddings
+
+
 def test_a_killed_run_keeps_its_images(tmp_path, monkeypatch):
     monkeypatch.setattr(LatentsGenerator, "rows_at_once", 5)
     whole = pipeline.reconstruct(make_run(tmp_path / "whole"))
@@ -153,7 +171,8 @@ def test_a_killed_run_keeps_its_images(tmp_path, monkeypatch):
         pipeline.reconstruct(make_run(tmp_path / "run"))
     with pytest.warns(Notice, match="17 of 36 images are kept from an earlier call"):
         made = pipeline.reconstruct(make_run(tmp_path / "run"))
-    assert calls == [0, 5, 10, 0, 5, 5, 10, 0, 5, 10]  # the batch that was stopped, and what follows
+    # The batch that was stopped, and what follows; of the eight draws of the mean, the first five are repeated in it.
+    assert calls == [0, 5, 10, 0, 5, 0, 5, 0, 5, 10]
     assert len(fits) == 1  # of two fits that differ, a generator trained on a GPU would mix the images
     for name, images in whole.images.items():
         np.testing.assert_array_equal(np.asarray(made.images[name]), np.asarray(images))
@@ -210,14 +229,15 @@ def test_processes_that_share_the_images_make_what_one_makes(tmp_path, monkeypat
     assert not pipeline.reconstruct_share(make_run(run, *changes), 2, 3)
     assert any("has finished its share; " in str(told.message) for told in recwarn)
     assert pipeline.reconstruct_share(make_run(run, *changes), 1, 3)
-    # 3 batches of the branch, 5 of both draws and 3 of each control: no batch but the stopped one twice.
-    assert len(calls) == 3 + 5 + 3 + 3 + 1
+    # 3 batches of the branch, 5 of both draws, 3 of the oracle, and of the mean embedding the first five draws by each
+    # process and the other three by one: no batch of anything else but the stopped one twice.
+    assert len(calls) == 3 + 5 + 3 + 3 + 1 + 1
     assert len(fits) == 1
     assert sorted(described) == [2, 2, 5, 5, 5, 5]  # of the predictions and of the true embeddings, each once
     assert list_files(run) == list_files(tmp_path / "whole")
     assert not (run / "work").exists()
     assert pipeline.reconstruct_share(make_run(run, *changes), 0, 3)
-    assert len(calls) == 15
+    assert len(calls) == 16
 
 
 def test_one_command_makes_what_a_worker_left(tmp_path, monkeypatch):

@@ -138,7 +138,15 @@ def test_the_cache_keeps_its_bound_and_what_is_in_use(bucket, tmp_path, monkeypa
         bucket.put(f"data/{n:02d}", bytes([n]) * 1000)
     root, cache = RemotePath(f"s3://{bucket.name}/data"), tmp_path / "remote"
     remote.choose_cache(None, 5500 / 2**30)
+    parts = [cache / "parts" / f"{digit * 32}.1000.part" for digit in "abc"]
+    for path, when in zip(
+        parts, (1, 4e9, time.time()), strict=True
+    ):  # left by kills, one before the clock was set back
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+        os.utime(path, (when, when))
     used = bring(root / "00")
+    assert [path.exists() for path in parts] == [False, False, True]
     remote.release_files()
     with used.open("rb") as other:  # another process would lock it so
         fcntl.flock(other, fcntl.LOCK_SH)

@@ -66,6 +66,53 @@ def test_transformers_folders_give_what_transformers_gives(architecture, tmp_pat
     assert config.build().space.endswith("shortest28-bicubic-centre28-half")
 
 
+def test_a_target_of_dinov2_is_what_neuralbench_and_the_challenge_compute(tmp_path):
+    """Of 41 states of a network of 40 blocks they take number int(.6667 * 40), and average all 257 tokens.
+
+    The state after block 26 is that of our layer 25, without the final norm. Images are resized to 518 first and then
+    as the folder says, to 256 and 224. From the same pixels the vectors are equal to single precision; the processor
+    resizes with torchvision, we with Pillow, whose grey values differ by one here and there.
+    """
+    from PIL import Image
+    from transformers import BitImageProcessor
+
+    torch.manual_seed(0)
+    sizes = {
+        **TINY_HF,
+        "hidden_size": 16,
+        "num_hidden_layers": 40,
+        "image_size": 518,
+        "intermediate_size": 16,
+    }
+    model = _build("dinov2", sizes).eval()
+    model.save_pretrained(tmp_path)
+    processor = BitImageProcessor(
+        size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, resample=3,
+        image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
+    )  # fmt: skip
+    processor.save_pretrained(tmp_path)
+    image = np.kron(np.random.default_rng(1).integers(0, 256, (9, 12, 3)), np.ones((30, 30, 1))).astype(
+        np.uint8
+    )
+    first = Image.fromarray(image).resize((int(518 * 360 / 270), 518), Image.Resampling.BILINEAR)
+    pixels = processor(first, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        states = model(pixel_values=pixels, output_hidden_states=True).hidden_states
+    expected = states[int(0.6667 * (len(states) - 1))].mean(dim=1)
+    assert (len(states), states[0].shape[1], int(0.6667 * 40)) == (41, 257, 26)
+    config = TransformersConfig(weights=tmp_path, layer=25, pooling="mean_all", first_resize=518)
+    with torch.no_grad():
+        own = read_layers(config.make_tower(), pixels, layers=[25], pooling="mean_all")
+    torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
+    found = config.build().encode([image])
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-4)
+    assert "layer=25/mean_all/raw/first518-shortest256-bicubic-centre224-imagenet" in config.build().space
+    # Neither the patches alone nor the transform without its first resize gives that.
+    for other in ({"pooling": "mean"}, {"first_resize": None}):
+        there = config.model_copy(update=other).build().encode([image])
+        assert np.abs(there - expected.numpy()).max() > 5e-4, other
+
+
 def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path):
     """Transformers would draw it at random and only log that it did."""
 

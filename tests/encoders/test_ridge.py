@@ -17,6 +17,7 @@ from braindecode_vis.encoders.ridge import (
     compute_fold_errors,
     make_gram,
     score_features,
+    solve_ridge,
 )
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from tests.references import assert_close
@@ -98,17 +99,56 @@ def test_errors_of_inner_folds_equal_a_plain_loop(n_features, n_targets):
                 np.testing.assert_allclose(errors[row, column], expected, rtol=1e-5)
 
 
+class Torch(Backend):
+    """What runs on a GPU, with torch's functions, on the processor."""
+
+    def take(self, array):
+        return self.xp.as_tensor(np.asarray(array)).to(getattr(self.xp, self.precision))
+
+    def solve(self, matrix, right):
+        return self.xp.cholesky_solve(right, self.xp.linalg.cholesky(matrix))
+
+
+def make_design(n_trials, n_features, decay, n_targets=10):
+    """Return z-scored trials whose spectrum falls with a power, and targets that partly follow from them."""
+    generator = np.random.default_rng(0)
+    turn = np.linalg.qr(generator.standard_normal((n_features, n_features)))[0]
+    spread = np.arange(1, n_features + 1.0) ** -decay
+    data = (generator.standard_normal((n_trials, n_features)) * spread) @ turn
+    data = ((data - data.mean(0)) / data.std(0)).astype(np.float32)
+    values = data @ generator.standard_normal((n_features, n_targets)) / n_features
+    values = values / values.std() + generator.standard_normal(values.shape)
+    return data, (values - values.mean(0)).astype(np.float32)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("decay", [0, 1, 2])
+@pytest.mark.parametrize(("n_trials", "n_features"), [(400, 150), (120, 500)], ids=["tall", "wide"])
+def test_one_penalty_is_solved_in_single_precision_where_that_is_enough(
+    n_trials, n_features, decay, library, monkeypatch
+):
+    data, values = make_design(n_trials, n_features, decay)
+    backend = Backend(np) if library == "numpy" else Torch(pytest.importorskip("torch"))
+    largest = float(np.linalg.norm(data, ord=2)) ** 2
+    used, solve = [], backend.solve
+    monkeypatch.setattr(
+        type(backend), "solve", lambda self, *given: used.append(self.precision) or solve(*given)
+    )
+    # Five steps of power iteration may find a third of the largest eigenvalue where the spectrum is flat.
+    for ratio, precision in [(10, "float32"), (200, "float32"), (1000, "float64"), (1e5, "float64")]:
+        exact = make_gram(data, values, backend).solve(largest / ratio)
+        del used[:]
+        found = solve_ridge(data, values, largest / ratio, backend)
+        assert used == [precision], ratio
+        assert np.linalg.norm(found - exact) <= 1e-4 * np.linalg.norm(exact)  # as the docstring says
+        apart = np.abs(data @ found - data @ exact).max()
+        assert apart <= 1e-5 * np.abs(data @ exact).max()
+
+
 @pytest.mark.parametrize("n_features", [40, 90], ids=["tall", "wide"])
 def test_numpy_and_torch_agree_on_weights_folds_and_errors(n_features):
     """A GPU runs the same lines with torch's functions; here torch's processor stands for it."""
     import torch
-
-    class Torch(Backend):
-        def take(self, array):
-            return torch.as_tensor(np.asarray(array)).to(torch.float64)
-
-        def solve(self, matrix, right):
-            return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
 
     responses, targets = make_task(n_features=n_features)
     folds = make_inner_folds(responses.stimulus_ids, n_folds=3, generator=np.random.default_rng(0))

@@ -144,7 +144,7 @@ def _read(dataset: str, *more: str) -> Callable[[Path, Path], str]:
 def _read_told(run: Path) -> str:
     """Return what preprocessing found of damage in the data, which the report says."""
     (meta,) = (run / "stages/preprocess").glob("*/responses/meta.json")
-    return json.dumps(json.loads(meta.read_text())["provenance"].get("damage", []))
+    return json.dumps(json.loads(meta.read_text()).get("provenance", {}).get("damage", []))
 
 
 def _digest_read(run: Path) -> str:

@@ -626,7 +626,9 @@ def test_images_depend_on_seed_and_row_alone(generator, config):
     assert np.abs(difference).max() <= 1  # sums in another order
 
 
-@pytest.mark.parametrize("change", [{"guidance": 1.0}, {"guidance": 4.0}, {"sampler": "ddim"}])
+@pytest.mark.parametrize(
+    "change", [{"guidance": 1.0}, {"guidance": 4.0}, {"sampler": "ddim"}, {"precision": "bfloat16"}]
+)
 def test_every_setting_changes_the_images(generator, change, config):
     vectors = np.random.default_rng(0).normal(3, 2, (3, 7)).astype(np.float32)
     embeddings = Embeddings(vectors, list("abc"), SPACE)

@@ -1,5 +1,6 @@
 """Cutting, decimating, scaling and the noise ceiling, against MNE and slow obvious formulas."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mne
@@ -9,11 +10,12 @@ import pytest
 
 from braindecode_vis.base.arrays import Recording, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.datasets.sources.meeg_source import ContinuousPart
+from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochPlan
 from braindecode_vis.preprocessing import scaling
 from braindecode_vis.preprocessing.epochs import (
     _find_usual_steps,
     cut_epochs,
+    cut_stretch,
     export_epochs,
     find_decimation,
     find_steps,
@@ -82,6 +84,33 @@ def test_same_as_mne_inside_the_band(tmax, late):
     found = cut_epochs(data, onsets - 200 + late, n_times=300, decim=4)
     difference = (found - reference.get_data(verbose="error"))[..., 30:270]
     assert np.sqrt(np.mean(difference**2)) < 2e-3 * data.std()
+
+
+@pytest.mark.parametrize("sfreq", [1000.0, 256.0])
+def test_mne_resamples_by_any_ratio(sfreq):
+    """NeuralBench takes 120 Hz, which no whole number gives of 1000 or 256; nothing beyond the epoch is read."""
+    plan = EpochPlan(sfreq=120.0, tmin=-0.2, tmax=0.8, window=(-0.2, 0.8), resampling="mne")
+    n, onset = round(3 * sfreq), round(sfreq)
+    signal = np.cumsum(np.random.default_rng(0).standard_normal((2, n)), axis=1)
+    read = []
+
+    def take(start, stop):
+        read.append((start, stop))
+        return signal[:, start:stop]
+
+    block, _, _ = cut_stretch(take, np.array([onset]), (0, n), sfreq, plan)
+    low, high = round(-0.2 * sfreq), round(0.8 * sfreq)
+    assert read == [(onset + low, onset + high + 1)]
+    assert block.shape == (1, 2, 120)
+    own = signal[None, :, onset + low : onset + high + 1]
+    epochs = mne.EpochsArray(
+        own - own[..., : 1 - low].mean(axis=-1, keepdims=True), mne.create_info(2, sfreq), tmin=low / sfreq,
+        verbose="error",
+    )  # fmt: skip
+    expected = epochs.resample(120, verbose="error").get_data()
+    np.testing.assert_allclose(block[0], expected[0, :, :120], rtol=1e-4, atol=1e-3)  # single precision
+    with pytest.raises(ConfigError, match=r"set dataset\.resampling to mne"):
+        cut_stretch(take, np.array([onset]), (0, n), sfreq, replace(plan, resampling="exact"))
 
 
 def test_aliases_are_below_a_thousandth():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from braindecode_vis import pipeline
-from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.arrays import Embeddings, normalise_rows
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.runs import open_run
@@ -255,3 +255,61 @@ def test_the_protocol_and_its_tests_ask_for_each_other(tmp_path):
     ):
         with pytest.raises(ConfigError, match="need each other; give both"):
             read_config("synthetic_digits", [setting])
+
+
+def test_neuralbench_scores_are_those_of_its_own_functions():
+    """The values were computed twice elsewhere: by the challenge's functions and by those of neuraltrain 0.4.0."""
+    gallery = np.array([(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)], np.float32)
+    rows = [
+        ("1", 0, (2, 0.2)), ("1", 0, (-3, 9)), ("1", 2, (0, 1)), ("1", 2, (1, -4)), ("2", 0, (5, 4)),
+        ("2", 0, (1, -3)), *(("3", n, tuple(gallery[n])) for n in (1, 3, 4, 5, 6, 7)),
+    ]  # fmt: skip
+    ids = np.array([f"image{n}" for n in range(8)], dtype=object)
+    candidates = Embeddings(gallery, ids, SPACE)
+    queries = Embeddings(np.array([v for *_, v in rows], np.float32), [ids[n] for _, n, _ in rows], SPACE)
+    ranked = compute_ranks(queries, candidates, device="cpu")
+    assert (ranked.ranks - 1).tolist() == [0, 4, 0, 7, 1, 3, 0, 0, 0, 0, 0, 0]
+
+    def score(part):
+        task = replace(
+            make_task(), retrievals=[(part, candidates, ranked)], concepts=part.ids,
+            concept_of=dict(zip(ids, ids, strict=True)),
+            subjects=np.array([who for who, *_ in rows], dtype=object),
+        )  # fmt: skip
+        found = score_protocols(task, ["neuralbench"])
+        # Rows of single subjects stand beside; the mean over subjects has the name "average".
+        return {s.metric: (round(s.value, 4), s.n_queries) for s in found if s.subject in ("all", "average")}
+
+    found = score(queries)
+    for ending, n, top1, top5, area in (
+        ("", 12, 0.6667, 0.9167, 0.8214),
+        ("_subject-agg", 9, 0.7778, 0.8889, 0.8254),
+        ("_instance-agg", 8, 0.75, 0.875, 0.8393),
+    ):
+        assert found[f"top1_acc{ending}"] == (top1, n)
+        assert found[f"top5_acc{ending}"] == (top5, n)
+        assert found[f"inv_norm_rank_mean{ending}"] == (area, n)
+    # A submission may bring its predictions to unit length itself: long ones then weigh no more than others.
+    unit = score(Embeddings(normalise_rows(queries.vectors), queries.ids, SPACE))
+    assert (unit["top1_acc_subject-agg"][0], unit["top5_acc_subject-agg"][0]) == (0.7778, 1.0)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(12, 0.0), (6, 1.0)])
+def test_the_middle_of_tied_candidates_decides(size, expected):
+    """A constant gallery is a miss for top-5 of 12 candidates and a hit for top-5 of 6, as the judges count."""
+    gallery = Embeddings(np.ones((size, 2), np.float32), [f"i{n:02d}" for n in range(size)], SPACE)
+    ranked = compute_ranks(gallery, gallery, device="cpu")
+    assert compute_top_k_hits(ranked, 5, ties="middle").mean() == expected
+
+
+def test_images_of_equal_embeddings_are_one_candidate_of_neuralbench():
+    gallery = Embeddings(np.eye(7, dtype=np.float32)[[*range(7), 0]], [f"i{n}" for n in range(8)], SPACE)
+    task = replace(
+        make_task(), retrievals=[(gallery, gallery, compute_ranks(gallery, gallery, device="cpu"))],
+        concepts=gallery.ids, subjects=np.array(["1"] * 8, dtype=object),
+        concept_of={str(i): str(i) for i in gallery.ids},
+    )  # fmt: skip
+    scores = score_protocols(task, ["neuralbench"])
+    assert find(scores, "top1_acc", "1").value == 1.0
+    assert find(scores, "top1_acc", "1").gallery_size == 7
+    assert find(scores, "top1_acc_subject-agg", "1").n_queries == 7

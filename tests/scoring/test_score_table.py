@@ -7,6 +7,7 @@ import pytest
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.stimuli import ImageRows
 from braindecode_vis.scoring import image_scores, score_table, scoring_task
 from braindecode_vis.scoring.metrics import feature_networks, metric_registry
 from braindecode_vis.scoring.metrics.identification import compute_correlations, two_way_identification
@@ -188,6 +189,40 @@ def test_pairs_beyond_the_limit_are_permuted_within_blocks(monkeypatch):
     assert 1 / 201 <= parted.p_value < 0.02  # (4!)^2 permutations
     monkeypatch.setattr(image_scores, "LARGEST_PAIR_TABLE", 0)
     assert find(compute_scores(task)[0], "ssim").p_value == pytest.approx(1 / 2**4, abs=0.06)
+
+
+@pytest.mark.parametrize("n_draws", [None, 2])
+def test_many_images_are_brought_to_size_by_groups_and_scored_the_same(monkeypatch, n_draws):
+    """All methods at the size of comparison were kept in memory, for all rows, until the last one was scored."""
+    task = make_task(n_draws, subjects=("01", "02"))
+
+    def open_rows(stack):
+        flat = stack.reshape(-1, *stack.shape[-3:])
+        return ImageRows(flat, np.arange(len(flat)).reshape(stack.shape[:-3]))
+
+    lazy = {name: open_rows(stack) for name, stack in task.images.items()}
+    large = replace(task, images=lazy, seen=open_rows(task.seen))
+    wanted = [score.as_row() for score in compute_scores(large)[0]]
+    assert set(large._small) == {"seen", "decoded", "oracle"}
+    monkeypatch.setattr(scoring_task, "LARGEST_IN_MEMORY", 0)
+    again = replace(task, images=lazy, seen=open_rows(task.seen))
+    assert [score.as_row() for score in compute_scores(again)[0]] == wanted
+    assert set(again._small) == {"seen"}
+    assert len(again._last) == 1
+
+
+def test_the_level_of_a_control_of_many_images_is_that_of_evenly_spaced_ones(monkeypatch):
+    """Each image beside the next stimulus took half of the time of the controls, for the mean of thousands."""
+    task = make_task()
+    whole, _ = compute_scores(task)
+    monkeypatch.setattr(image_scores, "LEVEL_ROWS", 3)
+    some, _ = compute_scores(task)
+    rows = np.array([0, 3, 7])
+    level = compute_image_metric("ssim", task.seen[(rows + 1) % N], task.images["oracle"][rows]).mean()
+    assert find(some, "ssim", "oracle").chance == pytest.approx(level)
+    assert find(whole, "ssim", "oracle").chance != pytest.approx(level)
+    for method in ("decoded", "oracle"):
+        assert find(some, "ssim", method).value == find(whole, "ssim", method).value
 
 
 def test_blocks_hold_every_stimulus_and_never_one_alone():

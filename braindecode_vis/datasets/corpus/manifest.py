@@ -7,6 +7,7 @@ digest, so that a pretraining continues with the corpus with which it began. Rea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +24,9 @@ from braindecode_vis.datasets.corpus.recordings import Channels, Modality
 MANIFEST = "corpus.json"
 VALUES, RUNS = "values.npy", "runs.json"
 _EARLIER = "earlier"
+#: Values of a run that are kept to know it again, and their correlation from which on two runs are one recording:
+#: noise of a tenth leaves .989; different recordings have .6 and less.
+N_SKETCHED, COPY_CORRELATION = 64, 0.98
 _FORMAT = 1
 
 
@@ -172,8 +176,18 @@ def forget_states(folder: Path, kept: Iterable[str]) -> None:
 
 
 def list_states(folder: Path) -> set[str]:
-    """Return the digests of the states that are kept."""
-    return {path.stem for path in (folder / _EARLIER).glob("*.json")}
+    """Return the digests of the states to keep: those that a command left when it ended, and the present one.
+
+    A command that was killed leaves a state for each of its shards, each as large as the manifest.
+    """
+    present = read_manifest(folder).compute_digest() if (folder / MANIFEST).is_file() else ""
+    found = {present}
+    for path in (folder / _EARLIER).glob("*.json"):
+        with suppress(DataError):  # whoever needs a damaged one is told
+            if not all(source.is_whole for source in read_manifest(folder, path.stem).sources):
+                continue
+        found.add(path.stem)
+    return found
 
 
 def read_manifest(folder: Path, digest: str | None = None) -> CorpusManifest:
@@ -242,7 +256,7 @@ def take_up_shards(folder: Path, manifest: CorpusManifest) -> CorpusManifest:
     """Return the manifest with all finished shards on disk; the process may have been killed before it listed them.
 
     Runs that are stored twice are left unused: of one recording that has changed, the earlier ones; of the remaining
-    runs with the same samples, the later one, and their subjects become one person.
+    runs with the same or nearly the same samples, the later one, and their subjects become one person.
     """
     known = {shard.name for shard in manifest.shards}
     shards = list(manifest.shards)
@@ -264,20 +278,59 @@ def settle_runs(folder: Path, manifest: CorpusManifest) -> CorpusManifest:
     unused: dict[str, str] = {}
     links = dict.fromkeys(manifest.links)
     subjects = dict.fromkeys(manifest.subjects)
-    for row in rows:
+    nearly = find_copied_runs(rows)
+    for number, row in enumerate(rows):
         place = f"{row['shard']}/{row['run_id']}"
         subject = name_subject(row["source"], row["subject"])
         subjects[subject] = None
         if last[row["run_id"]] != row["shard"]:
             unused[place] = "replaced, as its files have changed"
             continue
-        known = first.setdefault(row["digest"], row)
+        known, words = first.setdefault(row["digest"], row), "the same"
+        if known is row:  # a replaced run is no copy: the earlier file of it was changed
+            copies = (rows[other] for other in nearly.get(number, ()))
+            known = next((copy for copy in copies if last[copy["run_id"]] == copy["shard"]), row)
+            words = "nearly the same"
         if known is not row:
-            unused[place] = f"the same samples as {known['run_id']}"
+            unused[place] = f"{words} samples as {known['run_id']}"
             other = name_subject(known["source"], known["subject"])
             if other != subject:
                 links[other, subject] = None
     return replace(manifest, unused=unused, links=tuple(links), subjects=tuple(subjects))
+
+
+def sketch_run(values: np.ndarray) -> list[float]:
+    """Return a few values of a run by which it is known again at another gain, and with a little noise.
+
+    Parameters
+    ----------
+    values : array of shape (n_times, n_present)
+    """
+    flat = values.reshape(-1)
+    picked = np.asarray(flat[np.random.default_rng(0).integers(flat.size, size=N_SKETCHED)], dtype=np.float64)
+    picked -= picked.mean()
+    return [round(float(value), 4) for value in picked / max(float(np.linalg.norm(picked)), 1e-12)]
+
+
+def find_copied_runs(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[int]]:
+    """Return the earlier runs of which a run is a copy, by the place of both.
+
+    Runs of one length and the same channels are compared by their sketches, which stored runs of earlier versions do
+    not have.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        if "sketch" in row:
+            groups.setdefault((row["n_times"], *row["missing"]), []).append(number)
+    found: dict[int, list[int]] = {}
+    for places in groups.values():
+        sketches = np.array([rows[place]["sketch"] for place in places], np.float32)
+        for start in range(0, len(places), 1024):
+            close = sketches[start : start + 1024] @ sketches[start:].T
+            for one, other in np.argwhere(close > COPY_CORRELATION):
+                if one < other:
+                    found.setdefault(places[start + other], []).append(places[start + one])
+    return found
 
 
 def read_rows(folder: Path, shards: Sequence[Shard]) -> list[dict[str, Any]]:

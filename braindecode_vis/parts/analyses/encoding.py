@@ -13,7 +13,7 @@ doi:10.1038/s41593-021-00962-x (ceiling). Dupré la Tour et al. (2022), doi:10.1
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -26,8 +26,16 @@ from braindecode_vis.base.arrays import Embeddings, Responses, Score, count_own_
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.registry import LayerConfig
 from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.store import write_json
 from braindecode_vis.encoders.encoding_model import EncodingModelConfig, count_fits, fit_encoding
 from braindecode_vis.parts.analyses.analysis_figures import write_nifti
+from braindecode_vis.parts.analyses.brain_score import (
+    LEAST_SHARE,
+    SubjectScore,
+    correlate_predictions,
+    pool_subjects,
+    score_groups,
+)
 from braindecode_vis.parts.analyses.cuts import TimedAnalysis, Window, make_sliding_windows
 from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.rsa import collect_layers, shorten
@@ -76,6 +84,9 @@ class EncodingConfig(TimedAnalysis):
         Resamples of the images behind the intervals of maps, and shuffles behind their p-values.
     glass
         Draw volumes in nilearn's glass brain; only useful in MNI space.
+    judge
+        ``brain_score`` adds the scores by Brain-Score's own rule and a file with them; see
+        `braindecode_vis.parts.analyses.brain_score`. It needs one image space, one fold and a noise ceiling.
     """
 
     kind: Literal["encoding"] = "encoding"
@@ -85,6 +96,9 @@ class EncodingConfig(TimedAnalysis):
     width: float | None = Field(default=None, gt=0)
     n_resamples: int = Field(default=1000, ge=100)
     glass: bool = False
+    judge: Literal["brain_score"] | None = None
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"judge"})
 
     #: Values are divided by the ceiling where it is at least this (a choice of ours); below, they would be
     #: noise over noise.
@@ -102,6 +116,11 @@ class EncodingConfig(TimedAnalysis):
         windows = self._find_windows(study.responses)
         spaces = collect_layers(study, self.features, False) if self.features else None
         names = list(spaces) if spaces is not None else [study.banks[0].space]
+        if self.judge is not None and (len(names) > 1 or len(study.folds) > 1):
+            raise ConfigError(
+                f"Brain-Score fits one image space on one split, but the run has {len(names)} of them and "
+                f"{len(study.folds)} folds; set encode.features and split.kind, or leave out encode.judge."
+            )
         subjects = list(dict.fromkeys(study.responses.trials["subject"].astype(str)))
         n_steps = len(subjects) * len(study.folds) * count_fits(len(names), self.model)
         found = []
@@ -137,7 +156,7 @@ class EncodingConfig(TimedAnalysis):
         self, study: Study, who: str, spaces: Mapping[str, Embeddings] | None, windows: Any, advance: Any
     ) -> _Subject | None:
         """Fit and compare one subject over all folds; None if no fold trains and tests it."""
-        parts, shares = [], []
+        parts, shares, judged = [], [], None
         n_own = count_own_voxels(study.responses).get(who)
         is_own = (study.responses.trials["subject"].astype(str) == who).to_numpy()
         tested = []
@@ -162,6 +181,14 @@ class EncodingConfig(TimedAnalysis):
                 measured = measured - measured.mean(axis=0)
                 predicted = predicted - predicted.mean(axis=1, keepdims=True)
             parts.append((predicted, measured, study.find_clusters(test)))
+            if self.judge is not None:
+                averaged, (bank,) = average_repetitions(study.responses, rows[0]), banks.values()
+                judged = correlate_predictions(
+                    *(
+                        (bank.select(list(part.stimulus_ids)).flat(), as_columns(part, windows, n_own))
+                        for part in (averaged, test)
+                    )
+                )
             shares.append(model.shares)
             tested.append(rows[1])
         if not parts:
@@ -186,7 +213,7 @@ class EncodingConfig(TimedAnalysis):
         power = np.maximum((measured**2).sum(axis=0), 1e-30)
         added = np.stack([(part * (2 * measured - predicted)).sum(axis=0) / power for part in by_space])
         return _Subject(
-            who, maps, overall.regions, groups, ceiling, source, np.mean(shares, axis=0), added, len(measured),
+            who, maps, overall.regions, groups, ceiling, source, np.mean(shares, axis=0), added, len(measured), judged,
         )  # fmt: skip
 
     def _find_ceiling(
@@ -247,6 +274,10 @@ class EncodingConfig(TimedAnalysis):
         if len(names) > 1:
             plots.append(_plot_spaces(found, names))
         files = [file for one in found for file in self._make_files(study, one, names, windows)]
+        if self.judge is not None:
+            rows, sentence, file = _judge(study, found)
+            scores, files = (*scores, *rows), [*files, file]
+            sentences.append(sentence)
         return Findings(
             "Encoding models", f"{how}{'; '.join(sentences)}.", table.reset_index(drop=True), tuple(plots), scores,
             tuple(files),
@@ -393,6 +424,7 @@ class _Subject:
     shares: np.ndarray  # (n_responses, n_spaces), mean over folds
     added: np.ndarray  # (n_spaces, n_responses)
     n_images: int
+    judged: np.ndarray | None  # correlations by Brain-Score's fit
 
 
 def as_columns(
@@ -478,6 +510,55 @@ def _make_scores(study: Study, one: _Subject) -> list[Score]:
             )
         )  # fmt: skip
     return rows
+
+
+def _judge(study: Study, found: Sequence[_Subject]) -> tuple[list[Score], str, Attachment]:
+    """Return Brain-Score's scores of each subject and of all, its sentence, and a file with all of its numbers."""
+    by_group: dict[str, dict[str, SubjectScore]] = {}
+    for one in found:
+        if one.ceiling is None:
+            reason = one.source.rstrip(".")
+            raise DataError(
+                f"Brain-Score divides by a noise ceiling, which subject {one.subject} does not have ({reason})."
+            )
+        assert one.judged is not None  # as it was asked for
+        groups = {WHOLE: np.ones(len(one.judged), bool), **one.groups}
+        for name, score in score_groups(one.judged, one.ceiling.share, groups).items():
+            by_group.setdefault(name, {})[one.subject] = score
+    if WHOLE not in by_group:
+        raise DataError(
+            f"Brain-Score takes responses of which more than {LEAST_SHARE:.0%} is signal, and no subject has any; "
+            "average more repetitions, or leave out encode.judge."
+        )
+    rows: list[Score] = []
+    content: dict[str, Any] = {}
+    for name, subjects in by_group.items():
+        pooled, error = pool_subjects(subjects)
+        shown = subjects if error is None else {**subjects, "all": pooled}
+        told = "one subject" if error is None else f"standard error over {len(subjects)} subjects {error:.3f}"
+        rows += [
+            Score(
+                method="decoded", metric=f"brain_score@{name}", value=each.score, chance=0.0,
+                n_queries=found[0].n_images, protocol=study.protocol_of_refits, subject=who, split="test",
+                seed=study.seed, resampled=told,
+            )
+            for who, each in shown.items()
+        ]  # fmt: skip
+        content[name] = {
+            **asdict(pooled),
+            "error": error,
+            "subjects": {k: asdict(v) for k, v in subjects.items()},
+        }
+    whole = content[WHOLE]
+    sentence = (
+        f"by Brain-Score's rule {whole['score']:.3f} (median correlation {whole['raw']:.3f}, ceiling "
+        f"{whole['ceiling']:.3f}, {rows[0].resampled})"
+    )
+    file = Attachment(
+        "brain_score.json", "Scores by Brain-Score's rule, of each group of responses and subject.",
+        partial(write_json, value=content),
+    )  # fmt: skip
+    return rows, sentence, file
 
 
 # --- figures -----------------------------------------------------------------------------------------------

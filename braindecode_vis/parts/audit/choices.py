@@ -246,3 +246,30 @@ def describe_advantage(stored: np.ndarray, made: np.ndarray) -> str:
         share = gain.mean() / abs(made.mean())
         return f"the fit in the run has {share:.0%} less error on the test than a fit of the training split."
     return ""
+
+
+def describe_nearness(trained: np.ndarray, tested: np.ndarray) -> str:
+    """Say that targets of the test are nearer to predictions than targets of held-out training images; else nothing.
+
+    Parameters
+    ----------
+    trained : array of shape (n_training,)
+        Distances of targets of training images from predictions of fits that have not seen these images.
+    tested : array of shape (n_tested,)
+        Of test images, predicted from as many trials each.
+
+    Examples
+    --------
+    >>> describe_nearness(np.array([0.8, 0.9, 0.7, 0.8]), np.array([0.3, 0.4, 0.5, 0.4]))
+    'are 50 % nearer to their predictions than those of training images are out of fold (8.5 standard errors)'
+    """
+    if min(len(trained), len(tested)) < 3:
+        return ""
+    gain = trained.mean() - tested.mean()
+    error = float(np.sqrt(trained.var(ddof=1) / len(trained) + tested.var(ddof=1) / len(tested)))
+    if gain <= LEAST_GAIN * trained.mean() or gain <= LEAST_T * error:
+        return ""
+    return (
+        f"are {100 * gain / trained.mean():.0f} % nearer to their predictions than those of training images are out "
+        f"of fold ({gain / error:.1f} standard errors)"
+    )

@@ -14,6 +14,7 @@ import pandas as pd
 
 from braindecode_vis.base.stimuli import Images
 from braindecode_vis.base.store import PROVENANCE, load_tensors, read_json
+from braindecode_vis.parts.audit.statistics import compute_moments, iterate_rows
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
 
 #: Grey levels, mean over an image: rounding moves a few values by one.
@@ -22,6 +23,8 @@ IMAGE_TOLERANCE = 0.5
 OTHER_IMAGES = 0.005
 #: Of a number beside another one, added to the relative tolerance.
 SMALLEST = 1e-6
+#: Of a response, in standard deviations of its feature (channel and sample, or voxel): rounding stays far below.
+RESPONSE_TOLERANCE = 1e-3
 
 
 def compare_vectors(made: np.ndarray, stored: np.ndarray) -> tuple[float, int]:
@@ -51,6 +54,46 @@ def compare_vectors(made: np.ndarray, stored: np.ndarray) -> tuple[float, int]:
     off = np.where(np.isnan(off), np.inf, off)
     row = int(np.argmax(off))
     return float(off[row]), row
+
+
+def compare_responses(made: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the trials that differ from those made again, and the largest difference; read block by block.
+
+    Whole numbers must be equal. Others may differ by `RESPONSE_TOLERANCE` standard deviations (of their distance from
+    the mean where that is larger), and by one step of their own precision, which half precision needs for large values.
+
+    Parameters
+    ----------
+    made, stored : arrays of shape (n_trials, n_features[, n_times])
+
+    Returns
+    -------
+    int64 array of shape (n_different,)
+        Numbers of the trials.
+    float
+        In standard deviations of the feature; infinite if the arrays have another shape or type.
+
+    Examples
+    --------
+    >>> compare_responses(np.array([[0.0], [1.0], [2.0]]), np.array([[0.0], [1.0], [2.1]]))[0]
+    array([2])
+    """
+    if made.shape != stored.shape or made.dtype != stored.dtype:
+        return np.arange(len(stored)), np.inf
+    is_whole = made.dtype.kind != "f"
+    step = 0.0 if is_whole else 2 * float(np.finfo(made.dtype).eps)
+    mean, spread = compute_moments(made, np.arange(len(made)))
+    different, largest = [np.zeros(0, dtype=np.int64)], 0.0
+    for chunk, block in iterate_rows(made, np.arange(len(made))):
+        values = block.reshape(len(chunk), -1)
+        off = np.abs(np.asarray(stored[chunk], dtype=np.float64).reshape(values.shape) - values)
+        off = np.where(np.isnan(off), np.inf, off)
+        allowed = RESPONSE_TOLERANCE * np.maximum(spread, np.abs(values - mean)) + step * np.abs(values)
+        is_other = off > (0.0 if is_whole else allowed)
+        different.append(chunk[is_other.any(axis=1)])
+        if is_other.any():
+            largest = max(largest, float((off / np.maximum(spread, SMALLEST))[is_other].max()))
+    return np.concatenate(different), largest
 
 
 def compare_images(name: str, made: Images, stored: Images, ids: np.ndarray) -> AuditFinding | None:
@@ -159,7 +202,9 @@ def _show(value: Any) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
-def compare_files(stored: Path, made: Path, tolerance: float, *, skip: Collection[str] = ()) -> str:
+def compare_files(
+    stored: Path, made: Path, tolerance: float, *, skip: Collection[str] = (), leave: Collection[str] = ()
+) -> str:
     """Return the first difference of two folders of one artifact in words; empty if their numbers are the same.
 
     Parameters
@@ -171,8 +216,11 @@ def compare_files(stored: Path, made: Path, tolerance: float, *, skip: Collectio
         Relative; of arrays to their largest value, and of embeddings to their spread.
     skip
         Keys and columns that are not compared.
+    leave
+        Names of files that are not compared.
     """
-    for path in sorted(path for path in made.rglob("*") if path.is_file() and path.name != PROVENANCE):
+    ignored = {PROVENANCE, *leave}
+    for path in sorted(path for path in made.rglob("*") if path.is_file() and path.name not in ignored):
         name = path.relative_to(made).as_posix()
         if path.suffix not in (".json", ".npy", ".safetensors", ".parquet"):
             continue

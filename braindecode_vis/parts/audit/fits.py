@@ -27,6 +27,7 @@ from braindecode_vis.base.roles import build, complete, find_encoder_role
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.store import load_tensors, open_tensors, read_embeddings, read_json, read_responses
 from braindecode_vis.encoders.category_decoders import find_window
+from braindecode_vis.parts.audit.recompute import require_space
 from braindecode_vis.parts.audit.statistics import compute_moments
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, Record, drop_digests, name_fold
@@ -383,13 +384,7 @@ def check_refit(run: AuditedRun) -> list[AuditFinding]:
         return []
     with tempfile.TemporaryDirectory(prefix="audit-") as temporary:
         source, copy = run.prepared.path / "responses", Path(temporary) / "responses"
-        needed = sum(path.stat().st_size for path in source.iterdir())
-        free = shutil.disk_usage(temporary).free
-        if needed > free:
-            raise DataError(
-                f"a copy of the responses needs {needed / 1e9:.1f} GB, but {temporary} has {free / 1e9:.1f} GB free; "
-                "set TMPDIR to another disk, or leave --refit out."
-            )
+        require_space(source, Path(temporary), "the responses")
         shutil.copytree(source, copy)
         clean = run.responses
         for number, record in linear:

@@ -7,6 +7,7 @@ was changed is found in its own stage even if every digest was made again. Knows
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,3 +114,14 @@ def open_recomputed(run: AuditedRun, temporary: Path) -> RecomputedRun:
     artifact = store.Artifact(run.prepared.path, run.prepared.fingerprint, True, "audited")
     again.seen["preprocess"] = preparing.Prepared(artifact, run.responses, run.stimuli, split)
     return again
+
+
+def require_space(source: Path, temporary: Path, what: str) -> None:
+    """Raise `DataError` where a folder is too small for a second copy of the files of another one."""
+    needed = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    free = shutil.disk_usage(temporary).free
+    if needed > free:
+        raise DataError(
+            f"a copy of {what} needs {needed / 1e9:.1f} GB, but {temporary} has {free / 1e9:.1f} GB free; "
+            "set TMPDIR to another disk, or leave --refit out."
+        )

@@ -1,4 +1,4 @@
-"""Checks that targets, fits, predictions, ranks and images follow from the stages before them.
+"""Checks that responses, targets, fits, predictions, ranks and images follow from the stages before them.
 
 Tolerances leave room for another device, and for no more. What is dear (pretrained networks, diffusion models, networks
 that are trained again) is left to ``--refit``, and said to be known by record.
@@ -6,6 +6,7 @@ that are trained again) is left to ``--refit``, and said to be known by record.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,9 @@ import pandas as pd
 
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, normalise_rows
-from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.contracts import Context, ImageEncoder
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
+from braindecode_vis.base.consent import ConsentError
+from braindecode_vis.base.contracts import BrainEncoder, Context, ImageEncoder
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import ImageRows, find_comparison_size
 from braindecode_vis.parts.audit.choices import (
@@ -25,16 +27,21 @@ from braindecode_vis.parts.audit.choices import (
     check_choice,
     check_networks,
     describe_advantage,
+    describe_nearness,
     measure_distance,
 )
 from braindecode_vis.parts.audit.differences import (
+    RESPONSE_TOLERANCE,
     compare_files,
     compare_images,
+    compare_responses,
     compare_tables,
     compare_vectors,
 )
-from braindecode_vis.parts.audit.recompute import RecomputedRun
+from braindecode_vis.parts.audit.recompute import RecomputedRun, require_space
+from braindecode_vis.parts.audit.statistics import describe_targets
 from braindecode_vis.pipeline import decoding, learning, preparing
+from braindecode_vis.pipeline.galleries import order_by_gallery
 from braindecode_vis.pipeline.image_files import INDEX, read_image_rows
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
 from braindecode_vis.pipeline.leaks.run_files import BRANCH_WORDS, AuditedRun, Record, name_fold
@@ -62,6 +69,61 @@ COSINE_TOLERANCE = 1e-5
 def name_tampering(check: str, text: str, where: str = "") -> AuditFinding:
     """Return the finding that a file is not what the stages before it give."""
     return AuditFinding(check, "leak", f"tampered: {text}.", where)
+
+
+# --- responses --------------------------------------------------------------------------------------------
+
+
+def check_prepared(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
+    """Preprocess the recordings again with the settings of the run; compare trials, stimuli, split and responses."""
+    what = "trials and responses"
+    if not run.thorough:
+        reason = f"preprocessing took {_read_seconds(run.prepared):.0f} s; add --refit to do it again"
+        run.state("data", "by record", what, reason)
+        return []
+    stored = run.prepared.path
+    try:
+        again.require_current(run.prepared)
+        told = run.prepared.fields.get("inputs") or {}
+        if again.config.dataset.hash_inputs() != told:
+            raise DataError("the recordings are not those that the run was made from")
+        require_space(stored, again.folder.path, "responses and stimuli")
+        made = again.compute("preprocess", preparing.preprocess)[stored.as_posix()]
+    except ConsentError:
+        raise
+    except (BraindecodeVisError, OSError) as error:
+        run.state("data", "by record", what, str(error).rstrip("."))
+        return []
+    run.state("data", "recomputed", what)
+    text = _compare_prepared(stored, made)
+    shutil.rmtree(made)
+    if text:
+        text = f"compared with the recordings, {text}"
+        return [name_tampering("responses", text, stored.relative_to(run.folder).as_posix())]
+    text = f"{run.responses.n_trials} trials and their responses are those that the recordings give."
+    return [AuditFinding("responses", "ok", text)]
+
+
+def _compare_prepared(stored: Path, made: Path) -> str:
+    """Return the first difference of two artifacts of the preprocessing in words: trials, responses, then the rest."""
+    trials = [pd.read_parquet(folder / "responses" / "trials.parquet") for folder in (stored, made)]
+    if text := compare_tables(*trials, tolerance=0.0):
+        return f"trials.parquet: {text}"
+    if added := [str(name) for name in trials[0] if name not in trials[1]]:
+        return f"trials.parquet has the column {added[0]} too much"
+    arrays = [
+        np.load(folder / "responses" / "data.npy", mmap_mode="r", allow_pickle=False)
+        for folder in (made, stored)
+    ]
+    rows, largest = compare_responses(*arrays)
+    if not len(rows):
+        return compare_files(stored, made, RESPONSE_TOLERANCE, skip=("root",), leave=("data.npy",))
+    n_tested = int((trials[0]["split"].iloc[rows] == "test").sum())
+    first = trials[0]["stimulus_id"].iloc[int(rows[0])]
+    return (
+        f"the responses of {len(rows)} of {len(trials[0])} trials ({n_tested} of them test trials), first "
+        f"row {rows[0]} ({first}), differ by up to {largest:.2g} SD"
+    )
 
 
 # --- targets and fits -------------------------------------------------------------------------------------
@@ -109,7 +171,10 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
             )
             continue
         made = Embeddings(vectors.reshape(stored.vectors.shape), stored.ids, stored.space)
-        n_checked += len(ids)
+        if again.config.target.kind == "imported":
+            findings += _check_imported(run, again, number, bank)
+        else:
+            n_checked += len(ids)
         off, first = compare_vectors(made.flat(), stored.flat())
         if off > NETWORK_TOLERANCE:
             text = f"the target embedding of {ids[first]} is not that of its image (off by {off:.2g} of their spread)"
@@ -117,6 +182,60 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     if n_checked:
         run.state("fit", "recomputed", f"target embeddings of {n_checked} image(s)")
     return findings
+
+
+def _check_imported(
+    run: AuditedRun, again: RecomputedRun, number: int, bank: preparing.TargetBank
+) -> list[AuditFinding]:
+    """Judge targets that came in a file: over which images their statistics hold, and how near predictions are."""
+    what = "imported target embeddings"
+    run.state("fit", "by record", what, "they were computed elsewhere; only their file was read again")
+    findings, where, fold = [], name_fold(number), run.folds[number]
+    train, test = (
+        np.unique(pd.Index(bank.embeddings.ids).get_indexer(run.responses.stimulus_ids[rows]))
+        for rows in (fold.train, fold.test)
+    )
+    if text := describe_targets(bank.embeddings.flat(), train, test):
+        text = f"of the imported targets, {text}: test images were used in their statistics."
+        findings.append(AuditFinding("targets", "leak", text, where))
+    trained = any(part.trains_in_processes for part in roles.list_encoders(again.config.encoder))
+    if not run.thorough or (trained and not run.out_of_fold):
+        reason = "networks are not trained out of fold for this" if run.thorough else "add --refit"
+        run.state("fit", "by record", "distance of imported targets from predictions", reason)
+        return findings
+    out_of_fold = _predict_training(run, again, number)
+    tested, n = _predict_as_often(run, again, number)
+    if bank.embeddings.space not in (out_of_fold.space, tested.space):
+        return findings  # an encoder that compares in a space of its own
+    distances = [measure_distance(again, number, predicted) for predicted in (out_of_fold, tested)]
+    if text := describe_nearness(*distances):
+        text = (
+            f"the imported targets of test images {text}, from {n} trial(s) of an image on both sides. So are targets "
+            "that were drawn to predictions, and test trials with less noise: compute the targets from the images."
+        )
+        findings.append(AuditFinding("targets", "warning", text, where))
+    return findings
+
+
+def _predict_training(run: AuditedRun, again: RecomputedRun, number: int) -> Embeddings:
+    """Return predictions of the training trials by fits without their images, made here if there are none."""
+    if run.out_of_fold:
+        return learning.predict_out_of_fold(again)[number].predicted
+    encoder = roles.read(BrainEncoder, again.encoder, run.trained[number].path)
+    encoder.bind(preparing.lend_stimuli(again, number, Context(device=again.config.retrieval.device)))
+    return encoder.predict_out_of_fold(*learning.pick_training(again, number))
+
+
+def _predict_as_often(run: AuditedRun, again: RecomputedRun, number: int) -> tuple[Embeddings, int]:
+    """Predict test images from as many trials as training images have, and return how many these are."""
+    fold, repeats = run.folds[number], again.config.repeats.train
+    ids = run.responses.stimulus_ids
+    n = int(np.median(pd.Series(ids[fold.train]).value_counts())) if repeats == "averaged" else 1
+    rows = np.sort(fold.test)
+    rows = rows[pd.Series(ids[rows]).groupby(ids[rows]).cumcount().to_numpy() < n]
+    fitted = learning.train(again)[number]
+    picked = preparing.pick_labelled_trials(preparing.preprocess(again), rows, repeats)
+    return fitted.encoder.predict(order_by_gallery(fitted.encoder, fitted.select(picked))), n
 
 
 def _embed_again(run: AuditedRun, number: int, bank: preparing.TargetBank) -> Embeddings:

@@ -33,6 +33,7 @@ from braindecode_vis.parts.audit.results import (
     check_images,
     check_out_of_fold,
     check_predictions,
+    check_prepared,
     check_ranks,
 )
 from braindecode_vis.parts.audit.scores import check_report, check_scores
@@ -46,6 +47,7 @@ from braindecode_vis.parts.audit.statistics import (
 )
 from braindecode_vis.parts.audit.synthetic_trials import check_synthetic, check_synthetic_again
 from braindecode_vis.pipeline.leaks.findings import LEVELS, Audit, AuditFinding, Part, PartStatus
+from braindecode_vis.pipeline.leaks.likeness import check_likeness
 from braindecode_vis.pipeline.leaks.quick import FIRST, make_checks
 from braindecode_vis.pipeline.leaks.records import (
     check_held_out,
@@ -58,7 +60,6 @@ from braindecode_vis.pipeline.leaks.records import (
 from braindecode_vis.pipeline.leaks.run_files import BRANCH_WORDS, AuditedRun, open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import (
     check_identity,
-    check_likeness,
     check_near_copies,
     check_pixels,
     check_sides,
@@ -83,6 +84,7 @@ CHOICES = (check_penalties, check_logs, check_held_out)
 SETTINGS = (check_design, check_options, check_pretraining, check_recordings)
 #: What is computed again in the order of the stages, and the part of the run that it verifies.
 STEPS: tuple[tuple[Part, Callable[..., list[AuditFinding]]], ...] = (
+    ("data", check_prepared),
     ("fit", check_embedded),
     ("fit", check_synthetic_again),
     ("choice", check_fits),
@@ -109,7 +111,8 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     folder
         A run folder, finished or not; stages that are missing are said to be.
     refit
-        Also fit every fold twice, on clean and on poisoned test trials; see `check_refit`.
+        Also preprocess the recordings again, and fit every fold twice, on clean and on poisoned test trials; see
+        `check_prepared` and `check_refit`.
     seed
         Of the permutations of the design check.
 
@@ -171,26 +174,27 @@ def check_branches(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFindi
 
 
 def check_results(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFinding]:
-    """Compute targets, small fits, predictions, ranks, images and scores again; see `STEPS`.
+    """Compute responses, targets, small fits, predictions, ranks, images and scores again; see `STEPS`.
 
     Each step is a check of `make_checks`: a file that cannot be read costs the steps that need it.
     """
+    steps = STEPS
     if not run.trained:
         for part in LATER:
             run.state(part, "not verified", "nothing", "the run has trained nothing yet")
-        return []
+        steps = tuple((part, step) for part, step in STEPS if part == "data")
     with tempfile.TemporaryDirectory(prefix="audit-") as temporary:
         try:
             again = open_recomputed(run, Path(temporary))
         except ConsentError:  # a check that was not made only because nobody was asked
             raise
         except (BraindecodeVisError, OSError) as error:
-            for part in LATER:
+            for part in ("data", *LATER):
                 run.state(part, "not verified", "everything", str(error).rstrip("."))
             text = f"nothing after training could be computed again: {error}"
             return [AuditFinding("results", "warning", text)]
         findings: list[AuditFinding] = []
-        for part, step in STEPS:
+        for part, step in steps:
             check = update_wrapper(partial(step, again=again), step)
             findings += make_checks(run, [check], [*told, *findings], part=part)
     return findings

@@ -452,6 +452,57 @@ def check_components(run: AuditedRun) -> list[AuditFinding]:
     return [ok]
 
 
+def describe_targets(vectors: np.ndarray, train: np.ndarray, test: np.ndarray) -> str:
+    """Say that target embeddings have mean 0, SD 1 or no correlations over test images and not over training images.
+
+    Parameters
+    ----------
+    vectors : array of shape (n_images, n_features)
+    train, test : int arrays
+        Rows of the training and the test images; other rows are images that nobody saw.
+
+    Examples
+    --------
+    >>> vectors = np.random.default_rng(0).normal(size=(50, 4))
+    >>> describe_targets(vectors - vectors.mean(axis=0), np.arange(40), np.arange(40, 50))
+    'mean 0 holds over training and test images (off by 9e-17), not over training images (off by 0.061)'
+    """
+    sets = {
+        "training and test images": np.union1d(train, test),
+        "test images alone": test,
+        "all images": np.arange(len(vectors)),
+    }
+    by_set = {name: _measure_targets(vectors, rows) for name, rows in {**sets, "train": train}.items()}
+    for number, (words, limit) in enumerate(
+        (
+            ("mean 0 holds", TOLERANCE),
+            ("SD 1 holds", TOLERANCE),
+            ("no correlation of features holds", UNCORRELATED),
+        )
+    ):
+        training = by_set["train"][number]
+        for name in sets:
+            off = by_set[name][number]
+            if off < limit and off * CLOSER < training and training > EXACT:
+                return f"{words} over {name} (off by {off:.1g}), not over training images (off by {training:.2g})"
+    return ""
+
+
+def _measure_targets(vectors: np.ndarray, rows: np.ndarray) -> tuple[float, float, float]:
+    """Return the root mean square of the means, in SD, of the SD less one, and of the correlations of features."""
+    mean, spread = compute_moments(vectors, rows)
+    varies = spread > 1e-6 * max(float(spread.max(initial=0.0)), 1e-30)
+    if len(rows) < 2 or not varies.any():
+        return np.inf, np.inf, np.inf
+    centre = float(np.sqrt(np.square(mean[varies] / spread[varies]).mean()))
+    scale = min(
+        float(np.sqrt(np.square(spread[varies] * factor - 1).mean()))
+        for factor in (1.0, np.sqrt(len(rows) / (len(rows) - 1)))
+    )
+    few = 5 <= vectors.shape[1] <= MOST_COMPONENTS
+    return centre, scale, _measure_correlations(vectors, rows) if few else np.inf
+
+
 def _measure_correlations(data: np.ndarray, rows: np.ndarray) -> float:
     """Return the root mean square correlation of two features over some trials."""
     total, products, n = np.zeros(data.shape[1]), np.zeros((data.shape[1], data.shape[1])), len(rows)

@@ -1,22 +1,28 @@
 """Checks synthetic trials: they use no shown image and no test trial, and are not in validation.
 
 `check_synthetic` compares what lies in the run: ids, digests of pixels, numbers of trials, and what was held out.
-`check_synthetic_again` fits the encoding models again, on the training trials that the split gives, and draws the
-trials anew: only if these alone come to the same numbers can nothing else have taken part.
+`check_synthetic_again` looks for copies of test pictures, fits the encoding models again, on the training trials that
+the split gives, and draws the trials anew: only if these alone come to the same numbers can nothing else have taken
+part.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 
 from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.base.store import read_json
+from braindecode_vis.embeddings.image_bank import is_image_bank
 from braindecode_vis.parts.audit.differences import compare_files
 from braindecode_vis.parts.audit.recompute import RecomputedRun
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.likeness import MOST_OTHERS, find_copies
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first, name_fold
 from braindecode_vis.pipeline.leaks.split_overlap import count_units, hash_images
-from braindecode_vis.pipeline.synthetic import PREFIX, count_synthetic, synthesise
+from braindecode_vis.pipeline.synthetic import PREFIX, count_synthetic, open_source, synthesise
 
 #: Seconds that the models took by their record, up to which they are fitted again without ``--refit``.
 SHORTEST_FIT = 30.0
@@ -73,19 +79,20 @@ def check_synthetic_again(run: AuditedRun, again: RecomputedRun) -> list[AuditFi
     """Fit the encoding models again on the training trials of each fold, and draw the synthetic trials anew."""
     if not run.synthetic:
         return []
-    took = sum(float(record.content.get("seconds", np.inf)) for record in run.synthetic.values())
-    if took > SHORTEST_FIT and not run.thorough:
-        run.state("fit", "by record", "synthetic trials", f"they took {took:.0f} s; add --refit")
-        return []
-    for record in run.synthetic.values():
-        again.require_current(record)
     assert again.config.synthetic is not None
     try:
         again.config.synthetic.check_files()
     except BraindecodeVisError as error:
         run.state("fit", "by record", "synthetic trials", str(error).rstrip("."))
         return []
-    made, findings = again.compute("synthesise", synthesise), []
+    findings = _check_copies(run, again)
+    took = sum(float(record.content.get("seconds", np.inf)) for record in run.synthetic.values())
+    if took > SHORTEST_FIT and not run.thorough:
+        run.state("fit", "by record", "synthetic trials", f"they took {took:.0f} s; add --refit")
+        return findings
+    for record in run.synthetic.values():
+        again.require_current(record)
+    made = again.compute("synthesise", synthesise)
     for record in run.synthetic.values():
         text = compare_files(record.path, made[record.path.as_posix()], TOLERANCE)
         if text:
@@ -93,4 +100,29 @@ def check_synthetic_again(run: AuditedRun, again: RecomputedRun) -> list[AuditFi
             where = record.path.relative_to(run.folder).as_posix()
             findings.append(AuditFinding("synthetic", "leak", words, where))
     run.state("fit", "recomputed", "synthetic trials")
+    return findings
+
+
+def _check_copies(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
+    """Look for test pictures, cropped, mirrored or compressed, among the pictures of synthetic trials."""
+    what, settings = "pictures of synthetic trials", again.config.synthetic
+    assert settings is not None
+    if not run.stimuli.has_pixels or is_image_bank(Path(settings.images)):
+        run.state("fit", "by record", what, "a bank or a data set without pictures has nothing to compare")
+        return []
+    findings = []
+    for number, record in enumerate(run.trained):
+        made = run.synthetic.get(record.upstream.get("synthesise", ""))
+        if made is None:
+            continue
+        used = {str(name) for name, _ in read_json(made.path / "images.json")["images"]}
+        _, read = open_source(again, settings)
+        shown = pd.unique(run.responses.stimulus_ids[run.folds[number].test])
+        found = find_copies(run.stimuli, shown, ((name, pixels) for name, pixels, _ in read(used)))
+        if found:
+            first, test, how = found[0]
+            text = f"{len(found)} picture(s) of synthetic trials are copies of test pictures, first {first} of {test}"
+            findings.append(AuditFinding("synthetic", "leak", f"{text}{how}.", name_fold(number)))
+        if len(used) > MOST_OTHERS:
+            run.state("fit", "by record", what, f"the first {MOST_OTHERS} of {len(used)} were compared")
     return findings

@@ -27,7 +27,10 @@ def audit(
         bool,
         typer.Option(
             "--refit",
-            help="Also fit every fold again, with poisoned test trials, and make the expensive checks.",
+            help=(
+                "Also preprocess the recordings again and compare every trial, fit every fold again with poisoned test "
+                "trials, and make the other expensive checks. It takes about as long as the run did."
+            ),
         ),
     ] = False,
     as_json: Json = False,
@@ -35,6 +38,7 @@ def audit(
     """Check the files of a run for leaks of test data.
 
     Proves that no test data reached what was fitted or chosen. A leak is exit code 2.
+    Without --refit, or without the recordings, trials and responses are known by record only.
     """
     from braindecode_vis.base.checks import DataError
     from braindecode_vis.parts.audit.run import audit_run

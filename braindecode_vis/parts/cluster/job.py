@@ -222,12 +222,15 @@ class CommandJob:
     def _describe_end(self, code: int) -> str:
         lines = [line for line in self.own_log.read_text(errors="replace").splitlines() if line.strip()]
         if code == -signal.SIGKILL:
-            had = (
-                f"{self.asked['memory']:g} GB" if self.asked.get("memory") else "what Slurm gives by default"
-            )
+            from braindecode_vis.base.memory import describe_kill  # loads numpy
+
+            memory = self.asked.get("memory")
+            had = f"{memory:g} GB were requested" if memory else "no memory was requested"
+            remedy = "run the command again to continue"
+            if self.executor == "slurm":
+                remedy += "; if memory ran out, request more with --cluster-set memory=GB"
             return (
-                "it was killed (signal 9), most likely because it needs more memory than requested "
-                f"({had}); request more with --cluster-set memory=GB."
+                f"{describe_kill(had if self.executor == 'slurm' else '')}. Finished work is kept: {remedy}."
             )
         said = lines[-1] if lines and lines[-1].startswith("error: ") else ""
         return said.removeprefix("error: ") or f"it ended with exit code {code}; its log is {self.own_log}"

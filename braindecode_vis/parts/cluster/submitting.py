@@ -104,7 +104,10 @@ class Task:
 
 @dataclass(frozen=True)
 class SentJob:
-    """One line of the list of jobs: what was sent, when and by whom; `after` are the names of jobs it waits for."""
+    """One line of the list of jobs: what was sent, when and by whom.
+
+    `after` are the names of jobs it waits for, and `folder` is that of the run or sweep, by which a copy is known.
+    """
 
     name: str
     job_id: str
@@ -118,6 +121,7 @@ class SentJob:
     time: int
     memory: float | None
     after: list[str] = field(default_factory=list)
+    folder: str = ""
 
 
 def read_cluster(
@@ -299,6 +303,7 @@ def send(
             SentJob(
                 calls[n].name, job_id, cluster.executor, calls[n].ticket, list(tasks[n].words), calls[n].log,
                 time.time(), _find_user(), platform.node(), settings.time, settings.memory, waits_for,
+                str(folder.absolute()),
             )
             for n, job_id in zip(numbers, ids, strict=True)
         ]  # fmt: skip

@@ -200,7 +200,7 @@ def make_room(folder: Path) -> Callable[[Sequence[SentJob], int], None]:
 
 def count_states(states: Sequence[JobState]) -> str:
     """Return how many jobs are in each state, for example ``12 done, 2 running``."""
-    order = ("done", "running", "waiting", "failed", "stopped", "lost", "unknown")
+    order = ("done", "running", "waiting", "failed", "stopped", "lost", "elsewhere", "unknown")
     names = [state.state for state in states]
     counts = ", ".join(f"{names.count(name)} {name}" for name in order if name in names) or "no jobs"
     # Why nothing goes on is worth more than a number.

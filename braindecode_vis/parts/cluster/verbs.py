@@ -372,7 +372,16 @@ def _print_states(folder: Path, states: Sequence[JobState]) -> None:
         read_tail,
     )
 
-    order = {"failed": 0, "lost": 1, "stopped": 2, "running": 3, "unknown": 4, "waiting": 5, "done": 6}
+    order = {
+        "failed": 0,
+        "lost": 1,
+        "stopped": 2,
+        "elsewhere": 3,
+        "running": 4,
+        "unknown": 5,
+        "waiting": 6,
+        "done": 7,
+    }
     rows = sorted(states, key=lambda state: order[state.state])
     table = Table(box=SIMPLE_HEAD)
     for column in ("job", "name", "state", "time", "left", "node", "stages", "why"):

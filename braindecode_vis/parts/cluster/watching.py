@@ -24,7 +24,7 @@ from typing import Any, Literal
 from braindecode_vis.parts.cluster.launching import find_failure
 from braindecode_vis.parts.cluster.submitting import JOBS, STARTED, SentJob, ask_slurm, read_jobs
 
-State = Literal["waiting", "running", "done", "failed", "stopped", "lost", "unknown"]
+State = Literal["waiting", "running", "done", "failed", "stopped", "lost", "elsewhere", "unknown"]
 #: Something may come of these yet.
 ACTIVE = ("waiting", "running", "unknown")
 _WAITING = (
@@ -75,7 +75,8 @@ class JobState:
     job
         As it was sent.
     state
-        ``lost`` left the queue, or its process ended, without a word.
+        ``lost`` left the queue, or its process ended, without a word. ``elsewhere`` works for the folder from which
+        this one was copied.
     reason
         Why it waits, or what went wrong; a sentence.
     elapsed, left
@@ -228,6 +229,13 @@ def _find_state(
     sentence = str(note.get("sentence", ""))
     if said == "done":
         return JobState(job, "done", "", _describe_seconds(note), "", host, _count_seconds(note))
+    if said not in ("failed", "stopped") and _is_copied(folder, job):
+        return JobState(
+            job,
+            "elsewhere",
+            f"this folder is a copy, and the job belongs to {job.folder}: ask for the status there, or run the command "
+            "again to work in this folder.",
+        )
     if job.executor != "slurm":
         if said in ("failed", "stopped"):
             return JobState(job, said, sentence, _describe_seconds(note), "", host)
@@ -275,7 +283,8 @@ def _describe_seconds(note: dict[str, Any], *, now: bool = False) -> str:
 
 def _count_seconds(note: dict[str, Any], *, now: bool = False) -> float | None:
     with suppress(KeyError, TypeError, ValueError):
-        return float((time.time() if now else note["written"]) - note["started"])
+        # A clock that was set back in between would count below nothing.
+        return max(0.0, float((time.time() if now else note["written"]) - note["started"]))
     return None
 
 
@@ -350,7 +359,10 @@ def _has_log(folder: Path, number: str) -> bool:
 
 def _describe_loss(folder: Path, job: SentJob, note: dict[str, Any]) -> str:
     if note:
-        return "it was killed, or its machine went down, while it worked; finished work is kept: run the command again."
+        return (
+            "it was killed (by somebody, or because memory ran out), or its machine went down, while it worked; "
+            "finished work is kept: run the command again."
+        )
     if _has_log(folder, job.job_id):
         return (
             f"it ended before the command began; {folder / JOBS / (job.job_id + '_0_log.err')} says why; "
@@ -380,6 +392,11 @@ def _is_of(folder: Path, jobs: Path) -> bool:
         return True
     except OSError:
         return False
+
+
+def _is_copied(folder: Path, job: SentJob) -> bool:
+    """Say whether a job was sent from another folder that is still there; one that was moved keeps its jobs."""
+    return bool(job.folder) and Path(job.folder, JOBS).is_dir() and not _is_of(folder, Path(job.folder, JOBS))
 
 
 def _is_job(folder: Path, number: str) -> bool:

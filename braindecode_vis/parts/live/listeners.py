@@ -15,10 +15,13 @@ import numpy as np
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.parts.live.sources import describe_stream, load_lsl
-from braindecode_vis.parts.live.stream_roles import Decision, Listener, StreamInfo, make_plain
+from braindecode_vis.parts.live.stream_roles import Chunk, Decision, Listener, StreamInfo, make_plain
 
 #: Decisions that the table of a terminal shows.
 SHOWN = 12
+#: How long the first decisions of an outlet are kept for clients that are about to find it, in s. A client that already
+#: searches asks the network every half second, and then connects.
+CLIENTS_S = 5.0
 #: Colours of the levels of a sentence.
 _COLOURS = {"info": "dim", "warning": "yellow", "error": "red"}
 
@@ -215,7 +218,8 @@ class OutletListener(Listener):
     """Sends decisions on as two LSL streams: ``NAME`` with a JSON text each, ``NAME-embedding`` with the vectors.
 
     The text holds number, onset, top candidates and probabilities, and is sent of lost decisions, too. Other programs
-    act on it without knowing this one.
+    act on it without knowing this one. A stream begins with the first client, or `CLIENTS_S` after it was offered: what
+    was decided meanwhile is sent then, with the time at which it was decided.
 
     Parameters
     ----------
@@ -237,24 +241,30 @@ class OutletListener(Listener):
                     f"a stream of that name already exists ({describe_stream(there[0])}), and those who listen could "
                     "not distinguish them; give --outlet another name."
                 )
-        self._markers: Any = None
-        self._vectors: Any = None
+        self._markers: _Outlet | None = None
+        self._vectors: _Outlet | None = None
 
     def begin(self, info: StreamInfo, facts: Mapping[str, Any]) -> None:
         """Offer the stream of decisions."""
         stream = self._lsl.StreamInfo(
             self._name, "Markers", 1, 0.0, "string", f"braindecode-vis-{self._name}"
         )
-        self._markers = self._lsl.StreamOutlet(stream)
+        self._markers = _Outlet(self._lsl, stream)
+
+    def hear(self, chunk: Chunk) -> None:
+        """Send what was kept, once somebody listens."""
+        for outlet in (self._markers, self._vectors):
+            if outlet is not None:
+                outlet.send_kept()
 
     def decide(self, decision: Decision) -> None:
         """Send a decision."""
-        if decision.image is not None:
+        if decision.image is not None or self._markers is None:
             return
         record = decision.as_record()
         for name in ("latency", "notes"):
             record.pop(name, None)
-        self._markers.push_sample([json.dumps(make_plain(record), ensure_ascii=False)])
+        self._markers.send([json.dumps(make_plain(record), ensure_ascii=False)])
         if decision.embedding is None:
             return
         vector = np.ascontiguousarray(decision.embedding, dtype=np.float32).ravel()
@@ -263,9 +273,35 @@ class OutletListener(Listener):
             stream = self._lsl.StreamInfo(
                 name, "Embedding", len(vector), 0.0, "float32", f"braindecode-vis-{name}"
             )
-            self._vectors = self._lsl.StreamOutlet(stream)
-        self._vectors.push_sample(vector)
+            self._vectors = _Outlet(self._lsl, stream)
+        self._vectors.send(vector)
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """Let go of the streams."""
+        self.hear(Chunk(np.empty((0, 0)), np.empty(0)))
         self._markers = self._vectors = None
+
+
+class _Outlet:
+    """An LSL stream whose first samples wait for a client: LSL sends a sample to those alone that are connected."""
+
+    def __init__(self, lsl: Any, stream: Any) -> None:
+        self._clock, self._outlet = lsl.local_clock, lsl.StreamOutlet(stream)
+        self._until = self._clock() + CLIENTS_S
+        self._kept: list[tuple[float, Any]] | None = []
+
+    def send(self, sample: Any) -> None:
+        """Send a sample, or keep it for the first client."""
+        if self._kept is None:
+            self._outlet.push_sample(sample)
+            return
+        self._kept.append((self._clock(), sample))
+        self.send_kept()
+
+    def send_kept(self) -> None:
+        """Send what was kept once there is a client, or none came in time."""
+        if self._kept is None or not (self._outlet.has_consumers or self._clock() >= self._until):
+            return
+        for when, sample in self._kept:
+            self._outlet.push_sample(sample, when)
+        self._kept = None

@@ -136,7 +136,7 @@ class LiveSession:
     duration
         Seconds after which the session ends; None for no end.
     decisions
-        Decisions after which it ends.
+        Decisions after which it ends; those of a calibration block do not count, see `is_counted`.
     """
 
     def __init__(
@@ -159,6 +159,9 @@ class LiveSession:
         self._has_common_choice = False
         self._facts: Mapping[str, Any] = {}
         self.summary: dict[str, Any] = {}
+        #: Whether a decision counts towards `decisions`; a block of pictures takes its own out.
+        self.is_counted: Callable[[Decision], bool] = lambda decision: True
+        self._n_counted = 0
 
     def add(self, listener: Listener) -> None:
         """Tell one more listener; before `run`."""
@@ -215,7 +218,7 @@ class LiveSession:
             try:
                 if self._facts and (error is None or isinstance(error, BraindecodeVisError)):
                     left = self.decoder.flush()
-                    if self.decisions is not None and self._tally.n >= self.decisions:
+                    if self._has_enough:
                         # Nobody asked for more, but images of those that were made.
                         left = (one for one in left if isinstance(one, str) or one.image is not None)
                     self._pass_on(left)
@@ -237,6 +240,10 @@ class LiveSession:
         if error is not None:
             raise error
         return self.summary
+
+    @property
+    def _has_enough(self) -> bool:
+        return self.decisions is not None and self._n_counted >= self.decisions
 
     @property
     def _name(self) -> str:
@@ -307,9 +314,10 @@ class LiveSession:
                 self.tell(one, "warning")
                 continue
             self._tally.add(one)
+            self._n_counted += one.image is None and self.is_counted(one)
             self._tell_all("decide", one)
             self._warn_of_common_choice()
-            if self.decisions is not None and self._tally.n >= self.decisions and not self._stop.is_set():
+            if self._has_enough and not self._stop.is_set():
                 self.stop(f"{self.decisions} decisions were made")
                 return True
         return False

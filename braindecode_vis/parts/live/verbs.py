@@ -138,9 +138,13 @@ class DecisionOptions:
         bool, typer.Option("--reconstruct", help="Make an image of each prediction, as time allows.")
     ] = False
     duration: Annotated[float | None, typer.Option("--duration", help="End after this many seconds.")] = None
-    decisions: Annotated[int | None, typer.Option("--decisions", help="End after this many decisions.")] = (
-        None
-    )
+    decisions: Annotated[
+        int | None,
+        typer.Option(
+            "--decisions",
+            help="End after this many decisions; those of a calibration block do not count.",
+        ),
+    ] = None
 
     def as_arguments(self) -> dict[str, Any]:
         """Return arguments of `braindecode_vis.parts.live.opening.open_session`."""
@@ -276,7 +280,11 @@ def live(
     ] = None,
     outlet: Annotated[
         str | None,
-        typer.Option("--outlet", help="Send decisions as the LSL streams NAME and NAME-embedding."),
+        typer.Option(
+            "--outlet",
+            help="Send decisions as the LSL streams NAME and NAME-embedding; the first ones wait up to 5 s for "
+            "a client.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -346,9 +354,10 @@ def live(
         pictures = block.prepare(session)
     if pictures is not None and page is not None:
         page.calibration = pictures
-        make_console().print(
-            f"calibration: {page.address.replace('/?', '/calibrate?')}", markup=False, soft_wrap=True
-        )
+        where = f"calibration: {page.address.replace('/?', '/calibrate?')}"
+        if decides.decisions is not None:
+            where += f" (its pictures do not count towards --decisions {decides.decisions})"
+        make_console().print(where, markup=False, soft_wrap=True)
     if page is not None:
         session.add(page)
         if recorder is not None:

@@ -92,7 +92,7 @@ def score(
         typer.Option(
             "--protocol",
             help="Further protocol: relative_median_rank, mean_average_precision, within_concept, instances, nsd_300, "
-            "transductive. Repeatable.",
+            "transductive, neuralbench. Repeatable.",
         ),
     ] = None,
     selection: Annotated[

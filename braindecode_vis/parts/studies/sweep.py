@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ import yaml
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.locks import hold_folder
+from braindecode_vis.base.memory import describe_kill
 from braindecode_vis.base.remote import RemotePath, refuse_address_to_write
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.parts.studies.board import pool_runs, write_settings
@@ -36,7 +38,12 @@ from braindecode_vis.pipeline.runs import (
     read_earlier,
     read_scores,
 )
-from braindecode_vis.pipeline.together import limit_threads, make_command, read_last_line
+from braindecode_vis.pipeline.together import (
+    describe_thread_limits,
+    limit_threads,
+    make_command,
+    read_last_line,
+)
 from braindecode_vis.report.words import describe_objectives
 
 #: Runs of one sweep: each has a folder and takes seconds, so that more are a slip of the pen.
@@ -179,7 +186,8 @@ def sweep(
         Folder of the sweep: one folder per run, a common store, ``sweep.parquet``, ``sweep.csv``, ``summary.csv``
         (subject by subject) and ``settings.csv`` (over subjects and seeds).
     n_jobs
-        Runs at the same time; the threads of each are limited so that together they use the machine once.
+        Runs at the same time; the threads of each are limited so that together they use the machine once, unless the
+        environment limits them already (``OMP_NUM_THREADS``).
     listener
         Shows progress.
 
@@ -202,8 +210,10 @@ def sweep(
         others = refuse_others()
         make_folders(combinations, configs, others, out, list(axes))
         failures = {c.folder: NOT_YET for c in others if not (c.folder / "scores.json").is_file()}
+        bound = describe_thread_limits()
+        what = f"running {len(combinations)} combinations" + (f" ({bound})" if bound else "")
         with (
-            show.progress(f"running {len(combinations)} combinations", len(combinations)) as advance,
+            show.progress(what, len(combinations)) as advance,
             ThreadPoolExecutor(n_jobs) as pool,
         ):
             jobs = {
@@ -438,6 +448,8 @@ def _run_one(folder: Path, n_jobs: int, consents: Sequence[str] = ()) -> str:
         )  # fmt: skip
     if done.returncode == 0:
         return ""
+    if done.returncode == -signal.SIGKILL:
+        return f"{describe_kill()}. Run the same sweep again to continue, with fewer runs at once if memory ran out."
     return read_last_line(folder / "log.txt") or f"the run ended with exit code {done.returncode}"
 
 

@@ -19,9 +19,10 @@ from typing import Any, Literal, get_args
 Level = Literal["ok", "transductive", "warning", "leak"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
-Part = Literal["chain", "fit", "choice", "prediction", "material", "score"]
-#: Names and files of artifacts; statistics, features and weights; penalties, epochs and numbers of features; predicted
-#: embeddings; what priors and generators were made of, and the images they gave; ranks, scores and the report.
+Part = Literal["chain", "data", "fit", "choice", "prediction", "material", "score"]
+#: Names and files of artifacts; trials, responses and stimuli; statistics, features and weights; penalties, epochs and
+#: numbers of features; predicted embeddings; what priors and generators were made of, and the images they gave; ranks,
+#: scores and the report.
 PARTS: tuple[Part, ...] = get_args(Part)
 
 How = Literal["recomputed", "by record", "not verified"]

@@ -34,13 +34,6 @@ LARGEST_HASHED = 2 << 30  # bytes of pixels that are hashed again; larger sets a
 LARGEST_CORRELATED = (
     1 << 30
 )  # bytes of trials that are correlated with each other; more are compared by equality
-#: Files of pictures that are read without ``--refit``: a minute for 20,000 photographs.
-MOST_FILES = 2000
-THUMBNAIL = 16  # pixels a side
-LEAST_CONTRAST = 2.0  # standard deviation of a thumbnail in grey levels; less has no shape to be compared
-#: 1 - r of two thumbnails of one picture (recompressed at quality 75, a grey level off: mostly below 1e-3), and of two
-#: larger ones; different handwritten digits have 0.003 of 1,800 and more, photographs and phantoms 0.01 and more.
-LARGEST_DISTANCE, LARGEST_DETAIL = 0.003, 0.05
 #: Share of test trials whose class their subject or group gives away, beyond chance: from the first number on it is a
 #: warning, from the second on a leak.
 LEAST_KNOWN, MOSTLY_KNOWN = 0.1, 0.5
@@ -300,119 +293,6 @@ def check_pixels(run: AuditedRun) -> list[AuditFinding]:
     return findings
 
 
-def check_likeness(run: AuditedRun) -> list[AuditFinding]:
-    """Look for one picture under two ids with other pixels: a grey level off, resized, recompressed or mirrored.
-
-    Two files are one picture where their thumbnails differ by far less than the thumbnails of training images do.
-    """
-    if run.decodes_categories and set(run.responses.stimulus_ids) == set(run.concepts):
-        return []  # `check_pixels` says that nothing is known of pictures
-    stimuli = run.stimuli.select_pictured()
-    shown = [i for i in dict.fromkeys(run.responses.stimulus_ids.tolist()) if i in set(stimuli.ids.tolist())]
-    if not stimuli.has_pixels or len(shown) < 2:
-        return [AuditFinding("likeness", "warning", "no picture is available for the comparison.")]
-    if stimuli.pixels is None and len(shown) > MOST_FILES and not run.thorough:
-        text = f"{len(shown)} picture files were not compared with each other; pass --refit to compare them."
-        return [AuditFinding("likeness", "warning", text)]
-    try:
-        pairs = find_like_pictures(stimuli, shown, set(run.responses.stimulus_ids[run.is_tested].tolist()))
-    except DataError as error:
-        return [AuditFinding("likeness", "warning", f"pictures were not compared: {error}")]
-    findings = []
-    digests = {}
-    if pairs:  # reads every pixel
-        digests = dict(zip(run.stimuli.ids.tolist(), hash_images(run.stimuli)[0].tolist(), strict=True))
-    for number, fold in enumerate(run.folds):
-        train, test = (set(run.responses.stimulus_ids[rows].tolist()) for rows in (fold.train, fold.test))
-        # What is on both sides under one id is told by `check_sides`, equal pixels by `check_pixels`.
-        shared = [
-            (a, b, how) for first, second, how in pairs for a, b in ((first, second), (second, first))
-            if a in train - test and b in test - train and (digests[a] is None or digests[a] != digests[b])
-        ]  # fmt: skip
-        if not shared:
-            continue
-        first, second, how = shared[0]
-        level: Level = "warning" if run.decodes_categories else "leak"
-        text = (
-            f"{len(shared)} picture(s) are in both training and test with slightly different pixels, "
-            f"first {first} and {second}{how}; leave one "
-            "of each pair out."
-        )
-        findings.append(AuditFinding("likeness", level, text, name_fold(number)))
-    text = "no picture is in both training and test with slightly different pixels, or mirrored."
-    return findings or [AuditFinding("likeness", "ok", text)]
-
-
-def find_like_pictures(
-    stimuli: StimulusSet, shown: Sequence[str], tested: set[str]
-) -> list[tuple[str, str, str]]:
-    """Return pairs of ids whose pictures are one, and in words how they differ beyond rounding.
-
-    Parameters
-    ----------
-    stimuli
-        Holds the pictures; each is read once, and once more where its thumbnail is like another.
-    shown
-        Ids that are compared.
-    tested
-        Those of which at least one must be in a pair.
-    """
-    thumbnails = np.empty((len(shown), THUMBNAIL * THUMBNAIL * 3), np.float32)
-    mirrored = np.empty_like(thumbnails)
-    for row, image in enumerate(stimuli.iterate_images(shown)):
-        small = shrink_picture(image, THUMBNAIL)
-        thumbnails[row], mirrored[row] = small.ravel(), small[:, ::-1].ravel()
-    flat = thumbnails.std(axis=1) < LEAST_CONTRAST
-    thumbnails, mirrored = _normalise_pictures(thumbnails), _normalise_pictures(mirrored)
-    thumbnails[flat], mirrored[flat] = 0, 0
-    is_tested = np.array([name in tested for name in shown])
-    limit = _find_usual_distance(thumbnails[~is_tested] if (~is_tested).sum() > 3 else thumbnails)
-    pairs = []
-    for start in range(0, len(shown), 512):
-        rows = start + np.flatnonzero(is_tested[start : start + 512])
-        for other, how in ((thumbnails, ""), (mirrored, ", its mirror image")):
-            near = 1 - thumbnails[rows] @ other.T <= min(LARGEST_DISTANCE, limit / 4)  # (n_rows, n_shown)
-            for i, j in zip(*np.nonzero(near), strict=True):
-                first, second = sorted((int(rows[i]), int(j)))
-                if first == second or (is_tested[second] and is_tested[first] and j > rows[i]):
-                    continue
-                if _is_one_picture(stimuli, shown[first], shown[second], mirror=bool(how)):
-                    pairs.append((shown[first], shown[second], how))
-    return pairs
-
-
-def _find_usual_distance(thumbnails: np.ndarray) -> float:
-    """Return how near the nearest of different pictures usually are: of 100, the one that has the nearest."""
-    picked = np.unique(np.linspace(0, len(thumbnails) - 1, min(len(thumbnails), 512)).astype(int))
-    distances = 1 - thumbnails[picked] @ thumbnails.T
-    distances[np.arange(len(picked)), picked] = np.inf
-    distances[distances < 1e-5] = np.inf  # its own copies; single precision leaves 1e-6
-    nearest = distances.min(axis=1)
-    return float(np.quantile(nearest[np.isfinite(nearest)], 0.01)) if np.isfinite(nearest).any() else 1.0
-
-
-def _is_one_picture(stimuli: StimulusSet, first: str, second: str, *, mirror: bool) -> bool:
-    """Compare two pictures whose thumbnails are alike in more detail, which gratings and letters differ in."""
-    one, other = (shrink_picture(stimuli.read_image(name), 4 * THUMBNAIL) for name in (first, second))
-    flat = _normalise_pictures(np.stack([one.ravel(), (other[:, ::-1] if mirror else other).ravel()]))
-    return bool(1 - flat[0] @ flat[1] < LARGEST_DETAIL)
-
-
-def shrink_picture(image: np.ndarray, side: int) -> np.ndarray:
-    """Return the whole picture as a square, float32 of shape (side, side, 3)."""
-    from PIL import Image
-
-    # Averages of boxes: neither what resampled a copy nor its compression moves them much.
-    how = Image.Resampling.BOX if min(image.shape[:2]) >= side else Image.Resampling.BILINEAR
-    small = Image.fromarray(np.ascontiguousarray(image)).resize((side, side), how)
-    return np.asarray(small, dtype=np.float32)
-
-
-def _normalise_pictures(rows: np.ndarray) -> np.ndarray:
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6))
-
-
 def check_copies(run: AuditedRun) -> list[AuditFinding]:
     """Look for one recorded trial in two rows: equal, or so alike that no second recording can be.
 
@@ -440,9 +320,9 @@ def _judge_copies(run: AuditedRun, pairs: Sequence[tuple[int, int]]) -> list[Aud
         pair = [int(rows[codes[rows] == shared[0]][0]) for rows in (fold.train, fold.test)]
         ids = [str(run.responses.stimulus_ids[row]) for row in pair]
         text = (
-            f"{len(shared)} trial(s) have a copy on the other side of the split (the same numbers, or "
-            "correlated above "
-            f"{COPY_CORRELATION}), first rows {pair[0]} ({ids[0]}) and {pair[1]} ({ids[1]}); drop the copies."
+            f"{len(shared)} trial(s) have a copy on the other side of the split (the same numbers in a third of their "
+            f"values or more, or correlated above {COPY_CORRELATION}, also negated), first rows {pair[0]} ({ids[0]}) "
+            f"and {pair[1]} ({ids[1]}); drop the copies."
         )
         findings.append(AuditFinding("copies", "leak", text, name_fold(number)))
     return findings or [

@@ -392,6 +392,24 @@ _PIXEL_METRICS = tuple(
     for metric in _PIXELS
     for suffix, protocol, resize in _SIZES
 )  # fmt: skip
+#: Whose predictions are averaged before they are ranked, as NeuralBench ends its names.
+_AVERAGED = {
+    "": "",
+    "_subject-agg": " The predictions of each subject and image are averaged first.",
+    "_instance-agg": " The predictions of each image are averaged over subjects first.",
+}
+_NEURALBENCH = tuple(
+    metric
+    for ending, words in _AVERAGED.items()
+    for metric in (
+        Metric(f"top{{n}}_acc{ending}", f"Top-# accuracy, NeuralBench{ending.replace('_', ' ')}",
+               "How often the mean rank of the seen image and those tied with it is among the first #, in a gallery of "
+               f"distinct embeddings.{words}", chance=_share_of_gallery, counts_hits=True),
+        Metric(f"inv_norm_rank_mean{ending}", f"Retrieval AUC, NeuralBench{ending.replace('_', ' ')}",
+               f"Share of the other images that the seen one is preferred to; 1 means always first.{words}",
+               chance=0.5),
+    )
+)  # fmt: skip
 _METRICS = (
     Metric("top1", "Top-1 accuracy", "How often the seen image is the best match in the gallery.", order=0, n=1,
            **_TOP),
@@ -438,6 +456,7 @@ _METRICS = (
            "How often the seen image is found for a response, among a random subset of images."),
     Metric("brain_retrieval", "Brain retrieval",
            "How often the response is found for a seen image, among the responses to a random subset of images."),
+    *_NEURALBENCH,
     *_PIXEL_METRICS,
     Metric("lpips", "Perceptual distance", "Distance between network features; 0 means identical.", -1),
     Metric("correlation_distance", "Feature distance",
@@ -447,6 +466,8 @@ _METRICS = (
            "Correlation between the response predicted from the reconstruction and the measured response."),
     Metric("encoding_correlation", "Encoding correlation",
            "Correlation between the response predicted from the seen image and the measured response."),
+    Metric("brain_score", "Brain-Score",
+           "Median correlation of reliable responses with their prediction over their ceiling, squared."),
     Metric("accuracy", "Accuracy", "How often the decoded class is the seen class.", counts_hits=True),
     Metric("balanced_accuracy", "Balanced accuracy", "How often a class is decoded correctly, averaged over classes."),
     Metric("auc", "AUC",

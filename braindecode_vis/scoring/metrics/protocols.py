@@ -29,7 +29,7 @@ from braindecode_vis.scoring.uncertainty import Interval, bootstrap_interval
 #: Names for ``evaluation.protocols``.
 ProtocolName = Literal[
     "relative_median_rank", "mean_average_precision", "within_concept", "instances", "nsd_300", "zero_shot_text",
-    "concept_templates", "transductive", "composition",
+    "concept_templates", "transductive", "composition", "neuralbench",
 ]  # fmt: skip
 BLOCK_QUERIES = 256
 TIE_TOLERANCE = 1e-6  # of single-precision similarities
@@ -405,6 +405,29 @@ def average_predictions(
         Embeddings(rows, [key[1] for key in order], predicted.space),
         np.array([key[0] for key in order], dtype=object),
     )
+
+
+def merge_equal_items(gallery: Embeddings) -> tuple[Embeddings, dict[str, str]]:
+    """Return a gallery in which items of equal vectors are one, and the item that each id became.
+
+    Some benchmarks make their gallery of the distinct target vectors, so that two files of one picture are one
+    candidate.
+
+    Parameters
+    ----------
+    gallery : Embeddings of n_items rows
+        Unique ids.
+
+    Examples
+    --------
+    >>> vectors = np.array([[1, 0], [0, 1], [1, 0]], dtype=np.float32)
+    >>> merged, became = merge_equal_items(Embeddings(vectors, ["a", "b", "c"], "toy"))
+    >>> list(merged.ids), became["c"]
+    (['a', 'b'], 'a')
+    """
+    _, first, place = np.unique(gallery.flat(), axis=0, return_index=True, return_inverse=True)
+    became = {str(i): str(gallery.ids[first[n]]) for i, n in zip(gallery.ids, place.ravel(), strict=True)}
+    return gallery.take(np.sort(first)), became
 
 
 def _as_labels(labels: Sequence[object] | np.ndarray, rows: Embeddings, what: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Encoding models of runs: planted responses are found and others are not; ceilings, groups, maps and refusals."""
 
+import json
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -10,9 +11,11 @@ import pytest
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.parts.analyses import encoding
+from braindecode_vis.parts.analyses.brain_score import PENALTIES
 from braindecode_vis.parts.analyses.cuts import Window
 from braindecode_vis.parts.analyses.encoding import EncodingConfig, list_groups
 from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling
+from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.report.figures import render_plot
 from tests.constants import replace_constants
@@ -50,6 +53,71 @@ def test_parcels_that_follow_the_image_are_found_and_bounded_by_their_ceiling():
     assert all("<svg" in svg for svg in draw_all(findings))
     assert "mean correlation" in findings.summary
     assert findings.summary.startswith("Ridge from planted to each response, fitted on training trials")
+
+
+def test_brain_scores_rule_over_groups_and_subjects(tmp_path):
+    """One penalty for all responses, left-out images, medians, squares, and an error over subjects.
+
+    Brain-Score's own regression (``DualRidgeCVRegression`` of brain-score/vision@c642dbe4) was run beside
+    `correlate_predictions` on 60 images of 4 and 300 features and on 100 of 1500: it chose the same penalties, and no
+    correlation differs by more than 2e-15. Its ``bootstrap_error`` gives the same error of five subjects to all digits.
+    It has ceilings for the mean of 12 repetitions; ours are for as many as the test trials have.
+    """
+    subjects = ("01", "02", "03")
+    study = make_parcel_study(
+        {"Vis": 1.0, "Default": 0.0}, n_test=40, n_repetitions=4, noise=0.7, subjects=subjects
+    )
+    findings = EncodingConfig(**QUICK, judge="brain_score").compute(study)
+    (file,) = (file for file in findings.files if file.name == "brain_score.json")
+    file.write(tmp_path / file.name)
+    found = json.loads((tmp_path / file.name).read_text())
+    trials, ceilings = study.responses.trials, findings.table.groupby("subject")["ceiling"]
+    scores = {}
+    for who in subjects:
+        own = (trials["subject"] == who).to_numpy()
+        parts = []
+        for split in ("train", "test"):
+            rows = np.flatnonzero(own & (trials["split"] == split).to_numpy())
+            averaged = average_repetitions(study.responses, rows)
+            features = study.banks[0].select(list(averaged.stimulus_ids)).vectors.astype(float)
+            parts.append((features, averaged.data.astype(float)))
+        (x, y), (x_test, y_test) = parts
+
+        def predict(x, y, x_new, penalty):
+            left, right = x - x.mean(0), y - y.mean(0)
+            weights = np.linalg.solve(left.T @ left + penalty * np.eye(x.shape[1]), left.T @ right)
+            return (x_new - x.mean(0)) @ weights + y.mean(0)
+
+        errors = []
+        for penalty in PENALTIES:
+            kept = ~np.eye(len(x), dtype=bool)  # every image is left out once
+            missed = [predict(x[k], y[k], x[~k], penalty) - y[~k] for k in kept]
+            errors.append(np.mean(np.square(missed)))
+        predicted = predict(x, y, x_test, PENALTIES[int(np.argmin(errors))])
+        r = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(predicted.T, y_test.T, strict=True)])
+        ceiling = ceilings.get_group(who).to_numpy()
+        reliable = ceiling**2 > 0.3
+        scores[who] = (np.median(r[reliable]) / np.median(ceiling[reliable])) ** 2
+        # Rounding of float32 features, whose sums are taken in another order.
+        assert found["all"]["subjects"][who]["score"] == pytest.approx(scores[who], rel=1e-6)
+    assert found["all"]["score"] == pytest.approx(np.mean(list(scores.values())), rel=1e-6)
+    # For a mean, resampling gives the standard error; 200 resamples leave about 5 % of it.
+    expected = np.std(list(scores.values())) / np.sqrt(3)
+    assert found["all"]["error"] == pytest.approx(expected, rel=0.2)
+    assert "Default" not in found or found["Default"]["n_responses"] < found["Vis"]["n_responses"]
+    rows = {(row.metric, row.subject): row for row in findings.scores if row.metric.startswith("brain_score")}
+    assert rows["brain_score@all", "all"].value == found["all"]["score"]
+    assert rows["brain_score@all", "all"].resampled.startswith("standard error over 3 subjects 0.0")
+    assert "by Brain-Score's rule 0." in findings.summary
+    for change, words in (
+        ({"noise_ceiling": None}, "divides by a noise ceiling, which subject 01 does not have"),
+        ({}, "one image space on one split, but the run has 1 of them and 2 folds"),
+    ):
+        asked = (
+            replace(study, folds=list(study.folds) * 2, banks=list(study.banks) * 2) if not change else study
+        )
+        with pytest.raises((ConfigError, DataError), match=words):
+            EncodingConfig(**QUICK, judge="brain_score", **change).compute(asked)
 
 
 def test_noise_is_not_encoded():

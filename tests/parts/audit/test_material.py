@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.parts.audit import material
 from braindecode_vis.parts.audit.material import _check_prior, _check_record, _check_training, _check_weights
@@ -180,6 +181,56 @@ def test_a_few_captions_may_be_those_of_another_image(tmp_path, monkeypatch, n_o
     run.responses = Mock(stimulus_ids=np.array(["t", "q"], dtype=object))
     again = Mock(spec=RecomputedRun, config=Mock())
     again.config.evaluation.captions = Mock(bank=tmp_path / "bank.csv", captioner=None, torch_device="cpu")
+    again.config.evaluation.descriptions = None
     (found,) = material.check_captions(run, again)
     assert found.level == level
     assert level == "ok" or f"{n_other} of {n} captions are not those of the nearest" in found.message
+
+
+def caption(n_shared, *, usual=0, change=str):
+    """Write a sentence for each of 100 training and 20 test images, some with the sentence of another one."""
+    train = {f"train{n}": [f"a drawing of number {n // 2 if n < usual else n}"] for n in range(100)}
+    test = {f"test{n}": [f"a drawing of number {n if n < n_shared else 500 + n}"] for n in range(20)}
+    return {**train, **{name: [change(text) for text in texts] for name, texts in test.items()}}
+
+
+@pytest.mark.parametrize(
+    "bank, level",
+    [
+        (caption(0), None),
+        (caption(2), None),
+        (caption(5), "warning"),
+        (caption(5, usual=4), "warning"),
+        (caption(5, usual=40), None),  # as often as training images share theirs
+        (caption(20), "leak"),
+        (caption(20, change=lambda text: f"{text.upper()}!"), "leak"),
+        ({name: ["a dog"] for name in caption(0)}, None),  # names are no sentences
+    ],
+)
+def test_texts_of_test_images_among_those_of_training_images_are_found(bank, level):
+    train, test = ([name for name in bank if name.startswith(side)] for side in ("train", "test"))
+    found = material.compare_captions(bank, train, test)
+    assert (None if found is None else found.level) == level
+    assert (
+        found is None or "test images have exactly the text of a training image, first test0" in found.message
+    )
+
+
+@pytest.mark.parametrize(("texts", "level"), [(caption(20), "leak"), (caption(0), None), (None, None)])
+def test_descriptions_are_compared_like_captions(tmp_path, texts, level):
+    """A mapping from words to embeddings that learns from descriptions of test images knows what was seen."""
+    path = tmp_path / "texts.csv"
+    bank = texts or caption(20)
+    path.write_text("\n".join(["id,caption", *(f"{name},{text}" for name, (text,) in bank.items())]))
+    names = np.array(list(bank), dtype=object)
+    digest = hash_once(path) if texts else "of another file"
+    run = Mock(folds=[Mock(train=np.arange(100), test=np.arange(100, 120))])
+    run.responses.stimulus_ids = names
+    run.evaluated.path = tmp_path
+    run.evaluated.fields = {"evaluation": {"descriptions": {"captions_digest": digest}}}
+    again = Mock()
+    again.config.evaluation.descriptions = Mock(captions=path, file=path)
+    found = material.check_captions(run, again)
+    assert [item.level for item in found] == ([level] if level else [])
+    how = "recomputed" if texts else "by record"
+    assert run.state.call_args.args[:3] == ("material", how, "descriptions")

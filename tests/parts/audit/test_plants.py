@@ -19,12 +19,14 @@ from PIL import Image
 from braindecode_vis import pipeline
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.contracts import Prior, PriorSettings
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
 from braindecode_vis.generation.latent_diffusion_training import StimulusSource, train_generator
+from braindecode_vis.parts.audit.results import check_embedded, check_prepared
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline import decoding, learning, preparing
 from braindecode_vis.pipeline.reconstruction import fit_prior
@@ -454,6 +456,261 @@ def test_what_is_planted_in_a_run_is_found(bases, tmp_path, plant):
     leaks = audit_run(folder, refit=plant.refit).leaks
     plant.must_be_found(leaks)
     assert plant.check == "chain" or "chain" not in {item.check for item in leaks}
+
+
+# --- planted in what preprocessing wrote -----------------------------------------------------------------
+
+
+def read_noiseless():
+    """Return the responses of the same trials without noise, which nobody who records has."""
+    config = read_config("synthetic_digits", [*SIZES, "dataset.snr=1e9"])
+    return synthetic_digits.make_synthetic_digits(config.dataset, seed=derive_seed(config.seed, "dataset"))[
+        0
+    ].data
+
+
+def set_rows(responses, rows, values):
+    data = np.array(responses.data)
+    data[rows] = values
+    return replace(responses, data=data)
+
+
+def set_column(responses, name, values):
+    return replace(responses, trials=responses.trials.assign(**{name: values}))
+
+
+def move(rows, share):
+    return lambda found: set_rows(
+        found, rows, (1 - share) * found.data[rows] + share * read_noiseless()[rows]
+    )
+
+
+def exchange_ids(responses):
+    ids = responses.stimulus_ids.astype(object)
+    ids[[3, TESTED[0]]] = ids[[TESTED[0], 3]]
+    return set_column(responses, "stimulus_id", ids)
+
+
+def replace_the_worst_trial(responses):
+    """A second recording of a trial that is decoded well, in the place of one that is not."""
+    noise = np.random.default_rng(0).normal(size=responses.data.shape[1])
+    return set_rows(responses, TESTED[2], responses.data[TESTED[1]] + 0.5 * noise)
+
+
+def centre_the_test(responses):
+    tested = responses.data[TESTED]
+    return set_rows(responses, TESTED, tested - tested.mean(axis=0))
+
+
+N_TRIALS = N_TRAIN + N_TEST
+TRAINED, TESTED = np.arange(N_TRAIN), np.arange(N_TRAIN, N_TRIALS)
+ALL_OF_THE_TEST = f"of {N_TEST} of {N_TRIALS} trials ({N_TEST} of them test trials), first row {N_TRAIN}"
+FEWER = f"it has {N_TRIALS - 5} rows, but {N_TRIALS} are computed"
+
+
+def erase_a_voxel(responses):
+    return replace(responses, data=np.where(np.arange(24) == 3, 0, responses.data).astype(np.float32))
+
+
+def rename_voxels(responses):
+    return replace(responses, coords={**responses.coords, "voxel_id": np.arange(24)[::-1].copy()})
+
+
+#: What an insider does to the stored trials, and the words of the audit; everything after them is then run honestly.
+IN_RESPONSES = {
+    "worst test trials dropped": (lambda found: found.select(np.arange(N_TRIALS - 5)), FEWER),
+    "training trials dropped": (lambda found: found.select(np.arange(5, N_TRIALS)), FEWER),
+    "test half-way to noiseless": (move(TESTED, 0.5), ALL_OF_THE_TEST),
+    "test a little to noiseless": (move(TESTED, 0.02), ALL_OF_THE_TEST),
+    "one test trial to noiseless": (move(TESTED[4:5], 0.5), f"first row {TESTED[4]}"),
+    "training to noiseless": (move(TRAINED, 0.5), "(0 of them test trials)"),
+    "worst trial replaced": (replace_the_worst_trial, f"first row {TESTED[2]}"),
+    "test centred": (centre_the_test, ALL_OF_THE_TEST),
+    "test doubled": (lambda found: set_rows(found, TESTED, 2 * found.data[TESTED]), ALL_OF_THE_TEST),
+    "a voxel erased": (erase_a_voxel, f"of {N_TRIALS} of {N_TRIALS} trials"),
+    "other units": (lambda found: replace(found, unit="au"), "meta.json: unit is au"),
+    "voxels renamed": (rename_voxels, "coord_voxel_id.npy"),
+    "ids exchanged": (exchange_ids, "stimulus_id of row 3"),
+    "order of test rows": (
+        lambda found: found.select(np.r_[TRAINED, TESTED[::-1]]), f"stimulus_id of row {N_TRAIN}",
+    ),
+    "another session": (
+        lambda found: set_column(found, "session", ["01"] * N_TRAIN + ["02"] * N_TEST), f"session of row {N_TRAIN}",
+    ),
+    "a column added": (
+        lambda found: set_column(found, "onset", np.arange(N_TRIALS)), "has the column onset too much",
+    ),
+}  # fmt: skip
+
+
+def plant_in_responses(folder, change):
+    """Change the stored trials, and make the split of what is left again."""
+    prepared = find_artifact(folder, "preprocess")
+    found = store.read_responses(prepared / "responses")
+    planted = change(replace(found, data=np.array(found.data)))  # no map of a file that is written anew
+    meta = prepared / "responses" / "meta.json"
+    before = store.read_json(meta)
+    store.write_responses(prepared / "responses", planted)
+    store.write_json(meta, {**before, **store.read_json(meta)})
+    config = read_config(folder)
+    concepts = store.read_stimuli(prepared / "stimuli").concepts_of(planted.stimulus_ids)
+    split = config.split.make(planted.trials, concepts, seed=config.seed, knows_images=True)
+    store.write_json(prepared / "split.json", split.as_json())
+    reseal(folder)
+
+
+@pytest.mark.parametrize("name", IN_RESPONSES)
+def test_what_is_planted_in_stored_trials_is_found(bases, tmp_path, name):
+    """The recordings lie unchanged beside the run; the digests are made again from what was planted."""
+    change, words = IN_RESPONSES[name]
+    folder = Path(shutil.copytree(bases("ranked"), tmp_path / "run"))
+    plant_in_responses(folder, change)
+    run, (leak,) = forgeries.take_step(folder, check_prepared, thorough=True)
+    assert (leak.check, leak.level, words in leak.message) == ("responses", "leak", True), leak
+    assert {item.how for item in run.verified} == {"recomputed"}
+
+
+def test_nothing_but_the_recordings_tells_of_trials_that_were_dropped(bases, tmp_path):
+    """Every later stage is made honestly from what is left, so that the run agrees with itself."""
+    folder = Path(shutil.copytree(bases("ranked"), tmp_path / "run"))
+    plant_in_responses(folder, lambda found: found.select(np.arange(N_TRIALS - 5)))
+    for stage in ("embed", "train", "retrieve"):
+        shutil.rmtree(folder / "stages" / stage)
+    pipeline.retrieve(open_run(read_config(folder), folder))
+    assert {item.check for item in audit_run(folder, refit=True).leaks} == {"responses"}
+    audit = audit_run(folder)
+    (data,) = [item for item in audit.list_status() if item.part == "data"]
+    assert (audit.leaks, data.how, "--refit" in data.describe()) == ((), "by record", True)
+
+
+def test_without_recordings_the_trials_are_known_by_record(bases, monkeypatch):
+    """Other recordings than those of the run prove nothing about its trials."""
+
+    def fail(self):
+        raise DataError("the recordings are gone.")
+
+    for hash_inputs, words in (
+        (lambda self: {"a": "1"}, "not those that the run was made from"),
+        (fail, "gone"),
+    ):
+        monkeypatch.setattr(synthetic_digits.SyntheticDigitsConfig, "hash_inputs", hash_inputs)
+        run, found = forgeries.take_step(bases("ranked"), check_prepared, thorough=True)
+        (told,) = run.verified
+        assert (found, told.how, words in told.reason) == ([], "by record", True)
+
+
+# --- planted in a file of targets --------------------------------------------------------------------------
+
+
+def run_imported(folder, vectors, ids):
+    """Rank images by targets that someone brings in a file."""
+    folder.mkdir()
+    np.save(folder / "bank.npy", np.asarray(vectors, dtype=np.float32))
+    (folder / "ids.txt").write_text("\n".join(map(str, ids)))
+    files = f"files: {folder / 'bank.npy'}, ids: {folder / 'ids.txt'}"
+    target = f"target={{kind: imported, layout: rows, network: toy, {files}}}"
+    return run_until(folder / "run", [*MORE, target, "generator={kind: nearest}"], pipeline.retrieve)
+
+
+#: 80 training images and 40 tested ones.
+MORE = ["dataset.n_train=80", "dataset.n_test=40", "encoder.alphas=[10, 100, 1000]"]
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """Features that a network might compute of the pixels, and the run with them."""
+    folder = tmp_path_factory.mktemp("imported")
+    run = open_run(read_config("synthetic_digits", [*SIZES, *MORE]), folder / "bare")
+    stimuli = preparing.preprocess(run).stimuli
+    pixels = np.stack([image.reshape(-1) for image in stimuli.iterate_images()]) / 255.0
+    weights = np.random.default_rng(1).normal(size=(pixels.shape[1], 30))
+    vectors = np.maximum((pixels - 0.5) @ weights, 0) + 0.01
+    return run_imported(folder / "honest", vectors, stimuli.ids), vectors, stimuli.ids
+
+
+def judge_targets(folder, *, thorough=True):
+    return forgeries.take_step(folder, check_embedded, thorough=thorough)
+
+
+def scale_by_all(vectors, n_train, predicted):
+    return (vectors - vectors.mean(axis=0)) / vectors.std(axis=0)
+
+
+def centre_by_all(vectors, n_train, predicted):
+    return vectors - vectors.mean(axis=0)
+
+
+def divide_by_spread_of_all(vectors, n_train, predicted):
+    return vectors / vectors.std(axis=0)
+
+
+def centre_each_side(vectors, n_train, predicted):
+    """Test targets around their own mean, which no single image knows, and training targets around theirs."""
+    train, test = np.split(vectors, [n_train])
+    return np.concatenate([train - train.mean(axis=0) + 0.2, test - test.mean(axis=0)])
+
+
+def take_components_of_all_targets(vectors, n_train, predicted):
+    centred = vectors - vectors.mean(axis=0)
+    return centred @ np.linalg.svd(centred, full_matrices=False)[2].T + 5
+
+
+def whiten_by_all(vectors, n_train, predicted):
+    centred = vectors - vectors.mean(axis=0)
+    return np.linalg.svd(centred, full_matrices=False)[0] * np.sqrt(len(vectors))
+
+
+def draw_to_predictions(vectors, n_train, predicted):
+    return np.concatenate([vectors[:n_train], 0.5 * vectors[n_train:] + 0.5 * predicted])
+
+
+def scale_by_training(vectors, n_train, predicted):
+    """What an honest person does."""
+    return (vectors - vectors[:n_train].mean(axis=0)) / vectors[:n_train].std(axis=0)
+
+
+#: What is done to the vectors, the level that the audit finds, and its words.
+IN_TARGETS = {
+    scale_by_all: ("leak", "mean 0 holds over training and test images"),
+    centre_by_all: ("leak", "mean 0 holds over training and test images"),
+    divide_by_spread_of_all: ("leak", "SD 1 holds over training and test images"),
+    centre_each_side: ("leak", "mean 0 holds over test images alone"),
+    take_components_of_all_targets: (
+        "leak",
+        "no correlation of features holds over training and test images",
+    ),
+    whiten_by_all: ("leak", "over training and test images"),
+    draw_to_predictions: ("warning", "nearer to their predictions than those of training images"),
+    scale_by_training: None,
+}
+
+
+@pytest.mark.parametrize("change", IN_TARGETS, ids=lambda change: change.__name__)
+def test_what_is_planted_in_a_file_of_targets_is_found(honest, tmp_path, change):
+    folder, vectors, ids = honest
+    predicted = store.read_embeddings(find_artifact(folder, "retrieve") / "fold00")
+    n_train = len(ids) - len(predicted)
+    assert list(ids[n_train:]) == list(predicted.ids)
+    run, found = judge_targets(
+        run_imported(tmp_path / "made", change(vectors, n_train, predicted.flat()), ids)
+    )
+    wanted = IN_TARGETS[change]
+    if wanted is None:
+        assert found == []
+    else:
+        (item,) = found
+        assert (item.check, item.level, wanted[1] in item.message) == ("targets", wanted[0], True), item
+    # What computed a file is not known, whatever was found.
+    assert {item.how for item in run.verified} == {"by record"}
+
+
+def test_honest_files_of_targets_pass(honest):
+    assert judge_targets(honest[0])[1] == []
+    run, found = judge_targets(honest[0], thorough=False)
+    assert found == []
+    assert ("distance of imported targets from predictions", "add --refit") in {
+        (item.what, item.reason) for item in run.verified
+    }
 
 
 # --- planted in the data before the run ---------------------------------------------------------------------

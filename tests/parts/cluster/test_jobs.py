@@ -241,6 +241,13 @@ def test_jobs_of_others_that_have_the_same_numbers_are_left_alone(monkeypatch, t
     ) as other:
         local = replace(SENT, executor="local", job_id=str(other.pid), host=on_node.platform.node())
         assert [find_states(folder, [local])[0].state for folder in (out, others)] == ["lost", "running"]
+        # A copy of the folder says whose jobs these are; one that was moved keeps them.
+        sent = replace(local, folder=str(others))
+        (found,) = find_states(out, [sent])
+        assert (found.state, found.is_active) == ("elsewhere", False)
+        assert f"this folder is a copy, and the job belongs to {others}" in found.reason
+        moved = replace(sent, folder=str(tmp_path / "gone"))
+        assert [find_states(others, [job])[0].state for job in (sent, moved)] == ["running", "running"]
         other.kill()
     far = {**asdict(SENT), "executor": "local", "host": "elsewhere"}
     (out / "jobs" / "jobs.json").write_text(json.dumps([far]))
@@ -308,6 +315,8 @@ def test_a_clock_that_differs_is_told_and_nothing_depends_on_it(tmp_path):
         note.write_text(json.dumps({"ticket": "t", "state": "done", "host": "n1", "written": 0.0, **told}))
         found = watching.find_clock_differences(tmp_path, [job])
         assert [sentence.partition(",")[0] for sentence in found] == words
+        (state,) = watching.find_states(tmp_path, [job])
+        assert state.elapsed == "0:00:00"  # set back since it began: less than nothing would read as hours
 
 
 def test_a_task_of_an_array_that_was_cancelled_while_it_waited_is_not_blamed_on_the_disk(
@@ -350,7 +359,8 @@ def make_job(tmp_path, **changes):
         ({"software": {**identify_software(), "numpy": "0.1"}}, "failed", "the job was sent from a machine with 0.1"),
         ({"software": {"braindecode_vis": "0"}}, "failed", "another version of the code of braindecode_vis"),
         ({"cwd": "/nowhere"}, "failed", "cannot see the folder /nowhere"),
-        ({"command": [sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"]}, "failed", "(4 GB)"),
+        ({"command": [sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"]}, "failed",
+         "by somebody (kill -9, a scheduler) or by the system because memory ran out; it used up to "),
         ({"command": [sys.executable, "-S", "-c", "raise SystemExit('error: no data.')"]}, "failed", "no data."),
         ({"command": [sys.executable, "-S", "-c", "raise SystemExit(143)"]}, "stopped", "cancelled or preempted"),
     ],

@@ -21,6 +21,7 @@ from tests.parts.live.scripted import FACTS, IDS, INFO, Block, Script, find_imag
 
 connect = pytest.importorskip("websockets.sync.client").connect
 InvalidStatus = pytest.importorskip("websockets.exceptions").InvalidStatus
+ConnectionClosed = pytest.importorskip("websockets.exceptions").ConnectionClosed
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +137,50 @@ def test_images_come_small_and_what_is_unknown_or_broken_is_not_there(page, tmp_
     assert body[:2] == b"\xff\xd8"
     assert ask(page, "/image?id=../../etc/passwd", **key)[0] == 404
     assert ask(page, "/image?id=", **key)[0] == 404
-    assert ask(page, "/reconstruction/77", **key)[0] == 404
-    assert ask(page, "/nothing", **key)[0] == 404
     digit = np.zeros((28, 28, 3), np.uint8)
     assert encode_picture(digit, 384)[1] == "image/png"  # its pixels are enlarged, not blurred
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        (f"/reconstruction/{number}", 404)
+        for number in ("77", "9" * 5000, "-1", "1e9", "%D9%A1", "%00", "0x10", "", "1/2")
+    ]
+    + [(f"/image?id={name}", 404) for name in ("9" * 5000, "%00", "%FF", "a/" * 2000, "../../etc/passwd")]
+    + [(f"/image?of={'9' * 5000}&id={IDS[0]}", 200), ("/nothing", 404), ("/static/" + "9" * 5000, 404)]
+    + [(f"/?token={'9' * 5000}", 200), ("/calibrate?block=" + "9" * 5000, 200), ("/" + "9" * 50_000, 404)],
+)
+def test_absurd_addresses_get_one_sentence(page, capfd, path, code):
+    """An address of 5000 digits was a traceback on the terminal, and "Internal Server Error" in the browser."""
+    status, _, body = ask(page, path, Authorization=f"Bearer {page.token}")
+    assert status == code
+    if code != 200:
+        assert body.decode().strip().startswith(("There is no", "This reconstruction"))
+        assert body.count(b"\n") == 1
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://" + "9" * 5000, "://", "9" * 5000])
+def test_origins_that_are_no_addresses_are_refused(page, origin):
+    status, _, body = ask(page, "/", Authorization=f"Bearer {page.token}", Origin=origin)
+    assert (status, body.decode()) == (403, "Pages from other addresses may not read this page.\n")
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, '{"type": ' + "9" * 5000 + "}", "9" * 5000])
+def test_absurd_messages_get_one_sentence(page, capfd, text):
+    with listen(page) as ws:
+        ws.send(text)
+        while not (answer := hear(ws, "answer"))["sentence"]:
+            pass
+        assert answer["sentence"] == server.NO_MESSAGE
+    late = json.dumps({"type": "onset", "index": 0, "time": 10**400, "uncertainty": 0})
+    for message in (text, late):
+        with listen(page, "calibration") as ws:
+            ws.send(message)
+            with pytest.raises(ConnectionClosed, match="not a message of a calibration page"):
+                list(ws)
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Sources of streams: times from stamps, a FieldTrip buffer, LSL over loopback, and a class from outside."""
 
 import contextlib
+import json
 import socket
 import struct
 import sys
@@ -12,11 +13,11 @@ import numpy as np
 import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.parts.live import replay
+from braindecode_vis.parts.live import listeners, replay
 from braindecode_vis.parts.live.listeners import OutletListener
 from braindecode_vis.parts.live.opening import open_source
 from braindecode_vis.parts.live.sources import FieldTripSource, LslSource, SampleClock
-from braindecode_vis.parts.live.stream_roles import StreamInfo, StreamSource
+from braindecode_vis.parts.live.stream_roles import Chunk, Decision, StreamInfo, StreamSource
 
 # --- times from stamps ------------------------------------------------------------------------------------------------
 
@@ -479,6 +480,42 @@ def test_two_sessions_on_one_stream_are_told_and_two_outlets_of_one_name_refused
     ):
         OutletListener(name)
     outlet._del()
+
+
+@pytest.mark.slow
+def test_a_client_that_already_searches_gets_the_first_decision_of_an_outlet(lsl, monkeypatch):
+    """It finds the stream half a second after it was offered, and LSL sends nothing that was sent before."""
+    name, heard, searches = f"test-{uuid.uuid4().hex[:8]}", [], threading.Event()
+
+    def listen():
+        searches.set()
+        (stream,) = lsl.resolve_streams(timeout=10.0, name=name, minimum=1)
+        inlet = lsl.StreamInlet(stream)
+        inlet.open_stream(timeout=5.0)
+        while len(heard) < 3:
+            sample, when = inlet.pull_sample(timeout=5.0)
+            heard.append((json.loads(sample[0])["marker"], when))
+
+    client = threading.Thread(target=listen)
+    outlet = OutletListener(name)
+    client.start()
+    searches.wait()
+    outlet.begin(StreamInfo(name, "eeg", ("Oz",), 100.0), {})
+    decided = lsl.local_clock()
+    for n, marker in enumerate("abc"):
+        outlet.decide(Decision(n, float(n), marker))
+    while client.is_alive():
+        outlet.hear(Chunk(np.empty((1, 0)), np.empty(0)))
+        client.join(0.05)
+    assert [marker for marker, _ in heard] == ["a", "b", "c"]
+    assert abs(heard[0][1] - decided) < 0.3  # when it was decided, not when it was sent
+    outlet.end({})
+    # Without a client nothing is kept for ever.
+    monkeypatch.setattr(listeners, "CLIENTS_S", 0.0)
+    alone = OutletListener(f"{name}-alone")
+    alone.begin(StreamInfo(name, "eeg", ("Oz",), 100.0), {})
+    alone.decide(Decision(0, 0.0, "a"))
+    assert alone._markers._kept is None
 
 
 @pytest.mark.parametrize(("drift", "followed"), [(0.97, 0.99), (0.995, 0.995), (1.005, 1.005), (1.03, 1.01)])

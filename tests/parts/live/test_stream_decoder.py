@@ -613,6 +613,13 @@ def test_a_session_counts_stalls_is_injected_into_and_ends_as_asked(monkeypatch)
     assert summary["ended"] == "2 decisions were made"
     assert summary["n_decisions"] == 2
     assert summary["scores"]["top1"] == {"value": 0.5, "chance": 0.1}
+    # Decisions of a calibration block are made and told, but end nothing.
+    session = LiveSession(Paced([full, full, full]), Scripted(), [notebook], decisions=2)
+    session.is_counted = lambda decision: decision.marker != "a"
+    for name in "aab":
+        session.inject(Marker(0.0, name))
+    summary = session.run()
+    assert (summary["ended"], summary["n_decisions"]) == ("the stream ended", 3)
     session = LiveSession(Paced([full, empty, full]), Scripted(), [notebook])
     assert session.run()["ended"] == "the stream ended"
     assert any("has sent no samples" in one for one in notebook.told)

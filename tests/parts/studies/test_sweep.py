@@ -1,6 +1,8 @@
 """Sweeps: which runs there are, what is shared, and what a failed run leaves."""
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from braindecode_vis.parts.studies import sweep as sweeping
 from braindecode_vis.parts.studies.compare import compare_runs, read_items
 from braindecode_vis.parts.studies.sweep import list_combinations, parse_axes, summarise, sweep
 from braindecode_vis.pipeline.runs import read_scores
+from braindecode_vis.pipeline.together import THREAD_LIMITS, describe_thread_limits, limit_threads
 from braindecode_vis.scoring.retrieval import Retrieval, compute_top_k_hits
 
 QUICK = [
@@ -67,6 +70,31 @@ def test_a_sweep_runs_one_after_the_other_unless_more_are_asked_for(tmp_path, mo
         with pytest.raises(DataError, match="no run"):
             sweep("synthetic_digits", {"seed": ["0"]}, tmp_path / f"{len(told)}", overrides=QUICK, **options)
     assert told == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, ["2"] * 3), ({"OMP_NUM_THREADS": "1"}, ["1"] * 3), ({"MKL_NUM_THREADS": "3"}, ["2", "2", "3"])],
+)
+def test_runs_of_a_sweep_keep_the_threads_that_the_user_has_set(monkeypatch, given, expected):
+    for name in THREAD_LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    found = limit_threads(4)
+    assert [found[name] for name in THREAD_LIMITS] == expected
+    assert describe_thread_limits() == "".join(
+        f"every process keeps your {name}={value}" for name, value in given.items()
+    )
+
+
+def test_a_run_of_a_sweep_that_was_killed_is_told_with_both_causes_and_its_memory(tmp_path, monkeypatch):
+    line = "import os; print('fold 1'); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(sweeping, "make_command", lambda words: [sys.executable, "-S", "-c", line])
+    said = sweeping._run_one(tmp_path, 1)
+    assert "by somebody (kill -9, a scheduler) or by the system because memory ran out; it used up to" in said
+    assert "are the limit here" in said
 
 
 def test_folders_name_kinds_and_weights_of_objectives(tmp_path):

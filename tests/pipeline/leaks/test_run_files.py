@@ -113,7 +113,7 @@ def test_a_run_without_its_settings_is_not_computed_again(tmp_path):
     (found,) = check_results(run, [])
     assert "nothing after training could be computed again" in found.message
     told = {item.part: item for item in run.verified}
-    assert set(told) == {"prediction", "material", "score"}
+    assert set(told) == {"data", "prediction", "material", "score"}
     assert all(item.how == "not verified" and item.reason[-1] != "." for item in told.values())
 
 

@@ -6,18 +6,17 @@ import pytest
 from braindecode_vis.base import store
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.drawn.images import render_batch
+from braindecode_vis.pipeline.leaks.likeness import check_likeness, find_like_pictures
 from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import (
     check_copies,
     check_identity,
-    check_likeness,
     check_pixels,
     check_rows,
     check_sides,
     check_used,
     count_units,
     find_copies,
-    find_like_pictures,
     measure_known_classes,
 )
 from braindecode_vis.preprocessing.splits import Fold
@@ -142,7 +141,7 @@ def test_changed_copies_are_found_where_every_test_picture_is_one(pictures):
     noisy = pictures.astype(int) + np.random.default_rng(0).integers(-6, 7, pictures.shape)
     stack = np.concatenate([pictures, np.clip(noisy, 0, 255).astype(np.uint8)])
     names = [f"p{row:02d}" for row in range(2 * N)]
-    pairs = find_like_pictures(StimulusSet.from_pixels(stack, names), names, set(names[N:]))
+    pairs = find_like_pictures(StimulusSet.from_pixels(stack, names), names, set(names[N:])).pairs
     assert {(first, second) for first, second, _ in pairs} == set(zip(names[:N], names[N:], strict=True))
 
 
@@ -152,7 +151,7 @@ def test_three_pictures_do_not_tell_how_near_pictures_usually_are(pictures):
     film = ((1 - share) * pictures[0] + share * pictures[1]).round().astype(np.uint8)
     stack = np.concatenate([pictures[2:4], film])
     names = [f"p{row:02d}" for row in range(len(stack))]
-    assert find_like_pictures(StimulusSet.from_pixels(stack, names), names, set(names[3:])) == []
+    assert find_like_pictures(StimulusSet.from_pixels(stack, names), names, set(names[3:])).pairs == []
 
 
 # --- the same trial ---------------------------------------------------------------------------------------
@@ -195,6 +194,17 @@ def test_a_copy_with_noise_of_a_copy_is_one_trial(open_small):
     data[19] = data[9] + 1e-6 * np.random.default_rng(1).normal(size=300)
     (found,) = check_copies(open_small(data=data))
     assert "1 trial(s) have a copy on the other side" in found.message
+
+
+def test_a_person_under_two_ids_has_copies_on_both_sides(open_small):
+    """Whole subjects are left out, but the second is the first at another gain, with a little noise."""
+    one = np.random.default_rng(0).normal(size=(N // 2, 300))
+    other = 1.01 * one + 1e-3 * np.random.default_rng(1).normal(size=one.shape)
+    names = np.repeat(["1", "2"], N // 2)
+    folds = [(ROWS[names == "1"], ROWS[names == "2"]), (ROWS[names == "2"], ROWS[names == "1"])]
+    found = check_copies(open_small(folds, data=np.concatenate([one, other]), columns={"subject": names}))
+    assert [(item.level, item.where) for item in found] == [("leak", "fold 0"), ("leak", "fold 1")]
+    assert "12 trial(s) have a copy" in found[0].message
 
 
 # --- as used ----------------------------------------------------------------------------------------------

@@ -235,6 +235,7 @@ def test_hits_are_counted_where_a_value_is_a_share_of_them():
         "{n}_way_top1_semantic_accuracy",
         "accuracy",
         "binding",
+        *(f"top{{n}}_acc{averaged}" for averaged in ("", "_subject-agg", "_instance-agg")),
         *ways,
     ]
     assert sorted(counted) == sorted(expected)

@@ -27,7 +27,7 @@ from braindecode_vis.base.checks import ConfigError, DataError, check_columns, c
 from braindecode_vis.base.contracts import Progress, count_steps
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.locks import hold_folder
-from braindecode_vis.base.memory import check_memory
+from braindecode_vis.base.memory import check_memory, describe_kill
 from braindecode_vis.base.store import RunFolder, hash_json, list_differences, write_json
 from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig, FmriChannels
 from braindecode_vis.datasets.corpus.manifest import (
@@ -41,13 +41,14 @@ from braindecode_vis.datasets.corpus.manifest import (
     name_subject,
     read_manifest,
     read_rows,
+    sketch_run,
     take_up_shards,
     write_manifest,
 )
 from braindecode_vis.datasets.corpus.recordings import Channels, Excluded, SeriesRun
 from braindecode_vis.preprocessing.array_file import ArrayFile
 
-_VERSION = 1
+_VERSION = 2
 #: Of the windowed sinc, in samples of the slower of both rates, on each side.
 _REACH = 8
 #: Kaiser's window: 80 dB.
@@ -869,8 +870,8 @@ def _write_shards(
                 yield task.result()
         except BrokenExecutor as error:
             raise DataError(
-                "a process that prepares runs was killed, perhaps because memory ran out; finished "
-                "shards are kept, so run the same command again, with fewer --jobs."
+                f"one of the {n} processes that prepare runs ended: {describe_kill()}. Finished shards are kept: run "
+                "the same command again, with fewer --jobs if memory ran out."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -956,5 +957,5 @@ def _describe_run(
         "task": run.task, "site": run.site, "licence": run.licence, "n_times": len(values),
         "interval_s": find_interval(run, config), "recorded_s": run.interval_s,
         "motion_mm": run.motion_mm, "scrubbed": run.scrubbed,
-        "start": start, "missing": missing, "files": entry.files, "digest": digest,
+        "start": start, "missing": missing, "files": entry.files, "digest": digest, "sketch": sketch_run(values),
     }  # fmt: skip

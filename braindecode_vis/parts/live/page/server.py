@@ -23,6 +23,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -400,10 +401,12 @@ class PageListener(Listener):
 
         routes = [
             Route("/", page), Route("/calibrate", page), Route("/static/{name}", page),
-            Route("/image", self._answer_image), Route("/reconstruction/{number:int}", self._answer_reconstruction),
+            Route("/image", self._answer_image), Route("/reconstruction/{number}", self._answer_reconstruction),
             WebSocketRoute("/live", self._tell_browser), WebSocketRoute("/calibration", self._calibrate),
         ]  # fmt: skip
-        return _Guard(Starlette(routes=routes, lifespan=self._run), self)
+        answers = {404: "There is no such page.", 405: "This page can be read alone."}
+        handlers = {status: partial(_answer_error, sentence) for status, sentence in answers.items()}
+        return _Guard(Starlette(routes=routes, lifespan=self._run, exception_handlers=handlers), self)
 
     @asynccontextmanager
     async def _run(self, app: Any) -> AsyncIterator[None]:
@@ -540,7 +543,7 @@ class PageListener(Listener):
         try:
             asked = json.loads(text)
             kind = asked["type"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return NO_MESSAGE
         recorder = self._recorder
         if recorder is None:
@@ -604,7 +607,9 @@ class PageListener(Listener):
         from starlette.concurrency import run_in_threadpool
         from starlette.responses import Response
 
-        image = self.state.images.get(request.path_params["number"])
+        number = request.path_params["number"]
+        # Of thousands of digits, Python makes no number.
+        image = self.state.images.get(int(number)) if number.isdecimal() and len(number) < 10 else None
         if image is None:
             return _say("This reconstruction is no longer available.", 404)
         content, kind = await run_in_threadpool(encode_picture, image, 768)
@@ -669,6 +674,8 @@ class PageListener(Listener):
                     )
                 if answer:
                     await ws.send_text(json.dumps(answer))
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError):
+            await ws.close(4002, "This is not a message of a calibration page.")
         except (WebSocketDisconnect, RuntimeError, OSError):
             if self._verdict is None and self._next_showing:
                 self.tell(
@@ -676,8 +683,6 @@ class PageListener(Listener):
                     "images; open it again to continue.",
                     "warning",
                 )
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError, IndexError):
-            await ws.close(4002, "This is not a message of a calibration page.")
         except BraindecodeVisError as error:
             self.tell(str(error), "error")
             with suppress(RuntimeError, OSError):
@@ -747,7 +752,7 @@ class _Guard:
                 "This page can be opened only with the address of its own machine, not with another name.",
                 403,
             )
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and not _is_of(origin, host):
             return _say("Pages from other addresses may not read this page.", 403)
         if scope["type"] == "websocket" and origin is None and "cookie" in headers:
             return _say("A websocket request needs an origin.", 403)  # every browser does
@@ -812,6 +817,17 @@ def encode_picture(image: Path | np.ndarray, max_px: int) -> tuple[bytes, str]:
     out = io.BytesIO()
     picture.save(out, format="PNG" if small else "JPEG", quality=90)
     return out.getvalue(), "image/png" if small else "image/jpeg"
+
+
+def _is_of(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:  # it is no address
+        return False
+
+
+def _answer_error(sentence: str, request: Any, error: Any) -> Any:
+    return _say(sentence, error.status_code)
 
 
 def _say(sentence: str, status: int) -> Any:

@@ -227,9 +227,11 @@ def test_the_same_recordings_make_one_person(tmp_path, root):
     assert {row["person"] for row in corpus.list_subjects(held_out=True)} == {"movies/03"}
 
 
-def test_the_same_samples_in_another_file_are_found_once_they_are_read(tmp_path, root):
+@pytest.mark.parametrize(("gain", "noise"), [(1, 0), (1.01, 1e-3), (3, 0.05)])
+def test_the_same_samples_in_another_file_are_found_once_they_are_read(tmp_path, root, gain, noise):
     """As where a data set was packed in another format: a person of both is trained on in neither, if held out."""
     same = np.load(root / "03_1_2.0_north.npy")
+    same = gain * (same + noise * np.random.default_rng(0).normal(size=same.shape))
     (tmp_path / "copy").mkdir()
     np.save(tmp_path / "copy" / "77_1_2.0_west.npy", np.asfortranarray(same))
     heard = []

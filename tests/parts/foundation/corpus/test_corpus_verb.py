@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from braindecode_vis.cli import app
 from braindecode_vis.datasets.corpus.reader import open_corpus
+from braindecode_vis.parts.foundation.corpus import growing
 from tests.killing import PYTHON_ROOT
 
 N = 100
@@ -136,3 +137,14 @@ def test_processes_side_by_side_and_a_killed_one_leave_the_same_corpus(tmp_path,
     now.verify(read=True)
     assert now.digest == want.digest
     assert not list(folder.rglob(".tmp-*"))
+
+
+def test_states_that_a_killed_call_left_go_with_the_next_call(tmp_path, data, monkeypatch):
+    """Each shard writes a state as large as the manifest; the next call took those of a kill for finished ones."""
+    given, states = words(tmp_path / "corpus", data, "movies"), tmp_path / "corpus" / "earlier"
+    with monkeypatch.context() as patch:
+        patch.setattr(growing, "forget_states", lambda *_: 1 / 0)  # as a kill just before the end
+        assert call(*given).exit_code
+    assert len(list(states.iterdir())) > 3
+    assert call(*given).exit_code == 0
+    assert [path.stem for path in states.iterdir()] == [open_corpus(tmp_path / "corpus").digest]
