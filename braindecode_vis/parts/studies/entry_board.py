@@ -30,6 +30,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.parts.studies.entries import IMAGES
 from braindecode_vis.parts.studies.entry_scores import (
+    AUDIT,
     FEWEST_SEEDS,
     METRICS,
     Column,
@@ -304,7 +305,7 @@ def _view_entry(table: TrackTables, row: TableRow) -> dict[str, Any]:
         "Sealed": row.seal["sealed"],
         "Entry": row.seal["entry"],
         "Split": row.seal["split"],
-        "Audited": f"audit --refit passed, called by {row.audited}" if row.audited else "no",
+        "Audited": _describe_audit(row),
     }
     return {
         "track": table.track.name,
@@ -313,6 +314,15 @@ def _view_entry(table: TrackTables, row: TableRow) -> dict[str, Any]:
         "notes": [*(f"Transductive: {sign}" for sign in scores["signs"]), *scores["notes"]],
         "pictures": _read_pictures(row.folder, scores),
     }
+
+
+def _describe_audit(row: TableRow) -> str:
+    """Return who audited an entry, and how each part of its run was verified."""
+    if not row.audited:
+        return "no"
+    verified = dict(store.read_json(row.folder / AUDIT).get("verified", {}))
+    how = ", ".join(f"{part} {words}" for part, words in verified.items())
+    return f"audit --refit passed, called by {row.audited}" + (f" ({how})" if how else "")
 
 
 def _read_pictures(folder: Path, scores: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -423,6 +423,7 @@ def audit_entry(folder: Path, auditor: str) -> dict[str, Any]:
         "entry": seal["entry"],
         "passed": not found.leaks,
         "summary": found.summarise(),
+        "verified": {part.part: part.how for part in found.list_status()},
         "refit": True,
         "created": store.collect_provenance()["created"],
     }

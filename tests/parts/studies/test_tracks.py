@@ -143,6 +143,7 @@ def test_published_ids_become_a_split(tmp_path, monkeypatch, capsys):
     assert (split.gallery, agrees, path.is_file()) == (["a", "b"], None, True)
 
 
+@pytest.mark.shared
 def test_a_run_of_a_track_is_an_entry_that_another_team_audits(shared, tmp_path, capsys):
     root, run, entries = shared / "data" / "digits69", tmp_path / "run", tmp_path / "entries"
     assert call(["run", "--track", "digits69", "--root", str(root), "--out", str(run)]) == 0
@@ -679,6 +680,7 @@ def test_published_rows_are_those_of_the_research_page():
             )
 
 
+@pytest.mark.shared
 def test_public_predictions_are_an_entry(shared, tmp_path, capsys):
     """ATM-S, subject 8, as its authors released it: top-1 .360, top-5 .725; how its epoch was chosen is not stated."""
     import torch
