@@ -20,12 +20,12 @@ N_TRIALS, N_FEATURES = 320, 850  # of a subject: 17 channels x 50 samples, avera
 
 
 def _open_run(
-    folder: Path, n_subjects: int, n_trials: int, n_features: int, n_folds: int | None
+    folder: Path, n_subjects: int, n_trials: int, n_features: int, n_folds: int | None, stage: str = "train"
 ) -> Callable[[], Any]:
-    """Return what trains the ridge of a run whose data are preprocessed and whose pictures are embedded."""
+    """Return what computes a stage of a run with ridge whose earlier stages are there."""
     import braindecode_vis as bdv
+    from braindecode_vis import pipeline
     from braindecode_vis.config import validate_config
-    from braindecode_vis.pipeline import embed, preprocess, train
     from braindecode_vis.pipeline.runs import open_run
 
     rng = np.random.default_rng(0)
@@ -44,14 +44,20 @@ def _open_run(
         "split": {"kind": "published"} if n_folds is None else {"kind": "kfold", "n_folds": n_folds},
     }  # fmt: skip
     run = open_run(validate_config(config, where="growth"), folder / "run")
-    preprocess(run)
-    embed(run)
-    return partial(train, run)
+    stages = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate")
+    for earlier in stages[: stages.index(stage)]:
+        getattr(pipeline, earlier)(run)
+    return partial(getattr(pipeline, stage), run)
 
 
 def train_subjects(folder: Path, n: int) -> Callable[[], Any]:
     """Fit all subjects together, as a run of several does; 0 is a subject of few trials."""
     return _open_run(folder, max(1, n), *((N_TRIALS, N_FEATURES) if n else (20, 10)), None)
+
+
+def evaluate_subjects(folder: Path, n: int) -> Callable[[], Any]:
+    """Score all subjects of a run, each on 80 test pictures; 0 is a subject of few trials."""
+    return _open_run(folder, max(1, n), *((800, 60) if n else (60, 10)), None, "evaluate")
 
 
 def train_folds(folder: Path, n: int) -> Callable[[], Any]:
@@ -186,6 +192,10 @@ GROWTHS = (
         "Subjects: all are fitted together. One and two have fewer training trials (288 each) than features, where a "
         "fit takes trials squared times features; from four on it takes features squared times trials, which is "
         "linear. The power is taken over both and is neither's.",
+    ),
+    Growth(
+        "evaluate", "subjects: `evaluate`, 80 test pictures each", evaluate_subjects,
+        0, (1, 2, 4, 8), (1, 2, 4, 8, 16), LINEAR, LINEAR,
     ),
     Growth(
         "folds", "folds: `train` of ridge, 500 trials x 250 features", train_folds,

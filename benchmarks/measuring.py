@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -237,7 +237,9 @@ def _read_status(name: str) -> int:
 # --- pairs ------------------------------------------------------------------------------------------------
 
 
-def measure_row(row: Row, size: dict[str, Any], *, budget: float, peaks: bool = True) -> list[Pairs]:
+def measure_row(
+    row: Row, size: dict[str, Any], *, budget: float, peaks: bool = True, only: Sequence[str] | None = None
+) -> list[Pairs]:
     """Measure a row at one size beside every peer.
 
     Parameters
@@ -248,10 +250,12 @@ def measure_row(row: Row, size: dict[str, Any], *, budget: float, peaks: bool = 
         Seconds that the pairs of all peers should take together; three pairs are made whatever they take.
     peaks
         Also measure memory, each contender in a process of its own.
+    only
+        Names of the peers to measure; None measures all.
     """
     told = row.size.format(**size)
     try:
-        measured = call_in_child(time_pairs, row, size, budget)
+        measured = call_in_child(time_pairs, row, size, budget, only)
         own = call_in_child(find_peak, row, size, OURS) if peaks else None
         for pairs in measured:
             if peaks and not pairs.failure:
@@ -261,14 +265,16 @@ def measure_row(row: Row, size: dict[str, Any], *, budget: float, peaks: bool = 
     return measured
 
 
-def time_pairs(row: Row, size: dict[str, Any], budget: float) -> list[Pairs]:
+def time_pairs(
+    row: Row, size: dict[str, Any], budget: float, only: Sequence[str] | None = None
+) -> list[Pairs]:
     """Let ours and the peers take turns in this process."""
     warnings.simplefilter("ignore")  # peers advise and deprecate
     told, measured = row.size.format(**size), []
     with tempfile.TemporaryDirectory() as folder:
         work = row.make(Path(folder), **size)
         acts: dict[str, Callable[[], Any]] = {OURS: work.ours}
-        for peer in work.peers:
+        for peer in work.peers if only is None else [name for name in work.peers if name in only]:
             try:
                 acts[peer] = work.build(peer)
                 measured.append(Pairs(row, told, peer))

@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes and few pairs")
     parser.add_argument("--large", action="store_true", help="sizes of NSD as well, which take minutes each")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="rows of these names")
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help="beside these peers alone")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the tables here, as Markdown")
     given = parser.parse_args()
@@ -108,7 +109,8 @@ def main() -> None:
         sizes = row.quick if given.quick else row.full + row.large * given.large
         for size in sizes if row.name in wanted else ():
             since = read_clock()
-            found = measure_row(row, size, budget=BUDGET["quick" if given.quick else "full"])
+            budget = BUDGET["quick" if given.quick else "full"]
+            found = measure_row(row, size, budget=budget, only=given.peers)
             print("\n".join(map(tell_pairs, found)), flush=True)
             measured += found
             tell_spent(f"{row.name}, {row.size.format(**size)}", since)
@@ -263,9 +265,16 @@ def renew_rows(page: str, measured: Sequence[Pairs]) -> str:
         line = tell_row(pairs)
         head = line[: line.index(f"| {pairs.peer} ") + len(pairs.peer) + 3]
         places = [place for place, old in enumerate(lines) if old.startswith(head)]
-        if len(places) != 1:
+        if len(places) > 1:
             raise SystemExit(f"{len(places)} rows of the table begin with {head!r}; measure the whole table.")
-        lines[places[0]] = line
+        if places:
+            lines[places[0]] = line
+            continue
+        # A new row stands behind those of its task and size, or at the end.
+        alike = (f"| {pairs.row.title} | {pairs.size} |", f"| {pairs.row.title} |", "| ")
+        last = lines.index("## Growth") if "## Growth" in lines else len(lines)
+        ends = ([n for n, old in enumerate(lines[:last]) if old.startswith(start)] for start in alike)
+        lines.insert(next(found for found in ends if found)[-1] + 1, line)
     blocks = "\n".join(lines).split("\n\n")
     place = blocks.index(LOST)
     blocks[place : place + 2] = [list_lost(lines)]

@@ -34,6 +34,7 @@ def table():
     "name",
     [
         "ridge",
+        "ridge-five",
         "ridge-choice",
         "ranks",
         "top-10",
@@ -61,7 +62,8 @@ def test_a_row_runs_and_its_peers_compute_the_same(table, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["subjects", "folds", "look-up", "bank", "read", "rank", "mask-voxels", "ridge-voxels"]
+    "name",
+    ["subjects", "evaluate", "folds", "look-up", "bank", "read", "rank", "mask-voxels", "ridge-voxels"],
 )
 def test_a_step_that_grows_runs(table, tmp_path, name):
     growth = next(growth for growth in table.GROWTHS if growth.name == name)
@@ -113,8 +115,10 @@ def test_a_row_that_is_measured_again_takes_its_place_in_the_page(table):
         assert "less:\n\n- Exact rank of the true item, 3 x 4: 1.20 of a peer\n\n" in page
         assert page.count("- Training, three epochs, load") == page.count(row.words) == 1
     assert page.endswith("| --help | 0.30 |\n")
-    with pytest.raises(SystemExit, match="0 rows of the table"):
-        table.renew_rows(page, [Pairs(row, "5 x 5", "a peer", [0.9])])
+    page = table.renew_rows(page, [Pairs(row, "5 x 5", "a peer", [0.9])])
+    tasks = [line.split(" | ")[:2] for line in page.split("\n") if line.startswith("| ")]
+    new = tasks.index(["| Training, three epochs", "5 x 5"])
+    assert tasks[new - 1] == ["| Training, three epochs", "3 x 4"]  # behind the other sizes of its task
 
 
 @pytest.fixture

@@ -196,7 +196,8 @@ class RidgeEncoder(BrainEncoder):
             mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
             centred = values - mean
             if len(sizes) * len(self.config.alphas) == 1:
-                alpha, choices = self.config.alphas[0], []
+                alpha = self.config.alphas[0]
+                choices: list[dict[str, Any]] = []
                 kept = _select_features(scaled, values, sizes[0])
                 self._tell(self.config.n_inner_folds, "weights")
                 used = scaled if len(kept) == data.shape[1] else scaled[:, kept]
@@ -273,7 +274,7 @@ class RidgeEncoder(BrainEncoder):
         return [n for n in self.config.n_features if n is None or n < n_features] or [None]
 
     def _choose(
-        self, whole: Gram, responses: Responses, sizes: Sequence[int | None]
+        self, whole: Gram, responses: Responses, sizes: list[int | None]
     ) -> tuple[int | None, float, list[dict[str, Any]]]:
         folds = make_inner_folds(
             responses.stimulus_ids,

@@ -595,7 +595,9 @@ class _Permuted:
         key = (block_of.tobytes(), tuple(sizes), seed)
         # Transposed: what is looked up one after the other then stands in one row of the table.
         drawn = (np.ascontiguousarray(assigned.T, np.intp) for assigned in _draw_permutations(*key))
-        return _keep_draws(("permutation", *key), sum(sizes) * n_shown, n_shown, drawn) if keep else drawn
+        if not keep:
+            return drawn
+        return _keep_draws(("permutation", *key), sum(sizes) * n_shown, n_shown, drawn, np.intp)
 
     def add_sums(self, total: np.ndarray, assigned: np.ndarray) -> None:
         """Add to `total`, (size,), what all rows together would be worth beside the stimuli that they got."""
@@ -623,22 +625,22 @@ _kept: OrderedDict[Hashable, list[np.ndarray]] = OrderedDict()  # the latest las
 
 
 def _keep_draws(
-    key: Hashable, n_entries: int, most: int, draws: Iterable[np.ndarray]
+    key: Hashable, n_entries: int, most: int, draws: Iterable[np.ndarray], kind: type[np.generic]
 ) -> Iterable[np.ndarray]:
     """Return the draws that `key` stands for, which cost more to make than to use; together up to `MOST_KEPT`.
 
-    `most` is the largest of the entries: they are kept in the smallest type that holds it.
+    `most` is the largest of the entries: they are kept in the smallest type that holds it, and given as `kind`.
     """
     compact = np.min_scalar_type(most)
     if n_entries * compact.itemsize > MOST_KEPT:
-        return draws
+        return (drawn.astype(kind, copy=False) for drawn in draws)
     found = _kept.pop(key, None)
     if found is None:
         found = [drawn.astype(compact) for drawn in draws]
     while _kept and _count_bytes(found, *_kept.values()) > MOST_KEPT:
         _kept.popitem(last=False)  # the one that was not used for longest
     _kept[key] = found
-    return (drawn.astype(np.intp) for drawn in found)
+    return (drawn.astype(kind) for drawn in found)
 
 
 def _count_bytes(*kept: list[np.ndarray]) -> int:
@@ -651,26 +653,26 @@ def _bootstrap_clusters(
     """Return the statistic of each resample."""
     sums, counts = np.bincount(codes, values), np.bincount(codes)
     n = len(sums)
-    alike = bool((counts == counts[0]).all())
     order = np.argsort(values, kind="stable")  # sorted once: a median of a resample is a place in this order
     sizes = tuple(_chunks(n_boot, max(n, len(values))))
     generator = make_generator(seed, "bootstrap")
-    draws = _keep_draws(
-        ("bootstrap", seed, n, sizes), n_boot * n, n, (generator.integers(0, n, (size, n)) for size in sizes)
-    )
+    drawn = (_count_draws(generator.integers(0, n, (size, n)), n) for size in sizes)
     parts = []
-    for size, drawn in zip(sizes, draws, strict=True):
+    for times in _keep_draws(("bootstrap", seed, n, sizes), n_boot * n, n, drawn, np.float64):
         if statistic == "mean":
-            n_rows = n * counts[0] if alike else counts.take(drawn).sum(axis=1)
-            parts.append(sums.take(drawn).sum(axis=1) / n_rows)
+            parts.append((times @ sums) / (times @ counts))
             continue
-        flat = (drawn + n * np.arange(size)[:, None]).ravel()
-        times = np.bincount(flat, minlength=size * n).reshape(size, n)[:, codes[order]]  # (size, n_rows)
-        seen = 2 * np.cumsum(times, axis=1)
+        seen = 2 * np.cumsum(times[:, codes[order]], axis=1)  # (size, n_rows)
         half = seen[:, -1:] / 2
         lower, upper = (seen >= half).argmax(axis=1), (seen > half).argmax(axis=1)
         parts.append((values[order][lower] + values[order][upper]) / 2)
     return np.concatenate(parts)
+
+
+def _count_draws(drawn: np.ndarray, n: int) -> np.ndarray:
+    """Return how often each of `n` clusters is in each resample, (size, n), of their numbers, (size, n_draws)."""
+    flat = (drawn + n * np.arange(len(drawn))[:, None]).ravel()
+    return np.bincount(flat, minlength=len(drawn) * n).reshape(len(drawn), n)
 
 
 def _chunks(n: int, width: int) -> Iterator[int]:
