@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from braindecode_vis.cli.show import Json, make_console, print_json, print_scores, takes
-from braindecode_vis.parts.studies.track_verbs import score_on_track
+from braindecode_vis.parts.studies.judging.track_verbs import score_on_track
 
 #: Kind, selection, features, number of permutations and seed, where nothing is asked for.
 _DEFAULTS = ("auto", "not stated", "efficientnet-lite0", 10_000, 0)

@@ -404,7 +404,7 @@ def board(
 
 def _make_site(entries: Path, out: Path, as_json: bool) -> None:
     """Write the site of entries and print where it is."""
-    from braindecode_vis.parts.studies.entry_board import make_entry_board
+    from braindecode_vis.parts.studies.judging.entry_board import make_entry_board
 
     listed = make_entry_board(entries, out)
     if as_json:

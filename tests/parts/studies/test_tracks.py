@@ -17,13 +17,13 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.cli import main
 from braindecode_vis.config import read_config
-from braindecode_vis.parts.studies import hidden_labels as hidden_module
-from braindecode_vis.parts.studies import tracks as tracks_module
-from braindecode_vis.parts.studies.entries import check_seal, open_source, read_entry, seal_entry
-from braindecode_vis.parts.studies.entry_board import make_entry_board, read_published
-from braindecode_vis.parts.studies.entry_scores import audit_entry, read_table, score_entry
-from braindecode_vis.parts.studies.hidden_labels import read_hidden_entry, spend_day
-from braindecode_vis.parts.studies.tracks import (
+from braindecode_vis.parts.studies.judging import hidden_labels as hidden_module
+from braindecode_vis.parts.studies.judging import tracks as tracks_module
+from braindecode_vis.parts.studies.judging.entries import check_seal, open_source, read_entry, seal_entry
+from braindecode_vis.parts.studies.judging.entry_board import make_entry_board, read_published
+from braindecode_vis.parts.studies.judging.entry_scores import audit_entry, read_table, score_entry
+from braindecode_vis.parts.studies.judging.hidden_labels import read_hidden_entry, spend_day
+from braindecode_vis.parts.studies.judging.tracks import (
     FLOORS,
     Track,
     TrackSplit,
@@ -135,7 +135,7 @@ def test_published_ids_become_a_split(tmp_path, monkeypatch, capsys):
     )
     assert call(["tracks", "make", "laion_fmri_tau", "--root", str(published), "--out", str(tmp_path)]) == 2
     assert "another pool or another release" in capsys.readouterr().err
-    from braindecode_vis.parts.studies import tracks
+    from braindecode_vis.parts.studies.judging import tracks
 
     known = read_track("laion_fmri_tau").model_copy(update={"published_sha256": ""})
     monkeypatch.setattr(tracks, "read_track", lambda name: known)

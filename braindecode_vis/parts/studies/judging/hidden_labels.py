@@ -32,8 +32,14 @@ from filelock import FileLock
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.parts.studies.entries import TrackEntry, read_entry
-from braindecode_vis.parts.studies.tracks import Track, TrackSplit, check_run, open_track_run, read_track
+from braindecode_vis.parts.studies.judging.entries import TrackEntry, read_entry
+from braindecode_vis.parts.studies.judging.tracks import (
+    Track,
+    TrackSplit,
+    check_run,
+    open_track_run,
+    read_track,
+)
 from braindecode_vis.pipeline.prediction_files import publish_folder
 
 SPLIT, COMMITMENT, ORDER, LEDGER = "split.json", "commitment.json", "order.json", "ledger.json"

@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.parts.studies.entries import CARD, read_card
-from braindecode_vis.parts.studies.tracks import check_run
+from braindecode_vis.parts.studies.judging.entries import CARD, read_card
+from braindecode_vis.parts.studies.judging.tracks import check_run
 from braindecode_vis.pipeline.runs import Run, open_run
 
 TEAM = "braindecode_vis"

@@ -11,7 +11,7 @@ import typer
 from braindecode_vis.cli.show import Debug, Json, Root, make_console, make_table_console, print_json
 
 if TYPE_CHECKING:
-    from braindecode_vis.parts.studies.entry_scores import EntryScores
+    from braindecode_vis.parts.studies.judging.entry_scores import EntryScores
 
 TrackName = Annotated[str, typer.Option("--track", help="Name of the track; tracks lists them.")]
 SplitFile = Annotated[
@@ -44,13 +44,13 @@ def tracks(
     With a name, say what it asks; with make, write its split, or a test set with hidden labels.
     """
     from braindecode_vis.base.checks import ConfigError
-    from braindecode_vis.parts.studies import tracks as known
+    from braindecode_vis.parts.studies.judging import tracks as known
 
     given = list(words or [])
     if hide and (given[:1] != ["make"] or len(given) != 2):
         raise ConfigError("--hide belongs to tracks make NAME.")
     if hide:
-        from braindecode_vis.parts.studies.hidden_labels import hide_labels
+        from braindecode_vis.parts.studies.judging.hidden_labels import hide_labels
 
         committed = hide_labels(given[1], out, root)
         if as_json:
@@ -132,11 +132,11 @@ def submit(
     Works without a network. Nothing is written if anything is wrong.
     """
     from braindecode_vis.base.checks import ConfigError
-    from braindecode_vis.parts.studies.entries import find_place, open_source, read_entry, seal_entry
-    from braindecode_vis.parts.studies.entry_runs import is_run, write_run_entry
-    from braindecode_vis.parts.studies.entry_scores import score_entry
-    from braindecode_vis.parts.studies.hidden_labels import read_hidden_entry, spend_day
-    from braindecode_vis.parts.studies.tracks import read_split, read_track
+    from braindecode_vis.parts.studies.judging.entries import find_place, open_source, read_entry, seal_entry
+    from braindecode_vis.parts.studies.judging.entry_runs import is_run, write_run_entry
+    from braindecode_vis.parts.studies.judging.entry_scores import score_entry
+    from braindecode_vis.parts.studies.judging.hidden_labels import read_hidden_entry, spend_day
+    from braindecode_vis.parts.studies.judging.tracks import read_split, read_track
 
     about = read_track(track)
     runs = [is_run(folder) for folder in folders]
@@ -166,7 +166,7 @@ def submit(
 
 def print_entry(found: EntryScores, as_json: bool, **places: str) -> None:
     """Print the scores of an entry, its column and its notes."""
-    from braindecode_vis.parts.studies.entry_scores import METRICS
+    from braindecode_vis.parts.studies.judging.entry_scores import METRICS
 
     if as_json:
         print_json({"run_folder": None, "scores": [row.as_row() for row in found.rows], "column": found.column,
@@ -214,10 +214,10 @@ def score_on_track(
     """
     from braindecode_vis.base.arrays import Embeddings
     from braindecode_vis.base.checks import DataError
-    from braindecode_vis.parts.studies.entries import open_source, read_entry
-    from braindecode_vis.parts.studies.entry_scores import audit_entry, score_entry
+    from braindecode_vis.parts.studies.judging.entries import open_source, read_entry
+    from braindecode_vis.parts.studies.judging.entry_scores import audit_entry, score_entry
+    from braindecode_vis.parts.studies.judging.tracks import read_split, read_track
     from braindecode_vis.parts.studies.output_files import read_given
-    from braindecode_vis.parts.studies.tracks import read_split, read_track
 
     about = read_track(track)
     with open_source(Path(source)) as folder:

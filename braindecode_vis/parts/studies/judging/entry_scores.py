@@ -21,8 +21,8 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.parts import ask_part
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.studies import output_signs as signs
-from braindecode_vis.parts.studies.entries import TrackEntry, check_seal, read_card
-from braindecode_vis.parts.studies.tracks import Track
+from braindecode_vis.parts.studies.judging.entries import TrackEntry, check_seal, read_card
+from braindecode_vis.parts.studies.judging.tracks import Track
 from braindecode_vis.scoring.crossed import paired_difference
 from braindecode_vis.scoring.metrics.identification import Order, count_order, leave_out_images
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
@@ -433,7 +433,7 @@ def audit_entry(folder: Path, auditor: str) -> dict[str, Any]:
 
 def _refuse_other_run(folder: Path, card: Any, run: Path, seal: Mapping[str, Any]) -> None:
     """Raise `DataError` if the predictions of an entry are not those of the run that it brings."""
-    from braindecode_vis.parts.studies.entry_runs import open_finished, read_run_predictions
+    from braindecode_vis.parts.studies.judging.entry_runs import open_finished, read_run_predictions
 
     made, _ = read_run_predictions(open_finished(run))
     if len(card.seeds) > 1 or sorted(f"predictions/{who}.npy" for who in made) != sorted(

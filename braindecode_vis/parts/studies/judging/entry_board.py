@@ -28,8 +28,8 @@ import yaml
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.manifests import find_package_data
-from braindecode_vis.parts.studies.entries import IMAGES
-from braindecode_vis.parts.studies.entry_scores import (
+from braindecode_vis.parts.studies.judging.entries import IMAGES
+from braindecode_vis.parts.studies.judging.entry_scores import (
     AUDIT,
     FEWEST_SEEDS,
     METRICS,
@@ -38,7 +38,13 @@ from braindecode_vis.parts.studies.entry_scores import (
     find_main,
     read_table,
 )
-from braindecode_vis.parts.studies.tracks import FLOORS, Track, describe_track, list_tracks, read_track
+from braindecode_vis.parts.studies.judging.tracks import (
+    FLOORS,
+    Track,
+    describe_track,
+    list_tracks,
+    read_track,
+)
 from braindecode_vis.pipeline.prediction_files import check_out, publish_folder
 from braindecode_vis.report.page import render_static
 from braindecode_vis.report.page_gallery import encode_thumbnail

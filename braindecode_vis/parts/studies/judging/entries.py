@@ -38,8 +38,8 @@ from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_unique, suggest
 from braindecode_vis.base.settings import Settings, describe_validation_error
+from braindecode_vis.parts.studies.judging.tracks import Track, TrackSplit
 from braindecode_vis.parts.studies.output_files import read_given
-from braindecode_vis.parts.studies.tracks import Track, TrackSplit
 from braindecode_vis.pipeline.prediction_files import publish_folder
 
 CARD, SEAL = "entry.yaml", "seal.json"
