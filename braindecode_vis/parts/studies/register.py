@@ -53,13 +53,13 @@ PART = Part(
             starts_anew=True,
         ),
         "tracks": Verb(
-            "track_verbs:tracks",
+            "judging.track_verbs:tracks",
             group="Ask",
             examples=("tracks", "tracks digits69", "tracks make nsd_40h --root /data/nsd --out splits"),
             starts_anew=True,
         ),
         "submit": Verb(
-            "track_verbs:submit",
+            "judging.track_verbs:submit",
             group="Ask",
             examples=(
                 "submit my_entry --track things_eeg2_within",
@@ -71,8 +71,8 @@ PART = Part(
     abilities={
         "compare_runs": "compare:compare_runs",
         "score": "score_outputs:score",
-        "choose_track": "tracks:choose_configuration",
-        "check_track": "tracks:check_run",
+        "choose_track": "judging.tracks:choose_configuration",
+        "check_track": "judging.tracks:check_run",
     },
     reduce={
         "demo": "--size, --subjects, --sessions or --concepts",
