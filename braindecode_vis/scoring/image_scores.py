@@ -169,7 +169,7 @@ def _compare_rounds(
     """
     truth = scored.truth
     following = scored.following[truth] if scored.can_permute else None
-    together = following is not None and len(truth) <= LEVEL_ROWS
+    sides = [truth] if following is None or len(truth) > LEVEL_ROWS else [truth, following]
     values: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
     for whole in (False, True):
         asked = [name for name in names if _reads_whole(name) == whole]
@@ -177,9 +177,9 @@ def _compare_rounds(
             continue
         rounds, seen = _show_rounds(scored, method, whole)
         distinct = take_rows(seen, scored.first)
-        own = compare_rounds(asked, rounds, distinct, [truth, following] if together else [truth])
+        own = compare_rounds(asked, rounds, distinct, sides)
         others = own
-        if following is not None and not together:
+        if following is not None and len(sides) == 1:
             some = np.linspace(0, len(truth) - 1, LEVEL_ROWS).astype(np.intp)
             others = compare_rounds(asked, [made[some] for made in rounds], distinct, [following[some]])
         for name in asked:

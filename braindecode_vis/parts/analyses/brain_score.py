@@ -100,10 +100,8 @@ def score_groups(
     for name, group in groups.items():
         kept = group & (share > LEAST_SHARE) & np.isfinite(correlation)
         if kept.any():
-            raw, ceiling = (
-                float(np.median(correlation[kept])),
-                float(np.median(np.sqrt(np.minimum(share[kept], 1)))),
-            )
+            raw = float(np.median(correlation[kept]))
+            ceiling = float(np.median(np.sqrt(np.minimum(share[kept], 1))))
             found[name] = SubjectScore((raw / ceiling) ** 2, raw, ceiling, int(kept.sum()))
     return found
 
@@ -114,8 +112,8 @@ def pool_subjects(scores: Mapping[str, SubjectScore]) -> tuple[SubjectScore, flo
     The error is the standard deviation of the score over resamples of the subjects; None for one subject.
     """
     table = np.array([(one.score, one.raw, one.ceiling, one.n_responses) for one in scores.values()])
-    *means, n_responses = table.mean(axis=0).tolist()
-    pooled = SubjectScore(*means, round(n_responses))
+    score, raw, ceiling, n_responses = table.mean(axis=0).tolist()
+    pooled = SubjectScore(score, raw, ceiling, round(n_responses))
     if len(table) < 2:
         return pooled, None
     generator = np.random.default_rng(0)
