@@ -58,7 +58,7 @@ def write_submission(decoder: Any, out: str | Path, preparation: Mapping[str, An
     Raises
     ------
     ConfigError, DataError
-        If the run cannot be told from the judge's trials, the network cannot be traced, or the written file predicts
+        If the encoder needs other trials than the judge's, the network cannot be traced, or the written file predicts
         other vectors.
     """
     first = _check_trials(decoder, preparation)
@@ -80,7 +80,8 @@ def write_submission(decoder: Any, out: str | Path, preparation: Mapping[str, An
                 version=__version__, about=about, channels=tuple(map(str, decoder._coords["ch_names"])),
                 first=first, n_times=decoder._shape[1], sfreq=SFREQ, subject=subject_number,
                 n_features=N_FEATURES, batch=BATCH, code=code, name=f"braindecode_vis {decoder._settings.kind}",
-            )
+            ),
+            encoding="utf-8",
         )  # fmt: skip
         _compare(folder, decoder, trials.data, expected.flat(), first)
         shutil.make_archive(str(folder), "zip", folder)
@@ -130,7 +131,7 @@ def _describe_chain(preparation: Mapping[str, Any]) -> dict[str, Any]:
     """Return the steps of a run as `_CHAIN` has them; nothing where the trials came prepared."""
     done = {**preparation.get("plan", {}), **preparation.get("cleaning", {})}
     if "notch" in done:
-        scaling = done.pop("scaling") or {}
+        scaling = done.pop("scaling", None) or {}
         done |= {f"scaling.{name}": scaling.get(name) for name in ("method", "clamp")}
         # Multiples lie above the band.
         done["notch"] = sorted({50.0, 60.0} & set(done["notch"]))
@@ -287,15 +288,15 @@ class Model:
     def predict(self, X):
         X = torch.as_tensor(X, dtype=torch.float32, device=self.rows.device)
         X = X[:, self.rows, FIRST : FIRST + N_TIMES]
-        inputs, parts = {{}}, []
+        inputs, pieces = {{}}, []
         if SUBJECT is not None:
             inputs["subject"] = torch.full((BATCH,), SUBJECT, dtype=torch.int64, device=X.device)
         for part in X.split(BATCH):
             # The network takes BATCH trials; the last ones are filled up.
             filled = torch.cat([part, part[-1:].expand(BATCH - len(part), -1, -1)])
             found = network(**self.weights, responses=filled, **inputs)[0]
-            parts.append(found.flatten(1)[: len(part)].float())
-        found = torch.cat(parts)
+            pieces.append(found.flatten(1)[: len(part)].float())
+        found = torch.cat(pieces)
         # Length one: the sealed phase averages the raw predictions of a person and image, where long ones would
         # count more than short ones. In an example of twelve predictions, this moves top-5 from .889 to 1.
         return found / found.norm(dim=1, keepdim=True).clamp_min(1e-12)

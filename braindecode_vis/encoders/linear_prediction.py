@@ -109,13 +109,14 @@ class AveragePrediction(nn.Module):
         self.weights, self.length, self.shape = weights.tolist(), length, shape
         self.register_buffer("centre", torch.from_numpy(np.array(centre)))
 
-    def forward(self, responses: Tensor, subject: Tensor) -> Tensor:
+    def forward(self, responses: Tensor, subject: Tensor | None = None) -> Tensor:
         """Return one embedding per trial, shape (n_trials, *shape).
 
         Parameters
         ----------
         responses : float32 tensor of shape (n_trials, ...)
-        subject : int64 tensor of shape (n_trials,)
+        subject : int64 tensor of shape (n_trials,), optional
+            Needed if a member takes it.
         """
         total = torch.zeros_like(self.centre)
         for member, takes, weight in zip(self.members, self.takes_subject, self.weights, strict=True):

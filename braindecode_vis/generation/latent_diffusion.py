@@ -12,6 +12,7 @@ Rombach, R. et al. (2022). High-resolution image synthesis with latent diffusion
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,16 @@ REPAINTING = 6
 AT_ONCE = 8
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How latents are sampled: by which sampler, in how many steps, with what guidance and arithmetic."""
+
+    sampler: str
+    n_steps: int
+    guidance: float
+    precision: str
+
+
 class LatentDiffusionGenerator(ImageGenerator):
     """A trained autoencoder and denoiser; images are reproducible from the seed, row by row.
 
@@ -54,15 +65,13 @@ class LatentDiffusionGenerator(ImageGenerator):
         A weights file.
     data
         Its image encoder compares candidates; its predictions say how far a brain encoder can be trusted.
-    sampler, n_steps, guidance
+    sampling
         How latents are sampled.
     candidates
         Images sampled per embedding, of which the one most like it is kept.
     repaint
         Steps in which that one is drawn again. None is `REPAINTING` for embeddings of images, if the weights can, and 0
         for predictions.
-    precision
-        Arithmetic of the networks that draw.
     batch_size, device
         Settings of the computation that do not change its result.
 
@@ -75,14 +84,11 @@ class LatentDiffusionGenerator(ImageGenerator):
     def __init__(
         self,
         path: Path,
+        sampling: Sampling,
         *,
         data: GeneratorData | None = None,
-        sampler: str = "dpm-solver++",
-        n_steps: int = 12,
-        guidance: float = 3.0,
         candidates: int = 1,
         repaint: int | None = 0,
-        precision: str = "float32",
         batch_size: int = 64,
         device: str = "auto",
     ) -> None:
@@ -98,9 +104,8 @@ class LatentDiffusionGenerator(ImageGenerator):
             )
         self._spares_predictions = repaint is None
         self.repaint = (REPAINTING if self.header.readers else 0) if repaint is None else repaint
-        self.sampler, self.n_steps, self.guidance = sampler, n_steps, guidance
-        self.candidates, self.batch_size, self.device = candidates, batch_size, device
-        self.precision = precision
+        self.sampling, self.candidates = sampling, candidates
+        self.batch_size, self.device = batch_size, device
         self.uncertainty: Uncertainty | None = None
 
     def load(self) -> Model:
@@ -258,10 +263,10 @@ class LatentDiffusionGenerator(ImageGenerator):
 
         from braindecode_vis.generation.priors.sampling import guide
 
-        nothing, guidance = torch.zeros_like(estimates), self.guidance
+        nothing, guidance = torch.zeros_like(estimates), self.sampling.guidance
 
         def denoise(*inputs: torch.Tensor) -> torch.Tensor:
-            with autocast(model.device, getattr(torch, self.precision)):
+            with autocast(model.device, getattr(torch, self.sampling.precision)):
                 return model.denoiser(*inputs).float()
 
         def predict(latents: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
@@ -315,8 +320,8 @@ class LatentDiffusionGenerator(ImageGenerator):
         predict = self._make_predict(model, estimates, known)
         with torch.inference_mode():
             latents = draw_samples(
-                predict, torch.stack(noises).to(device), SCHEDULE, sampler=self.sampler,
-                n_steps=self.n_steps,
+                predict, torch.stack(noises).to(device), SCHEDULE, sampler=self.sampling.sampler,
+                n_steps=self.sampling.n_steps,
             )  # fmt: skip
             images = unscale_images(model.autoencoder.decode(latents)).cpu().numpy()
         return images.reshape(len(rows), n_candidates, *images.shape[1:])

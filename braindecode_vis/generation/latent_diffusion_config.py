@@ -104,12 +104,11 @@ class LatentDiffusionConfig(GeneratorSettings, DeviceSettings):
         ConfigError
             If the weights were trained on another space than the target's.
         """
-        from braindecode_vis.generation.latent_diffusion import LatentDiffusionGenerator
+        from braindecode_vis.generation.latent_diffusion import LatentDiffusionGenerator, Sampling
 
         generator = LatentDiffusionGenerator(
-            self.find_weights(), data=data, sampler=self.sampler, n_steps=self.steps, guidance=self.guidance,
-            candidates=self.candidates, repaint=self.repaint, precision=self.precision,
-            batch_size=self.batch_size, device=self.device,
+            self.find_weights(), Sampling(self.sampler, self.steps, self.guidance, self.precision), data=data,
+            candidates=self.candidates, repaint=self.repaint, batch_size=self.batch_size, device=self.device,
         )  # fmt: skip
         if data is not None:
             generator.check_space(data.image_encoder.space)

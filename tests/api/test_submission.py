@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -315,6 +316,11 @@ def test_what_cannot_be_submitted_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(TSConv, "forward", forward_by_value)
     with pytest.raises(bdv.ConfigError, match=r"as a program of its own .*; choose another"):
         write_submission(decoder, tmp_path / "mine", {})
+    # An average of members that ask for no subject.
+    linear = {"kind": "average", "members": [LINEAR, {"kind": "ridge", "alphas": [1.0]}]}
+    folder = write_submission(fit(tmp_path, short, linear), tmp_path / "linear" / "mine", {})
+    assert "SUBJECT = None" in (folder / "submission.py").read_text()
+    shutil.rmtree(folder.parent)
     # The network of one subject aligns everybody as this one.
     write_submission(fit(tmp_path, short, network), tmp_path / "mine", right)
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -118,7 +118,11 @@ def _check_copies(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         used = {str(name) for name, _ in read_json(made.path / "images.json")["images"]}
         _, read = open_source(again, settings)
         shown = pd.unique(run.responses.stimulus_ids[run.folds[number].test])
-        found = find_copies(run.stimuli, shown, ((name, pixels) for name, pixels, _ in read(used)))
+        try:
+            found = find_copies(run.stimuli, shown, ((name, pixels) for name, pixels, _ in read(used)))
+        except BraindecodeVisError as error:
+            run.state("fit", "by record", what, str(error).rstrip("."))
+            return findings
         if found:
             first, test, how = found[0]
             text = f"{len(found)} picture(s) of synthetic trials are copies of test pictures, first {first} of {test}"

@@ -396,7 +396,14 @@ def _is_of(folder: Path, jobs: Path) -> bool:
 
 def _is_copied(folder: Path, job: SentJob) -> bool:
     """Say whether a job was sent from another folder that is still there; one that was moved keeps its jobs."""
-    return bool(job.folder) and Path(job.folder, JOBS).is_dir() and not _is_of(folder, Path(job.folder, JOBS))
+    try:
+        return (
+            bool(job.folder)
+            and Path(job.folder, JOBS).is_dir()
+            and not _is_of(folder, Path(job.folder, JOBS))
+        )
+    except PermissionError:  # a folder of somebody else, from which this one was copied
+        return True
 
 
 def _is_job(folder: Path, number: str) -> bool:

@@ -369,12 +369,15 @@ def prepare_calibration(
 
 
 def _describe_tested(judge: Judge, names: list[str], images: Sequence[Any]) -> str:
-    """Say that pictures of a block are test pictures of the run, also as copies; empty if none is."""
+    """Say that pictures of a block are test pictures of the run or copies, or not compared; empty if none is."""
     prepared = preprocess(judge.run)
     if not prepared.stimuli.has_pixels:
         return ""
     tested = pd.unique(prepared.responses.stimulus_ids[prepared.folds[judge.folds[0]].test].astype(str))
-    found = find_copies(prepared.stimuli, tested, zip(names, images, strict=True))
+    try:
+        found = find_copies(prepared.stimuli, tested, zip(names, images, strict=True))
+    except DataError as error:
+        return f"calibration pictures were not compared with the test pictures of the run: {error}"
     if not found:
         return ""
     first, test, how = found[0]
@@ -521,9 +524,9 @@ class Adaptation:
     n_trials, n_images
         What they learnt from.
     before, after, gain
-        Share of the other pictures that were left out with it that the true one is told from (two-way identification;
-        chance is 0.5), by the run and by an adaptation that has not seen these pictures, and their difference: value
-        and 95 % interval over pictures.
+        How often the true picture is preferred to another that was left out with it (two-way identification; chance is
+        0.5), by the run and by an adaptation that has not seen these pictures, and their difference: value and 95 %
+        interval over pictures.
     left_out
         What was left out at a time, in words.
     """
@@ -606,7 +609,7 @@ def adapt_to_person(judge: Judge, block: np.ndarray, ids: Sequence[str], targets
     own = _predict(judge, judge.encoders, trials)
     is_quick = all(encoder.adaptation.is_quick for encoder in judge.encoders)
     draw = make_generator(judge.run.config.seed, "calibration folds")
-    # How often each picture was compared with each other, and told from it, before and after.
+    # How often each picture was compared with each other, and preferred to it, before and after.
     met, before, after = (np.zeros((len(images), len(images))) for _ in range(3))
     for _ in range(ROUNDS if is_quick else 1):
         for group in np.array_split(draw.permutation(len(images)), min(GROUPS, len(images) // 2)):
@@ -646,7 +649,7 @@ def _fit(judge: Judge, trials: Responses, targets: Embeddings) -> list[Any]:
 
 
 def _identify(predicted: np.ndarray, truth: np.ndarray, group: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Return how often each picture of a group is told from each other, mean over its trials; 0 from itself."""
+    """Return how often each picture of a group is preferred to each other, mean over its trials; 0 from itself."""
     similarity = normalise_rows(predicted) @ normalise_rows(gallery[group]).T  # (n_trials, n_group)
     place = np.array([int(np.flatnonzero(group == picture)[0]) for picture in truth])
     own = similarity[np.arange(len(place)), place][:, None]

@@ -114,8 +114,8 @@ def check_likeness(run: AuditedRun) -> list[AuditFinding]:
     text = "no picture is in both training and test with slightly different pixels, cropped, grey or mirrored"
     if found.limit < LARGEST_DISTANCE:
         text += (
-            f"; training pictures are so alike that copies are told from them up to a distance of "
-            f"{found.limit:.2g} instead of {LARGEST_DISTANCE:g}"
+            f"; training pictures are so alike that copies are found up to a distance of {found.limit:.2g} "
+            f"instead of {LARGEST_DISTANCE:g}"
         )
     return findings or [AuditFinding("likeness", "ok", f"{text}.")]
 
@@ -196,7 +196,8 @@ def _compute_features(thumbnails: np.ndarray) -> np.ndarray:
 
 def _find_near(features: np.ndarray, rows: np.ndarray, others: np.ndarray) -> _Pairs:
     """Return for each of some rows the few others of nearly the same numbers, as they are and with exchanged axes."""
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    none = np.zeros(0, int)
+    found = [(none, none, none.astype(bool))]
     gallery = features[others].reshape(len(others), -1)
     for turned in (False, True):
         asked = features.transpose(0, 2, 1) if turned else features
@@ -341,7 +342,7 @@ def find_copies(
     stimuli
         Holds the test pictures.
     tested
-        Their ids.
+        Their ids; those that have no picture are passed over.
     others
         Names and pixels, of which the first `MOST_OTHERS` are compared.
 
@@ -350,7 +351,8 @@ def find_copies(
     list of tuple
         Name of the other picture, id of the test picture, and how they differ beyond small changes.
     """
-    asked, side = list(dict.fromkeys(tested)), FINE + FINE // 2
+    pictured, side = set(stimuli.select_pictured().ids.tolist()), FINE + FINE // 2
+    asked = [name for name in dict.fromkeys(tested) if name in pictured]
     kept = [resize_image(image, side, side) for image in stimuli.iterate_images(asked, at_least=side)]
     given = [(name, resize_image(image, side, side)) for name, image in islice(others, MOST_OTHERS)]
     if not asked or not given:

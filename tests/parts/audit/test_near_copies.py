@@ -1,6 +1,7 @@
 """Copies but for noise, gain, a grey level or compression are found among trials and pictures; alike ones are not."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.drawn.images import render_batch
 from braindecode_vis.datasets.trial_values import find_copied_trials
-from braindecode_vis.pipeline.leaks.likeness import LARGEST_DISTANCE, find_like_pictures
+from braindecode_vis.pipeline.leaks.likeness import LARGEST_DISTANCE, find_copies, find_like_pictures
 
 # --- trials -------------------------------------------------------------------------------------------------
 
@@ -197,6 +198,15 @@ def test_real_photographs_are_no_copies_and_their_changed_copies_are_found(share
         wanted = set(zip(stimuli.ids[:n:20], stimuli.ids[n:], strict=True))
         assert {pair[:2] for pair in pairs} <= wanted
         assert len(pairs) >= 0.95 * len(wanted), change
+
+
+def test_test_pictures_that_are_not_there_have_no_copies(pictures):
+    """Training pictures may be there alone; nothing is compared then."""
+    there = name_pictures(pictures)
+    assert find_like_pictures(there, list(there.ids), set()).pairs == []
+    table = there.table.assign(path=["", *there.ids[1:]])
+    stimuli = StimulusSet(table, root=Path("nowhere"))
+    assert find_copies(stimuli, there.ids[:1], [("other", pictures[0])]) == []
 
 
 def test_pictures_whose_coefficients_differ_in_sign_alone_are_no_copies():

@@ -220,6 +220,12 @@ def test_jobs_of_others_that_have_the_same_numbers_are_left_alone(monkeypatch, t
     out, others = tmp_path / "out", tmp_path / "others"
     for folder in (out, others):
         (folder / "jobs").mkdir(parents=True)
+
+    def refuse_others(path):
+        if path.is_relative_to(others):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return path.exists()
+
     asked, theirs = [], f"7|RUNNING|None|0:07|0:53|n1|{others}/jobs/submission_file_1.sh"
 
     def ask(command, *words):
@@ -248,6 +254,8 @@ def test_jobs_of_others_that_have_the_same_numbers_are_left_alone(monkeypatch, t
         assert f"this folder is a copy, and the job belongs to {others}" in found.reason
         moved = replace(sent, folder=str(tmp_path / "gone"))
         assert [find_states(others, [job])[0].state for job in (sent, moved)] == ["running", "running"]
+        monkeypatch.setattr(watching.Path, "is_dir", refuse_others)
+        assert find_states(out, [sent])[0].state == "elsewhere"
         other.kill()
     far = {**asdict(SENT), "executor": "local", "host": "elsewhere"}
     (out / "jobs" / "jobs.json").write_text(json.dumps([far]))

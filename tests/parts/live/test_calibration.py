@@ -11,6 +11,7 @@ from PIL import Image
 import braindecode_vis as bdv
 from braindecode_vis import pipeline
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.parts.live import calibration
 from braindecode_vis.parts.live.calibration import (
     Adaptation,
     CalibrationBlock,
@@ -296,6 +297,10 @@ def test_a_session_says_beside_each_decision_what_was_adapted(folder, judge):
     assert RunningStatistics.WORDS in summary["protocol"]
 
 
+def refuse_to_read(*_):
+    raise DataError("it is missing.")
+
+
 @pytest.mark.parametrize("first, n_tested", [(0, 0), (30, 6)])
 def test_a_block_of_test_pictures_is_told(folder, tmp_path, monkeypatch, first, n_tested):
     """Mirrored pictures are the same ones to who looks at them."""
@@ -309,6 +314,12 @@ def test_a_block_of_test_pictures_is_told(folder, tmp_path, monkeypatch, first, 
     prepare_calibration(session, str(tmp_path), n_pictures=6)
     found = [text for text in told if "calibration pictures are test pictures of the run" in text]
     assert [text.split()[0] for text in found] == ([str(n_tested)] if n_tested else [])
+    # A block goes on where the test pictures cannot be read.
+    monkeypatch.setattr(calibration, "find_copies", refuse_to_read)
+    prepare_calibration(session, str(tmp_path), n_pictures=6)
+    assert (
+        told[-1] == "calibration pictures were not compared with the test pictures of the run: it is missing."
+    )
 
 
 def test_a_block_goes_on_after_an_early_end_and_its_pictures_are_never_scored(judge, tmp_path):
