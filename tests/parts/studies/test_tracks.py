@@ -19,7 +19,13 @@ from braindecode_vis.cli import main
 from braindecode_vis.config import read_config
 from braindecode_vis.parts.studies.judging import hidden_labels as hidden_module
 from braindecode_vis.parts.studies.judging import tracks as tracks_module
-from braindecode_vis.parts.studies.judging.entries import check_seal, open_source, read_entry, seal_entry
+from braindecode_vis.parts.studies.judging.entries import (
+    check_seal,
+    open_source,
+    read_card,
+    read_entry,
+    seal_entry,
+)
 from braindecode_vis.parts.studies.judging.entry_board import make_entry_board, read_published
 from braindecode_vis.parts.studies.judging.entry_scores import audit_entry, read_table, score_entry
 from braindecode_vis.parts.studies.judging.hidden_labels import read_hidden_entry, spend_day
@@ -371,6 +377,13 @@ def test_a_zip_is_an_entry(split, tmp_path):
         == 0
     )
     assert check_seal(tmp_path / "all" / split.track / "us--mine", whole=True)["split"] == split.sha256
+
+
+def test_the_card_of_the_page_is_one(tmp_path):
+    page = (ROOT / "docs" / "TRACKS.md").read_text()
+    (tmp_path / "entry.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    card = read_card(tmp_path / "entry.yaml")
+    assert (card.chosen.on, card.seeds, len(card.extra_data)) == ("validation", (0, 1, 2, 3, 4), 1)
 
 
 def test_a_name_is_taken_once(split, tmp_path):

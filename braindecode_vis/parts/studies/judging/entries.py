@@ -229,6 +229,9 @@ def read_card(path: Path) -> EntryCard:
         raise ConfigError(f"{path} is not YAML ({' '.join(str(error).split())[:120]}).") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold the fields of docs/TRACKS.md, not {type(content).__name__}.")
+    chosen = content.get("chosen")
+    if isinstance(chosen, dict) and True in chosen and "on" not in chosen:
+        chosen["on"] = chosen.pop(True)  # YAML 1.1 takes the bare word on for true
     try:
         card = EntryCard.model_validate(content)
     except ValidationError as error:
