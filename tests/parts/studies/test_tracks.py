@@ -19,7 +19,13 @@ from braindecode_vis.cli import main
 from braindecode_vis.config import read_config
 from braindecode_vis.parts.studies.judging import hidden_labels as hidden_module
 from braindecode_vis.parts.studies.judging import tracks as tracks_module
-from braindecode_vis.parts.studies.judging.entries import check_seal, open_source, read_entry, seal_entry
+from braindecode_vis.parts.studies.judging.entries import (
+    check_seal,
+    open_source,
+    read_card,
+    read_entry,
+    seal_entry,
+)
 from braindecode_vis.parts.studies.judging.entry_board import make_entry_board, read_published
 from braindecode_vis.parts.studies.judging.entry_scores import audit_entry, read_table, score_entry
 from braindecode_vis.parts.studies.judging.hidden_labels import read_hidden_entry, spend_day
@@ -27,6 +33,7 @@ from braindecode_vis.parts.studies.judging.tracks import (
     FLOORS,
     Track,
     TrackSplit,
+    describe_track,
     list_tracks,
     read_split,
     read_track,
@@ -109,6 +116,10 @@ def test_a_track_fits_together(name):
         assert read_config(track.configuration, list(track.changes)).dataset.kind == track.dataset
     else:
         assert track.published
+
+
+def test_a_page_says_how_its_data_is_made():
+    assert "--drive mixture" in describe_track(read_track("phantom_mixture"))["Data"]
 
 
 def test_the_table_names_what_was_asked_for():
@@ -206,14 +217,61 @@ def put_nan(array):
     return array
 
 
-def copy_targets(folder, split):
+def copy_targets(folder, split, scale=3.0):
     gallery = np.load(folder / "gallery.npy")
     place = {name: row for row, name in enumerate(split.gallery)}
-    np.save(folder / "predictions" / "03.npy", 3 * gallery[[place[name] for name in split.queries["03"]]])
+    np.save(folder / "predictions" / "03.npy", scale * gallery[[place[name] for name in split.queries["03"]]])
 
 
 def name_other_ids(folder, split):
     (folder / "predictions" / "01.txt").write_text("\n".join(["nothing", *split.queries["01"][1:]]) + "\n")
+
+
+def write_text(text):
+    """Return a change that puts a line of YAML in the place of the hardware."""
+
+    def change(folder, split):
+        path = folder / "entry.yaml"
+        content = yaml.safe_load(path.read_text())
+        del content["hardware"]
+        path.write_text(yaml.safe_dump(content) + f"hardware: {text}\n")
+
+    return change
+
+
+def put_pictures(folder, split, wrong=b""):
+    from PIL import Image
+
+    for subject, ids in split.queries.items():
+        (folder / "images" / subject).mkdir(parents=True)
+        for name in ids:
+            Image.new("RGB", (4, 4)).save(folder / "images" / subject / f"{name}.png")
+    if wrong:
+        (folder / "images" / "01" / f"{split.queries['01'][0]}.png").write_bytes(wrong)
+    else:
+        (folder / "images" / "01" / "more.png").write_bytes(b"x")
+
+
+def link_run(folder, split):
+    secret = folder.parent / "secret"
+    secret.mkdir()
+    (secret / "config.yaml").write_text("a: 1")
+    (folder / "run").symlink_to(secret)
+
+
+def save_twice(folder, split):
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.load(folder / "predictions" / "01.npy")}, folder / "predictions" / "01.safetensors")
+
+
+def add_seed(folder, split):
+    shutil.copytree(folder / "predictions", folder.parent / "seed")
+    shutil.move(folder.parent / "seed", folder / "predictions" / "seed-7")
+
+
+#: Opened as PostScript, it would run a program.
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
 
 
 def write_large(folder, split):
@@ -244,6 +302,21 @@ WRONG = {
     "10 GB": (write_large, "holds 10.0 GB, and an entry at most 2 GB"),
     "no card": (lambda f, s: (f / "entry.yaml").unlink(), "entry.yaml is missing"),
     "no YAML": (lambda f, s: (f / "entry.yaml").write_text("a: [b"), "is not YAML"),
+    "no fields": (lambda f, s: (f / "entry.yaml").write_text(""), "must hold the fields of docs/TRACKS.md"),
+    "a day that is none": (write_text("2026-13-45"), "is not YAML .month must be in 1..12"),
+    "a number of 5000 digits": (write_text("1" * 5000), "is not YAML .Exceeds the limit"),
+    "code in YAML": (write_text("!!python/object/apply:os.system [ls]"), "is not YAML .could not determine"),
+    "aliases": (write_text("[&a [x, x], [*a, *a]]"), "hardware is"),
+    "steering a terminal": (write_text('"\\e[2J"'), "hardware is .*should match pattern"),
+    "negative seed": (change_card(seeds=[-1]), "seeds.0 is -1, but input should be"),
+    "endless hours": (change_card(hours=float("inf")), "hours is inf"),
+    "small copies": (lambda f, s: copy_targets(f, s, 1e-20), "targets were copied into"),
+    "saved twice": (save_twice, "holds 01.npy and 01.safetensors; keep one"),
+    "another seed": (add_seed, "holds 01.npy, which belongs to none of the seeds .0."),
+    "no picture": (lambda f, s: put_pictures(f, s, b"nothing"), "is no PNG or JPEG picture"),
+    "a picture that runs": (lambda f, s: put_pictures(f, s, POSTSCRIPT), "is no PNG or JPEG picture"),
+    "more pictures": (put_pictures, "more.png is the picture of no query"),
+    "linked run": (link_run, "run is a link"),
 }  # fmt: skip
 
 
@@ -270,6 +343,30 @@ def test_a_zip_that_climbs_is_refused(name, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["entry.zip"]
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_holds_each_file_once(tmp_path):
+    with zipfile.ZipFile(tmp_path / "entry.zip", "w") as archive:
+        archive.writestr("entry.yaml", "a: 1")
+        archive.writestr("entry.yaml", "a: 2")
+    with (
+        pytest.raises(DataError, match="must be unique, but 'entry"),
+        open_source(tmp_path / "entry.zip"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_zip_is_refused(packing, tmp_path):
+    path = tmp_path / "entry.zip"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("gallery.npy", np.random.default_rng(0).bytes(4000))
+    content = bytearray(path.read_bytes())
+    content[60:100] = b"\xff" * 40
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is not a ZIP that can be read"), open_source(path):
+        pass
+
+
 def test_a_zip_is_an_entry(split, tmp_path):
     folder = write_entry(tmp_path / "entry", split)
     with zipfile.ZipFile(tmp_path / "entry.zip", "w") as archive:
@@ -280,6 +377,13 @@ def test_a_zip_is_an_entry(split, tmp_path):
         == 0
     )
     assert check_seal(tmp_path / "all" / split.track / "us--mine", whole=True)["split"] == split.sha256
+
+
+def test_the_card_of_the_page_is_one(tmp_path):
+    page = (ROOT / "docs" / "TRACKS.md").read_text()
+    (tmp_path / "entry.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    card = read_card(tmp_path / "entry.yaml")
+    assert (card.chosen.on, card.seeds, len(card.extra_data)) == ("validation", (0, 1, 2, 3, 4), 1)
 
 
 def test_a_name_is_taken_once(split, tmp_path):
@@ -489,6 +593,24 @@ def test_a_damaged_entry_is_named_and_the_others_are_shown(board, tmp_path):
     assert "us--twin: " in (tmp_path / "site" / "phantom_mixture.html").read_text()
 
 
+def test_a_copy_of_a_sealed_entry_is_not_a_second_one(board, tmp_path):
+    shutil.copytree(board[0] / "all", tmp_path / "all")
+    track = tmp_path / "all" / "phantom_mixture"
+    shutil.copytree(track / "us--twin", track / "us--more")
+    _, _, troubles = read_table(read_track("phantom_mixture"), track)
+    assert troubles == ["us--more: it is the entry us--twin; a folder has the name of its entry."]
+
+
+def test_the_best_entry_that_calls_itself_a_floor_is_the_floor(split, tmp_path):
+    for name, signal in (("a-sham", 0.0), ("ridge", 2.0)):
+        folder = write_entry(tmp_path / name, split, signal=signal, name=name, floor="ridge")
+        accept(folder, split, tmp_path / "all")
+    make_entry_board(tmp_path / "all", tmp_path / "site")
+    page = (tmp_path / "site" / "phantom_mixture.html").read_text()
+    assert "ridge by us, an entry" in page
+    assert "a-sham by us, an entry" not in page
+
+
 def test_a_site_takes_the_place_of_a_site_alone(board, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("all of it")
@@ -534,6 +656,12 @@ def test_the_workflow_scores_a_folder_of_a_pull_request(split, tmp_path):
     subprocess.run([*git, "commit", "-q", "-m", "a seal of my own"], check=True)
     assert subprocess.run(["bash", "-e", "-c", scripts[0]], cwd=tmp_path, env=env, check=False).returncode
     assert "us--mine.html" in (tmp_path / "site" / "phantom_mixture.html").read_text()
+    # A run by itself: its settings can name code.
+    card = tmp_path / "incoming" / "phantom_mixture" / "of a team" / "entry.yaml"
+    card.rename(card.with_name("config.yaml"))
+    shutil.rmtree(tmp_path / "entries")
+    assert subprocess.run(["bash", "-e", "-c", scripts[1]], cwd=tmp_path, env=env, check=False).returncode
+    assert not [*(tmp_path / "entries").iterdir()]
 
 
 # --- hidden labels ------------------------------------------------------------------------------------------------
@@ -634,6 +762,40 @@ def test_both_sides_play_and_a_cheater_gets_one_answer_a_day(hidden, tmp_path):
     spend_day(sealed, "cheats", "later", "2026-12-02")
 
 
+def test_pictures_and_mistakes_of_hidden_entries(hidden, tmp_path, monkeypatch, capsys):
+    """Pictures beside the names of stimuli would be labels; a gallery that cannot be ranked costs no day."""
+    from PIL import Image
+
+    from braindecode_vis.parts.studies.judging import tracks
+
+    track, split, top, _, pixels = hidden
+    sealed = tmp_path / "sealed"
+    shutil.copytree(top / "sealed", sealed)
+    monkeypatch.setattr(tracks, "read_track", lambda name: track)
+    rng = np.random.default_rng(3)
+    width = len(next(iter(pixels.values())))
+    guess = {who: rng.normal(size=(len(ids), width)) for who, ids in split.queries.items()}
+    folder = write_hidden_entry(tmp_path / "entry", hidden, guess)
+    for who, ids in split.queries.items():
+        (folder / "images" / who).mkdir(parents=True)
+        for name in hidden_module.name_queries(len(ids)):
+            Image.new("RGB", (4, 4)).save(folder / "images" / who / f"{name}.png")
+    words = ["submit", str(folder), "--track", "toy", "--sealed", str(sealed), "--out", str(tmp_path / "all")]
+    words += ["--split", str(split.write(tmp_path / "split.json"))]
+    gallery = np.load(folder / "gallery.npy")
+    np.save(folder / "gallery.npy", 0 * gallery)
+    assert call(words) == 2
+    assert "norm 0" in capsys.readouterr().err
+    assert json.loads((sealed / "ledger.json").read_text()) == []
+    np.save(folder / "gallery.npy", gallery)
+    assert call(words) == 0
+    assert not (tmp_path / "all" / "toy" / "us--mine" / "images").exists()
+    shutil.move(tmp_path / "all", tmp_path / "first")
+    assert call(words) == 2
+    assert "one score a day" in capsys.readouterr().err
+    assert not (tmp_path / "all").exists()
+
+
 def test_no_message_shows_a_label(hidden, tmp_path):
     """Targets as guesses, and NaN, are refused by the names of queries: a message must not be an oracle."""
     track, split, top, _, pixels = hidden
@@ -671,13 +833,7 @@ def test_published_rows_are_those_of_the_research_page():
             assert line, row
             assert any(row["top5"] in found for found in line), row
             assert row["column"].split()[0] in ("clean", "test-selected", "transductive")
-            assert row["status"] in (
-                "author's figure",
-                "figure of other authors",
-                "second hand",
-                "read in code",
-                "rerun",
-            )
+            assert row["status"] in STATUS
 
 
 @pytest.mark.shared

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import yaml
@@ -36,11 +36,22 @@ from pydantic import Field, ValidationError
 
 from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_unique, suggest
+from braindecode_vis.base.checks import (
+    ConfigError,
+    DataError,
+    check_finite,
+    check_unique,
+    refuse_damage,
+    suggest,
+)
 from braindecode_vis.base.settings import Settings, describe_validation_error
+from braindecode_vis.datasets.hosts import check_inside
 from braindecode_vis.parts.studies.judging.tracks import Track, TrackSplit
 from braindecode_vis.parts.studies.output_files import read_given
 from braindecode_vis.pipeline.prediction_files import publish_folder
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CARD, SEAL = "entry.yaml", "seal.json"
 LARGEST = 2 << 30  # bytes of an entry; its run does not count
@@ -54,6 +65,8 @@ LICENCES = (
 ARRAYS = (".npy", ".safetensors")
 IMAGES = (".png", ".jpg", ".jpeg")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+#: Text of a card without signs that steer a terminal.
+_Text = Annotated[str, Field(pattern=r"^(?:[^\p{Cc}]|[\n\t])*$")]
 #: Cosine from which a prediction is the embedding that it should find.
 _COPY = 1 - 1e-6
 
@@ -71,8 +84,8 @@ class Chosen(Settings):
     """
 
     on: Literal["fixed", "validation", "test"]
-    epoch: str = Field(min_length=3)
-    settings: str = Field(min_length=3)
+    epoch: _Text = Field(min_length=3)
+    settings: _Text = Field(min_length=3)
 
 
 class EntryCard(Settings):
@@ -106,15 +119,15 @@ class EntryCard(Settings):
 
     name: str = Field(pattern=_NAME)
     team: str = Field(pattern=_NAME)
-    code: str
-    weights: str
+    code: _Text
+    weights: _Text
     licence: str
-    extra_data: tuple[str, ...]
+    extra_data: tuple[_Text, ...]
     hours: float = Field(ge=0)
-    hardware: str
+    hardware: _Text
     chosen: Chosen
-    seeds: tuple[int, ...] = Field(min_length=1)
-    space: str = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    space: _Text = Field(min_length=1)
     split: str = ""
     transductive: bool = False
     floor: Literal["", "ridge"] = ""
@@ -170,6 +183,7 @@ def read_entry(folder: Path, track: Track, split: TrackSplit) -> TrackEntry:
             f"{split.sha256[:16]}...; predict the queries of this split."
         )
     predictions = [_read_seed(folder, card, seed, split) for seed in card.seeds]
+    _refuse_other_seeds(folder, card)
     shapes = {array.shape[1:] for found in predictions for array in found.values()}
     if len(shapes) > 1:
         raise DataError(
@@ -210,11 +224,18 @@ def read_card(path: Path) -> EntryCard:
     if not path.is_file() or path.stat().st_size > LARGEST_CARD:
         raise ConfigError(f"{path} is missing or too large; write it with the fields of docs/TRACKS.md.")
     try:
-        card = EntryCard.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers raise ValueError
+        raise ConfigError(f"{path} is not YAML ({' '.join(str(error).split())[:120]}).") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold the fields of docs/TRACKS.md, not {type(content).__name__}.")
+    chosen = content.get("chosen")
+    if isinstance(chosen, dict) and True in chosen and "on" not in chosen:
+        chosen["on"] = chosen.pop(True)  # YAML 1.1 takes the bare word on for true
+    try:
+        card = EntryCard.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe_validation_error(error)}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not YAML ({' '.join(str(error).split())[:120]}).") from error
     if card.licence not in LICENCES:
         forbids = re.search(r"\bND\b|proprietary|reserved|private", card.licence, re.IGNORECASE)
         why = "forbids that others change or pass on the predictions" if forbids else "is not known here"
@@ -234,7 +255,7 @@ def _list_files(folder: Path) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for here, below, names in os.walk(folder):
         place = Path(here)
-        if place == folder and "run" in below:
+        if place == folder and "run" in below and not (folder / "run").is_symlink():
             below.remove("run")
         for name in [*names, *below]:
             path = place / name
@@ -268,7 +289,10 @@ def _is_known(path: str) -> bool:
 
 
 def _find_array(folder: Path, name: str) -> Path | None:
-    return next((path for end in ARRAYS if (path := folder / f"{name}{end}").is_file()), None)
+    found = [path for end in ARRAYS if (path := folder / f"{name}{end}").is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder} holds {found[0].name} and {found[1].name}; keep one of them.")
+    return found[0] if found else None
 
 
 def _read_rows(path: Path, expected: Sequence[str], what: str) -> tuple[np.ndarray, list[str]]:
@@ -297,7 +321,8 @@ def _read_rows(path: Path, expected: Sequence[str], what: str) -> tuple[np.ndarr
             f"{path} has {len(unknown)} ids that {what} do not have, first {unknown[0]!r}"
             f"{suggest(unknown[0], list(expected))}."
         )
-    values = np.asarray(values, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is too large is refused below
+        values = np.asarray(values, dtype=np.float32)
     check_finite(values, what=f"the array of {path}", row_names=ids, hint="")
     place = {name: row for row, name in enumerate(ids)}
     return values[[place[name] for name in expected]], list(expected)
@@ -326,6 +351,19 @@ def _read_seed(folder: Path, card: EntryCard, seed: int, split: TrackSplit) -> d
             f"{place} has predictions of {more[0]!r}, which is no subject of the track {split.track}."
         )
     return found
+
+
+def _refuse_other_seeds(folder: Path, card: EntryCard) -> None:
+    """Raise `DataError` if predictions lie where no seed of the card looks for them."""
+    top = folder / "predictions"
+    seeds = {f"seed-{seed}" for seed in card.seeds}
+    folders = {path.name for path in top.iterdir() if path.is_dir()}
+    loose = {path.name for path in top.iterdir() if path.is_file()} if folders else set()
+    if other := sorted((folders - seeds) | loose):
+        raise DataError(
+            f"{top} holds {other[0]}, which belongs to none of the seeds {list(card.seeds)} of {CARD}; remove it, or "
+            "name its seed."
+        )
 
 
 def _read_gallery(folder: Path, card: EntryCard, split: TrackSplit, shape: tuple[int, ...]) -> Embeddings:
@@ -361,7 +399,8 @@ def _refuse_copies(
 def _scale(array: np.ndarray) -> np.ndarray:
     """Return flat rows of unit length in double precision."""
     rows = array.reshape(len(array), -1).astype(np.float64)
-    unit: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: np.ndarray = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
     return unit
 
 
@@ -377,7 +416,20 @@ def _find_images(folder: Path, split: TrackSplit) -> dict[str, dict[str, Path]]:
                 "all, or leave out the folder images."
             )
         found[subject] = {name: files[name] for name in ids}
+        for path in found[subject].values():
+            with refuse_damage(f"{path} is no PNG or JPEG picture", hint="save it again"), open_picture(path):
+                pass
+    known = {path for files in found.values() for path in files.values()}
+    if more := next((path for path in sorted(top.glob("*/*")) if path not in known), None):
+        raise DataError(f"{more} is the picture of no query of the track {split.track}; remove it.")
     return found
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Return a picture of an entry, its header read; other formats are not tried, since some run a program."""
+    from PIL import Image
+
+    return Image.open(path, formats=("PNG", "JPEG"))
 
 
 @contextmanager
@@ -393,32 +445,30 @@ def open_source(source: Path) -> Iterator[Path]:
         yield source
         return
     with tempfile.TemporaryDirectory() as temporary:
-        try:
-            with zipfile.ZipFile(source) as archive:
-                infos = archive.infolist()
-                for info in infos:
-                    parts = Path(info.filename).parts
-                    linked = stat.S_ISLNK(info.external_attr >> 16)
-                    if (
-                        info.filename.startswith(("/", "\\"))
-                        or ".." in parts
-                        or ":" in info.filename
-                        or linked
-                    ):
-                        raise DataError(
-                            f"{source} holds {info.filename!r}, which leaves the folder of the entry."
-                        )
-                total = sum(info.file_size for info in infos)
-                if total > LARGEST or len(infos) > MOST_FILES:
-                    raise DataError(
-                        f"{source} unpacks to {total / 2**30:.1f} GB in {len(infos)} files, and an entry has at most "
-                        f"{LARGEST / 2**30:.0f} GB and {MOST_FILES} files."
-                    )
-                archive.extractall(temporary)
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
-            raise DataError(f"{source} is not a ZIP that can be read ({error}).") from error
+        # Each way of packing has errors of its own.
+        with refuse_damage(f"{source} is not a ZIP that can be read"), zipfile.ZipFile(source) as archive:
+            _check_members(source, archive.infolist())
+            archive.extractall(temporary)
         inner = list(Path(temporary).iterdir())
         yield inner[0] if len(inner) == 1 and inner[0].is_dir() else Path(temporary)
+
+
+def _check_members(source: Path, infos: Sequence[zipfile.ZipInfo]) -> None:
+    check_unique([info.filename for info in infos], what=f"files of {source}")
+    for info in infos:
+        linked = stat.S_ISLNK(info.external_attr >> 16)
+        try:
+            check_inside(info.filename)
+        except DataError:
+            linked = True
+        if linked or ":" in info.filename:
+            raise DataError(f"{source} holds {info.filename!r}, which leaves the folder of the entry.")
+    total = sum(info.file_size for info in infos)
+    if total > LARGEST or len(infos) > MOST_FILES:
+        raise DataError(
+            f"{source} unpacks to {total / 2**30:.1f} GB in {len(infos)} files, and an entry has at most "
+            f"{LARGEST / 2**30:.0f} GB and {MOST_FILES} files."
+        )
 
 
 def find_place(entry: TrackEntry, entries: Path) -> Path:
@@ -465,8 +515,8 @@ def seal_entry(entry: TrackEntry, entries: Path, facts: Mapping[str, Any]) -> Pa
             place = temporary / "predictions" / (f"seed-{seed}" if several else "")
             place.mkdir(parents=True)
             for subject, array in found.items():
-                _write_rows(place / subject, array, entry.split.queries[subject])
-        _write_rows(temporary / "gallery", entry.gallery.vectors, entry.split.gallery)
+                write_rows(place / subject, array, entry.split.queries[subject])
+        write_rows(temporary / "gallery", entry.gallery.vectors, entry.split.gallery)
         for subject, files in entry.images.items():
             (temporary / "images" / subject).mkdir(parents=True)
             for name, file in files.items():
@@ -480,7 +530,9 @@ def seal_entry(entry: TrackEntry, entries: Path, facts: Mapping[str, Any]) -> Pa
     return path
 
 
-def _write_rows(path: Path, values: np.ndarray, ids: Sequence[str]) -> None:
+def write_rows(path: Path, values: np.ndarray, ids: Sequence[str]) -> None:
+    """Write ``PATH.npy`` in single precision, and ``PATH.txt`` with the id of each row."""
+    values = np.asarray(values, dtype=np.float32)
     np.save(path.with_name(f"{path.name}.npy"), values, allow_pickle=False)
     path.with_name(f"{path.name}.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
 

@@ -26,9 +26,9 @@ import numpy as np
 import yaml
 
 from braindecode_vis.base import store
-from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.checks import DataError, refuse_damage
 from braindecode_vis.datasets.manifests import find_package_data
-from braindecode_vis.parts.studies.judging.entries import IMAGES
+from braindecode_vis.parts.studies.judging.entries import IMAGES, open_picture
 from braindecode_vis.parts.studies.judging.entry_scores import (
     AUDIT,
     FEWEST_SEEDS,
@@ -251,7 +251,9 @@ def _list_floors(table: TrackTables) -> dict[str, Mapping[str, Any] | str]:
     found: dict[str, Mapping[str, Any] | str] = {}
     for name in FLOORS:
         known = track.floors.get(name)  # type: ignore[call-overload]
-        own = next((row for row in table.floors if row.card.floor == name), None)
+        # Anybody may call an entry a floor; a bad one must not make the table look better.
+        offered = [row for row in table.floors if row.card.floor == name]
+        own = max(offered, key=lambda row: float(row.main["value"]), default=None)
         if own is not None:
             found[name] = {**own.main, "words": f"{own.card.name} by {own.card.team}, an entry"}
         elif name in ("mean image", "shuffled") and rows:
@@ -333,8 +335,6 @@ def _describe_audit(row: TableRow) -> str:
 
 def _read_pictures(folder: Path, scores: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the decoded pictures of the first queries of the first subject; which ones is decided by their order."""
-    from PIL import Image
-
     if not (folder / "images").is_dir():
         return []
     found = []
@@ -344,10 +344,10 @@ def _read_pictures(folder: Path, scores: Mapping[str, Any]) -> list[dict[str, st
         if path is None:
             continue
         try:
-            with Image.open(path) as picture:
+            with refuse_damage(f"{path} cannot be shown"), open_picture(path) as picture:
                 picture.thumbnail((PICTURE_PX, PICTURE_PX))
                 pixels = np.asarray(picture.convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except DataError:
             continue
         found.append({"src": encode_thumbnail(pixels, PICTURE_PX), "name": f"subject {subject}, {name}"})
     return found

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.parts.studies.judging.entries import CARD, read_card
+from braindecode_vis.parts.studies.judging.entries import CARD, read_card, write_rows
 from braindecode_vis.parts.studies.judging.tracks import check_run
 from braindecode_vis.pipeline.runs import Run, open_run
 
@@ -112,8 +112,7 @@ def write_run_entry(
                 raise DataError(
                     f"two of the runs predict subject {subject} with seed {run.config.seed}; give each once."
                 )
-            np.save(place / f"{subject}.npy", values.astype(np.float32), allow_pickle=False)
-            (place / f"{subject}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+            write_rows(place / subject, values, names)
         same = gallery is None or (
             shown[1:] == gallery[1:]
             and shown[0].shape == gallery[0].shape
@@ -124,8 +123,7 @@ def write_run_entry(
         gallery = shown
     assert gallery is not None
     vectors, ids, space = gallery
-    np.save(out / "gallery.npy", vectors.astype(np.float32), allow_pickle=False)
-    (out / "gallery.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
+    write_rows(out / "gallery", vectors, ids)
     config = opened[0].config
     content = {
         "name": config.name,

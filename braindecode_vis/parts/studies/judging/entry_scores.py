@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -337,6 +337,8 @@ def _read_row(track: Track, path: Path) -> TableRow:
         raise DataError("it answers another split than the track has now.")
     if scores["column"] not in COLUMNS:
         raise DataError(f"its scores name the column {scores['column']!r}.")
+    if path.name != card.folder:
+        raise DataError(f"it is the entry {card.folder}; a folder has the name of its entry.")
     return TableRow(
         path, card, seal, scores, find_main(scores, track.headline), audited=_read_audit(path, card, seal)
     )
@@ -355,20 +357,17 @@ def _give_places(track: Track, rows: Sequence[TableRow]) -> list[TableRow]:
     placed = list[TableRow]()
     for number, row in enumerate(ordered, 1):
         if not placed:
-            placed.append(_put(row, 1, ""))
+            placed.append(replace(row, place=1))
             continue
         above = placed[-1]
         low, high, mean = _compare(above, row, track.headline)
         if low is None or high is None:
-            placed.append(_put(row, above.place, f"{mean:+.3f}; no interval"))
+            placed.append(replace(row, place=above.place, difference=f"{mean:+.3f}; no interval"))
             continue
         apart = low > 0 or high < 0
-        placed.append(_put(row, number if apart else above.place, f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"))
+        words = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+        placed.append(replace(row, place=number if apart else above.place, difference=words))
     return placed
-
-
-def _put(row: TableRow, place: int, difference: str) -> TableRow:
-    return TableRow(row.folder, row.card, row.seal, row.scores, row.main, place, difference, row.audited)
 
 
 def _compare(above: TableRow, row: TableRow, metric: str) -> tuple[float | None, float | None, float]:

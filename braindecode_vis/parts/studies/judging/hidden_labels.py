@@ -32,7 +32,7 @@ from filelock import FileLock
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.parts.studies.judging.entries import TrackEntry, read_entry
+from braindecode_vis.parts.studies.judging.entries import TrackEntry, read_entry, write_rows
 from braindecode_vis.parts.studies.judging.tracks import (
     Track,
     TrackSplit,
@@ -98,12 +98,7 @@ def hide_labels(name: str, out: Path, root: Path | None = None) -> str:
                 allow_pickle=False,
             )
             rows = learnt[subjects[learnt] == subject]
-            np.save(
-                public / "training" / f"{subject}.npy", np.asarray(data[rows], np.float32), allow_pickle=False
-            )
-            (public / "training" / f"{subject}.txt").write_text(
-                "\n".join(shown[rows]) + "\n", encoding="utf-8"
-            )
+            write_rows(public / "training" / subject, data[rows], shown[rows])
         public_split = hide_split(order, split)
         public_split.write(public / SPLIT)
         content = {"track": name, "commitment": committed, "split": public_split.sha256}
@@ -156,16 +151,14 @@ def read_hidden_entry(folder: Path, sealed: Path, track: Track, split: TrackSpli
     order = _read_order(sealed, split)
     anonymous = hide_split(order, split)
     entry = read_entry(folder, track, anonymous)
-    predictions, images = [], dict[str, dict[str, Path]]()
+    predictions = []
     places = {subject: {name: row for row, name in enumerate(ids)} for subject, ids in order.items()}
     for found in entry.predictions:
         rows = {who: [places[who][name] for name in ids] for who, ids in split.queries.items()}
         predictions.append({who: found[who][rows[who]] for who in split.queries})
-    for subject, files in entry.images.items():
-        names = dict(zip(anonymous.queries[subject], order[subject], strict=True))
-        images[subject] = {names[query]: path for query, path in files.items()}
     card = entry.card.model_copy(update={"split": split.sha256})
-    return replace(entry, card=card, split=split, predictions=predictions, images=images)
+    # A team knows its own pictures: on a page with the name of the stimulus each would show a label.
+    return replace(entry, card=card, split=split, predictions=predictions, images={})
 
 
 def hide_split(order: Mapping[str, Sequence[str]], split: TrackSplit) -> TrackSplit:

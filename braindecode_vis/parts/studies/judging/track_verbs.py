@@ -157,9 +157,9 @@ def submit(
         else:
             entry = read_hidden_entry(source, sealed, about, frozen)
         find_place(entry, out)
+        found = score_entry(entry)
         if sealed is not None:  # an entry with a mistake costs no day
             spend_day(sealed, entry.card.team, entry.card.name)
-        found = score_entry(entry)
         path = seal_entry(entry, out, found.as_json())
     print_entry(found, as_json, entry=str(path))
 

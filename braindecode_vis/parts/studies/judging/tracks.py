@@ -192,7 +192,7 @@ def read_track(name: str) -> Track:
     Examples
     --------
     >>> read_track("digits69").headline
-    'top1'
+    '2_way'
     """
     check_option("the track", name, list_tracks())
     path = find_package_data("data_manifests") / "tracks" / f"{name}.yaml"
@@ -400,6 +400,7 @@ def describe_track(track: Track) -> dict[str, Any]:
         "Gallery": track.gallery,
         "Target": track.target,
         "Headline": f"{track.headline}, chance {track.chance[track.headline]:g}",
+        **({"Data": track.make} if track.make and track.ids == "shipped" else {}),
         "Split": track.describe_ids(),
         "Floors": "; ".join(f"{name}: {words}" for name, words in floors.items())
         + "; mean image and shuffled: computed for each entry",
