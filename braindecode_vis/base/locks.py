@@ -83,7 +83,7 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     # Whoever started it has not asked for its end yet, and the first process of a container may never do so.
-    with suppress(OSError, ValueError, IndexError):  # where the system tells it
+    with suppress(OSError, ValueError, IndexError):  # where the system says so
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
 

@@ -259,7 +259,7 @@ def main() -> None:
     """Run the command; an expected error is one sentence on standard error and exit code 2."""
     from braindecode_vis.base.checks import BraindecodeVisError, speak_command_line
     from braindecode_vis.base.devices import count_launched
-    from braindecode_vis.base.memory import TooLargeError, describe_out_of_memory, name_options
+    from braindecode_vis.base.memory import TooLargeError, describe_out_of_memory
 
     # On a busy machine the threads of OpenMP, while they wait for each other, hold up the ones they wait for.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -271,7 +271,7 @@ def main() -> None:
     atexit.register(gc.freeze)
     debug = "--debug" in sys.argv
     resumes = not _STARTING_ANEW & set(sys.argv[1:2])
-    announce_notices(lambda: list_options((sys.argv[1:2] or [""])[0]))
+    announce_notices(_name_own_options)
     for sentence in _BROKEN:
         sys.stderr.write(f"warning: {sentence}\n")
     # A process that waits for the others of its training hears no signal that Python handles: those end at once.
@@ -291,16 +291,13 @@ def main() -> None:
         except BraindecodeVisError as error:
             if debug:
                 raise
-            told = str(error)
-            if isinstance(error, TooLargeError):
-                told = name_options(told, list_options(sys.argv[1]))
-            _fail(told, shared)
+            _fail(_name_own_options(str(error)) if isinstance(error, TooLargeError) else str(error), shared)
         except Exception as error:
             if debug:
                 raise
             # Threads of libraries that found no memory to end with would keep the process forever.
             if ran_out := describe_out_of_memory(error, resumes=resumes):
-                _fail(name_options(ran_out, list_options(sys.argv[1])), at_once=True)
+                _fail(_name_own_options(ran_out), at_once=True)
             missing = (
                 describe_missing_module(error.name or "") if isinstance(error, ModuleNotFoundError) else ""
             )
@@ -314,6 +311,13 @@ def list_options(verb: str) -> set[str]:
     """Return the options of a verb; none of what is no verb."""
     command = typer.main.get_command(app).commands.get(verb)  # type: ignore[attr-defined]  # it is a group
     return {option for parameter in command.params for option in parameter.opts} if command else set()
+
+
+def _name_own_options(advice: str) -> str:
+    """Return advice on memory with options of the verb of this command alone."""
+    from braindecode_vis.base.memory import name_options
+
+    return name_options(advice, list_options((sys.argv[1:2] or [""])[0]))
 
 
 def _fail(sentence: str, at_once: bool, *, code: int = 2) -> None:

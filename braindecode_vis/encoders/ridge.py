@@ -195,19 +195,18 @@ class RidgeEncoder(BrainEncoder):
             # Single precision drifts over many trials.
             mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
             centred = values - mean
-            if len(sizes) * len(self.config.alphas) == 1:
-                alpha = self.config.alphas[0]
-                choices: list[dict[str, Any]] = []
-                kept = _select_features(scaled, values, sizes[0])
-                self._tell(self.config.n_inner_folds, "weights")
-                used = scaled if len(kept) == data.shape[1] else scaled[:, kept]
-                weights = solve_ridge(used, centred, alpha, backend)
-            else:
+            n_kept, alpha, whole = sizes[0], self.config.alphas[0], None
+            choices: list[dict[str, Any]] = []
+            if len(sizes) * len(self.config.alphas) > 1:
                 whole = make_gram(scaled, centred, backend)
                 n_kept, alpha, choices = self._choose(whole, responses, sizes)
-                kept = _select_features(scaled, values, n_kept)
-                self._tell(self.config.n_inner_folds, "weights")
-                weights = (whole if len(kept) == data.shape[1] else whole.keep(kept)).solve(alpha)
+            kept = _select_features(scaled, values, n_kept)
+            is_all = len(kept) == data.shape[1]
+            self._tell(self.config.n_inner_folds, "weights")
+            if whole is None:
+                weights = solve_ridge(scaled if is_all else scaled[:, kept], centred, alpha, backend)
+            else:
+                weights = (whole if is_all else whole.keep(kept)).solve(alpha)
         self.fitted = RidgeFit(
             ZScore(zscore.mean[kept], zscore.std[kept]), kept, weights, mean, targets.vectors.shape[1:],
             targets.space, alpha, choices, transform,

@@ -33,9 +33,8 @@ from braindecode_vis.preprocessing.common_space import (
 if TYPE_CHECKING:
     pass
 
-SPREAD_BYTES = (
-    1 << 18
-)  # trials in double precision that a spread is summed of at once: they stay in the cache
+#: Trials in double precision that are summed at once for a spread: they stay in the processor's cache.
+SPREAD_BYTES = 1 << 18
 MEDIAN_BYTES = 512 << 20  # trials that medians are taken from; more than this are thinned evenly
 
 

@@ -183,7 +183,7 @@ def list_states(folder: Path) -> set[str]:
     present = read_manifest(folder).compute_digest() if (folder / MANIFEST).is_file() else ""
     found = {present}
     for path in (folder / _EARLIER).glob("*.json"):
-        with suppress(DataError):  # whoever needs a damaged one is told
+        with suppress(DataError):  # whoever needs a damaged one gets an error
             if not all(source.is_whole for source in read_manifest(folder, path.stem).sources):
                 continue
         found.add(path.stem)

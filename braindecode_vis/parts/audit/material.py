@@ -263,13 +263,11 @@ def check_captions(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         return findings
     assert config is not None
     pairs, training = [], []
+    findings += _compare_folds(run, bank)
     for number, fold in enumerate(run.folds):
         pairs.append(decoding.predict_for_generator(again, number))
         ids = run.responses.stimulus_ids
         training.append(pairs[-1][1].select(list(pd.unique(ids[fold.train]))))
-        train, test = (set(ids[rows].astype(str).tolist()) for rows in (fold.train, fold.test))
-        if item := compare_captions(bank, train - test, test - train):
-            findings.append(replace(item, where=name_fold(number)))
     # Earlier versions kept one caption a row, the captioner's where there was one.
     sources = run.evaluated.path / "caption_sources.json"
     if sources.is_file() or config.captioner is None:
@@ -295,16 +293,20 @@ def _check_descriptions(run: AuditedRun, again: RecomputedRun) -> list[AuditFind
     config = again.config.evaluation.descriptions
     if run.evaluated is None or config is None or config.captions is None:
         return []
-    told = (run.evaluated.fields.get("evaluation") or {}).get("descriptions") or {}
-    if not config.file.is_file() or hash_once(config.file) != told.get("captions_digest"):
+    recorded = (run.evaluated.fields.get("evaluation") or {}).get("descriptions") or {}
+    if not config.file.is_file() or hash_once(config.file) != recorded.get("captions_digest"):
         run.state("material", "by record", "descriptions", f"{config.file} is not the file of the run")
         return []
-    bank, ids, findings = read_caption_bank(config.file), run.responses.stimulus_ids, []
+    run.state("material", "recomputed", "descriptions")
+    return _compare_folds(run, read_caption_bank(config.file))
+
+
+def _compare_folds(run: AuditedRun, bank: Mapping[str, Sequence[str]]) -> list[AuditFinding]:
+    findings, ids = [], run.responses.stimulus_ids
     for number, fold in enumerate(run.folds):
         train, test = (set(ids[rows].astype(str).tolist()) for rows in (fold.train, fold.test))
         if item := compare_captions(bank, train - test, test - train):
             findings.append(replace(item, where=name_fold(number)))
-    run.state("material", "recomputed", "descriptions")
     return findings
 
 

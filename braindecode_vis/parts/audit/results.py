@@ -84,8 +84,7 @@ def check_prepared(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     stored = run.prepared.path
     try:
         again.require_current(run.prepared)
-        told = run.prepared.fields.get("inputs") or {}
-        if again.config.dataset.hash_inputs() != told:
+        if again.config.dataset.hash_inputs() != (run.prepared.fields.get("inputs") or {}):
             raise DataError("the recordings are not those that the run was made from")
         require_space(stored, again.folder.path, "responses and stimuli")
         made = again.compute("preprocess", preparing.preprocess)[stored.as_posix()]
@@ -111,7 +110,7 @@ def _compare_prepared(stored: Path, made: Path) -> str:
     if text := compare_tables(*trials, tolerance=0.0):
         return f"trials.parquet: {text}"
     if added := [str(name) for name in trials[0] if name not in trials[1]]:
-        return f"trials.parquet has the column {added[0]} too much"
+        return f"trials.parquet has the additional column {added[0]}"
     arrays = [
         np.load(folder / "responses" / "data.npy", mmap_mode="r", allow_pickle=False)
         for folder in (made, stored)

@@ -538,7 +538,7 @@ IN_RESPONSES = {
         lambda found: set_column(found, "session", ["01"] * N_TRAIN + ["02"] * N_TEST), f"session of row {N_TRAIN}",
     ),
     "a column added": (
-        lambda found: set_column(found, "onset", np.arange(N_TRIALS)), "has the column onset too much",
+        lambda found: set_column(found, "onset", np.arange(N_TRIALS)), "has the additional column onset",
     ),
 }  # fmt: skip
 
