@@ -71,10 +71,13 @@ def test_the_end_by_a_signal_promises_what_the_verb_keeps(command_line, monkeypa
     monkeypatch.setattr(cli, "app", fail)
     assert ("kept" in command_line(verb).stderr) == (verb == "phantom")
 
-    def run_out():
+    def run_out(*_args, **_options):
         raise MemoryError
 
-    monkeypatch.setattr(cli, "app", run_out)
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        type(cli.app), "__call__", run_out
+    )  # the options of a verb are read from the app itself
     monkeypatch.setattr("braindecode_vis.base.devices.leave", sys.exit)
     ended = command_line(verb)
     assert ended.returncode == 2

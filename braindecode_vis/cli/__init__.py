@@ -45,7 +45,6 @@ _SAID_OTHERWISE = {
     "help": "--help",
     "simulate": "phantom",
     "slurm": "run NAME --cluster slurm",
-    "submit": "run NAME --cluster slurm",
     "estimate": "plan",
 }
 

@@ -226,6 +226,7 @@ def test_every_verb_that_reads_a_run_can_be_given_consent():
         "banks",
         "weights",
         "board",
+        "tracks",
         "phantom",
         "demo",
         "status",

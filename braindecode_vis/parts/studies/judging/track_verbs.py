@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from braindecode_vis.cli.show import Debug, Json, Root, make_console, make_table_console, print_json
+from braindecode_vis.cli.show import Debug, Json, Root, make_console, make_table_console, print_json, takes
 
 if TYPE_CHECKING:
     from braindecode_vis.parts.studies.judging.entry_scores import EntryScores
@@ -102,6 +102,7 @@ def tracks(
     print_table(table, f"{len(table)} tracks")
 
 
+@takes("trust_code", "debug")
 def submit(
     folders: Annotated[
         list[Path],
@@ -125,7 +126,6 @@ def submit(
         ),
     ] = None,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Check an entry of a track, score it and seal it.
 
