@@ -76,9 +76,9 @@ class TSConvConfig(NetworkSettings):
     attention
         Layer before the convolutions, with a residual connection: ``none``; ``self``, attention over channels
         (NICE-SA); ``graph``, a graph attention layer in which all channels are neighbours (NICE-GA). In the
-        released code neither does what the paper describes: the self-attention sums its weights to one and returns
-        its input, and the graph holds the channels of the first trial of each batch only. Both are implemented here
-        as described; that the published accuracies would hold is unverified.
+        released code neither does what the paper describes: the self-attention multiplies its input by one, so that
+        only the projection after it acts, and the edges of the graph hold the channels of the first trial of each batch
+        only. Both are implemented here as described; that the published accuracies would hold is unverified.
     width
         Size of the projector. NICE has 768, the size of its target (CLIP ViT-L/14); None takes the size of the target.
         Another size adds a last linear layer (our choice).

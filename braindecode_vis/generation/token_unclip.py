@@ -113,10 +113,10 @@ class RefineConfig(Settings):
 class TokenUnclipConfig(HubConfig):
     """SDXL unCLIP on 256 tokens of OpenCLIP ViT-bigG/14 (1664 values each, after the last norm, not projected).
 
-    Steps and guidance are as remembered from MindEye2's configuration (unverified); the noise that guidance leads away
-    from, the shift of the starting noise and the brightness are those of its sampling function. `token_unclip` says
-    what the folder must hold. No revision or hash of the published checkpoint is known here, so none is pinned: note
-    which one was converted.
+    Guidance is that of MindEye2's configuration; of the steps its sampling function takes 38, the configuration says
+    50. The noise that guidance leads away from, the shift of the starting noise and the brightness are those of that
+    function, too. `token_unclip` says what the folder must hold. No revision or hash of the published checkpoint is
+    known here, so none is pinned: note which one was converted.
 
     Parameters
     ----------

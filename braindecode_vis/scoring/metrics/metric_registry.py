@@ -372,8 +372,8 @@ _PIXELS = (
     Metric("ssim", "Structural similarity",
            "Agreement of local brightness, contrast and structure; 1 means identical.", order=4),
     Metric("ssim_legacy", "Structural similarity",
-           "Agreement of local brightness, contrast and structure, computed like software before 2021; 1 "
-           "means identical.", order=4),
+           "Agreement of local brightness, contrast and structure, computed as older "
+           "published code did (scikit-image up to 0.18); 1 means identical.", order=4),
 )  # fmt: skip
 #: What follows the name of a pixel metric, how it brings images to one size, and what is said of that.
 _SIZES: tuple[tuple[str, image.Protocol, str], ...] = (

@@ -24,7 +24,7 @@ from braindecode_vis.base.checks import DataError
 
 #: Fewest queries of one subject from which statistics are taken.
 FEWEST_QUERIES = 10
-K = 10  # neighbours of CSLS, in all papers
+K = 10  # neighbours of CSLS, as in SCORE; SAGE has 3
 #: SATTC's settings: shrinkage of queries and gallery; base, bounds and exponent of the neighbours of rows and columns.
 SHRINK_QUERIES, SHRINK_GALLERY = 0.6, 0.5
 ROW_BASE, ROW_BOUNDS = 12, (5, 20)

@@ -8,9 +8,9 @@ are scored one round at a time and the rounds averaged.
 Two-way rows are named ``two_way_identification@alexnet-2`` and so on, distances ``correlation_distance@swav-resnet50``.
 
 Semantic accuracy asks whether a classifier names the reconstruction as it names the seen image: a hit if the class of
-the seen image has one of the k highest scores among itself and n - 1 random other classes. Published code draws those
-classes (WAVE and MinD-Vis, with a count of draws and a seed); the mean over all draws has a closed form, which is used
-here and has no noise.
+the seen image has one of the k highest scores among itself and n - 1 random other classes. MinD-Vis draws
+those classes; how WAVE does it is not known, because its code is not public. The mean over all draws has a closed
+form, which is used here and has no noise.
 
 References
 ----------
