@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from braindecode_vis.cli.show import Json, make_console, print_json, print_scores, takes
 from braindecode_vis.parts.studies.judging.track_verbs import score_on_track
+
+if TYPE_CHECKING:
+    from braindecode_vis.parts.studies.scored_outputs import ScoredOutputs
 
 #: Kind, selection, features, number of permutations and seed, where nothing is asked for.
 _DEFAULTS = ("auto", "not stated", "efficientnet-lite0", 10_000, 0)
@@ -126,20 +129,12 @@ def score(
 
     Gives the full table: intervals, chance, p, hubs, ties, signs of transduction.
     """
-    from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.parts.studies.score_outputs import score as score_outputs
 
-    if on.track is not None:
-        others = (targets, ids, target_ids, text, descriptions, size, out)
-        chosen = (kind, selection, features, n_permutations, seed)
-        if any(value is not None for value in others) or protocol or distances or chosen != _DEFAULTS:
-            raise ConfigError(
-                "with --track, score takes only the entry, --gallery, --split, --auditor and --json."
-            )
+    others = (targets, ids, target_ids, text, descriptions, size, out, protocol or None, distances or None)
+    if _is_on_track(on, others, (kind, selection, features, n_permutations, seed)):
         score_on_track(predictions, as_json=as_json, **vars(on))
         return
-    if any(value is not None for value in vars(on).values()):
-        raise ConfigError("--gallery, --split and --auditor belong to --track.")
     given: dict[str, Any] = {"kind": kind, "protocols": tuple(protocol or ()), "selection": selection}
     found = score_outputs(
         predictions, targets, ids=ids, target_ids=target_ids, text=text, descriptions=descriptions,
@@ -148,6 +143,25 @@ def score(
         features=None if features == "none" else features, n_bootstrap=n_permutations, n_permutations=n_permutations,
         seed=seed, out=out, **given,
     )  # fmt: skip
+    _print_outputs(found, out, as_json)
+
+
+def _is_on_track(on: TrackOptions, others: tuple[Any, ...], chosen: tuple[Any, ...]) -> bool:
+    """Return whether an entry of a track is scored; its options and those of other outputs exclude each other."""
+    from braindecode_vis.base.checks import ConfigError
+
+    if on.track is None:
+        if any(value is not None for value in vars(on).values()):
+            raise ConfigError("--gallery, --split and --auditor belong to --track.")
+        return False
+    if any(value is not None for value in others) or chosen != _DEFAULTS:
+        raise ConfigError(
+            "with --track, score takes only the entry, --gallery, --split, --auditor and --json."
+        )
+    return True
+
+
+def _print_outputs(found: ScoredOutputs, out: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(found.as_json() | {"folder": None if out is None else str(out)})
         return
