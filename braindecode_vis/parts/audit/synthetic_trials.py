@@ -110,7 +110,7 @@ def _check_copies(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     if not run.stimuli.has_pixels or is_image_bank(Path(settings.images)):
         run.state("fit", "by record", what, "a bank or a data set without pictures has nothing to compare")
         return []
-    findings = []
+    findings: list[AuditFinding] = []
     for number, record in enumerate(run.trained):
         made = run.synthetic.get(record.upstream.get("synthesise", ""))
         if made is None:
