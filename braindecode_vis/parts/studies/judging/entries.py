@@ -53,7 +53,9 @@ from braindecode_vis.pipeline.prediction_files import publish_folder
 if TYPE_CHECKING:
     from PIL import Image
 
-CARD, SEAL = "entry.yaml", "seal.json"
+CARD, SEAL, SCORES, AUDIT = "entry.yaml", "seal.json", "scores.json", "audit.json"
+#: Written beside an entry after its files were hashed.
+_BESIDE = frozenset({SEAL, SCORES, AUDIT})
 LARGEST = 2 << 30  # bytes of an entry; its run does not count
 MOST_FILES = 50_000
 LARGEST_CARD = 1 << 16
@@ -277,15 +279,7 @@ def _is_known(path: str) -> bool:
         return re.fullmatch(r"(seed-\d+/)?[^/]+\.(npy|safetensors|txt)", rest) is not None
     if first == "images":
         return re.fullmatch(r"[^/]+/[^/]+\.(png|jpe?g)", rest, re.IGNORECASE) is not None
-    return path in (
-        CARD,
-        SEAL,
-        "scores.json",
-        "audit.json",
-        "gallery.npy",
-        "gallery.safetensors",
-        "gallery.txt",
-    )
+    return path in _BESIDE | {CARD, "gallery.npy", "gallery.safetensors", "gallery.txt"}
 
 
 def _find_array(folder: Path, name: str) -> Path | None:
@@ -311,12 +305,13 @@ def _read_rows(path: Path, expected: Sequence[str], what: str) -> tuple[np.ndarr
     if len(ids) != len(values):
         raise DataError(f"{path} has {len(values)} rows, but there are {len(ids)} ids for {what}.")
     check_unique(ids, what=f"ids of {what}")
-    if missing := [name for name in expected if name not in set(ids)]:
+    place = {name: row for row, name in enumerate(ids)}
+    if missing := [name for name in expected if name not in place]:
         raise DataError(
             f"{path} misses {len(missing)} of {len(expected)} ids of {what}, first {missing[0]!r}; a part of "
             "a test set is another test set."
         )
-    if unknown := [name for name in ids if name not in set(expected)]:
+    if unknown := sorted(place.keys() - set(expected), key=place.__getitem__):
         raise DataError(
             f"{path} has {len(unknown)} ids that {what} do not have, first {unknown[0]!r}"
             f"{suggest(unknown[0], list(expected))}."
@@ -324,7 +319,6 @@ def _read_rows(path: Path, expected: Sequence[str], what: str) -> tuple[np.ndarr
     with np.errstate(over="ignore"):  # what is too large is refused below
         values = np.asarray(values, dtype=np.float32)
     check_finite(values, what=f"the array of {path}", row_names=ids, hint="")
-    place = {name: row for row, name in enumerate(ids)}
     return values[[place[name] for name in expected]], list(expected)
 
 
@@ -525,7 +519,7 @@ def seal_entry(entry: TrackEntry, entries: Path, facts: Mapping[str, Any]) -> Pa
             if linked := next((path for path in entry.run.rglob("*") if path.is_symlink()), None):
                 raise DataError(f"{linked} is a link; copy the file itself.")
             shutil.copytree(entry.run, temporary / "run")
-        store.write_json(temporary / "scores.json", store.json_plain(facts))
+        store.write_json(temporary / SCORES, store.json_plain(facts))
         store.write_json(temporary / SEAL, _make_seal(temporary, entry))
     return path
 
@@ -539,7 +533,7 @@ def write_rows(path: Path, values: np.ndarray, ids: Sequence[str]) -> None:
 
 def hash_files(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of an entry, without its run, its scores, its audit and its seal."""
-    names = sorted(set(_list_files(folder)) - {SEAL, "scores.json", "audit.json"})
+    names = sorted(set(_list_files(folder)) - _BESIDE)
     return {name: store.hash_file(folder / name) for name in names}
 
 
@@ -550,7 +544,7 @@ def _make_seal(folder: Path, entry: TrackEntry) -> dict[str, Any]:
         "split": entry.split.sha256,
         "entry": store.hash_json(files),
         "files": files,
-        "scores": store.hash_file(folder / "scores.json"),
+        "scores": store.hash_file(folder / SCORES),
         "sealed": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "version": store.collect_provenance()["versions"].get("braindecode_vis", ""),
     }
@@ -576,11 +570,11 @@ def check_seal(folder: Path, *, whole: bool = False) -> dict[str, Any]:
     seal: dict[str, Any] = store.read_json(folder / SEAL)
     try:
         found = hash_files(folder) if whole else {CARD: store.hash_file(folder / CARD)}
-        names = set(_list_files(folder)) - {SEAL, "scores.json", "audit.json"}
+        names = set(_list_files(folder)) - _BESIDE
         changed = [name for name, digest in found.items() if seal["files"].get(name) != digest]
         changed += sorted(names ^ set(seal["files"]))
-        if store.hash_file(folder / "scores.json") != seal["scores"]:
-            changed.append("scores.json")
+        if store.hash_file(folder / SCORES) != seal["scores"]:
+            changed.append(SCORES)
         if changed or seal["entry"] != store.hash_json(seal["files"]):
             raise DataError(
                 f"{folder}: {(changed or [SEAL])[0]} is not as it was sealed; submit the entry again."

@@ -98,7 +98,9 @@ def write_run_entry(
     """
     opened = [open_finished(folder) for folder in runs]
     if bring and len(opened) > 1:
-        raise DataError("only an entry of one run brings it; submit one run, of all subjects and one seed.")
+        raise DataError(
+            "only an entry of one run can contain it; submit one run, of all subjects and one seed."
+        )
     for run in opened:
         check_run(run, track, split)
     seeds = sorted({run.config.seed for run in opened})

@@ -21,7 +21,14 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.parts import ask_part
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.studies import output_signs as signs
-from braindecode_vis.parts.studies.judging.entries import TrackEntry, check_seal, read_card
+from braindecode_vis.parts.studies.judging.entries import (
+    AUDIT,
+    CARD,
+    SCORES,
+    TrackEntry,
+    check_seal,
+    read_card,
+)
 from braindecode_vis.parts.studies.judging.tracks import Track
 from braindecode_vis.scoring.crossed import paired_difference
 from braindecode_vis.scoring.metrics.identification import Order, count_order, leave_out_images
@@ -33,7 +40,6 @@ Column = Literal["clean", "test-selected", "transductive"]
 COLUMNS: tuple[Column, ...] = ("clean", "test-selected", "transductive")
 METRICS = ("top1", "top5", "2_way")
 FEWEST_SEEDS = 5
-AUDIT = "audit.json"
 N_BOOTSTRAP = 2000
 
 
@@ -328,8 +334,8 @@ def read_table(track: Track, folder: Path) -> tuple[dict[Column, list[TableRow]]
 def _read_row(track: Track, path: Path) -> TableRow:
     seal, scores, card = (
         check_seal(path),
-        store.read_json(path / "scores.json"),
-        read_card(path / "entry.yaml"),
+        store.read_json(path / SCORES),
+        read_card(path / CARD),
     )
     if seal["track"] != track.name:
         raise DataError(f"it is sealed for the track {seal['track']}.")
@@ -390,7 +396,7 @@ def _compare(above: TableRow, row: TableRow, metric: str) -> tuple[float | None,
 
 
 def audit_entry(folder: Path, auditor: str) -> dict[str, Any]:
-    """Audit the run that a sealed entry brings, with a refit of every fold, and keep the verdict beside it.
+    """Audit the run in a sealed entry, with a refit of every fold, and keep the verdict beside it.
 
     Parameters
     ----------
@@ -409,12 +415,12 @@ def audit_entry(folder: Path, auditor: str) -> dict[str, Any]:
     ConfigError, DataError
         If the team audits itself, there is no run, or the run did not make the predictions.
     """
-    seal, card = check_seal(folder, whole=True), read_card(folder / "entry.yaml")
+    seal, card = check_seal(folder, whole=True), read_card(folder / CARD)
     if auditor.strip().lower() == card.team.lower() or not auditor.strip():
         raise ConfigError(f"the team {card.team} cannot audit its own entry; another one must call this.")
     run = folder / "run"
     if not (run / "config.yaml").is_file():
-        raise DataError(f"{folder} brings no run, so it cannot be audited; submit the run folder itself.")
+        raise DataError(f"{folder} contains no run, so it cannot be audited; submit the run folder itself.")
     _refuse_other_run(folder, card, run, seal)
     found = ask_part("audit_run")(run, refit=True)
     verdict = {
@@ -431,7 +437,7 @@ def audit_entry(folder: Path, auditor: str) -> dict[str, Any]:
 
 
 def _refuse_other_run(folder: Path, card: Any, run: Path, seal: Mapping[str, Any]) -> None:
-    """Raise `DataError` if the predictions of an entry are not those of the run that it brings."""
+    """Raise `DataError` if the predictions of an entry are not those of its run."""
     from braindecode_vis.parts.studies.judging.entry_runs import open_finished, read_run_predictions
 
     made, _ = read_run_predictions(open_finished(run))
@@ -439,7 +445,7 @@ def _refuse_other_run(folder: Path, card: Any, run: Path, seal: Mapping[str, Any
         name for name in seal["files"] if name.startswith("predictions/") and name.endswith(".npy")
     ):
         raise DataError(
-            f"{folder} brings a run that made only a part of its predictions; the badge is for all of them."
+            f"{folder} contains a run that made only a part of its predictions; the badge is for all of them."
         )
     for subject, (values, ids) in made.items():
         path = folder / "predictions" / f"{subject}.npy"
@@ -449,7 +455,7 @@ def _refuse_other_run(folder: Path, card: Any, run: Path, seal: Mapping[str, Any
             np.load(path, allow_pickle=False), values[[place[name] for name in listed]], rtol=1e-4, atol=1e-6
         ):
             raise DataError(
-                f"{folder} brings a run whose predictions of subject {subject} are others than its own."
+                f"{folder} contains a run whose predictions of subject {subject} differ from its own."
             )
 
 

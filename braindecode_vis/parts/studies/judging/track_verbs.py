@@ -195,7 +195,7 @@ def print_entry(found: EntryScores, as_json: bool, **places: str) -> None:
 def score_on_track(
     source: str, track: str, *, gallery: str | None, split: Path | None, auditor: str | None, as_json: bool
 ) -> None:
-    """Score the entry of a folder or ZIP on a track, or audit the run that a sealed one brings.
+    """Score the entry of a folder or ZIP on a track, or audit the run in a sealed one.
 
     Parameters
     ----------
