@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from braindecode_vis.cli.show import Debug, Json, Root, make_console, make_table_console, print_json, takes
+from braindecode_vis.cli.show import Debug, Json, Root, make_console, print_json, takes
 
 if TYPE_CHECKING:
     from braindecode_vis.parts.studies.judging.entry_scores import EntryScores
@@ -166,25 +166,29 @@ def submit(
 
 def print_entry(found: EntryScores, as_json: bool, **places: str) -> None:
     """Print the scores of an entry, its column and its notes."""
+    import pandas as pd
+
     from braindecode_vis.parts.studies.judging.entry_scores import METRICS
 
     if as_json:
         print_json({"run_folder": None, "scores": [row.as_row() for row in found.rows], "column": found.column,
                     "signs": found.signs, "notes": found.notes, **places})  # fmt: skip
         return
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from braindecode_vis.parts.studies.verbs import print_table
 
-    table = Table(title=f"Column: {found.column}", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("subject", "method", "metric", "value", "95 % interval", "chance", "n"):
-        table.add_column(name, no_wrap=True)
-    for row in sorted(found.rows, key=lambda row: (METRICS.index(row.metric), row.subject, row.method)):
-        bounds = "" if row.ci_low is None else f"{row.ci_low:.3f}-{row.ci_high:.3f}"
-        chance = "" if row.chance is None else f"{row.chance:.3f}"
-        table.add_row(
-            row.subject, row.method, row.metric, f"{row.value:.4f}", bounds, chance, str(row.n_queries)
-        )
-    make_table_console().print(table)
+    shown = [
+        {
+            "subject": row.subject,
+            "method": row.method,
+            "metric": row.metric,
+            "value": f"{row.value:.4f}",
+            "95 % interval": "" if row.ci_low is None else f"{row.ci_low:.3f}-{row.ci_high:.3f}",
+            "chance": "" if row.chance is None else f"{row.chance:.3f}",
+            "n": row.n_queries,
+        }
+        for row in sorted(found.rows, key=lambda row: (METRICS.index(row.metric), row.subject, row.method))
+    ]
+    print_table(pd.DataFrame(shown), f"Column: {found.column}")
     console = make_console(stderr=False)
     for line in [*(f"transductive: {sign}" for sign in found.signs), *found.notes]:
         console.print(line, markup=False)
