@@ -369,6 +369,12 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "demo": PhantomSize(1, 200, 4, 40, 1, 6, 12, 112, voxel_mm=3),
         "full": PhantomSize(3, 290, 4, 40, 1, 8, 12, 112, voxel_mm=3),
     },
+    "laion-fmri": {
+        "tiny": PhantomSize(1, 9, 2, 4, 2, 3, 4, 32, n_runs=2, voxel_mm=8),
+        "small": PhantomSize(1, 40, 4, 12, 4, 4, 4, 64, n_runs=2, voxel_mm=6),
+        "demo": PhantomSize(2, 150, 5, 60, 6, 4, 6, 112, n_runs=6, voxel_mm=4),
+        "full": PhantomSize(5, 580, 10, 224, 30, 4, 12, 500, n_runs=12, voxel_mm=1.8),
+    },
     "bold5000": {
         "tiny": PhantomSize(1, 6, 2, 3, 2, 1, 4, 32, n_runs=1, voxel_mm=8),
         "small": PhantomSize(1, 40, 4, 12, 4, 1, 4, 64, n_runs=2, voxel_mm=6),

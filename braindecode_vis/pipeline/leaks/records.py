@@ -118,6 +118,13 @@ def check_chain(run: AuditedRun) -> list[AuditFinding]:
     return findings
 
 
+def check_warnings(run: AuditedRun) -> list[AuditFinding]:
+    """Repeat what the report warns of in the data, such as pictures that another data set has too."""
+    return [
+        AuditFinding("recordings", "warning", str(text)) for text in run.responses.coords.get("warnings", ())
+    ]
+
+
 def check_recordings(run: AuditedRun) -> list[AuditFinding]:
     """Compare the files that the data set is read from by now with those that the run was made from."""
     told = run.prepared.fields.get("inputs") or {}
