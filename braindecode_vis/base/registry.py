@@ -57,6 +57,7 @@ _CORE: dict[str, dict[str, str]] = {
         "eeg_imagenet": "datasets.eeg_imagenet:EegImagenetConfig",
         "god": "datasets.kamitani.god:GodConfig",
         "haxby_slices": "datasets.haxby_slices:HaxbySlicesConfig",
+        "mosaic": "datasets.mosaic:MosaicConfig",
         "muse_n170": "datasets.muse_n170:MuseN170Config",
         "nod": "datasets.nod:NodConfig",
         "nsd": "datasets.nsd.dataset:NsdConfig",

@@ -36,6 +36,7 @@ from braindecode_vis.parts.phantom.formats import (
     corpus_format,
     eeg_imagenet_format,
     kamitani_format,
+    mosaic_format,
     nsd_format,
     nsd_repacks,
     nsd_timeseries,
@@ -85,6 +86,8 @@ _ALL = (
     cneuromod_things_format.FORMAT,
     vim1_format.FORMAT,
     v4_photographs_format.FORMAT,
+    mosaic_format.FORMAT,
+    mosaic_format.MERGED,
     corpus_format.CORPUS,
     corpus_eeg_format.CORPUS_EEG,
 )
