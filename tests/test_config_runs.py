@@ -237,10 +237,9 @@ def shrink(path, root):
         content["dataset"] |= {"l_freq": 2.0, "notch": []}
     if content["dataset"].get("atlas"):
         truth = root / "phantom_truth"
-        content["dataset"]["atlas"] |= {
-            "files": [str(truth / "parcels.nii.gz")],
-            "labels": str(truth / "parcels.txt"),
-        }
+        grayordinates = truth / "parcels.dlabel.nii"
+        file = grayordinates if grayordinates.exists() else truth / "parcels.nii.gz"
+        content["dataset"]["atlas"] |= {"files": [str(file)], "labels": str(truth / "parcels.txt")}
     if (content.get("pretrain") or {}).get("corpus"):
         content["pretrain"]["corpus"] = [str(write_corpus(root))]
     for analysis in content["analyses"]:

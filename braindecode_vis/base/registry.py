@@ -58,6 +58,7 @@ _CORE: dict[str, dict[str, str]] = {
         "god": "datasets.kamitani.god:GodConfig",
         "haxby_slices": "datasets.haxby_slices:HaxbySlicesConfig",
         "laion_fmri": "datasets.laion_fmri:LaionFmriConfig",
+        "mosaic": "datasets.mosaic:MosaicConfig",
         "muse_n170": "datasets.muse_n170:MuseN170Config",
         "nod": "datasets.nod:NodConfig",
         "nsd": "datasets.nsd.dataset:NsdConfig",

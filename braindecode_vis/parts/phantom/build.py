@@ -37,6 +37,7 @@ from braindecode_vis.parts.phantom.formats import (
     eeg_imagenet_format,
     kamitani_format,
     laion_fmri_format,
+    mosaic_format,
     nsd_format,
     nsd_repacks,
     nsd_timeseries,
@@ -87,6 +88,8 @@ _ALL = (
     vim1_format.FORMAT,
     v4_photographs_format.FORMAT,
     laion_fmri_format.FORMAT,
+    mosaic_format.FORMAT,
+    mosaic_format.MERGED,
     corpus_format.CORPUS,
     corpus_eeg_format.CORPUS_EEG,
 )

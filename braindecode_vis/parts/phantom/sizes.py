@@ -250,6 +250,13 @@ _EEG2 = {
     "full": PhantomSize(10, 1654, 10, 200, 4, 4, 80, 500, n_runs=5, pause_s=2.175),
 }
 
+_MOSAIC = {
+    "tiny": PhantomSize(3, 10, 3, 3, 1, 1, 2, 32, voxel_mm=8),
+    "small": PhantomSize(6, 60, 3, 20, 1, 1, 3, 64, voxel_mm=6),
+    "demo": PhantomSize(12, 150, 4, 40, 1, 2, 4, 112, voxel_mm=4),
+    "full": PhantomSize(12, 1800, 15, 1000, 1, 3, 3, 425, voxel_mm=2),
+}
+
 SIZES: dict[str, dict[str, PhantomSize]] = {
     "things-eeg2": _EEG2,
     # Loaders keep arrays on disk from a megabyte on, so the tiny one is a little longer.
@@ -375,6 +382,8 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "demo": PhantomSize(2, 150, 5, 60, 6, 4, 6, 112, n_runs=6, voxel_mm=4),
         "full": PhantomSize(5, 580, 10, 224, 30, 4, 12, 500, n_runs=12, voxel_mm=1.8),
     },
+    "mosaic": _MOSAIC,
+    "mosaic-merged": _MOSAIC,
     "bold5000": {
         "tiny": PhantomSize(1, 6, 2, 3, 2, 1, 4, 32, n_runs=1, voxel_mm=8),
         "small": PhantomSize(1, 40, 4, 12, 4, 1, 4, 64, n_runs=2, voxel_mm=6),
