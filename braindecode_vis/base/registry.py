@@ -61,6 +61,8 @@ _CORE: dict[str, dict[str, str]] = {
         "mosaic": "datasets.mosaic:MosaicConfig",
         "muse_n170": "datasets.muse_n170:MuseN170Config",
         "nod": "datasets.nod:NodConfig",
+        "nod_eeg": "datasets.nod_meeg:NodEegConfig",
+        "nod_meg": "datasets.nod_meeg:NodMegConfig",
         "nsd": "datasets.nsd.dataset:NsdConfig",
         "nsd_imagery": "datasets.nsd.imagery_dataset:NsdImageryConfig",
         "nsd_repack": "datasets.nsd.repacks:NsdRepackConfig",

@@ -14,8 +14,8 @@ PHANTOM_FORMATS = (
     "things-eeg2", "things-eeg2-official", "things-eeg2-250hz", "things-eeg2-ubp", "things-eeg2-neurobridge",
     "things-eeg1", "things-meg", "alljoined1", "alljoined16m", "eeg-imagenet", "bids-eeg", "nsd", "nsd-timeseries",
     "nsd-mindeye1", "nsd-mindeye2", "nsd-brain-diffuser", "things-fmri", "cneuromod-things", "vim-1", "v4-photographs",
-    "mosaic", "mosaic-merged", "bold5000", "bold5000-betas", "nod", "god", "deeprecon", "bids-fmri", "laion-fmri",
-    "corpus", "corpus-eeg",
+    "mosaic", "mosaic-merged", "bold5000", "bold5000-betas", "nod", "nod-eeg", "nod-meg", "god", "deeprecon",
+    "bids-fmri", "laion-fmri", "corpus", "corpus-eeg",
 )  # fmt: skip
 """Formats of `phantom`, for its help; listed here because the import of the simulation takes a second."""
 PHANTOM_DRIVES = ("embedded", "colours", "gabor", "random_network", "mixture")
