@@ -21,6 +21,7 @@ from typing import Any
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.base.locks import is_alive
 from braindecode_vis.base.memory import describe_bytes
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import compute_fingerprint, is_disk_full, json_plain, read_json, write_json
 from braindecode_vis.datasets.drawn.images import write_image_files
 from braindecode_vis.parts.phantom.brain import make_person
@@ -249,6 +250,7 @@ def make_phantom(
     embed: Embed,
     advance: Advance = lambda n: None,
     describe: Callable[[str], Any] = lambda text: None,
+    drawn: Callable[[StimulusSet], Any] = lambda stimuli: None,
 ) -> PhantomTruth:
     """Make a complete phantom data set in its authors' format, with its ground truth beside it.
 
@@ -271,6 +273,8 @@ def make_phantom(
         Called with the number of steps done; they add up to `Estimate.n_steps`.
     describe
         Called with a description of the current work.
+    drawn
+        Called with the images as soon as they are in their files, before anything is computed from them.
 
     Returns
     -------
@@ -307,7 +311,7 @@ def make_phantom(
     ledger.clear_leftovers()
     check_space(out, estimate)
     try:
-        return _make(form, ledger, size, config, embed, advance, describe)
+        return _make(form, ledger, size, config, embed, advance, describe, drawn)
     except OSError as error:
         if is_disk_full(error, out):
             raise DataError(
@@ -326,10 +330,12 @@ def _make(
     embed: Embed,
     advance: Advance,
     describe: Callable[[str], Any],
+    drawn: Callable[[StimulusSet], Any],
 ) -> PhantomTruth:
     describe(f"drawing {form.count_images(size)} images")
     table = form.list_images(size, config.seed)
     table = write_image_files(table, ledger.root, size=size.image_size, seed=config.seed, advance=advance)
+    drawn(StimulusSet(table.reset_index(drop=True), ledger.root))
     describe("computing what the images do to the simulated brains")
     drive = compute_drive(
         table, ledger.root, ledger.root / TRUTH, embed=embed, n_semantic=config.n_semantic, kind=config.drive

@@ -93,20 +93,12 @@ def make_phantom(
     listener
         Shows progress.
     """
-    from braindecode_vis.base.digests import find_cache_folder
-    from braindecode_vis.embeddings.bank import embed_stimuli
-    from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
     from braindecode_vis.parts import phantom
 
     show = listener or SilentListener()
     estimate = phantom.estimate_phantom(form, size)
     # Checked before the network is loaded.
     phantom.check_space(out, estimate)
-
-    def encode(stimuli: StimulusSet) -> np.ndarray:
-        with show.progress("encoding images", len(stimuli)) as advance:
-            encoder = EfficientNetConfig().build()
-            return embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance).vectors
 
     with show.progress("simulating", estimate.n_steps) as advance:
         return phantom.make_phantom(
@@ -120,6 +112,17 @@ def make_phantom(
                 noise=phantom.NoiseConfig(changing=changing),
                 fmri=phantom.FmriConfig(ongoing_percent=ongoing),
             ),
-            embed=encode,
+            embed=lambda stimuli: embed_images(stimuli, show),
             advance=advance,
         )
+
+
+def embed_images(stimuli: StimulusSet, listener: ProgressListener) -> np.ndarray:
+    """Return the vectors of images by the packaged image network; they stay in the cache of every run."""
+    from braindecode_vis.base.digests import find_cache_folder
+    from braindecode_vis.embeddings.bank import embed_stimuli
+    from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+
+    with listener.progress("encoding images", len(stimuli)) as advance:
+        encoder = EfficientNetConfig().build()
+        return embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance).vectors

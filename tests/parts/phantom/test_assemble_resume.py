@@ -67,6 +67,24 @@ def test_a_finished_phantom_is_left_alone(tmp_path):
     assert not [text for text in said if "subject" in text]
 
 
+def test_images_are_handed_over_before_they_are_embedded(tmp_path):
+    """So that a caller may embed them while the recording is simulated."""
+    seen = []
+
+    def embed_and_note(stimuli):
+        seen.append(("embedded", stimuli.table["sha256"].tolist()))
+        return embed(stimuli)
+
+    def note(stimuli):
+        assert all((tmp_path / path).is_file() for path in stimuli.table["path"])
+        seen.append(("drawn", stimuli.table["sha256"].tolist()))
+
+    make_small(tmp_path, embed=embed_and_note, drawn=note)
+    (drawn, hashes), (embedded, same) = seen
+    assert (drawn, embedded) == ("drawn", "embedded")
+    assert hashes == same
+
+
 class Interrupted(Exception):
     """Stands for a killed process."""
 
