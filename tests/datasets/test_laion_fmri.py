@@ -5,6 +5,7 @@ import re
 import shutil
 
 import h5py
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,14 +13,18 @@ from PIL import Image
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
+from braindecode_vis.datasets import hosts, transfer
 from braindecode_vis.datasets.fetching import make_plan
 from braindecode_vis.datasets.laion_fmri import LAYOUT, OWNERS, LaionFmriConfig, find_regions, read_split
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.embeddings.caption_bank import read_caption_bank
+from braindecode_vis.embeddings.imported import ImportedConfig
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline.reporting import run_all
 from braindecode_vis.pipeline.runs import open_run, read_scores
+from tests.datasets.loopback import serve
 from tests.datasets.reading import refusals
+from tests.datasets.test_hosts import write_bucket
 from tests.parts.phantom.tiny import make_tiny
 from tests.references import assert_close
 
@@ -44,8 +49,6 @@ def read_all(source):
 
 
 def test_trials_of_the_split_are_read_through_the_mask(shared_root):
-    import nibabel as nib
-
     source = open_one(shared_root)
     mask = nib.load(LAYOUT.find(shared_root, "mask", subject="01")).get_fdata() > 0
     geometry = source.find_geometry("01")
@@ -72,6 +75,8 @@ def test_trials_of_the_split_are_read_through_the_mask(shared_root):
 def test_regions_of_both_releases_are_read(root):
     later = find_regions(root, "01")
     chosen = open_one(root, mask="V1v,FFA-1")
+    mine = open_one(root, mask_file=later["V1v"])
+    assert mine.find_geometry("01").n_voxels == chosen.find_geometry("01").rois["V1v"].labels.sum()
     first = LAYOUT.place(root, "early_region", subject="01", roi="x").parent
     first.mkdir(parents=True)
     for name, path in later.items():
@@ -126,6 +131,10 @@ def test_shipped_embeddings_and_captions_are_targets_without_pictures(shared_roo
         finding.message for finding in audit_run(tmp_path / "run").findings if finding.level == "warning"
     ]
     assert any("a model that was trained or chosen on NSD has seen them" in text for text in found)
+    pictures = LAYOUT.place(shared_root, "pictures")
+    wrong = ImportedConfig(layout="rows", network="CLIP", files=file, ids=pictures)
+    with pytest.raises(ConfigError, match="which holds 0 lists of texts; one is needed"):
+        wrong.build().embed(open_one(shared_root).stimuli, (), None)
     captions = read_caption_bank(LAYOUT.place(shared_root, "captions"))
     assert set(open_one(shared_root).stimuli.ids) <= set(captions)
 
@@ -186,10 +195,6 @@ def test_settings_that_nothing_fits_are_named(root):
 
 def test_a_part_of_the_bucket_is_planned(monkeypatch, tmp_path):
     """By subject, session and region; the pictures are said to need a form."""
-    from braindecode_vis.datasets import hosts
-    from tests.datasets.loopback import serve
-    from tests.datasets.test_hosts import write_bucket
-
     manifest = read_manifest("laion_fmri")
     keys = {
         LAYOUT.place(tmp_path, "region", subject="01", set="face", roi=roi)
@@ -203,8 +208,6 @@ def test_a_part_of_the_bucket_is_planned(monkeypatch, tmp_path):
             keys[path.as_posix()] = b"b"
     assert len([file for part in manifest.parts for file in part.files]) == 72
     assert sorted(OWNERS.values()) == list(manifest.parts[0].subjects)
-    from braindecode_vis.datasets import transfer
-
     with serve() as server:
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setattr(transfer, "ALLOW_LOOPBACK", True)

@@ -121,7 +121,7 @@ def check_chain(run: AuditedRun) -> list[AuditFinding]:
 def check_warnings(run: AuditedRun) -> list[AuditFinding]:
     """Repeat what the report warns of in the data, such as pictures that another data set has too."""
     return [
-        AuditFinding("recordings", "warning", str(text)) for text in run.responses.coords.get("warnings", ())
+        AuditFinding("warnings", "warning", str(text)) for text in run.responses.coords.get("warnings", ())
     ]
 
 
