@@ -201,6 +201,10 @@ def test_what_does_not_fit_is_named(roots, root, tmp_path):
         test="both",
     )
     spoil("400 values in a response, but MOSAIC has 91282", shorten)
+    shared = LAYOUT.place(root, "shared")
+    shared.write_text("person\tage\n1\t30\n")
+    refuse(DataError, "names nobody as sub-01_NSD")
+    shared.unlink()
     lists.write_text('{"a": 1}')
     refuse(DataError, "is no list of pictures with their responses")
     path.write_bytes(path.read_bytes()[:5000])
