@@ -266,7 +266,7 @@ class MosaicConfig(AtlasSettings, PicturedSettings):
             # A cell names someone in full, or the number in the set of its column.
             cells = [f"{cell}_{short[key]}" if key in short else cell for key, cell in row.items() if cell]
             people = [cell for cell in cells if _PERSON.fullmatch(cell)]
-            joined |= dict.fromkeys(people, people[0])
+            joined |= dict.fromkeys(people, next(iter(people), ""))
         if not joined:
             raise DataError(
                 f"{path} names nobody as sub-01_NSD, or as sub-01 in a column NSD; fetch it again."

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,7 +13,8 @@ from nibabel import cifti2
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.store import read_responses
 from braindecode_vis.config import read_config
-from braindecode_vis.datasets.mosaic import LAYOUT, N_CORTEX, N_GRAYORDINATES, MosaicConfig, find_people
+from braindecode_vis.datasets.manifests import read_manifest
+from braindecode_vis.datasets.mosaic import LAYOUT, N_CORTEX, N_GRAYORDINATES, SETS, MosaicConfig, find_people
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.reading import refusals
 from tests.parts.phantom.tiny import make_tiny
@@ -155,6 +157,14 @@ def test_a_film_is_shown_as_its_middle_frame(root):
     assert stimuli.read_image(frame.stem).shape == (32, 32, 3)
 
 
+def test_the_files_to_fetch_are_those_that_are_read():
+    files = [file for part in read_manifest("mosaic").parts if part.name == "betas" for file in part.files]
+    places = {
+        LAYOUT.place(Path(), "person", folder=SETS[f.subject.split("_")[1]], person=f.subject) for f in files
+    }
+    assert (len(files), places) == (93, {Path(file.path) for file in files})
+
+
 def test_what_does_not_fit_is_named(roots, root, tmp_path):
     refuse = refusals(MosaicConfig, root=root)
     path = find_people(root)["sub-01_NSD"].path
@@ -191,6 +201,10 @@ def test_what_does_not_fit_is_named(roots, root, tmp_path):
         test="both",
     )
     spoil("400 values in a response, but MOSAIC has 91282", shorten)
+    shared = LAYOUT.place(root, "shared")
+    shared.write_text("person\tage\n1\t30\n")
+    refuse(DataError, "names nobody as sub-01_NSD")
+    shared.unlink()
     lists.write_text('{"a": 1}')
     refuse(DataError, "is no list of pictures with their responses")
     path.write_bytes(path.read_bytes()[:5000])

@@ -413,6 +413,12 @@ def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Call
         "preprocess", whole[-2:] if whole[0].size < whole[-1].size else whole[-1:], sizes.n_stored,
         f"{whole[-1].size:.0f} {what}", more=memory, in_batches=simulated,
     )  # fmt: skip
+    if not simulated and source.modality == "fmri" and not source.parts[0].is_computed:
+        from braindecode_vis.preprocessing.scaling import split_rows
+
+        # Trials pass through preprocessing block by block, and more of them need no more memory than one block.
+        block = next(split_rows(sizes.n_stored, source.parts[0].n_voxels))[1]
+        step = replace(step, memory=memory + extrapolate(whole, "memory", block))
     if pictures is None:
         return replace(step, disk=disk)
     times = sizes.n_images * sizes.image_px**2 / pictures.size

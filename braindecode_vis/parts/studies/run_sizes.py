@@ -182,7 +182,8 @@ def _read_published(config: RunConfig, every_subject: bool) -> RunSizes | None:
     if size is None or getattr(data, "mask", size.mask) != size.mask:
         return None
     asked = getattr(data, "subjects", None)
-    together = every_subject or config.split.kind == "leave_one_subject_out"
+    # Parcels are the same in all subjects, so that a run which names none reads all of them.
+    together = every_subject or config.split.kind == "leave_one_subject_out" or getattr(data, "atlas", None)
     known = manifest.subjects if together and not hasattr(data, "subject") else 1
     subjects = tuple(f"{number:02d}" for number in range(1, known + 1))
     if isinstance(asked, list | tuple) and asked:
