@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import field_validator
 
 from braindecode_vis.base.arrays import Recording
-from braindecode_vis.base.checks import ConfigError, DataError, check_columns
+from braindecode_vis.base.checks import DataError, check_columns
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.bids.fmri_dataset import make_stimulus_id
@@ -205,7 +205,7 @@ class _NodMeegSettings(MeegSettings):
                 f"{root}: expected {' or '.join(named)} and their like."
             )
         if layout == "preprocessed":
-            self._refuse_raw_options()
+            self.refuse_raw_options(_RAW_ONLY)
         for name in ("session", "subject") if layout == "raw" else ("subject",):
             known = sorted({getattr(item, name) for item in held})
             wanted = check_subset(
@@ -215,14 +215,6 @@ class _NodMeegSettings(MeegSettings):
         if not held:
             raise DataError(f"no recording below {root} is of the requested subjects and sessions.")
         return root, held
-
-    def _refuse_raw_options(self) -> None:
-        for name in _RAW_ONLY:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ConfigError(
-                    f"dataset.{name} applies to raw recordings, but published epochs were found; leave it out, or set "
-                    "dataset.layout to raw."
-                )
 
     def _open(self, item: NodFile, root: Path) -> tuple[ContinuousPart | EpochedPart, Any]:
         table = read_trials(LAYOUT.find(root, "trials", subject=item.subject))

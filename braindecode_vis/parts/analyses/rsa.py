@@ -41,6 +41,8 @@ from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding
 from braindecode_vis.parts.analyses.measure import add_maximum, find_best
 from braindecode_vis.parts.analyses.regions import split_regions
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
+from braindecode_vis.pipeline.finished_run import open_finished
+from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.report.drawing import draw_bars, draw_curve, draw_matrix, mark_stimulus
 from braindecode_vis.scoring.score_row import format_p_value
@@ -302,6 +304,8 @@ def find_responses(folder: Path) -> Path:
     place = folder.expanduser()
     if (place / "meta.json").is_file() and (place / "data.npy").is_file():
         return place
+    if (place / "config.yaml").is_file():  # earlier settings may have left responses of their own
+        return preprocess(open_finished(place)).artifact.path / "responses"
     found = sorted(p.parent for p in place.rglob("responses/meta.json") if (p.parent / "data.npy").is_file())
     if len(found) != 1:
         raise DataError(
