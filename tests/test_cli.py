@@ -149,7 +149,8 @@ def test_the_data_sets_fit_on_a_screen(call, monkeypatch):
 def test_a_data_set_is_told_in_full(call):
     told = call("datasets", "god").stdout
     for start in (
-        "god: Generic Object Decoding", "licence: raw data CC0", "cite: Horikawa", "configurations: god_ridge",
+        "god: Generic Object Decoding", "licence: raw data CC0", "cite: Horikawa",
+        "configurations: god_in_context, god_ridge",
         "without its files: braindecode-vis phantom god", "settings: braindecode-vis describe dataset.god",
         "command: braindecode-vis fetch god --subject 1 --root DIR",
     ):  # fmt: skip
@@ -163,7 +164,7 @@ def test_configurations_are_found_by_modality_data_set_and_paper(call):
 
     assert {"things_eeg2_ridge", "nsd_ridge"} <= list_names()
     assert all(name.startswith("things_meg") for name in list_names("--modality", "meg"))
-    assert list_names("--dataset", "god") == {"god_ridge"}
+    assert list_names("--dataset", "god") == {"god_in_context", "god_ridge"}
     assert "things_eeg2_atm_vith" in list_names("--paper", "2403.07721")
     check_refusal(call("configs", "--modality", "eeeg"), "did you mean 'eeg'")
     check_refusal(call("configs", "--paper", "Nobody 1850"), "no configuration follows a paper that names")

@@ -45,6 +45,7 @@ SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 PHANTOMS = {
     "alljoined1": ({}, {"image_size": 32}),
     "bold5000": ({"n_imagery": 3, "imagery_repetitions": 2}, {}),
+    "laion_fmri": ({}, {"image_size": 32}),
     "nsd": ({"n_subjects": 2, "n_imagery": 0, "imagery_repetitions": 0, "n_synthetic": 0}, {}),
     "nsd_imagery": ({"n_synthetic": 0}, {}),
     "nsd_synthetic": ({"n_imagery": 0, "imagery_repetitions": 0}, {}),

@@ -388,6 +388,7 @@ class DecodingRun:
         self,
         X: Any,
         *,
+        context: Any = None,
         gallery: Any = None,
         fold: int | None = None,
         out: str | Path | None = None,
@@ -400,7 +401,7 @@ class DecodingRun:
         whiten_new: bool = False,
         limit: int | None = None,
     ) -> RunPredictions:
-        """Apply the run to new trials; nothing is fitted, and the shown pictures need not be known.
+        """Apply the run to new trials; nothing is fitted on them, and the shown pictures need not be known.
 
         Parameters
         ----------
@@ -408,6 +409,10 @@ class DecodingRun:
             New trials with the axes of the run; a DataFrame of numbers or a tensor counts as an array. `Data` of a
             known data set (see `load`) is preprocessed with the fitted statistics of the run. A path is a folder of
             arrays, a file of trials, or another root of the run's data set.
+        context
+            Trials of the same subjects whose pictures are known, in any of these forms, usually `Data` with pictures.
+            The encoder first learns from these pairs; `in_context` only reads them, and needs them of a new subject.
+            With ``split="test"`` those that the data declare as ``train``.
         gallery
             Pictures to search, as in `from_arrays`, from any source; or `Embeddings` of the run's
             target; or the path of a CSV file of captions or attributes, for a gallery without pictures. By default the
@@ -447,7 +452,7 @@ class DecodingRun:
         ConfigError, DataError
             If the run is unfinished, the trials have other axes than the run, or the gallery is of another space.
         """
-        from braindecode_vis.pipeline import new_trials, prediction_files
+        from braindecode_vis.pipeline import prediction_files
         from braindecode_vis.pipeline.finished_run import open_finished
         from braindecode_vis.pipeline.predicting import predict
 
@@ -460,21 +465,15 @@ class DecodingRun:
         # Read-only: a prediction must never compute a stage of the run anew.
         run = open_finished(self.folder, self._run.listener)
         ways: dict[str, Any] = {"whiten_new": whiten_new, "part": split}
+        columns = {"subject": subject, "session": session, "stimulus_id": shown}
         with tempfile.TemporaryDirectory(prefix="braindecode-vis-") as work:
-            if isinstance(X, str | Path):
-                new = new_trials.read_new(run, Path(X), Path(work), **ways)
-            elif isinstance(X, Data) and X._settings is not None:
-                # What the user said of the new data wins; everything else is read as the run read its own.
-                changed = {name: getattr(X._settings, name) for name in X._settings.model_fields_set}
-                same = X._settings.kind == run.config.dataset.kind
-                dataset = run.config.dataset.model_copy(update=changed) if same else X._settings
-                new = new_trials.read_dataset_anew(run, dataset, Path(work), **ways)
-            else:
-                own = new_trials.find_responses(run)
-                columns = {"subject": subject, "session": session, "stimulus_id": shown}
-                responses, stimuli = _take_trials(X, own, columns)
-                new = new_trials.prepare_trials(run, responses, stimuli, prepared=prepared, **ways)
-            found = predict(run, new, gallery=gallery, fold=fold, n_top=int(k), limit=limit)
+            new = _read_trials(run, X, Path(work), columns, prepared, ways)
+            given = None
+            if context is not None:
+                ways["part"] = "train" if split == "test" else None
+                columns["stimulus_id"] = None
+                given = _read_trials(run, context, Path(work) / "context", columns, prepared, ways)
+            found = predict(run, new, gallery=gallery, fold=fold, n_top=int(k), limit=limit, context=given)
         # Warned of only where something was stated: without `shown` nothing is expected to be known.
         if shown is not None and (unknown := found.describe_unknown()):
             warnings.warn(unknown, UserWarning, stacklevel=3)
@@ -589,6 +588,7 @@ def decode(
     target: str | Mapping[str, Any] = "pixels",
     encoder: str | Mapping[str, Any] | nn.Module | None = None,
     split: str | int | Mapping[str, Any] | None = None,
+    context: int | None = None,
     prior: str | Mapping[str, Any] | None = None,
     generator: str | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -621,6 +621,9 @@ def decode(
         ``leave-one-run-out``, ``leave-one-group-out``, ``leave-one-subject-out``, ...; a mapping gives settings. By
         default the split that the data declare, or else ten folds of images; for classes, leave one run or group out
         if the data have them, or else folds.
+    context
+        Decode each subject as a new one, from this many of its training trials and those of the other subjects:
+        ``split={"kind": "leave_one_subject_out", "own_trials": context}``, with the encoder ``in_context`` by default.
     prior, generator
         As in the configuration; by default no prior, and a generator that works with the target.
     out
@@ -679,6 +682,16 @@ def decode(
     folder = Path(tempfile.mkdtemp(prefix="braindecode-vis-")) if out is None else check_run_folder(Path(out))
     given = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name).strip("-._") if out is not None else ""
     content: dict[str, Any] = {"name": name or given or "run", "seed": seed}
+    if context is not None:
+        if split is not None:
+            raise ConfigError("context is a split of its own (leave one subject out); leave split out.")
+        if isinstance(context, bool) or not isinstance(context, int | np.integer) or context < 2:
+            raise ConfigError(
+                f"context is {context!r}, but must be a number of pairs of picture and response, 2 or more: a single "
+                "pair says nothing of how a subject responds to other pictures."
+            )
+        split = {"kind": "leave_one_subject_out", "own_trials": int(context)}
+        encoder = encoder or ("in_context" if data.knows_images else None)
     content["encoder"] = read_encoder(encoder, knows_images=data.knows_images)
     content["split"] = _read_split(split, data)
     if not data.knows_images and not _is_category(content["encoder"]):
@@ -803,6 +816,24 @@ def open_run(
         if verify:
             read_every_file(run)
         return DecodingRun(run)
+
+
+def _read_trials(
+    run: Any, X: Any, work: Path, columns: Mapping[str, Any], prepared: bool | None, ways: dict[str, Any]
+) -> Any:
+    """Return new trials of any form as the run's encoder takes them."""
+    from braindecode_vis.pipeline import new_trials
+
+    if isinstance(X, str | Path):
+        return new_trials.read_new(run, Path(X), work, **ways)
+    if isinstance(X, Data) and X._settings is not None:
+        # What the user said of the new data wins; everything else is read as the run read its own.
+        changed = {name: getattr(X._settings, name) for name in X._settings.model_fields_set}
+        same = X._settings.kind == run.config.dataset.kind
+        dataset = run.config.dataset.model_copy(update=changed) if same else X._settings
+        return new_trials.read_dataset_anew(run, dataset, work, **ways)
+    responses, stimuli = _take_trials(X, new_trials.find_responses(run), columns)
+    return new_trials.prepare_trials(run, responses, stimuli, prepared=prepared, **ways)
 
 
 def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Responses, StimulusSet | None]:

@@ -600,6 +600,9 @@ class Network(ABC):
     forward_tokens: Callable[[Any, Any], Any] | None = None
     #: Samples from one local output to the next; None if they part the trial evenly, 0 where they are not in time.
     token_step: float | None = None
+    #: Called with the `braindecode_vis.encoders.signal.TrialPairs` of the training before it begins; None if nothing of
+    #: the network comes from them.
+    prepare: Callable[[Any], None] | None = None
 
     @abstractmethod
     def forward(self, data: Any, subject: Any) -> Any:
@@ -742,6 +745,11 @@ class NetworkSettings(ComponentSettings):
     def has_two_heads(self) -> bool:
         """Whether the network has `forward_heads`: whether its setting ``heads``, if it has one, is ``two``."""
         return bool(getattr(self, "heads", "one") == "two")
+
+    #: Fits how responses of all subjects follow from targets, called with the number of features of each subject, the
+    #: `braindecode_vis.encoders.signal.TrialPairs` of z-scored features and a seed; returns what gives a subject's
+    #: responses to targets, called with its number and an array of shape (n, n_values). None if it cannot.
+    fit_responses: ClassVar[Any] = None
 
 
 class Augmentation(ComponentSettings):

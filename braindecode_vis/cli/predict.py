@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,14 @@ def predict(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions, images and the page.")],
+    context: Annotated[
+        Path | None,
+        typer.Option(
+            "--context",
+            help="Trials of the same subjects whose pictures are known, in the form of --on; the encoder first learns "
+            "from these pairs (in_context only reads them). With --split test those that are declared as train.",
+        ),
+    ] = None,
     gallery: Annotated[
         str | None,
         typer.Option(
@@ -64,8 +72,8 @@ def predict(
 ) -> None:
     """Apply a finished run to new recordings.
 
-    Fits nothing. Writes the ranked pictures, images and a page. Says how many trials there are, and after the first
-    images how long all of them take.
+    Fits nothing, except on the pairs of --context. Writes the ranked pictures, images and a page. Says how many trials
+    there are, and after the first images how long all of them take.
     """
     from braindecode_vis.base.store import open_scratch
     from braindecode_vis.pipeline.finished_run import open_finished
@@ -78,8 +86,14 @@ def predict(
     finished = open_finished(run, ConsoleListener())
     # Beside the result, where there must be room: another root is preprocessed there and removed afterwards.
     with open_scratch(folder.parent, folder.name) as work:
-        new = read_new(finished, on, work, whiten_new=whiten_new, overrides=overrides or (), part=split)
-        found = predict_new(finished, new, gallery=gallery, fold=fold, limit=limit, images=images)
+        ways: dict[str, Any] = {"whiten_new": whiten_new, "overrides": overrides or (), "part": split}
+        new = read_new(finished, on, work, **ways)
+        if context is not None:
+            ways["part"] = "train" if split == "test" else None
+        given = None if context is None else read_new(finished, context, work / "context", **ways)
+        found = predict_new(
+            finished, new, gallery=gallery, fold=fold, limit=limit, images=images, context=given
+        )
         found.save(folder)
     scores = found.scores
     rows = [dict(row) for row in scores.astype(object).where(scores.notna(), None).to_dict("records")]

@@ -14,7 +14,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError, suggest
-from braindecode_vis.base.contracts import Dataset, EncoderSettings, GeneratorSettings, PriorSettings
+from braindecode_vis.base.contracts import (
+    Dataset,
+    EncoderSettings,
+    GeneratorSettings,
+    NetworkSettings,
+    PriorSettings,
+)
 from braindecode_vis.base.parts import describe_missing
 from braindecode_vis.base.registry import (
     Component,
@@ -108,15 +114,29 @@ class SyntheticConfig(Settings):
         Image encoders whose embeddings are the features of the model; empty takes the target.
     model
         How several spaces are combined, and the penalties.
+    by
+        ``ridge``: one linear model for each subject. ``network``: the network of the brain encoder predicts responses
+        of all subjects together, if it can (``voxel_clusters``, whose universal encoder knows voxels by their codes).
+        It has no residuals of trials that it has not seen, so that `noise` must be ``none``.
     """
 
     images: str = Field(min_length=1)
     share: float = Field(default=0.5, gt=0, lt=1)
     noise: Literal["residual", "none"] = "residual"
+    by: Literal["ridge", "network"] = "ridge"
     features: tuple[LayerConfig, ...] = ()
     model: EncodingModelConfig = EncodingModelConfig()
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"images"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"by"})
+
+    @model_validator(mode="after")
+    def _check_by(self) -> Self:
+        if self.by == "network":
+            self.refuse_unused("features", "model", because="the network reads the target")
+            if self.noise != "none":
+                raise ValueError("noise residual needs a ridge, but by is network; set noise to none")
+        return self
 
     @field_validator("images")
     @classmethod
@@ -147,8 +167,8 @@ class SyntheticConfig(Settings):
         """Return a clause for the protocol that says what is added to the training."""
         source = self.images if self.images.startswith((UNSEEN, "phantom:")) else Path(self.images).name
         return (
-            f"trained with {self.share:.0%} synthetic responses to images that were not shown ({source}; noise "
-            f"{self.noise})"
+            f"trained with {self.share:.0%} synthetic responses to images that were not shown ({source}; "
+            f"{'by the network; ' if self.by == 'network' else ''}noise {self.noise})"
         )
 
 
@@ -709,6 +729,14 @@ class RunConfig(Settings):
             raise ValueError(
                 "synthetic trials have an image embedding and neither names nor pixels, and this encoder learns from "
                 "texts or tunes an image network (objectives, encoder.image_tower); leave one of the two out"
+            )
+        network = getattr(self.encoder, "network", None)
+        if self.synthetic.by == "network" and (
+            network is None or complete(NetworkSettings, network).fit_responses is None
+        ):
+            raise ValueError(
+                "synthetic.by is network, but the encoder has no network that predicts responses; set "
+                "encoder.network.kind to voxel_clusters, or leave synthetic.by out"
             )
         return self
 

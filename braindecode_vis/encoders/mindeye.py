@@ -10,6 +10,7 @@ Scotti et al. (2023), arXiv:2305.18274; Scotti et al. (2024), arXiv:2403.11207.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class ResidualMlp(nn.Module):
         n_tokens: int,
     ) -> None:
         super().__init__()
-        _check_request(signal, heads, n_regression)
+        check_request(signal, heads, n_regression)
         if len(set(signal.n_voxels)) > 1:
             raise DataError(
                 f"the subjects have {min(signal.n_voxels)} to {max(signal.n_voxels)} different voxels, "
@@ -57,7 +58,7 @@ class ResidualMlp(nn.Module):
             )
         n_inputs, n_backbone = math.prod(signal.shape), n_regression or n_outputs
         self.n_tokens = n_tokens
-        token_sizes = [_get_token_size(n, n_tokens) for n in (n_backbone, n_outputs)]
+        token_sizes = [get_token_size(n, n_tokens) for n in (n_backbone, n_outputs)]
         self.first = _make_layer(n_inputs, hidden, 0.5)
         self.blocks = nn.ModuleList(_make_layer(hidden, hidden, _DROPOUT) for _ in range(n_blocks))
         self.last = nn.Linear(hidden, n_backbone)
@@ -117,10 +118,10 @@ class SharedSpace(nn.Module):
         n_tokens: int,
     ) -> None:
         super().__init__()
-        _check_request(signal, heads, n_regression)
+        check_request(signal, heads, n_regression)
         self.signal, self.heads, self.n_tokens = signal, heads, n_tokens
         n_backbone = n_regression or n_outputs
-        sizes = [_get_token_size(n, n_tokens) for n in (n_backbone, n_outputs)]
+        sizes = [get_token_size(n, n_tokens) for n in (n_backbone, n_outputs)]
         n_rest = math.prod(signal.shape[1:])  # a time axis gives each voxel that many values
         own = signal.n_voxels or (signal.shape[0],) * len(signal.subjects)
         self.subjects = nn.ModuleList(nn.Linear(n * n_rest, shared) for n in own)
@@ -167,18 +168,9 @@ class SharedSpace(nn.Module):
 
     def share(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return each trial in the shared space, shape (batch, shared)."""
-        rows = data.flatten(1)
         if len(self.subjects) == 1:  # the only layer answers for every subject with as many voxels
-            return self._apply_layer(0, rows)
-        present: list[int] = subject.unique().tolist() or [0]  # an empty batch has no subject
-        if present[-1] >= len(self.subjects) or present[0] < 0:
-            raise DataError(
-                f"a trial is of a subject outside {', '.join(self.signal.subjects)}: the voxels of a new "
-                "subject have no layer yet; first adapt the network to this subject with some of its trials."
-            )
-        groups = [(subject == index).nonzero().squeeze(1) for index in present]
-        parts = [self._apply_layer(i, rows[mine]) for i, mine in zip(present, groups, strict=True)]
-        return torch.cat(parts)[torch.cat(groups).argsort()]  # back in the order of the batch
+            return self._apply_layer(0, data.flatten(1))
+        return apply_by_subject(self._apply_layer, data.flatten(1), subject, self.signal)
 
     def _apply_layer(self, index: int, rows: Tensor) -> Tensor:
         layer = self.subjects[index]
@@ -202,6 +194,27 @@ class SharedSpace(nn.Module):
             {"params": [p for n, p in others if n.endswith("bias")], "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
+
+
+def apply_by_subject(
+    apply: Callable[[int, Tensor], Tensor], rows: Tensor, subject: Tensor, signal: Signal
+) -> Tensor:
+    """Return what `apply` gives for the number of each subject and its rows, in the order of the batch.
+
+    Raises
+    ------
+    DataError
+        If a row is of a subject outside the training.
+    """
+    present: list[int] = subject.unique().tolist() or [0]  # an empty batch has no subject
+    if present[-1] >= len(signal.subjects) or present[0] < 0:
+        raise DataError(
+            f"a trial is of a subject outside {', '.join(signal.subjects)}: the voxels of a new "
+            "subject have no weights yet; first adapt the network to this subject with some of its trials."
+        )
+    groups = [(subject == index).nonzero().squeeze(1) for index in present]
+    parts = [apply(i, rows[mine]) for i, mine in zip(present, groups, strict=True)]
+    return torch.cat(parts)[torch.cat(groups).argsort()]  # back in the order of the batch
 
 
 class MixerBlock(nn.Module):
@@ -243,7 +256,7 @@ def _project(projector: nn.Module | None, backbone: Tensor, n_tokens: int) -> Te
     return projector(backbone.unflatten(1, (n_tokens, -1))).flatten(1)  # each token on its own
 
 
-def _check_request(signal: Signal, heads: str, n_regression: int | None) -> None:
+def check_request(signal: Signal, heads: str, n_regression: int | None) -> None:
     """Refuse responses without voxels, and a regression output that the heads do not give."""
     if signal.dims[0] not in ("voxel", "parcel"):
         raise DataError(
@@ -262,7 +275,8 @@ def _check_two_heads(two: bool) -> None:
         raise DataError("this network has one head; set encoder.network.heads=two for a regression output.")
 
 
-def _get_token_size(n_outputs: int, n_tokens: int) -> int:
+def get_token_size(n_outputs: int, n_tokens: int) -> int:
+    """Return the size of a token; raise `ConfigError` unless the outputs part into tokens of equal size."""
     if n_outputs % n_tokens:
         raise ConfigError(
             f"{n_outputs} outputs cannot be divided into {n_tokens} tokens of equal size; correct "

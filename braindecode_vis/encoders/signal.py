@@ -126,6 +126,22 @@ class Signal:
         return cls(**axes, **arrays, sfreq=content["sfreq"], unit=content.get("unit", ""))
 
 
+@dataclass(frozen=True)
+class TrialPairs:
+    """Measured training trials and the targets of their images, for a network that is prepared before its training.
+
+    Parameters
+    ----------
+    subject : int array of shape (n_trials,)
+        Number of each trial's subject in `Signal.subjects`.
+    read
+        Returns responses of shape (n, *signal.shape) and targets of shape (n, n_values) of some trials, ascending.
+    """
+
+    subject: np.ndarray
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 def describe_signal(responses: Responses) -> Signal:
     """Return the signal of training responses."""
     coords = responses.coords

@@ -19,7 +19,7 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses, check_same_space
 from braindecode_vis.base.checks import ConfigError, DataError, NoResultError
-from braindecode_vis.base.contracts import Context, ImageEncoder
+from braindecode_vis.base.contracts import BrainEncoder, Context, ImageEncoder, find_class
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.stimuli import ImageRows, StimulusSet
 from braindecode_vis.base.store import Artifact
@@ -119,6 +119,8 @@ class RunPredictions:
         A column per class; None for a run that finds images.
     images
         Whether reconstructions were asked for.
+    context
+        The pairs of picture and response that the encoder was given, in words; empty if there were none.
     """
 
     run: FinishedRun
@@ -132,6 +134,7 @@ class RunPredictions:
     decisions: pd.DataFrame | None = None
     n_top: int = 5
     images: bool = True
+    context: str = ""
     _decode: Callable[[], tuple[ImageRows, dict[str, list[list[str]]]]] | None = None
 
     def __len__(self) -> int:
@@ -310,6 +313,7 @@ class RunPredictions:
             "transductive: statistics of the new trials themselves"
             if self.transductive
             else "nothing fitted on them",
+            *([self.context] if self.context else []),
             f"fold {self.folds[0]}" if len(self.folds) == 1 else f"mean of {len(self.folds)} folds",
         ]
         if self.candidates is not None:
@@ -448,6 +452,7 @@ def predict(
     n_top: int = 5,
     limit: int | None = None,
     images: bool = True,
+    context: NewTrials | None = None,
 ) -> RunPredictions:
     """Predict new trials.
 
@@ -469,11 +474,15 @@ def predict(
         predicted and ranked as they are among all.
     images
         Whether there are reconstructions, which take far longer than all else.
+    context
+        Trials of the same subjects whose pictures are known; the encoder learns from them first, or only reads them
+        (`in_context`).
 
     Raises
     ------
     ConfigError
-        If folds cannot be averaged, or a run of categories is asked for a gallery.
+        If folds cannot be averaged, a run of categories is asked for a gallery, or the encoder cannot learn from a
+        context.
     """
     if limit is not None and (
         isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1
@@ -485,9 +494,16 @@ def predict(
             raise ConfigError(
                 f"{run.folder.path} decodes categories and finds no pictures, so it takes no gallery; leave it out."
             )
+        if context is not None:
+            raise ConfigError(f"{run.folder.path} decodes categories and takes no context; leave it out.")
         return _predict_categories(run, new, folds, limit)
     trials = pick_trials(_name_concepts(run, new), np.arange(new.responses.n_trials), run.config.repeats.test)
     fitted = [train(run)[number] for number in folds]
+    if context is not None:
+        fitted = [
+            replace(f, encoder=_read_context(run, number, f, context))
+            for number, f in zip(folds, fitted, strict=True)
+        ]
     # Averaging comes before the selection, as in the run's own test.
     trials = order_by_gallery(fitted[0].encoder, trials)
     every = trials
@@ -518,13 +534,15 @@ def predict(
         candidates,
         n_top=n_top,
         images=images,
+        context="" if context is None else f"few-shot: a context of {context.responses.n_trials} trials",
     )
     result.parts = _rank(run, result)
     result.notes += (unknown,) if (unknown := result.describe_unknown()) else ()
     if not images or not preprocess(run).stimuli.has_pixels:
         return result
     # Both predictions at once: the trials themselves may lie in a folder that is removed afterwards.
-    make = prepare_images(run, folds, chosen, trials, result.embeddings)
+    encoders = [f.encoder for f in fitted]
+    make = prepare_images(run, folds, chosen, trials, result.embeddings, encoders)
     result._decode = partial(make, listener=run.listener)
     return result
 
@@ -614,7 +632,6 @@ def find_gallery(
     DataError
         If it is empty, or of another space than the run's target.
     """
-    bank, prepared = embed(run)[number], preprocess(run)
     if given is not None:
         gallery, known = open_given_gallery(run, number, given), trials.trials["known"].to_numpy(bool)
         shown = sorted(set(trials.stimulus_ids[known].astype(str)) & set(gallery.embeddings.ids.astype(str)))
@@ -625,27 +642,63 @@ def find_gallery(
                 "named by their ids."
             )
         return gallery
-    in_bank = set(bank.embeddings.ids.astype(str))
     known = trials.trials["known"].to_numpy(bool)
-    shown = list(dict.fromkeys(trials.stimulus_ids[known].astype(str)))
+    found = _find_shown(run, number, new, list(dict.fromkeys(trials.stimulus_ids[known].astype(str))))
+    # With one candidate every rank would be 1.
+    if found is not None and len(found[0]) >= 2:
+        return PictureGallery(*found, f"{len(found[0])} pictures that these trials showed")
+    return find_tested_gallery(run, folds)
+
+
+def _find_shown(
+    run: FinishedRun, number: int, new: NewTrials, shown: list[str]
+) -> tuple[Embeddings, StimulusSet] | None:
+    """Return those pictures of new trials that the run or the trials have, in the target space; None without any."""
+    bank, prepared = embed(run)[number], preprocess(run)
+    in_bank = set(bank.embeddings.ids.astype(str))
     hashes = _list_hashes(prepared.stimuli)
     theirs = {} if new.stimuli is None else _list_hashes(new.stimuli)
     # The same id may be another picture in another experiment; only equal hashes are the same picture.
     same = [i for i in shown if i in in_bank and (not theirs or theirs.get(i) == hashes.get(i))]
     others = [i for i in shown if i not in set(same) and i in theirs]
     others = others if new.stimuli is not None and new.stimuli.has_pixels else []
-    # With one candidate every rank would be 1.
-    if len(same) + len(others) >= 2:
-        # Pictures of the bank keep their embedding; others go through the run's own target encoder.
-        found, pictures = [bank.embeddings.select(same)] if same else [], prepared.stimuli
-        if others:
-            assert new.stimuli is not None
-            found.append(_encode(run, number, new.stimuli.select(others)))
-            pictures = new.stimuli
-        vectors = np.concatenate([np.asarray(part.vectors) for part in found])
-        embeddings = Embeddings(vectors, [*same, *others], bank.embeddings.space)
-        return PictureGallery(embeddings, pictures, f"{len(embeddings)} pictures that these trials showed")
-    return find_tested_gallery(run, folds)
+    if not same and not others:
+        return None
+    # Pictures of the bank keep their embedding; others go through the run's own target encoder.
+    found, pictures = [bank.embeddings.select(same)] if same else [], prepared.stimuli
+    if others:
+        assert new.stimuli is not None
+        found.append(_encode(run, number, new.stimuli.select(others)))
+        pictures = new.stimuli
+    vectors = np.concatenate([np.asarray(part.vectors) for part in found])
+    return Embeddings(vectors, [*same, *others], bank.embeddings.space), pictures
+
+
+def _read_context(run: FinishedRun, number: int, fitted: Any, context: NewTrials) -> BrainEncoder:
+    """Return the encoder of a fold after the pairs of a context; see `predict`."""
+    ability = fitted.encoder.adaptation
+    if ability is None:
+        raise ConfigError(
+            f"{find_class(fitted.encoder).__name__} cannot learn from a context (it has no property adaptation); "
+            "in_context, ridge and networks can."
+        )
+    trials = fitted.select(_name_concepts(run, context))
+    ids = trials.stimulus_ids.astype(str)
+    known = trials.trials["known"].to_numpy(bool)
+    shown = _find_shown(run, number, context, list(dict.fromkeys(ids[known])))
+    missing = sorted(set(ids) - set(() if shown is None else shown[0].ids.astype(str)))
+    if shown is None or missing:
+        raise DataError(
+            f"the context needs the picture of each of its trials, but that of {missing[0]!r} is not known; give the "
+            "pictures beside the trials (from_arrays with images and shown), or ids of pictures of the run."
+        )
+    if len(shown[0]) < 2:
+        raise DataError(
+            f"the context shows the picture {ids[0]!r} alone, which says nothing of how others are seen; "
+            "give pairs of two or more pictures (60 are a beginning)."
+        )
+    adapted: BrainEncoder = roles.complete(BrainEncoder, ability.adapt(trials, shown[0].select(list(ids))))
+    return adapted
 
 
 def find_tested_gallery(run: FinishedRun, folds: list[int]) -> PictureGallery:
@@ -919,6 +972,7 @@ def prepare_images(
     chosen: list[Responses],
     trials: Responses,
     compared: Embeddings,
+    encoders: Sequence[BrainEncoder] | None = None,
 ) -> Callable[..., tuple[ImageRows, dict[str, list[list[str]]]]]:
     """Predict what the generator takes, and return what makes images and captions when they are asked for.
 
@@ -932,13 +986,15 @@ def prepare_images(
         The same with every feature, for branches.
     compared
         What was predicted of them in the space of the comparison.
+    encoders
+        One for each fold; those of the run by default.
     """
     number = folds[0]
+    encoders = encoders or [train(run)[n].encoder for n in folds]
     learnt = map_for_generator(run, number)[1]
     if learnt:
         for_generator = compared
     else:
-        encoders = [train(run)[n].encoder for n in folds]
         for_generator = average_folds(
             [e.predict_for_generator(r) for e, r in zip(encoders, chosen, strict=True)]
         )
@@ -947,7 +1003,7 @@ def prepare_images(
     text = open_branch(run, "text")
     texts = None if text is None else predict_branch(run, text, number, trials)
 
-    written = write_with_encoder(run.config.reconstruction.captions, train(run)[number].encoder, chosen[0])
+    written = write_with_encoder(run.config.reconstruction.captions, encoders[0], chosen[0])
     return partial(generate_images, run, number, for_generator, low=images, texts=texts, written=written)
 
 

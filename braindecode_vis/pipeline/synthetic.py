@@ -8,14 +8,14 @@ the model.
 
 References
 ----------
-Brain-IT, arXiv:2510.25976, trains on synthetic pairs of an encoding network beside real ones. A ridge in its place, and
-noise drawn from residuals, are choices of ours.
+Brain-IT, arXiv:2510.25976, trains on synthetic pairs of an encoding network beside real ones, as ``by: network`` does.
+A ridge in its place, and noise drawn from residuals, are choices of ours.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,12 +27,14 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
-from braindecode_vis.base.contracts import ImageEncoder
+from braindecode_vis.base.contracts import ImageEncoder, NetworkSettings
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.stimuli import hash_pixels, resize_image
 from braindecode_vis.config.models import NOT_AT_HAND, UNSEEN, SyntheticConfig
 from braindecode_vis.encoders.encoding_model import draw_residuals, fit_encoding
+from braindecode_vis.encoders.signal import TrialPairs
 from braindecode_vis.pipeline.runs import Run, remember
+from braindecode_vis.preprocessing.alignment import fit_zscore
 
 PREFIX = "synthetic/"  # of the ids of synthetic trials, unlike any of a data set
 _AT_ONCE = 256  # images that are decoded and encoded together
@@ -213,18 +215,30 @@ def draw_synthetic(
     owned, parts = count_own_voxels(real), []
     explained = {}
     shape = real.data.shape[1:]
+
+    def measure(who: str) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.flatnonzero(subjects == who)
+        own = np.asarray(real.data[rows], np.float32)
+        return rows, own[:, : owned.get(who)].reshape(
+            len(rows), -1
+        )  # all of them where there is no such number
+
+    by_network = (
+        None
+        if settings.by == "ridge"
+        else _fit_network(run, names, measure, learnt, derive_seed(seed, "model"))
+    )
     with run.listener.progress("encoding models", len(names)) as advance:
         for place, who in enumerate(names):
-            rows = np.flatnonzero(subjects == who)
             n_own = owned.get(who)
-            own = np.asarray(real.data[rows], np.float32)
-            measured = own[:, :n_own].reshape(len(rows), -1)  # all of them where there is no such number
-            model = fit_encoding(
-                {name: Embeddings(one.vectors[rows], one.ids[rows], name) for name, one in learnt.items()}, measured,
-                config=settings.model, seed=derive_seed(seed, "model", place),
-                out_of_fold=settings.noise == "residual",
-            )  # fmt: skip
-            explained[who] = float(model.inner_explained.mean())
+            rows, measured = measure(who)
+            if by_network is None:
+                model = fit_encoding(
+                    {name: Embeddings(one.vectors[rows], one.ids[rows], name) for name, one in learnt.items()},
+                    measured, config=settings.model, seed=derive_seed(seed, "model", place),
+                    out_of_fold=settings.noise == "residual",
+                )  # fmt: skip
+                explained[who] = float(model.inner_explained.mean())
             n = len(images.ids) if counts is None else counts[who]
             if settings.noise == "none" and n > len(images.ids):
                 raise DataError(
@@ -236,7 +250,11 @@ def draw_synthetic(
             # All images once before any comes again with other noise.
             turns = [generator.permutation(len(images.ids)) for _ in range(-(-n // len(images.ids)))]
             order = np.concatenate(turns)[:n]
-            made = model.predict({name: images.spaces[name] for name in learnt})[order]
+            made = (
+                model.predict({name: images.spaces[name] for name in learnt})
+                if by_network is None
+                else by_network(place, images.spaces[bank.embeddings.space].flat())
+            )[order]
             if settings.noise == "residual":
                 made += draw_residuals(model, measured, n, generator)
             whole = np.zeros((n, *shape), np.float32)
@@ -271,6 +289,34 @@ def draw_synthetic(
     }  # fmt: skip
     vectors = np.asarray(target.vectors)[chosen]
     return responses, Embeddings(vectors, ids, target.space), about
+
+
+def _fit_network(
+    run: Run,
+    names: Sequence[str],
+    measure: Callable[[str], tuple[np.ndarray, np.ndarray]],
+    learnt: Mapping[str, Embeddings],
+    seed: int,
+) -> Callable[[int, np.ndarray], np.ndarray]:
+    """Return what predicts responses of a subject, by its number, with the network of the brain encoder."""
+    fit = roles.complete(NetworkSettings, run.config.encoder.network).fit_responses
+    assert fit is not None  # checked with the configuration
+    ((_, targets),) = learnt.items()
+    rows, data = zip(*(measure(who) for who in names), strict=True)
+    scales, first = [fit_zscore(one) for one in data], np.cumsum([0, *map(len, rows)])
+    numbers = np.repeat(np.arange(len(names)), [len(one) for one in rows])
+
+    def read(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        who = numbers[some[0]]  # a fit reads one subject at a time
+        own = some - first[who]
+        return scales[who].apply(data[who][own]), np.asarray(
+            targets.vectors[rows[who][own]], np.float32
+        ).reshape(len(own), -1)
+
+    predict = fit([one.shape[1] for one in data], TrialPairs(numbers, read), seed)
+    return lambda who, images: np.asarray(
+        predict(who, images) * scales[who].std + scales[who].mean, np.float32
+    )
 
 
 def _count_turns(order: np.ndarray) -> np.ndarray:

@@ -203,6 +203,7 @@ _NAMES: Mapping[str, str] = {
     "logistic": "logistic regression", "latent_decoder": "latent decoder", "shared_space": "shared space",
     "parcels": "parcel transformer", "pls": "PLS", "labram": "LaBraM", "cbramod": "CBraMod",
     "eegpt": "EEGPT", "bendr": "BENDR", "reve": "REVE", "linear_gaussian": "linear Gaussian model",
+    "in_context": "in-context decoder",
 }  # fmt: skip
 
 

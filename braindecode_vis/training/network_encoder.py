@@ -32,7 +32,7 @@ from braindecode_vis.base.contracts import (
 )
 from braindecode_vis.base.memory import TooLargeError, check_memory, is_out_of_memory
 from braindecode_vis.base.seeds import derive_seed, make_generator
-from braindecode_vis.encoders.signal import Signal, describe_signal
+from braindecode_vis.encoders.signal import Signal, TrialPairs, describe_signal
 from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.training.descriptions import Descriptions, Lexicon, check_text_targets, describe_images
@@ -304,6 +304,7 @@ class NetworkEncoder(BrainEncoder):
         while True:
             try:
                 model = build()
+                self._prepare(model, accelerator.device, responses, targets, train, signal, transform)
                 # On the CPU, before the model moves: an index error on a GPU cannot be caught.
                 takes = takes_unknown_subjects(model, signal)
                 hide = self.config.hide_subject if takes and len(signal.subjects) > 1 else 0.0
@@ -346,6 +347,35 @@ class NetworkEncoder(BrainEncoder):
             self.config.view_choice, Lexicon() if self._descriptions is None else self._descriptions.lexicon,
             self.config.sentence_space,
         )  # fmt: skip
+
+    def _prepare(
+        self,
+        model: BrainImageModel,
+        device: Any,
+        responses: Responses,
+        targets: Embeddings,
+        train: np.ndarray,
+        signal: Signal,
+        transform: InputTransform,
+    ) -> None:
+        """Let a network compute what it takes from measured training trials before it is trained."""
+        prepare = model.whole_network.prepare
+        if prepare is None:
+            return
+        from braindecode_vis.base.devices import seeded
+
+        rows = train[~responses.is_synthetic[train]]
+        names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
+
+        def read(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            own = rows[some]
+            shown = reduce_views(take_rows(targets, own), self.config.view_choice)
+            return transform.read(responses.data, own, names), shown.flat()
+
+        with seeded(derive_seed(self.seed, "prepare")):
+            model.to(device)
+            prepare(TrialPairs(signal.index_subjects(names[rows]), read))
+            model.cpu()
 
     def _tell(self, message: str) -> None:
         self.messages.append(message)

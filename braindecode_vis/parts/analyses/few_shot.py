@@ -7,7 +7,7 @@ The test trials and their images are those of the run's split; nothing is chosen
 References
 ----------
 Scotti et al. (2024), MindEye2, arXiv:2403.11207 (fine-tuning on the first hour of a new subject); Ferrante et al.
-(2024), arXiv:2309.00627 (alignment of subjects for decoding).
+(2024), arXiv:2309.00627 (alignment of subjects for decoding); Yu et al. (2026), arXiv:2604.08537 (in context).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from braindecode_vis.base.arrays import Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import Analysis, find_class
+from braindecode_vis.base.contracts import Analysis, BrainEncoder, find_class
 from braindecode_vis.base.locks import BeingMade
+from braindecode_vis.base.roles import build
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.measure import (
     FoldValues,
@@ -42,14 +43,16 @@ from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, SubjectAlignment, name_alignment
 from braindecode_vis.report.drawing import mark_chance
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
+from braindecode_vis.training.in_context import InContextConfig, InContextEncoder
 from braindecode_vis.training.pretraining_config import ON_GUIDED_TRIALS, ON_TRAINING_TRIALS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Method = Literal[
-    "scratch", "anatomical", "procrustes", "hyperalignment", "shared_response", "functional_pca", "fine_tuned"
-]
+    "scratch", "anatomical", "procrustes", "hyperalignment", "shared_response", "functional_pca", "fine_tuned",
+    "in_context",
+]  # fmt: skip
 
 
 class FewShotConfig(Analysis):
@@ -65,11 +68,12 @@ class FewShotConfig(Analysis):
         ``procrustes``, ``hyperalignment``, ``shared_response``, ``functional_pca``: from those of all subjects in a
         common space (see `SubjectAlignment`). ``fine_tuned``: an encoder of the others, with the settings of the run,
         is trained further on the new subject's trials: only its own layer if the network has one for each subject
-        (MindEye2's shared_space), else all weights. Methods that an encoder or the data do not allow are left out and
-        named.
+        (MindEye2's shared_space), else all weights. ``in_context``: the encoder `in_context` of the others reads the
+        new subject's trials as its context (BrainCoDec); nothing is trained on them. Methods that an encoder or the
+        data do not allow are left out and named.
     numbers
         Numbers of trials of the new subject; empty takes 0, a sixteenth, a quarter and all. Numbers that some subject
-        does not have are left out; 0 is only for ``anatomical``.
+        does not have are left out; 0 is only for ``anatomical`` and ``in_context``, in features that correspond.
     trial_seconds
         Seconds of recording per trial. None takes them from the column `onset` of the trial table, including breaks
         within a run; without this column there are no minutes.
@@ -117,16 +121,17 @@ class FewShotConfig(Analysis):
             (method, n)
             for method in dict.fromkeys(self.methods)
             for n in numbers
-            if n or method == "anatomical"
+            if n or method in ("anatomical", "in_context")
         ]
         if not conditions:
             raise ConfigError(
-                "few_shot.numbers has only 0, which needs the method anatomical; add this method, or other numbers."
+                "few_shot.numbers has only 0, which needs the method anatomical or in_context; add one of them, "
+                "or other numbers."
             )
         seconds = self.trial_seconds or find_trial_seconds(study.responses.trials)
         meter, measured = Meter(study, self.metric), dict[tuple[str, int], Measured]()
         left_out = {f"{n} trials": f"one subject has {most}." for n in sorted(self.numbers) if n > most}
-        bases: dict[tuple[int, str], Any] = {}
+        bases: dict[tuple[str, int, str], Any] = {}
         with study.progress("few-shot", len(conditions)) as advance:
             for method, n in conditions:
                 try:
@@ -161,7 +166,7 @@ class FewShotConfig(Analysis):
         newcomers: Sequence[Newcomer],
         method: str,
         n: int,
-        bases: dict[tuple[int, str], Any],
+        bases: dict[tuple[str, int, str], Any],
     ) -> Measured:
         draws, n_elsewhere = [], 0
         for draw in range(self._count_draws(n, newcomers)):
@@ -192,7 +197,7 @@ class FewShotConfig(Analysis):
         method: str,
         one: Newcomer,
         own: np.ndarray,
-        bases: dict[tuple[int, str], Any],
+        bases: dict[tuple[str, int, str], Any],
     ) -> Any:
         """Return an encoder for one new subject, of whom `own` are the trials that it gives."""
         if method == "anatomical" and count_own_voxels(study.responses):
@@ -202,12 +207,16 @@ class FewShotConfig(Analysis):
             )
         encoder = study.build(one.fold)
         bank = study.banks[one.fold]
-        if method == "fine_tuned":
-            key = (one.fold, one.subject)
+        if method in ("fine_tuned", "in_context"):
+            key = (method, one.fold, one.subject)
             if key not in bases:
+                if method == "in_context" and not isinstance(encoder, InContextEncoder):
+                    encoder = build(BrainEncoder, InContextConfig(), seed=study.seed)
                 others = study.pick(one.others, "train")
                 encoder.fit(others, bank.select(list(others.stimulus_ids)))
                 bases[key] = encoder
+            if not len(own):
+                return bases[key]
             trials = study.pick(own, "train")
             return adapt(bases[key], trials, bank.select(list(trials.stimulus_ids)))
         alignment: Any = "none"
@@ -226,6 +235,8 @@ class FewShotConfig(Analysis):
             words = "zero-shot: no trial of the subject, features in common with the others"
         elif method == "anatomical":
             words = f"few-shot: training trials of the others and {n} of the subject, features in common"
+        elif method == "in_context":
+            words = f"few-shot: in-context decoding learnt on the others, {n} training trials of the subject as context"
         elif method == "fine_tuned":
             words = f"few-shot: encoder of the others, fine-tuned on {n} training trials of the subject"
         else:
@@ -263,7 +274,7 @@ class FewShotConfig(Analysis):
         def draw(figure: Figure) -> None:
             axes = figure.subplots()
             mark_chance(axes, float(table["chance"].iloc[0]))
-            colours = ["C0", "C1", "C3", "C4", "C5", "C6", "C7"]
+            colours = ["C0", "C1", "C3", "C4", "C5", "C6", "C7", "C8"]
             for number, (method, rows) in enumerate(table.groupby("method", sort=False)):
                 colour = colours[number]
                 zero = rows[rows["trials"] == 0]

@@ -31,6 +31,7 @@ PART = Part(
             "bendr": "models.foundation_config:BendrConfig",
             "reve": "models.foundation_config:ReveConfig",
             "luna": "models.foundation_config:LunaConfig",
+            "voxel_clusters": "models.voxel_clusters_config:VoxelClustersConfig",
         }
     },
     reduce={"models": "encoder.batch_size, encoder.max_device_bytes or dataset.subjects"},

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.base.contracts import BrainEncoder, Context, EncoderSettings, ImageEncoderSettings
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import StimulusSet, find_comparison_size
 from braindecode_vis.config import RunConfig, list_weights, validate_config
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.parts.studies.run_sizes import (
@@ -171,7 +172,10 @@ def _grow(
     return pieces
 
 
-def extrapolate(pieces: Sequence[PieceCost], name: str, size: float, *, power: float | None = None) -> float:
+def extrapolate(
+    pieces: Sequence[PieceCost], name: str, size: float, *, power: float | None = None,
+    beside: Callable[[float], float] | None = None,
+) -> float:  # fmt: skip
     """Return a number of the pieces at another size: in proportion beyond the last two, or by a power.
 
     Parameters
@@ -184,6 +188,9 @@ def extrapolate(pieces: Sequence[PieceCost], name: str, size: float, *, power: f
         Of the real one.
     power
         Largest power that is believed, and one less the smallest; None grows in proportion.
+    beside
+        Work of a size that does not grow in proportion. With three pieces or more, the number is the sum of a constant,
+        of a part in proportion, and of a part that follows this work.
 
     Examples
     --------
@@ -191,9 +198,19 @@ def extrapolate(pieces: Sequence[PieceCost], name: str, size: float, *, power: f
     21.0
     >>> round(extrapolate([PieceCost(0.25, 1.0), PieceCost(0.5, 8.0)], "seconds", 1.0, power=3))
     64
+    >>> pieces = [PieceCost(n, 2.0 + n + 0.1 * n**2) for n in (3, 8, 24)]
+    >>> round(extrapolate(pieces, "seconds", 100, beside=lambda n: min(n, 50) ** 2))
+    352
     """
     last = pieces[-1]
     value = float(getattr(last, name))
+    if beside is not None and len(pieces) > 2 and value > 0:
+        from scipy.optimize import nnls
+
+        terms = np.array([[1.0, piece.size, beside(piece.size)] for piece in pieces])
+        values = np.array([max(getattr(piece, name), 1e-9) for piece in pieces])
+        weights = nnls(terms / values[:, None], np.ones(len(values)))[0]  # errors are shares of each value
+        return max(value if size > last.size else 0.0, float(weights @ (1.0, size, beside(size))))
     if len(pieces) == 1 or last.size == size:
         return value * (size / last.size if len(pieces) == 1 else 1.0)
     before = pieces[-2]
@@ -217,13 +234,14 @@ def _find_factor(ratio: float, seconds: float) -> float:
 def _make_step(
     name: str, pieces: Sequence[PieceCost], size: float, what: str, *, times: float = 1.0, power: float | None = None,
     more: float = 0.0, in_batches: bool = False, on_gpu: bool = False,
+    beside: Callable[[float], float] | None = None,
 ) -> Step:  # fmt: skip
     """Return a step of `times` equal parts of a size; `more` are bytes of memory held beside.
 
     What works in batches needs no more memory for more of them.
     """
     last = pieces[-1].size
-    seconds = times * extrapolate(pieces, "seconds", size, power=power)
+    seconds = times * extrapolate(pieces, "seconds", size, power=power, beside=beside)
     ratio = seconds / pieces[-1].seconds if pieces[-1].seconds > 0 else size / last * times
     factor = _find_factor(ratio, pieces[-1].seconds)
     told = "as large as the real one" if times * size <= last else f"its time extrapolated {ratio:.3g} times"
@@ -236,7 +254,7 @@ def _make_step(
         seconds = min(max(seconds, low), high)
     return Step(
         name, seconds, low, high,
-        times * extrapolate(pieces, "cpu_seconds", size, power=power),
+        times * extrapolate(pieces, "cpu_seconds", size, power=power, beside=beside),
         more + (
             pieces[-1].memory if in_batches
             else extrapolate(pieces, "memory", size, power=None if power is None else 2.0)
@@ -387,6 +405,7 @@ def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Call
             return Step(
                 "preprocess", None, disk=disk, how=f"the first trials could not be read alone ({error})"
             )
+        pictures = _preprocess_pictures(source)
     for piece in pieces:
         piece.seconds, piece.cpu_seconds = piece.seconds * larger, piece.cpu_seconds * larger
     whole = [piece for piece in pieces if piece.size > 0]
@@ -400,7 +419,16 @@ def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Call
         # Trials pass through preprocessing block by block, and more of them need no more memory than one block.
         block = next(split_rows(sizes.n_stored, source.parts[0].n_voxels))[1]
         step = replace(step, memory=memory + extrapolate(whole, "memory", block))
-    return replace(step, disk=disk)
+    if pictures is None:
+        return replace(step, disk=disk)
+    times = sizes.n_images * sizes.image_px**2 / pictures.size
+    more, factor = times * pictures.seconds, _find_factor(times, pictures.seconds)
+    seconds, low, high = (value or 0.0 for value in (step.seconds, step.low, step.high))
+    return replace(
+        step, seconds=seconds + more, low=low + more / factor, high=high + more * factor,
+        cpu_seconds=(step.cpu_seconds or 0.0) + times * pictures.cpu_seconds, disk=disk,
+        how=f"{step.how}; and the first pictures, extrapolated {times:.3g} times",
+    )  # fmt: skip
 
 
 def _simulate_source(
@@ -455,6 +483,24 @@ def _preprocess_start(source: Any, n: int) -> PieceCost:
         return piece
 
 
+def _preprocess_pictures(source: Any) -> PieceCost | None:
+    """Copy the first pictures of a source whose pictures become part of the run; None if they do not.
+
+    The size of the piece is their pixels.
+    """
+    if getattr(source, "read_image", None) is None:
+        return None
+    from braindecode_vis.preprocessing.betas import write_images
+
+    n = min(_TRIALS_OF_A_PIECE, len(source.stimuli))
+    few = replace(source, stimuli=StimulusSet(source.stimuli.table.iloc[:n].reset_index(drop=True)))
+    with tempfile.TemporaryDirectory() as made:
+        write_images(Path(made) / "warm", few)  # opens the file of the pictures
+        with _measure(n * math.prod(source.read_image(0).shape[:2])) as piece:
+            write_images(Path(made) / "stimuli", few)
+    return piece
+
+
 def _plan_pictures(
     config: RunConfig, sizes: RunSizes, budget: float = BUDGET_S, left_out: str = ""
 ) -> tuple[list[Step], tuple[int, ...], PieceCost | None]:
@@ -499,7 +545,7 @@ def _plan_pictures(
             warm = records[0][2][name]
             start.seconds += max(0.0, piece.seconds - warm.seconds)
             start.cpu_seconds += max(0.0, piece.cpu_seconds - warm.cpu_seconds)
-    records = records[-2:] or [(6, 3, first)]
+    records = records or [(6, 3, first)]
     gpu = _uses_gpu()
     steps = []
     for name, size in names.items():
@@ -525,6 +571,7 @@ def _plan_pictures(
                     more=held,
                     in_batches=True,
                     on_gpu=gpu and name in ("embed", "reconstruct"),
+                    beside=partial(_count_pairs, sizes.image_px) if name == "evaluate" else None,
                 )
             )
     last = records[-1][2]["report"]
@@ -532,6 +579,16 @@ def _plan_pictures(
         _make_step("report", [replace(last, size=1.0)], 1.0, "page and checks of a small run", more=held)
     )
     return steps, dims, start
+
+
+def _count_pairs(image_px: int, n_test: float) -> float:
+    """Return how many pixels of pairs of pictures `evaluate` compares for a null: all pairs of a few, and a bound."""
+    from braindecode_vis.scoring.image_scores import LARGEST_PAIR_TABLE, SMALLEST_425
+
+    sides = [find_comparison_size(image_px, image_px)[0]]
+    if image_px >= SMALLEST_425:
+        sides.append(425)
+    return float(sum(min(n_test**2 * side**2, LARGEST_PAIR_TABLE) for side in sides))
 
 
 def _run_pictures(

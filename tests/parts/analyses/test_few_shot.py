@@ -19,6 +19,7 @@ from braindecode_vis.preprocessing.common_space import name_alignment
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.splits import LeaveOneSubjectOutConfig, PublishedSplitConfig
 from braindecode_vis.report.figures import render_plot
+from braindecode_vis.training.in_context import InContextConfig
 from tests.constants import replace_constants
 from tests.parts.analyses.planted import make_parcel_study
 from tests.preprocessing.test_common_space import make_world
@@ -181,3 +182,23 @@ def test_who_was_pretrained_on_is_not_new():
     study = replace(make_brains(), protocol="planted; encoder pretrained without labels on training trials")
     with pytest.raises(ConfigError, match="pretrains its encoder on their training trials"):
         FewShotConfig(methods=("scratch",), numbers=(12,)).compute(study)
+
+
+def test_pairs_of_a_new_subject_are_the_context_of_what_the_others_taught(monkeypatch):
+    """Brains of different geometry, of which ridge knows no more than the few trials of the new subject."""
+    quick = InContextConfig(simulated_steps=0, people_steps=0)
+    monkeypatch.setattr("braindecode_vis.parts.analyses.few_shot.InContextConfig", lambda: quick)
+    study = make_brains(rotated=False, noise=2.0, n_train=120)
+    config = replace_constants(FewShotConfig, n_draws=1)(methods=("scratch", "in_context"), numbers=(0, 16))
+    found = config.compute(study)
+    table = found.table.set_index(["method", "trials"])
+    assert table.loc[("in_context", 16), "value"] > table.loc[("scratch", 16), "value"]
+    assert "16 training trials of the subject as context" in table.loc[("in_context", 16), "protocol"]
+    assert "in_context with 0 trials: in_context has no context of subject a" in found.summary
+    # Where features correspond, the others are the context of a subject without trials.
+    common = make_parcel_study(
+        {"Vis": 1.0, "Default": 0.0}, subjects=("01", "02", "03"), noise=2.0, n_train=32
+    )
+    found = FewShotConfig(methods=("in_context",), numbers=(0, 8)).compute(common).table.set_index("trials")
+    assert found.loc[0, "value"] > 0.8
+    assert found.loc[8, "value"] > 0.8

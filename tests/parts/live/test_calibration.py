@@ -128,6 +128,34 @@ def test_a_photodiode_gives_the_onset_and_the_lag():
     )
 
 
+def test_pairs_of_a_new_person_are_its_context_in_fmri(tmp_path, monkeypatch):
+    """Voxels of others look alike and are not; after a block of pictures the new person is decoded, untrained."""
+    draw = np.random.default_rng(3)
+    weights = {name: draw.normal(size=(64, 50)) for name in ("1", "2", "3", "new")}
+    clean = (PICTURES - PICTURES.mean(axis=0)).reshape(N, -1)
+
+    def scan(name, shown):
+        response = clean[shown] @ weights[name]
+        return (response + response.std() * draw.normal(size=response.shape)).astype(np.float32)
+
+    data = bdv.from_arrays(
+        np.concatenate([scan(name, np.arange(N)) for name in "123"]), images=PICTURES, modality="fmri",
+        shown=np.tile(np.arange(N), 3), subject=np.repeat(list("123"), N),
+        split=np.tile(np.where(np.arange(N) < 30, "train", "test"), 3),
+    )  # fmt: skip
+    monkeypatch.setattr("braindecode_vis.pipeline.reporting.run_all", pipeline.train)
+    monkeypatch.setattr(bdv.DecodingRun, "leaks", ())
+    encoder = {"kind": "in_context", "width": 16, "n_blocks": 1, "simulated_steps": 2, "people_steps": 2}
+    bdv.decode(data, encoder=encoder, out=tmp_path / "run", settings=FEW)
+    judge = Judge(tmp_path / "run", named="new")
+    shown = np.repeat(np.arange(20), 3)
+    targets, _ = choose_pictures(judge, "run", 30, 0)
+    found = adapt_to_person(judge, scan("new", shown), [str(n) for n in shown], targets)
+    assert found.is_used, found.describe()
+    assert found.before[1] < 0.6  # whatever it was: voxels of others
+    assert found.after[0] > 0.7
+
+
 def test_a_ridge_learns_how_another_head_mixes(judge):
     shown = np.repeat(np.arange(20), 3)
     block = judge.statistics.apply(make_trials(shown, seed=1, mixing=MIXING), judge.subject, "live")
