@@ -448,8 +448,10 @@ def _simulate_source(
     nobody = {name: fields[name].default for name in ("subjects", "subject", "sessions") if name in fields}
     small = data.model_copy(update={"root": folder / "phantom", **nobody})
     source = open_source(small, roles.find_source(small), folder / "opened")
-    shape = list_trials(source)[1]
-    return source, math.prod(sizes.shape) / math.prod(shape)
+    # With an atlas, the voxels that are read count, not the parcels that are kept.
+    published = find_manifest(data.kind).size
+    real = (published.n_voxels,) if published is not None and published.n_voxels else sizes.shape
+    return source, math.prod(real) / math.prod(list_trials(source)[1])
 
 
 def _preprocess_start(source: Any, n: int) -> PieceCost:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from braindecode_vis.parts.studies.plan import (
     plan_runs,
 )
 from tests.datasets.test_bids_fmri import write_run
+from tests.parts.phantom.tiny import make_tiny
 
 QUICK = [
     "evaluation.n_bootstrap=100",
@@ -68,12 +70,13 @@ def test_sizes_come_from_what_was_published_without_data(tmp_path):
     nsd, _ = find_sizes(read_config("nsd_ridge"))
     assert (nsd.shape, nsd.n_stored, nsd.n_images, nsd.image_px) == ((15724,), 30000, 10000, 425)
     # A run of published data has one subject, unless it leaves out one at a time or all are asked for.
-    whole = ["things_eeg2_atm_vith", "things_eeg2_loso_tsconv", "nsd_ridge"]
+    whole = ["things_eeg2_atm_vith", "things_eeg2_loso_tsconv", "nsd_ridge", "mosaic_wave"]
     counted = [
         [len(find_sizes(read_config(name), every_subject=n)[0].subjects) for n in (False, True)]
         for name in whole
     ]
-    assert counted == [[1, 10], [10, 10], [1, 1]]
+    # Parcels are the same in all people.
+    assert counted == [[1, 10], [10, 10], [1, 1], [93, 93]]
     with pytest.raises(ConfigError, match=r"cannot be opened.*does not give number and shape"):
         find_sizes(read_config("nsd_ridge", ["dataset.mask=cortex"]))
 
@@ -287,6 +290,20 @@ def test_preprocessing_of_data_that_are_not_here_is_measured_on_a_small_phantom(
     assert "simulated trials, as the data are not here" in step.how
     assert 0 < step.low <= step.seconds <= step.high <= 4.001 * step.low
     assert said[0].startswith("simulating a small ")
+
+
+def test_streamed_trials_need_no_more_memory_than_one_block(tmp_path, monkeypatch):
+    """A line through two small pieces would give gigabytes to a person with many trials."""
+    config = read_config("mosaic_ridge", root=make_tiny("mosaic", tmp_path / "mosaic"))
+    sizes, source = find_sizes(config)
+    monkeypatch.setattr(plan, "_preprocess_start", lambda source, n: PieceCost(n, 1.0, 1.0, 1e6 * n, 1.0))
+    monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
+    few, many = (
+        plan._plan_preprocess(config, replace(sizes, n_stored=n), source, lambda words: None).memory
+        for n in (100, 100_000)
+    )
+    # Blocks of 32 MiB hold 141 trials of 59 385 vertices.
+    assert (few, many) == (pytest.approx(100e6), pytest.approx(141e6))
 
 
 def test_sizes_of_published_data_follow_the_window_and_the_folds():
