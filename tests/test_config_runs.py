@@ -82,7 +82,7 @@ FEWER = {
     "steps": 2, "n_networks": 1, "candidates": 1, "n_random": 1, "out_of_fold": 2,
     "hidden": 32, "projector_hidden": 32, "width": 16, "depth": 2, "n_blocks": 1, "shared": 32, "decoder_width": 16,
     "decoder_depth": 1, "n_virtual_channels": 16, "initial_channels": 16, "backbone_outputs": 32, "head_hidden": 32,
-    "n_draws": 2,
+    "n_draws": 2, "n_clusters": 8, "code_updates": 20,
 }  # fmt: skip
 # Kind of a component -> settings that make it small; towers keep their architecture with fewer and narrower layers.
 _VIT = {"layers": 2, "width": 32, "head_width": 16, "mlp_ratio": 2.0}
@@ -149,6 +149,7 @@ SLOW = (
     "digits69_ridge_5fold",
     "digits69_ridge_5fold_contrast",
     "nsd_benchetrit_generation",
+    "nsd_brainit_bigg",  # as phantom_nsd_clusters, with a network of the hub
     "nsd_imagery_wave_full",
     "nsd_imagery_wave_generation",
     "nsd_mindeye2_bigg",
