@@ -31,7 +31,13 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
-from braindecode_vis.base.contracts import BrainEncoder, Context, EncoderSettings, ImageEncoderSettings
+from braindecode_vis.base.contracts import (
+    BrainEncoder,
+    Context,
+    EncoderSettings,
+    ImageEncoderSettings,
+    NetworkSettings,
+)
 from braindecode_vis.base.stimuli import StimulusSet, find_comparison_size
 from braindecode_vis.config import RunConfig, list_weights, validate_config
 from braindecode_vis.datasets.manifests import find_manifest
@@ -59,6 +65,8 @@ MAX_MEASURED = 4
 _TRIALS_OF_A_PIECE = 64
 #: Seconds from which the first nine pictures are enough, as the network takes most of them.
 _LONG_START_S = 60.0
+#: Steps of what a network computes before its training that are measured, fewer and more.
+_PREPARATION = (20, 60)
 #: Name of what a command takes beside its stages.
 START = "start"
 
@@ -769,6 +777,11 @@ def _plan_epochs(
     changes: dict[str, Any] = {"epochs": 1, "batch_size": batch}
     if config.uses_pretraining:  # weights of any values take the same time
         changes["network"] = settings.network.model_copy(update={"pretrained": None})
+    network, (few, more) = getattr(settings, "network", None), _PREPARATION
+    steps = "" if network is None else roles.complete(NetworkSettings, network).preparation_steps
+    n_steps = getattr(network, steps) if steps else 0
+    if prepares := n_steps > more:
+        changes["network"] = settings.network.model_copy(update={steps: few})
     quick = settings.model_copy(update=changes)
     numbers = [2 * batch, *(n * batch for n in (4, 8, 16, 32) if n * batch <= sizes.n_train)]
 
@@ -789,6 +802,14 @@ def _plan_epochs(
 
     per_trial = slope("seconds")
     start = max(0.0, once.seconds - per_trial * once.size)
+    if prepares:
+        tell("measuring what the network computes before its training")
+        longer = quick.model_copy(update={"network": settings.network.model_copy(update={steps: more})})
+        took = [
+            _fit_random(config, one, sizes, int(numbers[0]), sizes.shape, target).seconds
+            for one in (quick, longer)
+        ]
+        start += max(0.0, took[1] - took[0]) / (more - few) * (n_steps - few)
     seen = sizes.n_train * settings.epochs
     seconds = sizes.n_folds * (start + per_trial * seen)
     ratio = seen * sizes.n_folds / once.size

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,6 +105,26 @@ def test_larger_pieces_of_a_fit_are_measured_where_its_power_is_not_known():
     assert [piece.size for piece in pieces] == [1 / 8, 1 / 4, 1 / 2]
     assert said == ["measuring a larger piece, about 10 s"]
     assert len(plan._grow(scales, run, 3.0, power=3.0, wanted=0.5)) == 2  # too long even so
+
+
+def test_what_a_network_computes_before_its_training_is_measured_in_part_and_counted_whole(monkeypatch):
+    """Thousands of steps before each of several measured fits would take longer than what is planned."""
+    config = read_config("synthetic_digits", ["encoder={kind: network, epochs: 10, batch_size: 32}"])
+    network = {"kind": "voxel_clusters", "n_clusters": 8, "code_updates": 5000}
+    encoder = type(config.encoder).model_validate({**config.encoder.model_dump(), "network": network})
+    seen = []
+
+    def fit(config, settings, sizes, n, shape, target):
+        seen.append(settings.network.code_updates)
+        return PieceCost(n, 0.01 * n + 0.1 * settings.network.code_updates)
+
+    monkeypatch.setattr(plan, "_fit_random", fit)
+    sizes = SimpleNamespace(n_train=320, n_folds=2, shape=(300,))
+    step = plan._plan_epochs(
+        config.model_copy(update={"encoder": encoder}), sizes, (1280,), 60.0, tell=lambda text: None
+    )
+    assert step.seconds == pytest.approx(2 * (0.1 * 5000 + 0.01 * 320 * 10))
+    assert max(seen) < 100
 
 
 @pytest.mark.parametrize(
