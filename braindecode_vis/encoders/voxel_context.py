@@ -59,17 +59,33 @@ class VoxelContext:
     vectors: np.ndarray
     responses: np.ndarray
 
-    def add(self, later: VoxelContext, *, weight: float = 1.0) -> VoxelContext:
-        """Return both contexts as one, with the means of the later one; the earlier one counts by a weight."""
-        rows = _MOST_ROWS - len(later.vectors) if weight == 1 else 0
+    def add(self, later: VoxelContext) -> VoxelContext:
+        """Return both contexts as one, with the means of the later one."""
+        rows = _MOST_ROWS - len(later.vectors)
         return replace(
             later,
-            n=weight * self.n + later.n,
-            gram=weight * self.gram + later.gram,
-            products=weight * self.products + later.products,
-            power=weight * self.power + later.power,
+            n=self.n + later.n,
+            gram=self.gram + later.gram,
+            products=self.products + later.products,
+            power=self.power + later.power,
             vectors=np.concatenate([later.vectors, self.vectors[:rows]]),
             responses=np.concatenate([later.responses, self.responses[:rows]]),
+        )
+
+    def count_as(self, n: float) -> VoxelContext:
+        """Return sums of the size of `n` trials."""
+        share = n / self.n
+        return replace(
+            self, n=n, gram=share * self.gram, products=share * self.products, power=share * self.power
+        )
+
+    def lean_on(self, others: VoxelContext) -> VoxelContext:
+        """Return this context together with one of others, whose means count by its trials, too."""
+        own = self.n / (self.n + others.n)
+        return replace(
+            others.add(self),
+            vector_mean=own * self.vector_mean + (1 - own) * others.vector_mean,
+            response_mean=own * self.response_mean + (1 - own) * others.response_mean,
         )
 
 

@@ -67,8 +67,8 @@ _HELD_OUT, _TRIED = (
     24,
 )  # share of images that the network does not learn from, and steps that judge it by them
 _GAINS = (0.0, 0.25, 0.5, 1.0)
-# Trials as which all training people together count in the context of a new one whose features correspond to theirs.
-_OTHERS = 100
+# As how many trials all training people together count for a new one whose features correspond to theirs.
+_OTHERS = 30.0
 
 
 class InContextConfig(EncoderSettings, DeviceSettings):
@@ -273,12 +273,13 @@ class InContextEncoder(BrainEncoder):
         vars(grown).update(vars(self))
         grown.people, grown._models = dict(self.people), {}
         for name, one in found.items():
-            context, earlier = make_context(one.vectors, one.responses), self.people.get(name, self._others)
+            context, earlier = make_context(one.vectors, one.responses), self.people.get(name)
+            if (known := earlier or self._others) is not None:
+                self._check_voxels(name, one.responses.shape[1], known)
             if earlier is not None:
-                self._check_voxels(name, one.responses.shape[1], earlier)
-                context = earlier.add(
-                    context, weight=1.0 if name in self.people else min(1.0, _OTHERS / earlier.n)
-                )
+                context = earlier.add(context)
+            elif self._others is not None:
+                context = context.lean_on(self._others.count_as(min(_OTHERS, self._others.n)))
             grown.people[name] = context
         return grown
 

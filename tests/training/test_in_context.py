@@ -203,7 +203,11 @@ def test_a_context_is_a_sum():
     twice = context.add(context)
     np.testing.assert_allclose(twice.gram, 2 * context.gram)
     assert twice.n == 80
-    assert context.add(context, weight=0.25).n == 50
+    few = context.count_as(10.0)
+    np.testing.assert_allclose(few.power, context.power / 4)
+    leaned = make_context(x + 1, y).lean_on(few)
+    assert leaned.n == 50
+    np.testing.assert_allclose(leaned.vector_mean, x.mean(0) + 0.8)
 
 
 # --- in a run -------------------------------------------------------------------------------------------------
