@@ -142,6 +142,7 @@ CONSTANTS = {
 }
 # Twins of a configuration that stays: of another number of folds or sessions, another subject's or another modality's.
 SLOW = (
+    "alljoined16m_neuralbench",  # things_eeg2_neuralbench on the files of alljoined16m_ridge
     "bold5000_ridge",  # phantom_bold_wave reads the same files
     "bold5000_wave_vith",  # as phantom_bold_wave, with networks of the hub
     "digits69_generative",
@@ -172,10 +173,12 @@ SLOW = (
     "things_meg_lora_clip_vitb32",
     "things_meg_loso_samga_internvit",
     "things_meg_loso_shallow_internvit",
+    "things_meg_neuralbench",  # things_eeg2_neuralbench on the files of things_meg_ridge_small
     "things_meg_ridge_large",  # things_meg_ridge_small with the other test set
     "things_meg_samga_internvit",
     "things_meg_shallow_internvit",
     "things_meg_ubp_rn50",
+    "v4_photographs_network",  # as v4_photographs_levels, with one of its four levels
 )
 
 
