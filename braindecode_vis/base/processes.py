@@ -27,9 +27,9 @@ def open_processes(
     n
         Number of processes; each uses its share of the cores.
     work
-        What they do, and what remains after one of them was killed with the next step, for the error message.
+        What they do, for the error message if one is killed.
     after
-        Sentence that follows the cause in the error message.
+        What remains then and what to do, as a sentence.
     prepare, about
         Function that each process calls first, and its arguments.
 

@@ -538,10 +538,11 @@ def _plan_pictures(
         first, dims = _run_pictures(config, sizes, 6, 3)  # loads libraries and weights
         # The first run also loads libraries, which says nothing of the time of a picture.
         spent = 0.0 if first["embed"].seconds <= _LONG_START_S else math.inf
-        for n_train, n_test in ((6, 3), (24, 8), (48, 24)):
+        for n_train, n_test in ((6, 3), (24, 8), (48, 24), (48, 60)):
             if records:
-                n_before = sum(records[-1][:2])
-                spent += records[-1][2]["embed"].seconds * (n_train + n_test) / n_before
+                before, last = records[-1][:2], records[-1][2]
+                spent += last["embed"].seconds * (n_train + n_test) / sum(before)
+                spent += last["evaluate"].cpu_seconds * n_test / before[1]
             if spent > LONGER * budget:  # a large network
                 break
             found, dims = _run_pictures(config, sizes, n_train, n_test)

@@ -111,7 +111,8 @@ def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
             stimuli = source.stimuli
             files = {path for part in source.parts for path in part.files}
             read = sum(path.stat().st_size for path in files if path.is_file())
-        px = _find_picture_size(stimuli)
+        copied = getattr(source, "read_image", None)  # pictures that become part of the run
+        px = _find_picture_size(stimuli) if copied is None else max(copied(0).shape[:2])
         concepts = stimuli.concepts_of(trials["stimulus_id"].to_numpy(dtype=object))
         split = config.split.make(trials, concepts, seed=config.seed, knows_images=stimuli.knows_images)
         n_images = len(stimuli)

@@ -356,8 +356,8 @@ def test_pictures_are_embedded_all_and_other_stages_grow_with_the_test_rows(monk
     for name in ("retrieve", "reconstruct", "evaluate"):
         assert seconds[name] == pytest.approx(10.0), name
     told = {step.name: step.how for step in steps}
-    assert "72 pictures of 16 px" in told["embed"]
-    assert "24 test rows" in told["retrieve"]
+    assert "108 pictures of 16 px" in told["embed"]
+    assert "60 test rows" in told["retrieve"]
     assert [step.disk for step in steps[:2]] == [pytest.approx(3200), pytest.approx(800)]
 
 
