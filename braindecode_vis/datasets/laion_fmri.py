@@ -4,8 +4,8 @@ Owns the files of the public bucket: GLMsingle betas of a session (one volume a 
 regions and never as a whole; the table that names the picture (`label`) of each beta; noise ceilings; regions in the
 folders of both releases; pictures in an HDF5 file of encoded images; and the authors' splits, one JSON file each.
 
-Voxels at the edge of the mask are NaN in some sessions. They are left out of all sessions and named. A label tells
-where a picture comes from, and whose it is: shared by all, or of one person.
+Voxels at the edge of the mask are NaN in some sessions. They are left out of all sessions and named. A label gives
+the source of a picture, and who saw it: all people, or one of them.
 
 References
 ----------
@@ -100,7 +100,10 @@ WARNING = (
     "240 of the pictures that all people saw are from NSD (its special 1000, usually the test pictures): a model that "
     "was trained or chosen on NSD has seen them"
 )
-
+RANDOM_WARNING = (
+    "the authors' random splits of single people hold copies of training pictures among the test pictures before their "
+    "release of 28 September 2026: use later files, or another split."
+)
 
 Gaps = dict[str, list[list[int]]]
 """Indices of the voxels without betas, by subject and session."""
@@ -173,7 +176,7 @@ class LaionFmriConfig(AtlasSettings):
                     paths.append(LAYOUT.find(root, name, subject=subject, session=session))
         if self.with_images:
             paths += [LAYOUT.find(root, name) for name in ("index", "pictures")]
-        return digest_files({"/".join(path.parts[-3:]): path for path in paths}) | self.hash_atlas()
+        return digest_files({_name_file(path, root): path for path in paths}) | self.hash_atlas()
 
     def open_betas(self) -> FmriSource:
         """Return the sessions of all people as lazy parts."""
@@ -202,7 +205,7 @@ class LaionFmriConfig(AtlasSettings):
         read_image = self._open_pictures(root, table["stimulus_id"].tolist()) if self.with_images else None
         notes = {
             "protocol": self._describe(table),
-            "warnings": describe_warnings(table, gaps),
+            "warnings": [*describe_warnings(table, gaps), *self._warn_of_split()],
             "nan_voxels": gaps,
         }
         return FmriSource(
@@ -308,15 +311,16 @@ class LaionFmriConfig(AtlasSettings):
                     MaskedVolumes(header, seen),
                 )
                 parts.append(keep_rows(whole, keep))
-        rois = {name: _read_map(path, shape, affine)[seen] > 0 for name, path in regions.items()}
         maps = {
             f"noise_ceiling_{labels['shown']}": np.nan_to_num(_read_map(path, shape, affine)[seen])
             for path, labels in LAYOUT.list_files(root, "ceiling", subject=subject)
         }
-        sets = {
-            name: Roi(inside.astype(np.int16), {1: name}) for name, inside in rois.items() if inside.any()
+        rois = {
+            name: Roi(inside.astype(np.int16), {1: name})
+            for name, path in regions.items()
+            if (inside := _read_map(path, shape, affine)[seen] > 0).any()
         }
-        return parts, Geometry.from_mask(seen, affine, sets, maps), gaps
+        return parts, Geometry.from_mask(seen, affine, rois, maps), gaps
 
     def _open_pictures(self, root: Path, labels: Sequence[str]) -> Callable[[int], np.ndarray]:
         """Return the reader of the pictures; every label must be in the list."""
@@ -353,6 +357,9 @@ class LaionFmriConfig(AtlasSettings):
             )
 
         return read
+
+    def _warn_of_split(self) -> list[str]:
+        return [RANDOM_WARNING] if self.pool == "own" and self.split.startswith("random") else []
 
     def _describe(self, table: pd.DataFrame) -> str:
         n_test = int((table["split"] == "test").sum())
@@ -457,6 +464,11 @@ def describe_warnings(table: pd.DataFrame, gaps: Gaps) -> list[str]:
             f"{len(voxels)} voxels of {where} are NaN and are left out of all sessions: {named}{rest}."
         )
     return found
+
+
+def _name_file(path: Path, root: Path) -> str:
+    """Return a name that stays when the data set is moved."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _read_map(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:

@@ -424,13 +424,18 @@ def _write_hdf5(path: Path, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
             file.create_dataset(key, data=value)
 
 
-def _write_mat5(path: Path, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
+def write_mat5(path: Path, content: Mapping[str, Any], **options: Any) -> None:
+    """Write a MATLAB file whose bytes do not depend on the time; `options` are those of `scipy.io.savemat`."""
     from scipy.io import savemat
 
     with path.open("wb") as file:
-        savemat(file, dict(arrays), do_compression=True, oned_as="column")
+        savemat(file, dict(content), **options)
     with path.open("r+b") as file:  # the free text of the header holds the time
         file.write(b"MATLAB 5.0 MAT-file, Platform: MACI64, phantom".ljust(116))
+
+
+def _write_mat5(path: Path, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
+    write_mat5(path, dict(arrays), do_compression=True, oned_as="column")
 
 
 def _write_mat73(path: Path, arrays: Iterator[tuple[str, np.ndarray]]) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from braindecode_vis.base.checks import DataError, refuse_damage
+from braindecode_vis.base.checks import DataError, is_there, refuse_damage
 from braindecode_vis.base.remote import bring, open_hdf5
 from braindecode_vis.datasets.layout import Array, File, Layout
 from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_fact
@@ -53,6 +53,11 @@ N_VERTICES = (29696, 29716)
 N_CORTEX = sum(N_VERTICES)
 LISTS = {"train": "train_naturalistic", "naturalistic": "test_naturalistic", "artificial": "test_artificial"}
 """Files of the split by what they list."""
+
+WARNING = (
+    "participants_shared.tsv is not there, so someone who is in several sets counts as several subjects, and a split "
+    "by subject may train on and test the same person; fetch the part tables."
+)
 
 _HINT = "fetch it again"
 _ROW, _GAPS = Array(("grayordinate",)), Array(("gap",), optional=True)
@@ -114,7 +119,7 @@ def find_beta_type(person: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class PersonPlace:
     """Where the responses of a person are: a file, its kind in the layout, and the group of the person in it."""
 
     path: Path
@@ -197,7 +202,9 @@ class MosaicConfig(AtlasSettings, PicturedSettings):
             parts.append(BetasPart(trials, (place.path,), len(usable), read))
         parts, shown = self.number_parts(parts)
         geometry = Geometry(usable, surface="fsLR32k without the medial wall", n_vertices=N_VERTICES)
-        notes = {"protocol": self._describe(shown), "responses_in_no_list": n_left_out}
+        notes: dict[str, Any] = {"protocol": self._describe(shown), "responses_in_no_list": n_left_out}
+        if shown["session"].nunique() > 1 and self._find_shared() is None:
+            notes["warnings"] = [WARNING]
         return self.join_subjects(
             parts, {"everyone": geometry}, shown.assign(path=self._find_frames(shown)), notes
         )
@@ -221,7 +228,7 @@ class MosaicConfig(AtlasSettings, PicturedSettings):
 
     # --- files ----------------------------------------------------------------------------------------------
 
-    def _find_people(self) -> dict[str, Place]:
+    def _find_people(self) -> dict[str, PersonPlace]:
         root = self.find_root()
         there = {
             name: place
@@ -239,16 +246,16 @@ class MosaicConfig(AtlasSettings, PicturedSettings):
 
     def _find_lists(self) -> dict[str, Path]:
         kinds = ("train", *(("naturalistic", "artificial") if self.test == "both" else (self.test,)))
-        flat = self.splits.expanduser() if self.splits is not None else self.find_root()
-        paths = {kind: flat / f"{LISTS[kind]}.json" for kind in kinds}
+        folder = self.splits.expanduser() if self.splits is not None else self.find_root()
         return {
-            kind: path if path.is_file() else LAYOUT.find(flat, "list", list=LISTS[kind])
-            for kind, path in paths.items()
+            kind: _find_flat(folder, "list", list=LISTS[kind])
+            or LAYOUT.find(folder, "list", list=LISTS[kind])
+            for kind in kinds
         }
 
     def _find_shared(self) -> Path | None:
         place = LAYOUT.place(self.find_root(), "shared")
-        return next((path for path in (place, self.find_root() / place.name) if path.is_file()), None)
+        return place if is_there(place) else _find_flat(self.find_root(), "shared")
 
     def _join_people(self) -> dict[str, str]:
         """Return the name of the subject for everyone who is in several sets: that in the first column of the table."""
@@ -299,15 +306,21 @@ def _find_set(person: str) -> str:
     return person.partition("_")[2]
 
 
-def find_people(root: Path) -> dict[str, Place]:
+def _find_flat(folder: Path, name: str, **labels: str) -> Path | None:
+    """Return a file that was put into a folder without the folders of the layout; None if it is not there."""
+    path = folder / LAYOUT.place(folder, name, **labels).name
+    return path if is_there(path) else None
+
+
+def find_people(root: Path) -> dict[str, PersonPlace]:
     """Return everyone whose responses are below a folder; of several files, the one that is read fastest.
 
     Raises
     ------
     DataError
-        If a file is damaged, or holds several people in one group.
+        If a file is damaged.
     """
-    found: dict[str, Place] = {}
+    found: dict[str, PersonPlace] = {}
     order = ("matrix", "person", "merged")
     for path in sorted(root.glob("**/*.hdf5")):
         with refuse_damage(f"{path} cannot be read as HDF5", hint=_HINT), open_hdf5(path) as file:
@@ -318,17 +331,17 @@ def find_people(root: Path) -> dict[str, Place]:
             }
             own = [] if groups or "betas" not in file else [next(iter(file["betas"]), "")]
             places = {
-                name: Place(path, "matrix" if hasattr(betas, "shape") else "merged", f"{name}/")
+                name: PersonPlace(path, "matrix" if hasattr(betas, "shape") else "merged", f"{name}/")
                 for name, betas in groups.items()
             }
-        places |= {match[0]: Place(path, "person") for name in own if (match := _PERSON.match(name))}
+        places |= {match[0]: PersonPlace(path, "person") for name in own if (match := _PERSON.match(name))}
         for name, place in places.items():
             if name not in found or order.index(place.kind) < order.index(found[name].kind):
                 found[name] = place
     return found
 
 
-def read_names(place: Place, person: str) -> list[str]:
+def read_names(place: PersonPlace, person: str) -> list[str]:
     """Return the names of all responses of a person, in the order of the file.
 
     Raises
@@ -370,7 +383,7 @@ def read_names(place: Place, person: str) -> list[str]:
     return names
 
 
-def read_gaps(place: Place) -> np.ndarray:
+def read_gaps(place: PersonPlace) -> np.ndarray:
     """Return the grayordinates that have no value in some response, in any order."""
     with LAYOUT.open(place.path, place.kind) as file:
         name = next(
@@ -422,7 +435,7 @@ def _make_trials(person: str, subject: str, responses: Sequence[tuple[str, str, 
 
 
 def _read_rows(
-    place: Place, names: Sequence[str], rows: np.ndarray, usable: np.ndarray, start: int, stop: int
+    place: PersonPlace, names: Sequence[str], rows: np.ndarray, usable: np.ndarray, start: int, stop: int
 ) -> np.ndarray:
     """Return responses, float32 of shape (stop - start, len(usable))."""
     cortex = slice(0, N_CORTEX)

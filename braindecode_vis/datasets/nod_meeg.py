@@ -140,7 +140,8 @@ class _NodMeegSettings(MeegSettings):
         raw = bool(held[0].run)
         opened = [self._open(item, root) for item in held]
         parts = number_repetitions([part for part, _ in opened])
-        rates = {"sfreq": self.sfreq or _RAW_HZ[self.modality]} if raw else {"sfreq": _find_rate(parts[0])}
+        published = float(opened[0][1].info["sfreq"])
+        sfreq = self.sfreq or _RAW_HZ[self.modality] if raw else published
         stimuli = self._find_images(parts, root)
         notes = {
             "layout": "raw" if raw else "preprocessed",
@@ -148,7 +149,7 @@ class _NodMeegSettings(MeegSettings):
             "baseline": "subtracted from the published epochs" if not raw and self.baseline else "as set",
         }
         source = MeegSource(
-            self.modality, tuple(parts), stimuli, self.make_plan(**rates), "V" if self.modality == "eeg" else "T",
+            self.modality, tuple(parts), stimuli, self.make_plan(sfreq=sfreq), "V" if self.modality == "eeg" else "T",
             ch_pos=find_sensor_positions(opened[0][1], parts[0].ch_names), notes=notes,
         )  # fmt: skip
         return add_cleaning(source, self)
@@ -336,11 +337,11 @@ def _name_pictures(table: pd.DataFrame, what: str) -> pd.DataFrame:
     import pandas as pd
 
     check_columns(table.columns, ("session", "run", "image_id"), what=what)
-    told = table["image_id"]
-    empty = np.flatnonzero((told.isna() | (told.astype(str).str.strip() == "")).to_numpy())
+    named = table["image_id"]
+    empty = np.flatnonzero((named.isna() | (named.astype(str).str.strip() == "")).to_numpy())
     if len(empty):
         raise DataError(f"{what} names no picture in row {int(empty[0]) + 2}; fetch it again.")
-    ids = told.astype(str).map(make_stimulus_id).reset_index(drop=True)
+    ids = named.astype(str).map(make_stimulus_id).reset_index(drop=True)
     return pd.DataFrame(
         {
             "session": table["session"].astype(str).to_numpy(),
@@ -388,10 +389,6 @@ def pair_epochs(table: pd.DataFrame, inside: pd.DataFrame | None, n_epochs: int,
             "subject or release; fetch both again."
         )
     return rows
-
-
-def _find_rate(part: Any) -> float:
-    return (len(part.times) - 1) / float(part.times[-1] - part.times[0])
 
 
 def _mark_eyes(raw: Any, item: NodFile) -> None:

@@ -77,6 +77,10 @@ def read_atlas(config: AtlasConfig) -> Atlas:
             raise DataError(f"the atlas {files[0]} labels no cortex; give a parcellation of the cortex.")
         labels, found, vertices = pick_vertices(whole, config.template or files[0])
     elif len(files) == 1:
+        if config.template is not None:
+            raise ConfigError(
+                f"dataset.atlas.template is for an atlas of a surface, but {files[0]} is a volume; leave it out."
+            )
         labels, affine = read_label_volume(files[0])
     elif len(files) == 2:
         labels, found, vertices = read_surface_labels(files)

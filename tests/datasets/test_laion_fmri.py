@@ -67,9 +67,15 @@ def test_trials_of_the_split_are_read_through_the_mask(shared_root):
     assert (geometry.maps["noise_ceiling_12rep"] >= geometry.maps["noise_ceiling_4rep"]).all()
     assert [len(voxels) for voxels in source.notes["nan_voxels"].values()] == [2]
     assert "240 of the pictures" in source.notes["warnings"][0]
+    assert "copies of training pictures" in open_one(shared_root, split="random_0").notes["warnings"][-1]
     assert re.search(
         r"2 voxels of subject 01, session 02 are NaN .*: \(\d+, \d+, \d+\)", source.notes["warnings"][1]
     )
+
+
+def test_a_moved_data_set_is_the_same_one(root):
+    before = LaionFmriConfig(root=root).hash_inputs()
+    assert LaionFmriConfig(root=root.rename(root.with_name("moved"))).hash_inputs() == before
 
 
 def test_regions_of_both_releases_are_read(root):

@@ -15,7 +15,9 @@ from braindecode_vis.base.store import read_responses
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.mosaic import LAYOUT, N_CORTEX, N_GRAYORDINATES, SETS, MosaicConfig, find_people
+from braindecode_vis.datasets.sources.betas_source import AtlasConfig
 from braindecode_vis.preprocessing.betas import write_fmri
+from braindecode_vis.preprocessing.parcellation import read_atlas
 from tests.datasets.reading import refusals
 from tests.parts.phantom.tiny import make_tiny
 
@@ -107,6 +109,8 @@ def test_an_atlas_with_the_medial_wall_needs_the_vertices_of_the_data(roots, tmp
     ):
         with pytest.raises(DataError, match=words):
             write_fmri(MosaicConfig(root=root, atlas={"files": (whole,), **settings}), tmp_path / "refused")
+    with pytest.raises(ConfigError, match=r"for an atlas of a surface, but .* is a volume"):
+        read_atlas(AtlasConfig(files=(tmp_path / "volume.nii",), template=small))
 
 
 def test_the_split_is_that_of_the_lists(roots):
@@ -140,7 +144,11 @@ def test_someone_in_two_sets_is_one_subject_with_two_sessions(root):
         # Both sets show the test pictures, twice each.
         both = pd.concat([part.trials for part in parts[1:3]])
         assert both[both["split"] == "test"].groupby("stimulus_id")["repetition"].max().eq(3).all()
+    assert "warnings" not in MosaicConfig(root=root).open_betas().notes
     path.unlink()
+    assert (
+        "may train on and test the same person" in MosaicConfig(root=root).open_betas().notes["warnings"][0]
+    )
     assert MosaicConfig(root=root, sets=["NOD"]).open_betas().subjects == ("sub-01_NOD", "sub-10_NOD")
     assert MosaicConfig(root=root, subjects=["sub-10_NOD"]).open_betas().n_trials == 11
 

@@ -58,9 +58,9 @@ def test_same_call_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "c" / "Subject1.h5").read_bytes() != first["Subject1.h5"].read_bytes()
 
 
-@pytest.mark.parametrize("name", ["things-meg", "things-fmri"])
+@pytest.mark.parametrize("name", ["things-meg", "things-fmri", "nod-eeg"])
 def test_several_processes_write_the_same_bytes(tmp_path, name):
-    """Both have units that read what others wrote: epochs are cut from raw runs, tables from volumes."""
+    """All have units that read what others wrote: epochs are cut from raw runs, tables from volumes."""
     arguments = {"size": SIZES[name]["tiny"], "config": CONFIG, "embed": embed}
     told = []
     make_phantom(name, tmp_path / "one", **arguments)

@@ -33,7 +33,7 @@ _LARGEST_MIXTURE = 20_000  # voxels that a mixture is fitted on; all voxels are 
 
 
 @dataclass(frozen=True)
-class Measured:
+class PersonTrials:
     """Training trials of one subject, read some at a time.
 
     Parameters
@@ -101,7 +101,7 @@ class UniversalEncoder(nn.Module):
         return (seen * (codes @ self.readout)).sum(-1)
 
     def fit(
-        self, people: Sequence[Measured], codes: Sequence[Tensor], *, updates: int, frozen: bool = False
+        self, people: Sequence[PersonTrials], codes: Sequence[Tensor], *, updates: int, frozen: bool = False
     ) -> list[Tensor]:
         """Fit the codes of all voxels, and the network unless it is `frozen`; draws come from torch's generator.
 

@@ -29,7 +29,7 @@ from braindecode_vis.encoders.mindeye import apply_by_subject, check_request, ge
 from braindecode_vis.encoders.parcels import TransformerBlock
 from braindecode_vis.encoders.signal import Signal, TrialPairs
 from braindecode_vis.parts.foundation.models.universal_encoder import (
-    Measured,
+    PersonTrials,
     UniversalEncoder,
     find_nearest,
     group_codes,
@@ -186,7 +186,7 @@ class VoxelClusters(nn.Module):
         for number, place in zip(new, codes, strict=True):
             everyone[number].place.copy_(place)
 
-    def _pick(self, trials: TrialPairs, number: int) -> Measured:
+    def _pick(self, trials: TrialPairs, number: int) -> PersonTrials:
         """Return the trials of a subject as the universal encoder reads them."""
         n_outputs = self.n_tokens * self.last.out_features
 
@@ -203,7 +203,7 @@ class VoxelClusters(nn.Module):
         return read_person(replace(trials, read=read), number, n_voxels, self.n_tokens)
 
 
-def read_person(trials: TrialPairs, number: int, n_voxels: int, n_tokens: int) -> Measured:
+def read_person(trials: TrialPairs, number: int, n_voxels: int, n_tokens: int) -> PersonTrials:
     """Return the trials of a subject as a universal encoder reads them."""
     rows = np.flatnonzero(trials.subject == number)
 
@@ -211,7 +211,7 @@ def read_person(trials: TrialPairs, number: int, n_voxels: int, n_tokens: int) -
         data, targets = map(torch.from_numpy, trials.read(rows[some]))
         return data.flatten(1)[:, :n_voxels], targets.unflatten(1, (n_tokens, -1))
 
-    return Measured(len(rows), read)
+    return PersonTrials(len(rows), read)
 
 
 def fit_universal(

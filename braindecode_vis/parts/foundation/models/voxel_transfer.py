@@ -20,7 +20,7 @@ from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.devices import seeded
 from braindecode_vis.base.seeds import derive_seed, make_generator
-from braindecode_vis.parts.foundation.models.universal_encoder import Measured, UniversalEncoder
+from braindecode_vis.parts.foundation.models.universal_encoder import PersonTrials, UniversalEncoder
 from braindecode_vis.parts.foundation.models.voxel_clusters import VoxelClusters
 from braindecode_vis.pipeline.synthetic import PREFIX, add_synthetic, join_embeddings
 from braindecode_vis.preprocessing.alignment import fit_zscore
@@ -126,6 +126,6 @@ def predict_images(
     n_tokens, scale = len(universal.position), fit_zscore(data)
     scaled, tokens = torch.from_numpy(scale.apply(data)), torch.from_numpy(np.array(targets, np.float32))
     tokens = tokens.unflatten(1, (n_tokens, -1))
-    person = Measured(len(data), lambda rows: (scaled[rows], tokens[rows]))
+    person = PersonTrials(len(data), lambda rows: (scaled[rows], tokens[rows]))
     codes = universal.fit([person], [universal.make_codes(data.shape[1])], updates=updates, frozen=True)
     return np.asarray(universal.predict(images, codes[0]) * scale.std + scale.mean, np.float32)

@@ -1,6 +1,6 @@
 """LAION-fMRI from images to the files of its bucket: betas with gaps, regions, splits, pictures, embeddings, captions.
 
-Owns the names of the pictures, which tell source and owner: most pictures are of one person, test pictures and every
+Owns the names of the pictures, which give source and owner: most pictures are of one person, test pictures and every
 third training picture are shown to everybody, and as many again are out of distribution (drawn in the same way, so that
 no score differs for them). Two voxels at the edge of the mask are NaN in the last session. The reader has the paths.
 
@@ -238,12 +238,15 @@ def _write_session(job: PhantomJob, person: Person, session: int, progress: Prog
 
 def plan(job: PhantomJob) -> list[Unit]:
     """Return the shared files, the regions of each person, and one unit per session."""
-    n_steps = -(-job.size.n_trials // job.size.n_sessions)
-    name = "subject {person.name}, session {session:02d}"
+    name, n_sessions = "subject {person.name}, session {session:02d}", job.size.n_sessions
+
+    def count_trials(session: int) -> int:
+        return len(range(session - 1, job.size.n_trials, n_sessions))  # as `np.array_split` divides them
+
     return [
         Unit("splits, pictures, embeddings and captions", 1, partial(_write_shared, job)),
         *list_units(job, "subject {person.name}, regions", 1, _write_person),
-        *list_units(job, name, n_steps, _write_session, session=range(1, job.size.n_sessions + 1)),
+        *list_units(job, name, count_trials, _write_session, session=range(1, n_sessions + 1)),
     ]
 
 

@@ -52,7 +52,7 @@ _BYTES = {False: 12.5, True: 5.5}
 
 
 @dataclass(frozen=True)
-class Member:
+class SetMember:
     """A person in one of the sets."""
 
     index: int
@@ -60,14 +60,14 @@ class Member:
     name: str
 
 
-def list_members(n_people: int) -> list[Member]:
+def list_members(n_people: int) -> list[SetMember]:
     """Return everyone in each of their sets; the first person is in two."""
     members = []
     for index in range(n_people):
         of, number = _OF[index % len(_OF)], index // len(_OF) + 1
         # Without repeats from the tenth person of NOD on.
-        members.append(Member(index, of, f"sub-{number + (9 if of == 'NOD' else 0):02d}_{of}"))
-    return [*members, Member(0, "NOD", "sub-01_NOD")]
+        members.append(SetMember(index, of, f"sub-{number + (9 if of == 'NOD' else 0):02d}_{of}"))
+    return [*members, SetMember(0, "NOD", "sub-01_NOD")]
 
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
@@ -83,7 +83,7 @@ def count_artificial(size: PhantomSize) -> int:
     return max(1, size.n_train_images // 10)
 
 
-def count_shown(size: PhantomSize, member: Member) -> dict[str, tuple[int, int]]:
+def count_shown(size: PhantomSize, member: SetMember) -> dict[str, tuple[int, int]]:
     """Return the number of pictures of each kind that a member sees, and how often each."""
     once = find_beta_type(member.name) == "B"
     n_train = len(range(_OF.index(member.of), size.n_train_images - count_artificial(size), len(_OF)))
@@ -95,7 +95,7 @@ def count_shown(size: PhantomSize, member: Member) -> dict[str, tuple[int, int]]
     }
 
 
-def make_trials(job: PhantomJob, member: Member) -> pd.DataFrame:
+def make_trials(job: PhantomJob, member: SetMember) -> pd.DataFrame:
     """Return the responses of a member in the order of the authors: `row` of the picture, `repetition`, `kind`."""
     rows = {kind: np.flatnonzero(job.table["split"] == split) for kind, split in _SPLITS.items()}
     rows["train"] = rows["train"][_OF.index(member.of) :: len(_OF)]
@@ -119,7 +119,7 @@ def make_trials(job: PhantomJob, member: Member) -> pd.DataFrame:
 _SPLITS = {"naturalistic": "test", "train": "train", "artificial": "excluded"}
 
 
-def _count_trials(size: PhantomSize, member: Member) -> int:
+def _count_trials(size: PhantomSize, member: SetMember) -> int:
     return sum(n * times for n, times in count_shown(size, member).values())
 
 
@@ -142,7 +142,7 @@ def place_grayordinates(scanner: Scanner) -> np.ndarray:
     return np.concatenate([voxels[np.arange(n) * len(voxels) // n] for n, voxels in sides])
 
 
-def _find_gaps(member: Member) -> np.ndarray:
+def _find_gaps(member: SetMember) -> np.ndarray:
     return np.array([*_GAPS[""], *_GAPS[member.of]])
 
 
@@ -154,7 +154,7 @@ def _spread(values: np.ndarray, places: np.ndarray, gaps: np.ndarray) -> np.ndar
     return whole
 
 
-def iterate_responses(job: PhantomJob, member: Member, progress: Progress) -> Iterator[np.ndarray]:
+def iterate_responses(job: PhantomJob, member: SetMember, progress: Progress) -> Iterator[np.ndarray]:
     """Yield responses in blocks (n, N_GRAYORDINATES), standardised with the training trials of the set.
 
     They are simulated twice, so that none must stay in memory.
@@ -176,7 +176,7 @@ def iterate_responses(job: PhantomJob, member: Member, progress: Progress) -> It
         yield _spread((block - mean) / spread, place_grayordinates(job.scanner), gaps)
 
 
-def _describe(member: Member) -> dict[str, Any]:
+def _describe(member: SetMember) -> dict[str, Any]:
     """Return the attributes of a person; some values of the published files are texts of their owners."""
     return {
         "visual_angle": 8.0, "sex": "n/a", "age": "n/a", "publication_url": "n/a", "github_url": "n/a",
@@ -186,7 +186,7 @@ def _describe(member: Member) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_ceilings(group: Any, job: PhantomJob, member: Member, person: Person) -> None:
+def _write_ceilings(group: Any, job: PhantomJob, member: SetMember, person: Person) -> None:
     if find_beta_type(member.name) == "B":
         return
     power = compute_voxel_snr(person, job.scanner) ** 2
@@ -200,7 +200,7 @@ def _write_ceilings(group: Any, job: PhantomJob, member: Member, person: Person)
         data.attrs.update({"n": n, "phase": "test", "nan_indices": _find_gaps(member)})
 
 
-def _write_member(job: PhantomJob, member: Member, progress: Progress) -> list[Path]:
+def _write_member(job: PhantomJob, member: SetMember, progress: Progress) -> list[Path]:
     import h5py
 
     trials, gaps = make_trials(job, member), _find_gaps(member)
@@ -253,7 +253,7 @@ def _write_tables(job: PhantomJob, progress: Progress) -> list[Path]:
     listed: dict[str, list[dict[str, list[str]]]] = {kind: [] for kind in LISTS}
     for member in list_members(job.size.n_subjects):
         trials = make_trials(job, member)
-        # The first training picture of each set stands for those that resemble a test picture too much.
+        # The first training picture of each set is in no list, like those that resemble a test picture too much.
         near = trials.loc[trials["kind"] == "train", "picture"].iloc[0]
         for (kind, picture), names in trials[trials["picture"] != near].groupby(
             ["kind", "picture"], sort=False

@@ -21,6 +21,7 @@ import pandas as pd
 
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.drawn.images import name_imagenet
+from braindecode_vis.datasets.layout import write_mat5
 from braindecode_vis.datasets.nod_meeg import FORMS, LAYOUT, PICTURE
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import (
@@ -30,6 +31,7 @@ from braindecode_vis.parts.phantom.format_plan import (
     Progress,
     Unit,
     list_pictures,
+    list_units,
 )
 from braindecode_vis.parts.phantom.formats.bids_eeg import (
     TrialTiming,
@@ -84,11 +86,11 @@ def count(modality: str, size: PhantomSize) -> Counts:
 def plan(job: PhantomJob) -> list[Unit]:
     """Return the root files, one unit per raw run, and the epochs of each subject, which are cut from them."""
     name = f"NOD-{job.sensors.modality.upper()} phantom"
-    units = plan_runs(job, TIMING, partial(write_dataset, name=name), _write_run)
-    for person in job.subjects:
-        write = partial(_write_epochs, job, person)
-        units.append(Unit(f"subject {person.name}, trials and epochs", job.size.n_trials, write))
-    return units
+    epochs, n_trials = "subject {person.name}, trials and epochs", job.size.n_trials
+    return [
+        *plan_runs(job, TIMING, partial(write_dataset, name=name), _write_run),
+        *list_units(job, epochs, n_trials, _write_epochs, reads_others=True),
+    ]
 
 
 def _find_run(job: PhantomJob, person: Person, session: int, run: int) -> Path:
@@ -145,8 +147,6 @@ def _list_channels(system: SensorSystem) -> pd.DataFrame:
 
 def write_eeglab(path: Path, data: np.ndarray, system: SensorSystem) -> Path:
     """Write one EEGLAB file with its samples inside, in microvolt, and two electrodes of the eyes at the end."""
-    from scipy.io import savemat
-
     names = [*system.ch_names, *_EYES]
     # The signal of the eyes is that of the nearest electrodes.
     values = np.concatenate([data, data[: len(_EYES)]]).astype(np.float32) * np.float32(1e6)
@@ -162,15 +162,15 @@ def write_eeglab(path: Path, data: np.ndarray, system: SensorSystem) -> Path:
         "event": np.empty(0), "epoch": np.empty(0), "icawinv": np.empty(0), "icaweights": np.empty(0),
         "icasphere": np.empty(0),
     }  # fmt: skip
-    with replace_atomically(path) as temporary, temporary.open("wb") as file:
-        savemat(file, {"EEG": content})
+    with replace_atomically(path) as temporary:
+        write_mat5(temporary, {"EEG": content})
     return path
 
 
 def _make_info(system: SensorSystem) -> Any:
-    if system.modality == "eeg":
-        return system.make_info()
     info = system.make_info()
+    if system.modality == "eeg":
+        return info
     locs = np.array([channel["loc"] for channel in info["chs"]])
     device = info["dev_head_t"]["trans"]
     return make_meg_info(

@@ -13,7 +13,7 @@ from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.parts.foundation.models.universal_encoder import (
-    Measured,
+    PersonTrials,
     UniversalEncoder,
     find_nearest,
     group_codes,
@@ -108,7 +108,7 @@ def test_attention_of_clusters_is_the_formula_over_edges():
 def test_voxels_that_respond_alike_get_one_cluster_whoever_they_belong_to():
     responses, targets = make_people(("01", "02"), 160)
     people = [
-        Measured(
+        PersonTrials(
             160,
             lambda rows, k=k, n=n: (
                 torch.from_numpy(responses.data[160 * k + rows, :n]),
