@@ -9,9 +9,11 @@ export MPLBACKEND := Agg
 
 .PHONY: demo live test test-core test-slow fuzz mutate lint format bench bench-quick bench-live calibrate peers docs clean
 
-# what the demo needs; the tests add the tools of developers
+# what the demo needs; the tests add the tools of developers. Python comes with an old pip, which takes half as much
+# time again to find and unpack everything.
 $(CORE): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[generate]"
 	@touch $@
 

@@ -20,17 +20,29 @@ N_TRIALS, N_FEATURES = 320, 850  # of a subject: 17 channels x 50 samples, avera
 
 
 def _open_run(
-    folder: Path, n_subjects: int, n_trials: int, n_features: int, n_folds: int | None, stage: str = "train"
+    folder: Path,
+    n_subjects: int,
+    n_trials: int,
+    n_features: int,
+    n_folds: int | None,
+    stage: str = "train",
+    *,
+    side: int = 16,
+    every: int = 10,
 ) -> Callable[[], Any]:
-    """Return what computes a stage of a run with ridge whose earlier stages are there."""
+    """Return what computes a stage of a run with ridge whose earlier stages are there; every tenth trial is a test."""
     import braindecode_vis as bdv
     from braindecode_vis import pipeline
     from braindecode_vis.config import validate_config
     from braindecode_vis.pipeline.runs import open_run
 
     rng = np.random.default_rng(0)
-    pictures = rng.random((n_trials, 16, 16))
-    split = np.where(np.arange(n_trials) % 10, "train", "test")
+    pictures = (
+        rng.integers(0, 256, (n_trials, side, side, 3), np.uint8)
+        if side > 16
+        else rng.random((n_trials, 16, 16))
+    )
+    split = np.where(np.arange(n_trials) % every, "train", "test")
     shown = np.tile(np.arange(n_trials), n_subjects)
     data = bdv.from_arrays(
         rng.standard_normal((len(shown), n_features), dtype=np.float32),
@@ -58,6 +70,34 @@ def train_subjects(folder: Path, n: int) -> Callable[[], Any]:
 def evaluate_subjects(folder: Path, n: int) -> Callable[[], Any]:
     """Score all subjects of a run, each on 80 test pictures; 0 is a subject of few trials."""
     return _open_run(folder, max(1, n), *((800, 60) if n else (60, 10)), None, "evaluate")
+
+
+def evaluate_pictures(folder: Path, n: int) -> Callable[[], Any]:
+    """Score n images of 425 pixels, as the papers on NSD do."""
+    return _open_run(folder, 1, 2 * n, 10, None, "evaluate", side=425, every=2)
+
+
+def reconstruct_pictures(folder: Path, n: int) -> Callable[[], Any]:
+    """Make n images of 64 pixels."""
+    return _open_run(folder, 1, 2 * n, 10, None, "reconstruct", side=64, every=2)
+
+
+def predict_trials(folder: Path, n: int) -> Callable[[], Any]:
+    """Read n new trials from a folder of arrays and predict them, without images."""
+    import braindecode_vis as bdv
+    from braindecode_vis.pipeline.finished_run import open_finished
+    from braindecode_vis.pipeline.new_trials import read_new
+    from braindecode_vis.pipeline.predicting import predict
+
+    _open_run(folder, 1, 200, N_FEATURES, None, "evaluate")()
+    rng = np.random.default_rng(1)
+    pictures, shown = rng.random((min(n, 200), 16, 16)), np.arange(n) % 200
+    new = bdv.from_arrays(
+        rng.standard_normal((n, N_FEATURES), dtype=np.float32), images=pictures, shown=shown, subject="00"
+    )
+    new.save(folder / "new")
+    run = open_finished(folder / "run")
+    return lambda: predict(run, read_new(run, folder / "new", folder / "work"), images=False)
 
 
 def train_folds(folder: Path, n: int) -> Callable[[], Any]:
@@ -196,6 +236,18 @@ GROWTHS = (
     Growth(
         "evaluate", "subjects: `evaluate`, 80 test pictures each", evaluate_subjects,
         0, (1, 2, 4, 8), (1, 2, 4, 8, 16), LINEAR, LINEAR,
+    ),
+    Growth(
+        "evaluate-pictures", "images: `evaluate`, 425 px", evaluate_pictures,
+        10, (10, 20, 40, 80), (50, 100, 200, 400), LINEAR, LINEAR,
+    ),
+    Growth(
+        "reconstruct", "images: `reconstruct`, 64 px", reconstruct_pictures,
+        10, (10, 20, 40, 80), (50, 100, 200, 400), LINEAR, LINEAR,
+    ),
+    Growth(
+        "predict", "trials: `predict` of a folder of arrays", predict_trials,
+        4, (200, 400, 800, 1600), (400, 800, 1600, 3200, 6400), LINEAR, LINEAR,
     ),
     Growth(
         "folds", "folds: `train` of ridge, 500 trials x 250 features", train_folds,

@@ -602,6 +602,65 @@ def make_lss(folder: Path, trials: int, volumes: int, voxels: int) -> Work:
     return Work(ours, {"nilearn, a model per trial": nilearn})
 
 
+def make_by_voxel(folder: Path, runs: int, volumes: int, voxels: int) -> Work:
+    """Estimates of single trials whose model is chosen by voxel, of runs in memory; every picture is in two runs."""
+    from braindecode_vis.preprocessing.glm import make_drifts, make_nuisance_basis
+    from braindecode_vis.preprocessing.glm_by_voxel import RunModel, choose_by_voxel, estimate_by_choices
+
+    rng = np.random.default_rng(0)
+    times, onsets = 2.0 * np.arange(volumes), np.arange(2, volumes - 8, 4)
+    order = int(np.floor(volumes / 60 + 0.5))
+    basis = make_nuisance_basis(make_drifts(times, drift="polynomial", order=order))
+    shown = [rng.permutation(len(onsets)) for _ in range(runs)]
+    models = [
+        RunModel.make(
+            pd.DataFrame(
+                {"onset": 2.0 * onsets, "duration": 2.0, "stimulus_id": names.astype(str), "session": "1"}
+            ),
+            times, basis, basis,
+        )
+        for names in shown
+    ]  # fmt: skip
+    patterns = 2 + rng.standard_normal((len(onsets), voxels))
+    patterns[:, voxels // 5 :] = 0  # a fifth of the voxels sees the pictures
+    series = [
+        (
+            1000 + 10 * (model.courses[7] @ patterns[names])
+            + 10 * rng.standard_normal((volumes, voxels)) + 5 * rng.standard_normal((volumes, 1))
+        ).astype(np.float32)
+        for model, names in zip(models, shown, strict=True)
+    ]  # fmt: skip
+
+    def ours() -> np.ndarray:
+        centred = [run - run.mean(axis=0) for run in series]
+        mean = np.mean([run.mean(axis=0) for run in series], axis=0)
+        choices = choose_by_voxel(models, lambda run, chosen: centred[run][:, chosen], mean)
+        pairs = zip(centred, models, strict=True)
+        return np.concatenate([estimate_by_choices(run, model, choices) for run, model in pairs])
+
+    def glmsingle() -> Any:
+        import contextlib
+        import io
+
+        from glmsingle.glmsingle import GLM_single
+
+        designs = [np.zeros((volumes, len(onsets))) for _ in shown]
+        for design, names in zip(designs, shown, strict=True):
+            design[onsets, names] = 1
+        options = {"wantfileoutputs": [0] * 4, "wantmemoryoutputs": [0, 0, 0, 1]}
+
+        def fit() -> np.ndarray:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                found = GLM_single(dict(options)).fit(
+                    designs, [run.T.copy() for run in series], 2.0, 2.0, str(folder / "out"), None
+                )
+            return found["typed"]["betasmd"].reshape(voxels, -1).T
+
+        return fit
+
+    return Work(ours, {"GLMsingle": glmsingle})
+
+
 # --- the table --------------------------------------------------------------------------------------------
 
 
@@ -717,5 +776,12 @@ ROWS = (
         "lss", "Single-trial amplitudes (LSS)", make_lss, "{trials} trials, {volumes} volumes, {voxels} voxels",
         tiny=dict(trials=3, volumes=60, voxels=4), quick=(dict(trials=20, volumes=200, voxels=2000),),
         full=(dict(trials=60, volumes=300, voxels=10_000),), tolerance=1e-6,
+    ),
+    Row(
+        "by-voxel", "Single-trial amplitudes, model chosen by voxel (GLMsingle)", make_by_voxel,
+        "{runs} runs, {volumes} volumes, {voxels} voxels",
+        tiny=dict(runs=2, volumes=60, voxels=60), quick=(dict(runs=2, volumes=120, voxels=400),),
+        full=(dict(runs=2, volumes=150, voxels=5000),), large=(dict(runs=4, volumes=300, voxels=50_000),),
+        tolerance=0.05,  # a voxel whose two best fractions are equally good may take the other one
     ),
 )  # fmt: skip

@@ -44,6 +44,7 @@ def table():
         "mvnn",
         "masking",
         "lss",
+        "by-voxel",
     ],
 )
 def test_a_row_runs_and_its_peers_compute_the_same(table, tmp_path, name):
@@ -63,7 +64,20 @@ def test_a_row_runs_and_its_peers_compute_the_same(table, tmp_path, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["subjects", "evaluate", "folds", "look-up", "bank", "read", "rank", "mask-voxels", "ridge-voxels"],
+    [
+        "subjects",
+        "evaluate",
+        "evaluate-pictures",
+        "reconstruct",
+        "predict",
+        "folds",
+        "look-up",
+        "bank",
+        "read",
+        "rank",
+        "mask-voxels",
+        "ridge-voxels",
+    ],
 )
 def test_a_step_that_grows_runs(table, tmp_path, name):
     growth = next(growth for growth in table.GROWTHS if growth.name == name)

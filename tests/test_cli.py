@@ -456,6 +456,8 @@ def test_the_time_left_after_a_resume_is_at_the_pace_of_now(monkeypatch):
     now.s = 120.0
     assert clock.strikes(930)
     assert clock.describe(930, 1000) == "93%, about 4 min left"  # 30 images in 90 s, and 70 to come
+    # A recording of gigabytes of which a megabyte was read was said to take 679 hours.
+    assert progress._Clock(is_drawn=False).describe(10**6, 10**10) == "0%, time left not known yet"
 
 
 def test_help_and_pages_name_every_format_of_the_phantom(call):

@@ -18,6 +18,7 @@ SHIPPED = {path.stem: path for path in sorted(find_package_data("configs").glob(
 PAPERS = {
     "alljoined16m_neuralbench",
     "bold5000_wave_vith",
+    "laion_fmri_ridge",
     "nsd_benchetrit_generation",
     "nsd_imagery_wave_full",
     "nsd_imagery_wave_generation",

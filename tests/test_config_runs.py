@@ -45,6 +45,7 @@ SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 PHANTOMS = {
     "alljoined1": ({}, {"image_size": 32}),
     "bold5000": ({"n_imagery": 3, "imagery_repetitions": 2}, {}),
+    "laion_fmri": ({}, {"image_size": 32}),
     "nsd": ({"n_subjects": 2, "n_imagery": 0, "imagery_repetitions": 0, "n_synthetic": 0}, {}),
     "nsd_imagery": ({"n_synthetic": 0}, {}),
     "nsd_synthetic": ({"n_imagery": 0, "imagery_repetitions": 0}, {}),
@@ -81,7 +82,7 @@ FEWER = {
     "steps": 2, "n_networks": 1, "candidates": 1, "n_random": 1, "out_of_fold": 2,
     "hidden": 32, "projector_hidden": 32, "width": 16, "depth": 2, "n_blocks": 1, "shared": 32, "decoder_width": 16,
     "decoder_depth": 1, "n_virtual_channels": 16, "initial_channels": 16, "backbone_outputs": 32, "head_hidden": 32,
-    "n_draws": 2,
+    "n_draws": 2, "n_clusters": 8, "code_updates": 20,
 }  # fmt: skip
 # Kind of a component -> settings that make it small; towers keep their architecture with fewer and narrower layers.
 _VIT = {"layers": 2, "width": 32, "head_width": 16, "mlp_ratio": 2.0}
@@ -141,6 +142,7 @@ CONSTANTS = {
 }
 # Twins of a configuration that stays: of another number of folds or sessions, another subject's or another modality's.
 SLOW = (
+    "alljoined16m_neuralbench",  # things_eeg2_neuralbench on the files of alljoined16m_ridge
     "bold5000_ridge",  # phantom_bold_wave reads the same files
     "bold5000_wave_vith",  # as phantom_bold_wave, with networks of the hub
     "digits69_generative",
@@ -148,6 +150,7 @@ SLOW = (
     "digits69_ridge_5fold",
     "digits69_ridge_5fold_contrast",
     "nsd_benchetrit_generation",
+    "nsd_brainit_bigg",  # as phantom_nsd_clusters, with a network of the hub
     "nsd_imagery_wave_full",
     "nsd_imagery_wave_generation",
     "nsd_mindeye2_bigg",
@@ -170,10 +173,12 @@ SLOW = (
     "things_meg_lora_clip_vitb32",
     "things_meg_loso_samga_internvit",
     "things_meg_loso_shallow_internvit",
+    "things_meg_neuralbench",  # things_eeg2_neuralbench on the files of things_meg_ridge_small
     "things_meg_ridge_large",  # things_meg_ridge_small with the other test set
     "things_meg_samga_internvit",
     "things_meg_shallow_internvit",
     "things_meg_ubp_rn50",
+    "v4_photographs_network",  # as v4_photographs_levels, with one of its four levels
 )
 
 
@@ -236,10 +241,9 @@ def shrink(path, root):
         content["dataset"] |= {"l_freq": 2.0, "notch": []}
     if content["dataset"].get("atlas"):
         truth = root / "phantom_truth"
-        content["dataset"]["atlas"] |= {
-            "files": [str(truth / "parcels.nii.gz")],
-            "labels": str(truth / "parcels.txt"),
-        }
+        grayordinates = truth / "parcels.dlabel.nii"
+        file = grayordinates if grayordinates.exists() else truth / "parcels.nii.gz"
+        content["dataset"]["atlas"] |= {"files": [str(file)], "labels": str(truth / "parcels.txt")}
     if (content.get("pretrain") or {}).get("corpus"):
         content["pretrain"]["corpus"] = [str(write_corpus(root))]
     for analysis in content["analyses"]:

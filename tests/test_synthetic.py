@@ -284,3 +284,56 @@ def test_a_run_is_read_and_audited_after_its_pictures_are_gone(tmp_path):
     assert any("does not exist" in reason for reason in reasons)
     with pytest.raises(DataError, match="does not exist"):
         pipeline.train(open_small(tmp_path / "run", f"synthetic.images={pictures}", "synthetic.share=0.3"))
+
+
+CLUSTERS = (
+    "{kind: voxel_clusters, n_tokens: 1, n_clusters: 4, width: 16, depth: 1, n_heads: 2, code_size: 8, code_width: 16, "
+    "code_updates: 200}"
+)
+
+
+def test_the_network_of_the_encoder_predicts_responses_of_all_subjects(tmp_path):
+    """The universal encoder is fitted anew by the audit, which must come to the same numbers."""
+    changes = [
+        "dataset.n_train=60", "dataset.n_test=12", "dataset.n_voxels=20", "target={kind: pixels, size: 8}",
+        "evaluation.n_bootstrap=100", "evaluation.n_permutations=100", "synthetic.images=phantom:40,size=16",
+        "synthetic.share=0.25", "synthetic.by=network", "synthetic.noise=none",
+        f"encoder={{kind: network, epochs: 1, network: {CLUSTERS}}}",
+    ]  # fmt: skip
+    run = open_run(read_config("synthetic_digits", changes), tmp_path / "run")
+    made = synthesise_fold(run, 0)
+    real = preparing.preprocess(run).responses
+    assert made.responses.data.shape[1:] == real.data.shape[1:]
+    # Predictions are in the unit of the trials.
+    assert 0 < made.responses.data.std() < 1.5 * np.asarray(real.data).std()
+    assert "by the network; noise none" in describe_choices(run.config)[-1]
+    pipeline.train(run)
+    audit = audit_run(run.folder.path, refit=True)
+    assert not [str(leak) for leak in audit.leaks]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("synthetic.noise=residual", "noise residual needs a ridge, but by is network; set noise to none"),
+        (
+            "synthetic.features=[{kind: pixels, size: 4}]",
+            "features is .* but it has no effect: the network reads",
+        ),
+        (
+            "encoder={kind: ridge}",
+            "synthetic.by is network, but the encoder has no network that predicts responses",
+        ),
+        (
+            "encoder={kind: network}",
+            "synthetic.by is network, but the encoder has no network that predicts responses",
+        ),
+    ],
+)
+def test_what_a_network_cannot_predict_is_said(change, sentence):
+    asked = [
+        "synthetic.images=phantom:40,size=16", "synthetic.by=network", "synthetic.noise=none",
+        f"encoder={{kind: network, network: {CLUSTERS}}}",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=sentence):
+        read_config("synthetic_digits", [*asked, change])

@@ -746,6 +746,8 @@ class NetworkSettings(ComponentSettings):
         """Whether the network has `forward_heads`: whether its setting ``heads``, if it has one, is ``two``."""
         return bool(getattr(self, "heads", "one") == "two")
 
+    #: Name of the setting that counts the steps of `Network.prepare`, so that a plan can measure a few of them.
+    preparation_steps: ClassVar[str] = ""
     #: Fits how responses of all subjects follow from targets, called with the number of features of each subject, the
     #: `braindecode_vis.encoders.signal.TrialPairs` of z-scored features and a seed; returns what gives a subject's
     #: responses to targets, called with its number and an array of shape (n, n_values). None if it cannot.

@@ -240,7 +240,7 @@ def check_libraries(*, computes: bool) -> None:
     limit = next((found for found in _find_process_limits() if found.name.endswith("-v")), None)
     if limit is None:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     threads = min(cores, int(os.environ.get("OPENBLAS_NUM_THREADS", "") or cores))
     needed = (_COMPUTING_BYTES if computes else _TABLES_BYTES) + max(0, threads - 2) * _CORE_BYTES
     if limit.total < needed:
@@ -252,6 +252,11 @@ def check_libraries(*, computes: bool) -> None:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     if computes:
         import scipy.linalg  # noqa: F401
+
+
+def count_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- after a failure --------------------------------------------------------------------------------------

@@ -119,6 +119,18 @@ def fetch(
             help="Fetch this part, or all. Repeat it, or separate parts with commas; `datasets NAME` lists them.",
         ),
     ] = None,
+    sessions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--session", help="Of files of sessions, fetch those of this one. Repeat it, or use commas."
+        ),
+    ] = None,
+    regions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--region", help="Of files of regions, fetch those of this one. Repeat it, or use commas."
+        ),
+    ] = None,
     accept_terms: Annotated[
         bool,
         typer.Option(
@@ -152,7 +164,7 @@ def fetch(
     listener, out = ConsoleListener(), make_console(stderr=False)
     plan = fetching.make_plan(
         manifest, folder, subjects=_split(subjects), parts=_split(parts), accept_terms=accept_terms,
-        only_look=dry_run or check_addresses,
+        only_look=dry_run or check_addresses, only={"session": _split(sessions), "region": _split(regions)},
     )  # fmt: skip
     shown: dict[str, Any] = {"run_folder": None, "scores": [], "dataset": dataset, "root": str(plan.root)}
     if dry_run:

@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import queue
+import re
 import shutil
 import stat
 import tarfile
@@ -18,7 +19,7 @@ import time
 import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -146,7 +147,7 @@ class Plan:
 
 def make_plan(
     manifest: Manifest, root: Path, *, subjects: Sequence[str] | None = None, parts: Sequence[str] | None = None,
-    accept_terms: bool = False, only_look: bool = False,
+    accept_terms: bool = False, only_look: bool = False, only: Mapping[str, Sequence[str] | None] | None = None,
 ) -> Plan:  # fmt: skip
     """Return the plan of a fetch; hosts are asked for lists that the manifest does not have.
 
@@ -165,11 +166,13 @@ def make_plan(
     only_look
         Whether nothing will be fetched: missing consent to terms, and lists that a host did not give, are then reported
         and not errors.
+    only
+        Sessions and regions (the keys of `ENTITIES`) to which files that name one are limited; all by default.
 
     Raises
     ------
     ConfigError
-        If there is no such part or subject.
+        If there is no such part, subject, session or region.
     DataError
         If nothing can be fetched, terms were not accepted, or a host does not answer.
     """
@@ -218,6 +221,9 @@ def make_plan(
         # Two parts may hold the same file from two hosts; it is downloaded for the first chosen one.
         for file in listed:
             files.setdefault(file.path, file)
+    for option, names in (only or {}).items():
+        if names is not None:
+            files = _pick_entities(manifest, files, option, names, is_complete=not unlisted)
     record = _Record(root)
     missing = {file.path: _count_missing(file, root, record) for file in files.values()}
     lacking = {path: size for path, size in missing.items() if size != 0}
@@ -255,6 +261,32 @@ def _check_subjects(
             raise ConfigError(
                 f"--subject names {subject}, but {manifest.name} has the subjects {', '.join(there)}."
             )
+
+
+ENTITIES = {"session": "ses", "region": "label"}
+"""Entity of file names behind each option that limits what is fetched."""
+
+
+def _pick_entities(
+    manifest: Manifest,
+    files: Mapping[str, RemoteFile],
+    option: str,
+    names: Sequence[str],
+    *,
+    is_complete: bool,
+) -> dict[str, RemoteFile]:
+    """Return the files of some sessions or regions, and those that name none; hyphens in names do not count."""
+    found = {path: re.search(rf"(?:^|[/_]){ENTITIES[option]}-([a-zA-Z0-9+-]+)", path) for path in files}
+    labels = {path: match and match[1].replace("-", "") for path, match in found.items()}
+    there = sorted({label for label in labels.values() if label})
+    wanted = [find_label(name.replace("-", ""), there) for name in names]
+    lost = [name for name in wanted if name not in there]
+    if not names or (lost and is_complete):
+        known = ", ".join(there) or "none"
+        raise ConfigError(
+            f"--{option} names {lost[0] if lost else 'none'}; {manifest.name} has the {option}s {known}."
+        )
+    return {path: file for path, file in files.items() if labels[path] in (None, *wanted)}
 
 
 def describe_files(files: Sequence[RemoteFile]) -> str:

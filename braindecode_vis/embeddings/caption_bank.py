@@ -33,7 +33,7 @@ CAPTIONERS = ("git", "blip")  # kinds of networks that write captions
 
 
 def read_caption_bank(path: Path) -> dict[str, list[str]]:
-    """Return the captions of each image from a table with the columns ``id`` and ``caption``.
+    """Return the captions of each image from a table with the columns ``id`` (or ``image_name``) and ``caption``.
 
     Parameters
     ----------
@@ -57,9 +57,11 @@ def read_caption_bank(path: Path) -> dict[str, list[str]]:
             f"the caption bank {path} is no CSV file after line {reader.line_num} ({error}); close its quotes and save "
             "it again."
         ) from error
-    check_columns(columns, ["id", "caption"], what=f"the caption bank {path}")
+    # LAION-fMRI calls its ids so.
+    key = "image_name" if "image_name" in columns and "id" not in columns else "id"
+    check_columns(columns, [key, "caption"], what=f"the caption bank {path}")
     for number, row in rows:
-        name, caption = (row["id"] or "").strip(), (row["caption"] or "").strip()
+        name, caption = (row[key] or "").strip(), (row["caption"] or "").strip()
         if not name or not caption:
             raise DataError(
                 f"{path} is missing an id or a caption in line {number}; fill it in or drop the line."

@@ -39,6 +39,7 @@ from braindecode_vis.datasets.sources.file_damage import check_texts
 from braindecode_vis.embeddings.weights import hash_weights, read_tensors
 
 RECORD = "imported.json"
+_HDF5 = (".h5", ".hdf5")
 _UNIT_TOLERANCE = 0.01  # banks saved in half precision are off by up to 0.001
 #: The network that each published file comes from, where its authors published one only.
 _NETWORKS = {
@@ -72,7 +73,8 @@ class ImportedConfig(ImageEncoderSettings):
         Network, weights and layer of the vectors, for the name of the space, since the files do not contain it. None
         takes the published one of the layout.
     ids
-        For ``rows``, a text file with the stimulus id of each row, one per line; it may contain rows of other images.
+        For ``rows``, a text file with the stimulus id of each row, one per line, or an HDF5 file (such as `files`
+        itself) with one list of texts; it may contain rows of other images.
     row_column
         For ``rows`` and ``mindeye``, the column of the stimulus table with the row of each image, from 0.
     array
@@ -382,8 +384,7 @@ def _find_stated_rows(config: ImportedConfig, stimuli: StimulusSet, n_rows: int,
     import pandas as pd
 
     if config.ids is not None:
-        names = config.ids.expanduser().read_text(encoding="utf-8").split("\n")
-        names = [name.strip() for name in names if name.strip()]
+        names = _read_ids(config.ids.expanduser())
         if len(names) != n_rows:
             raise DataError(f"{path} has {n_rows} rows, but {config.ids} names {len(names)} images.")
         check_unique(names, what=f"the ids of {config.ids}")
@@ -405,6 +406,21 @@ def _find_stated_rows(config: ImportedConfig, stimuli: StimulusSet, n_rows: int,
             "from 0 (73KID of NSD's tables counts from 1)."
         )
     return rows
+
+
+def _read_ids(path: Path) -> list[str]:
+    """Return the ids of a text file, or of the only list of texts in an HDF5 file."""
+    if path.suffix not in _HDF5:
+        return [name for line in path.read_text(encoding="utf-8").split("\n") if (name := line.strip())]
+    import h5py
+
+    with open_arrays(path) as arrays:
+        found = [item for item in arrays.values() if h5py.check_string_dtype(item.dtype) and item.ndim == 1]
+        if len(found) != 1:
+            raise ConfigError(
+                f"target.ids names {path}, which holds {len(found)} lists of texts; one is needed."
+            )
+        return [str(name) for name in found[0].asstr()[:]]
 
 
 @contextmanager
@@ -431,7 +447,7 @@ def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
                 f"{path} holds no plain array, or is damaged; files of pickled lists or dictionaries are not read."
             ) from error
         yield named
-    elif path.suffix in (".h5", ".hdf5"):
+    elif path.suffix in _HDF5:
         import h5py
 
         check_texts(path)

@@ -78,11 +78,10 @@ class Prepared:
 
     @property
     def declared_protocol(self) -> str:
-        """What the data set says of its published split, for example which shared images of NSD; empty without one."""
-        if not self.split.protocol.startswith("published"):
-            return ""
-        meta = store.read_json(self.artifact.path / "responses" / "meta.json")
-        return str(meta.get("provenance", {}).get("protocol", ""))
+        """What the data set says of its published split, such as which shared images of NSD, and of its estimates."""
+        meta = store.read_json(self.artifact.path / "responses" / "meta.json").get("provenance", {})
+        keys = ["protocol"] if self.split.protocol.startswith("published") else []
+        return "; ".join(str(meta[key]) for key in [*keys, "estimates"] if key in meta)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ class _Clock:
         if not total:
             return f"{done} done"
         began, before = self._since if done > self._since[1] else (self.started, 0)
+        if 1000 * (done - before) < total - before:  # the pace of so little is that of opening files
+            return f"{done / total:.0%}, time left not known yet"
         left = (time.monotonic() - began) * max(0, total - done) / max(1, done - before)
         return f"{min(done / total, 1):.0%}, about {describe_seconds(left)} left"
 

@@ -411,6 +411,6 @@ def fit_zscore(data: np.ndarray) -> ZScore:
         block *= block
         squares += block.sum(axis=0)
     std = np.sqrt(squares / len(data))
-    # Rounding gives a constant feature a spread of about 1e-16 of its mean: that is none.
-    std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+    # Rounding gives a constant feature a spread of about 1e-16 of its mean: that is none. MEG in tesla is below 1e-12.
+    std = np.where(std > 1e-12 * np.maximum(np.finfo(np.float32).tiny, np.abs(mean)), std, 1.0)
     return ZScore(mean.astype(np.float32), std.astype(np.float32))

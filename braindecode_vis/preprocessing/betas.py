@@ -154,7 +154,7 @@ def write_fmri_source(
             (ZSCORE_VARIANCE, [s.variance for s in state.fitted.values()]),
         ):
             np.save(responses / name, np.stack(values), allow_pickle=False)  # (n_groups, n_features)
-    _write_images(folder / "stimuli", source, watch)
+    write_images(folder / "stimuli", source, watch)
     _write_meta(responses, source, geometries, {"parcels_without_voxels": left_out, **scaling}, watch)
     n_bytes = (responses / "data.npy").stat().st_size
     summary = {"n_trials": shape[0], "n_features": n_features, "n_bytes": n_bytes}
@@ -504,7 +504,7 @@ def _write_meta(
     )
 
 
-def _write_images(folder: Path, source: FmriSource, watch: DamageWatch) -> None:
+def write_images(folder: Path, source: FmriSource, watch: DamageWatch | None = None) -> None:
     """Write the stimulus table, and copy the images one by one if the run must contain them."""
     if source.read_image is None:
         write_stimuli(folder, source.stimuli)
@@ -518,7 +518,7 @@ def _write_images(folder: Path, source: FmriSource, watch: DamageWatch) -> None:
         digests.append(hash_pixels(image))
         if image.min() == image.max():
             colours.append(int(image.flat[0]))
-    settle_blank_images(colours, len(digests), watch)
+    settle_blank_images(colours, len(digests), watch or DamageWatch())
     write_stimuli(folder, StimulusSet(source.stimuli.table.assign(sha256=digests)))
 
 

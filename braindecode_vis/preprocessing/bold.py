@@ -2,13 +2,18 @@
 
 Defines the order of the steps: volumes are read one after the other and masked immediately, drifts and confounds are
 regressed out, each voxel is scaled, and a model or a window gives one response per trial. The next steps (standardising
-with training trials, parcels, writing) are those of all fMRI data sets. Only one masked run is in memory at a time.
+with training trials, parcels, writing) are those of all fMRI data sets. Only one masked run is in memory at a time. A
+model that is chosen by voxel reads the runs of a person twice: once into a temporary file, to choose, and once to
+estimate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,10 +33,13 @@ from braindecode_vis.datasets.sources.bold_source import (
     BoldRun,
     BoldSource,
     CleanConfig,
+    GlmByVoxelConfig,
     GlmConfig,
+    ModelConfig,
     WindowConfig,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, VolumeHeader
+from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.betas import write_fmri_source
 from braindecode_vis.preprocessing.glm import (
     fit_trials,
@@ -41,11 +49,18 @@ from braindecode_vis.preprocessing.glm import (
     make_regressors,
     remove_nuisance,
 )
-from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
+from braindecode_vis.preprocessing.glm_by_voxel import (
+    RunModel,
+    VoxelChoices,
+    choose_by_voxel,
+    estimate_by_choices,
+)
+from braindecode_vis.preprocessing.learnt_statistics import CHOICES, LearntStatistics
 from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch, settle_missing
 
 _BLOCK_VOXELS = 8192
 _BLOCK_VOLUMES = 16
+_PERCENT_ONLY = "set dataset.model.kind to glm with clean.scaling zscore or none"
 _UNITS = {"percent": "percent signal change", "zscore": "z", "none": "scanner units"}
 
 
@@ -100,8 +115,9 @@ def write_bold(
         source = replace(source, geometry=geometry)
     watch = make_watch(config)
     settle_missing(config, source.runs, watch)
-    return write_fmri_source(
-        make_betas(source, watch),
+    betas = make_betas(source, watch, folder=folder, parts=parts, learnt=learnt)
+    summary = write_fmri_source(
+        betas,
         folder,
         progress=progress,
         learnt=learnt,
@@ -109,19 +125,47 @@ def write_bold(
         watch=watch,
         parts=parts,
     )
+    for subject, read in {part.group[0]: part.read for part in betas.parts}.items():
+        if isinstance(read, _RunReader) and read.person is not None:
+            # For new scans of the person.
+            read.person.choices.write(folder / "responses" / f"{CHOICES}{subject}.npz")
+    return summary
 
 
-def make_betas(source: BoldSource, watch: DamageWatch | None = None) -> FmriSource:
-    """Return single-trial responses that are computed when they are read; `watch` then checks the volumes."""
+def make_betas(
+    source: BoldSource,
+    watch: DamageWatch | None = None,
+    *,
+    folder: Path | None = None,
+    parts: Path | None = None,
+    learnt: LearntStatistics | None = None,
+) -> FmriSource:
+    """Return single-trial responses that are computed when they are read.
+
+    Parameters
+    ----------
+    source
+        Describes the runs.
+    watch
+        Checks the volumes.
+    folder
+        Holds temporary files; by default the system's own place.
+    parts, learnt
+        As in `write_bold`.
+    """
     source = leave_out_late_trials(source)
     geometry = source.geometry if not isinstance(source.geometry, str) else find_geometry(source)
     constant: dict[str, int] = {}
-    parts = []
+    pieces, readers = [], []
     for run in source.runs:
         own = geometry if isinstance(geometry, Geometry) else geometry[run.subject]
         trials, rows = _plan_rows(run, source.model)
-        reader = _RunReader(run, own, source, rows, constant, watch or DamageWatch())
-        parts.append(BetasPart(trials, run.files, own.n_voxels, reader, is_computed=True))
+        readers.append(_RunReader(run, own, source, rows, constant, watch or DamageWatch()))
+        pieces.append(BetasPart(trials, run.files, own.n_voxels, readers[-1], is_computed=True))
+    about: dict[str, Any] = {}
+    if isinstance(source.model, GlmByVoxelConfig):
+        about = _choose_later(readers, source.model, folder, KeptParts(parts), learnt)
+        about["warnings"] = [*source.notes.get("warnings", ()), *about["warnings"]]
     times = _find_times(source)
     # A scan that is decoded while it runs must have the repetition time of the run.
     steps = sorted({run.t_r for run in source.runs})
@@ -129,10 +173,12 @@ def make_betas(source: BoldSource, watch: DamageWatch | None = None) -> FmriSour
         "constant_voxels_by_run": constant,
         "t_r": steps[0] if len(steps) == 1 else steps,
         **source.notes,
+        **about,
     }
-    unit = _UNITS[source.model.clean.scaling]
+    scaling = "percent" if isinstance(source.model, GlmByVoxelConfig) else source.model.clean.scaling
+    unit = _UNITS[scaling]
     return FmriSource(
-        tuple(parts), source.stimuli, source.plan, unit, geometry, times, source.read_image, notes
+        tuple(pieces), source.stimuli, source.plan, unit, geometry, times, source.read_image, notes
     )
 
 
@@ -148,7 +194,7 @@ def leave_out_late_trials(source: BoldSource) -> BoldSource:
         If they are more than `max_dropped` of all trials; the message names the first of them.
     """
     model = source.model
-    if isinstance(model, GlmConfig):
+    if not isinstance(model, WindowConfig):
         return source
     lost = [
         [
@@ -190,9 +236,9 @@ def leave_out_late_trials(source: BoldSource) -> BoldSource:
     return replace(source, runs=tuple(runs), notes=notes)
 
 
-def _plan_rows(run: BoldRun, model: GlmConfig | WindowConfig) -> tuple[pd.DataFrame, list[np.ndarray]]:
+def _plan_rows(run: BoldRun, model: ModelConfig) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """Return the trial table of the store, and the volumes that each row averages (none for a model)."""
-    if isinstance(model, GlmConfig):
+    if not isinstance(model, WindowConfig):
         return run.trials, []
     found = find_windows(run.trials, run.frame_times, run.t_r, model)
     windows = [window for window in found if window is not None]
@@ -263,6 +309,7 @@ class _RunReader:
     windows: list[np.ndarray]
     constant: dict[str, int]
     watch: DamageWatch
+    person: _Person | None = field(default=None, repr=False)
     values: np.ndarray | None = field(default=None, repr=False)
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
@@ -279,6 +326,10 @@ class _RunReader:
         series = read_series(run, self.geometry.mask)
         look_at_volumes(run, series, self.watch)
         self._check_constant(series)
+        if self.person is not None:
+            centred, _ = self.centre(series)
+            return estimate_by_choices(centred, self.design, self.person.choices)
+        assert not isinstance(model, GlmByVoxelConfig)
         basis = _make_basis(run, model)
         regressors = None
         if isinstance(model, GlmConfig):
@@ -294,17 +345,32 @@ class _RunReader:
             block = clean_series(series[:, here].astype(np.float64), basis, model.clean, where=run.where)
             if regressors is not None:
                 assert isinstance(model, GlmConfig)
-                try:
+                with _naming(run):
                     fit = fit_trials_ar1 if model.noise_model == "ar1" else fit_trials
                     out[:, here] = fit(block, regressors, basis, method=model.trials)
-                except DataError as error:
-                    raise DataError(f"{run.where}: {error}") from error
             elif len(shape) == 3:
                 # (n_times of the window, n_voxels) -> (n_trials, n_voxels, n_times)
                 out[:, here] = np.stack([block[window].T for window in self.windows])
             else:
                 out[:, here] = np.stack([block[window].mean(axis=0) for window in self.windows])
         return out
+
+    @cached_property
+    def design(self) -> RunModel:
+        """What a model that is chosen by voxel knows of the run."""
+        run, model = self.run, self.source.model
+        with _naming(run):
+            return RunModel.make(
+                run.trials, run.frame_times, _make_drifts(run, model), _make_basis(run, model)
+            )
+
+    def centre(self, series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return series of the run less the mean of each voxel, which replaces them, and that mean, 0 if unusable."""
+        mean = series.mean(axis=0, dtype=np.float64)
+        is_constant = series.max(axis=0) == series.min(axis=0)
+        series -= mean.astype(np.float32)
+        usable = _find_usable(mean, series.std(axis=0), is_constant, self.run.where, _PERCENT_ONLY)
+        return series, np.where(usable, mean, 0)
 
     def _check_constant(self, series: np.ndarray) -> None:
         n = int((series.max(axis=0) == series.min(axis=0)).sum())
@@ -317,16 +383,142 @@ class _RunReader:
             self.constant[self.run.image.name] = n
 
 
-def _make_basis(run: BoldRun, model: GlmConfig | WindowConfig) -> np.ndarray:
-    """Return the nuisance regressors of a run: drifts, confounds and, in a model, events that are not trials."""
+@dataclass
+class _Person:
+    """The runs of one person, over which a model is chosen for each voxel when the first responses are needed.
+
+    Parameters
+    ----------
+    readers
+        Of the runs from which it is chosen.
+    denoise, ridge
+        As in `choose_by_voxel`.
+    name
+        Label of the person.
+    folder
+        Holds the series while the model is chosen.
+    kept
+        Keeps the choices for a call that continues after a kill.
+    """
+
+    readers: Sequence[_RunReader]
+    denoise: bool
+    ridge: bool
+    name: str
+    folder: Path | None
+    kept: KeptParts
+
+    @cached_property
+    def choices(self) -> VoxelChoices:
+        """What was chosen; it is computed once."""
+        name = f"choices {self.name}"
+        if (found := self.kept.read(name)) is not None:
+            return VoxelChoices.from_arrays(found)
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            choices = self._choose(Path(scratch))
+        self.kept.write(name, **vars(choices))
+        return choices
+
+    def _choose(self, scratch: Path) -> VoxelChoices:
+        files, models = [], [reader.design for reader in self.readers]
+        total = np.zeros(self.readers[0].geometry.n_voxels)
+        usable = np.ones(len(total), bool)
+        n_volumes = sum(reader.run.n_volumes for reader in self.readers)
+        for number, reader in enumerate(self.readers):
+            assert reader.geometry.mask is not None
+            series, mean = reader.centre(read_series(reader.run, reader.geometry.mask))
+            total += mean * (len(series) / n_volumes)
+            usable &= mean != 0
+            np.save(scratch / f"{number}.npy", series, allow_pickle=False)
+            files.append(np.load(scratch / f"{number}.npy", mmap_mode="r", allow_pickle=False))
+        mean = np.where(usable, total, 0).astype(np.float32)
+        with _naming(self.readers[0].run):
+            return choose_by_voxel(
+                models,
+                lambda number, voxels: files[number][:, voxels],
+                mean,
+                denoise=self.denoise,
+                ridge=self.ridge,
+            )
+
+
+def _choose_later(
+    readers: Sequence[_RunReader],
+    model: GlmByVoxelConfig,
+    folder: Path | None,
+    kept: KeptParts,
+    learnt: LearntStatistics | None,
+) -> dict[str, Any]:
+    """Give each reader the person whose model it estimates with, and return notes for readers of the store."""
+    tests = {id(reader): (reader.run.trials["split"] == "test").any() for reader in readers}
+    if model.per_split and not any(tests.values()):
+        raise DataError(
+            "dataset.model.per_split keeps the choice of the model inside training runs, but the data set declares no "
+            "test trial, so every run is a training run; declare test trials (for example with dataset.test_sessions), "
+            "or set it to false."
+        )
+    warnings = []
+    for subject in dict.fromkeys(reader.run.subject for reader in readers):
+        own = [reader for reader in readers if reader.run.subject == subject]
+        chosen = [reader for reader in own if not (model.per_split and tests[id(reader)])]
+        if not chosen:
+            raise DataError(
+                f"subject {subject} has test trials in all {len(own)} runs, so dataset.model.per_split leaves none to "
+                "choose from; set it to false, or declare whole runs or sessions as test."
+            )
+        person = _Person(chosen, model.denoise, model.ridge, subject, folder, kept)
+        known = learnt.choices.get(subject) if learnt is not None else None
+        n_voxels, told = own[0].geometry.n_voxels, "estimated with a model that these scans themselves chose"
+        if known is not None and len(known.mean) == n_voxels:
+            person.choices = known
+            told = "estimated with the model that the run chose for each voxel"
+        elif (model.denoise or model.ridge) and not _repeats(chosen):
+            person.denoise = person.ridge = False
+            warnings.append(
+                f"Subject {subject}: no picture recurs in another {'training ' if model.per_split else ''}run, so "
+                "noise components and ridge penalties cannot be chosen; estimates have only the response function of "
+                "each voxel."
+            )
+        if learnt is not None:
+            learnt.used[f"subject {subject}"] = told
+        for reader in own:
+            reader.person = person
+    runs = "runs without test trials" if model.per_split else "all runs of a person, test trials included"
+    return {"estimates": f"single-trial estimates by models chosen by voxel in {runs}", "warnings": warnings}
+
+
+def _repeats(readers: Sequence[_RunReader]) -> bool:
+    shown = pd.concat([pd.Series(reader.run.trials["stimulus_id"].unique()) for reader in readers])
+    return bool(shown.duplicated().any())
+
+
+@contextmanager
+def _naming(run: BoldRun) -> Iterator[None]:
+    """Put the run in front of the sentence of an error."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{run.where}: {error}") from error
+
+
+def _make_drifts(run: BoldRun, model: ModelConfig) -> np.ndarray:
+    if isinstance(model, GlmByVoxelConfig):
+        # GLMsingle's rule: half as many degrees as the run has minutes, halves rounded up.
+        order = int(np.floor(run.n_volumes * run.t_r / 120 + 0.5))
+        return make_drifts(run.frame_times, drift="polynomial", order=order)
     clean = model.clean
-    drifts = make_drifts(run.frame_times, drift=clean.drift, cutoff=clean.cutoff, order=clean.order)
-    pieces = [drifts, run.confounds]
+    return make_drifts(run.frame_times, drift=clean.drift, cutoff=clean.cutoff, order=clean.order)
+
+
+def _make_basis(run: BoldRun, model: ModelConfig) -> np.ndarray:
+    """Return the nuisance regressors of a run: drifts, confounds and, in a model, events that are not trials."""
+    pieces = [_make_drifts(run, model), run.confounds]
     # Events that are no trials (blanks, responses) have responses of their own, one regressor a kind.
-    if isinstance(model, GlmConfig):
+    if not isinstance(model, WindowConfig):
+        hrf_model = model.hrf_model if isinstance(model, GlmConfig) else "glover"
         for _, events in run.others.groupby("trial_type"):
             pieces.append(
-                make_regressors(events, run.frame_times, hrf_model=model.hrf_model).sum(axis=1, keepdims=True)
+                make_regressors(events, run.frame_times, hrf_model=hrf_model).sum(axis=1, keepdims=True)
             )
     basis = make_nuisance_basis(np.concatenate(pieces, axis=1))
     if basis.shape[1] > 0.8 * run.n_volumes:
@@ -363,16 +555,23 @@ def clean_series(series: np.ndarray, basis: np.ndarray, clean: CleanConfig, *, w
         scale = rest.std(axis=0)
         unusable = is_constant | (scale <= 1e-9 * np.abs(mean))
         return np.where(unusable, 0, rest / np.where(unusable, 1, scale))
+    advice = "set dataset.model.clean.scaling to zscore or none"
+    usable = _find_usable(mean, series.std(axis=0), is_constant, where, advice)
+    return np.where(usable, 100 * rest / np.where(usable, mean, 1), 0)
+
+
+def _find_usable(
+    mean: np.ndarray, spread: np.ndarray, is_constant: np.ndarray, where: str, advice: str
+) -> np.ndarray:
+    """Return which voxels have a mean that percentages can refer to."""
     # Scanner units are positive and far from zero, so such a mean is no baseline.
-    low = ~is_constant & (mean <= series.std(axis=0))
+    low = ~is_constant & (mean <= spread)
     if low.sum() > 0.05 * max(1, (~is_constant).sum()):
         raise DataError(
             f"{where}: {int(low.sum())} voxels have a mean at or below their variation, so a percentage of it means "
-            "nothing: the images were standardised before, or the mask holds air; set dataset.model.clean.scaling to "
-            "zscore or none, or choose a tighter mask."
+            f"nothing: the images were standardised before, or the mask holds air; {advice}, or choose a tighter mask."
         )
-    usable = ~is_constant & ~low
-    return np.where(usable, 100 * rest / np.where(usable, mean, 1), 0)
+    return ~is_constant & ~low
 
 
 # --- volumes ----------------------------------------------------------------------------------------------

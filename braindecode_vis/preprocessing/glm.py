@@ -2,7 +2,7 @@
 
 Contains only the computation, no files. The regressors are nilearn's, so that a fit equals the one that nilearn's
 `FirstLevelModel` makes trial by trial; three sums replace the loop over trials, because the models of a run differ in
-only two regressors.
+only two regressors. A model that is chosen for each voxel is in `braindecode_vis.preprocessing.glm_by_voxel`.
 
 References
 ----------
@@ -129,7 +129,7 @@ def fit_trials(
     check_option("the single-trial method", method, ("lss", "lsa"))
     clean = remove_nuisance(regressors, basis)
     gram = clean.T @ clean
-    _check_visible(gram, regressors)
+    check_visible(gram, regressors)
     # `clean` is orthogonal to the nuisance already, so the series need not be.
     projected = clean.T @ series  # (trial, voxel)
     if method == "lsa":
@@ -153,11 +153,11 @@ def fit_trials(
     return (rest[:, None] * projected - cross[:, None] * others) / determinant[:, None]
 
 
-def _check_visible(gram: np.ndarray, regressors: np.ndarray) -> None:
+def check_visible(gram: np.ndarray, regressors: np.ndarray) -> None:
+    """Raise `DataError` if a trial has no power left in the Gram matrix of trials less nuisance."""
     power = np.square(regressors).sum(axis=0)
     unseen = gram.diagonal() <= _RANK_TOLERANCE * np.maximum(power, np.finfo(float).tiny)
-    # A response that is cut off by the end of the run has little power to begin with.
-    unseen |= power < 1e-3 * np.median(power)
+    unseen |= find_cut_off(power)
     if unseen.any():
         raise DataError(
             f"trial {int(np.flatnonzero(unseen)[0])} of the run leaves no trace in the model ({int(unseen.sum())} such "
@@ -166,16 +166,27 @@ def _check_visible(gram: np.ndarray, regressors: np.ndarray) -> None:
 
 
 def _solve_all(gram: np.ndarray, projected: np.ndarray) -> np.ndarray:
+    scale, values, vectors = find_axes(gram)
+    inner = vectors.T @ (scale[:, None] * projected)
+    return scale[:, None] * (vectors @ (inner / values[:, None]))
+
+
+def find_cut_off(power: np.ndarray) -> np.ndarray:
+    """Return which trials have so little power to begin with that the end of the run cuts off their response."""
+    return power < 1e-3 * np.median(power)
+
+
+def find_axes(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the scale, eigenvalues and eigenvectors of a Gram matrix of trials that can be told apart."""
     # Scaled to ones on the diagonal: eigenvalues then tell of overlap, not of durations.
     scale = 1 / np.sqrt(gram.diagonal())
     values, vectors = np.linalg.eigh(gram * scale[:, None] * scale)
     if values[0] < _RANK_TOLERANCE * values[-1]:
         raise DataError(
             f"the {len(values)} trials of the run cannot be distinguished in one model (smallest eigenvalue "
-            f"{values[0] / values[-1]:.1g} of the largest); use the model trials=lss."
+            f"{values[0] / values[-1]:.1g} of the largest); set dataset.model to {{kind: glm, trials: lss}}."
         )
-    inner = vectors.T @ (scale[:, None] * projected)
-    return scale[:, None] * (vectors @ (inner / values[:, None]))
+    return scale, values, vectors
 
 
 # --- autocorrelated noise ---------------------------------------------------------------------------------

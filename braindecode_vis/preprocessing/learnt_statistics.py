@@ -18,6 +18,7 @@ import pandas as pd
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.store import read_json
+from braindecode_vis.preprocessing.glm_by_voxel import VoxelChoices
 from braindecode_vis.preprocessing.scaling import (
     FeatureMoments,
     FeatureStatistics,
@@ -30,6 +31,8 @@ from braindecode_vis.preprocessing.whitening import Whitener, fit_mvnn, make_whi
 
 #: Files of mean and variance beside ``data.npy``, shape (n_groups, n_features).
 ZSCORE_MEAN, ZSCORE_VARIANCE = "zscore_mean.npy", "zscore_variance.npy"
+#: Files beside them with the models that were chosen for voxels begin so, and end with the subject.
+CHOICES = "choices_sub-"
 
 Group = tuple[str, ...]
 
@@ -77,6 +80,8 @@ class LearntStatistics:
         Unit of the output, and unit of the input (empty if it is not known).
     dtype
         Type of the stored numbers, to which new trials are rounded too.
+    choices
+        Subject to the model that was chosen for its voxels; new scans are estimated with it.
 
     Attributes
     ----------
@@ -93,6 +98,7 @@ class LearntStatistics:
     dtype: Any = np.float32
     noise_channels: tuple[str, ...] = ()
     rows: np.ndarray | None = None
+    choices: Mapping[str, VoxelChoices] = field(default_factory=dict)
     used: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -146,7 +152,11 @@ class LearntStatistics:
         recorded = str(provenance.get("recorded_unit", ""))
         noise = tuple(map(str, coords.get("whitening_channels", ())))
         rows = np.array([noise.index(name) for name in coords["ch_names"]]) if noise else None
-        return cls(variant, whitening, scaling, zscores, meta["unit"], recorded, dtype, noise, rows)
+        choices = {
+            path.stem.removeprefix(CHOICES): VoxelChoices.read(path)
+            for path in sorted(folder.glob(f"{CHOICES}*.npz"))
+        }
+        return cls(variant, whitening, scaling, zscores, meta["unit"], recorded, dtype, noise, rows, choices)
 
     @property
     def is_empty(self) -> bool:

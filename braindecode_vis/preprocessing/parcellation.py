@@ -1,7 +1,7 @@
 """Parcels: voxels averaged over the regions of an atlas that the user gives.
 
-Reads atlases (NIfTI volumes, FreeSurfer annotations, GIFTI labels), checks that an atlas is in the space of the data,
-and averages. An atlas is downloaded only if the configuration requests it.
+Reads atlases (NIfTI volumes, FreeSurfer annotations, GIFTI and CIFTI labels), checks that an atlas is in the space of
+the data, and averages. An atlas is downloaded only if the configuration requests it.
 
 References
 ----------
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError, refuse_damage
 from braindecode_vis.base.consent import may_download
 from braindecode_vis.base.remote import bring
 from braindecode_vis.datasets.sources.betas_source import AtlasConfig, Geometry, Parcels
@@ -26,6 +26,7 @@ from braindecode_vis.datasets.sources.fmri_volumes import read_label_table
 
 _SCHAEFER = re.compile(r"^\d+Networks_[LR]H_([A-Za-z]+)")
 _AFFINE_MM = 1e-3  # headers keep float32
+CORTEX = ("CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT")
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,20 @@ def read_atlas(config: AtlasConfig) -> Atlas:
         return fetch_atlas(config.fetch, config.allow_download or may_download())
     files = [path.expanduser() for path in config.files]
     given = None if config.labels is None else read_label_table(config.labels.expanduser())
-    if len(files) == 1:
+    found: Mapping[int, str] = {}
+    affine, vertices = None, None
+    if len(files) == 1 and files[0].name.endswith(".dlabel.nii"):
+        whole = next((form for form in read_label_cifti(files[0]) if form.n_vertices), None)
+        if whole is None:
+            raise DataError(f"the atlas {files[0]} labels no cortex; give a parcellation of the cortex.")
+        labels, found, vertices = pick_vertices(whole, config.template or files[0])
+    elif len(files) == 1:
         labels, affine = read_label_volume(files[0])
-        found: dict[int, str] = {}
     elif len(files) == 2:
         labels, found, vertices = read_surface_labels(files)
-        affine = None
+        if config.template is not None:
+            whole = Atlas(labels, None, found, str(files[0]), vertices)
+            labels, found, vertices = pick_vertices(whole, config.template)
     else:
         raise ConfigError(
             f"dataset.atlas.files lists {len(files)} files; give one volume, or a left and a right surface."
@@ -85,7 +94,7 @@ def read_atlas(config: AtlasConfig) -> Atlas:
         raise DataError(
             f"label {unnamed[0]} of {files[0]} has no name in {config.labels}; the table is of another atlas."
         )
-    return Atlas(labels, affine, names, str(files[0]), vertices if len(files) == 2 else None)
+    return Atlas(labels, affine, names, str(files[0]), vertices)
 
 
 def read_label_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -139,6 +148,75 @@ def read_surface_labels(files: Sequence[Path]) -> tuple[np.ndarray, dict[int, st
         offset += len(kept)
     # Left vertices, then right: the order of surface data in the store.
     return np.concatenate(joined), names, (len(joined[0]), len(joined[1]))
+
+
+def read_label_cifti(path: Path) -> list[Atlas]:
+    """Return the surface, all vertices of both hemispheres, and the voxels of the first map of a CIFTI label file."""
+    import nibabel
+
+    with refuse_damage(f"the atlas {path} cannot be read as CIFTI labels"):
+        image: Any = nibabel.load(bring(path))
+        table = image.header.get_axis(0).label[0]
+        axis = image.header.get_axis(1)
+        values = np.rint(np.asarray(image.dataobj[0])).astype(np.int32)
+    names = {int(k): str(name) for k, (name, _) in table.items() if int(k) > 0 and not is_background(name)}
+    values = np.where(np.isin(values, list(names)), values, 0)
+    forms = []
+    vertices, pair = find_vertices(axis)
+    if any(pair):
+        flat = np.zeros(sum(pair), np.int32)
+        flat[vertices[vertices >= 0]] = values[vertices >= 0]
+        forms.append(Atlas(flat, None, names, str(path), pair))
+    voxels = ~axis.surface_mask
+    if values[voxels].any():
+        volume = np.zeros(axis.volume_shape, np.int32)
+        volume[tuple(axis.voxel[voxels].T)] = values[voxels]
+        forms.append(Atlas(volume, np.asarray(axis.affine, float), names, str(path)))
+    if not forms:
+        raise DataError(f"the atlas {path} labels neither the cortex nor a voxel.")
+    return forms
+
+
+def find_vertices(axis: Any) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return the vertex of each grayordinate of a `BrainModelAxis`, and the vertices of both hemispheres.
+
+    Returns
+    -------
+    vertices : integer array of shape (n_grayordinates,)
+        Counted on from the left to the right hemisphere; -1 outside the cortex.
+    n_vertices
+        Of the left and the right hemisphere; a file of one hemisphere is placed on a pair of its size.
+    """
+    sizes = [int(axis.nvertices.get(name, 0)) for name in CORTEX]
+    pair = (sizes[0] or sizes[1], sizes[1] or sizes[0])
+    vertices = np.full(len(axis), -1)
+    for name, part, model in axis.iter_structures():
+        if name in CORTEX:
+            vertices[part] = (pair[0] if name == CORTEX[1] else 0) + model.vertex
+    return vertices, pair
+
+
+def pick_vertices(atlas: Atlas, template: Path) -> tuple[np.ndarray, Mapping[int, str], tuple[int, int]]:
+    """Return labels, names, and vertices of both sides of a surface atlas at the cortical grayordinates of a file.
+
+    Raises
+    ------
+    DataError
+        If the file is no CIFTI file of grayordinates, or on another surface.
+    """
+    import nibabel
+
+    with refuse_damage(f"{template} cannot be read as CIFTI with grayordinates"):
+        image: Any = nibabel.load(bring(template.expanduser()))
+        vertices, pair = find_vertices(image.header.get_axis(image.ndim - 1))
+    if pair != atlas.n_vertices:
+        raise DataError(
+            f"the template {template} has {pair} vertices, but the atlas {atlas.where} has {atlas.n_vertices}: they "
+            "are on different surfaces."
+        )
+    cortex = vertices[vertices >= 0]
+    n_left = int((cortex < pair[0]).sum())
+    return atlas.labels[cortex], atlas.names, (n_left, len(cortex) - n_left)
 
 
 def is_background(name: str) -> bool:
@@ -247,7 +325,8 @@ def _find_surface_labels(atlas: Atlas, geometry: Geometry) -> np.ndarray:
     if atlas.n_vertices != geometry.n_vertices:
         raise DataError(
             f"the atlas {atlas.where} has {atlas.n_vertices} vertices, but {geometry.surface} of the data has "
-            f"{geometry.n_vertices}: it is made for another surface."
+            f"{geometry.n_vertices}: it is made for another surface; if only the medial wall differs, name a CIFTI "
+            "file with the grayordinates of the data as dataset.atlas.template."
         )
     return atlas.labels[geometry.voxel_ids]
 

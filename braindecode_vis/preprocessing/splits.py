@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.registry import ByKind
-from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet
 
@@ -310,19 +310,31 @@ class KFoldSplitConfig(SplitSettings):
         Number of folds.
     stratify
         Spread the images of each concept evenly over the folds, so that every fold learns from every concept.
+    by_name
+        Choose the fold of an image by its name and the seed alone, so that data sets with the same images (`nod`,
+        `nod_eeg`, `nod_meg`) have the same folds. Folds are only nearly equal then, and `stratify` must be false.
     """
 
     kind: Literal["kfold"] = "kfold"
     n_folds: int = Field(default=10, ge=2)
     stratify: bool = True
+    by_name: bool = False
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"by_name"})
 
     tests_training_trials: ClassVar[bool] = True
     standardising: ClassVar[tuple[str, ...] | None] = ("none",)
 
+    @model_validator(mode="after")
+    def _check_names(self) -> KFoldSplitConfig:
+        if self.by_name and self.stratify:
+            raise ValueError("by_name looks at one image at a time; set stratify to false")
+        return self
+
     def make(
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
     ) -> Split:
-        """Deal the shuffled images of each concept over the folds in turn."""
+        """Deal the shuffled images of each concept over the folds in turn, or each by its name."""
         import pandas as pd
 
         # Stimuli that are classes are shown in every fold; then a trial is what is held out.
@@ -340,8 +352,20 @@ class KFoldSplitConfig(SplitSettings):
             # Stable, so that images keep their shuffled order within a concept, and dealing them in turn spreads
             # each concept.
             shuffled = shuffled.sort_values("concept", kind="stable")
-        fold_of = dict(zip(shuffled["id"], np.arange(len(shuffled)) % self.n_folds, strict=True))
-        kind = "stratified " if self.stratify else ""
+        dealt = np.arange(len(shuffled)) % self.n_folds
+        if self.by_name:
+            if by != "image":
+                raise ConfigError("split.by_name needs trials that show images; leave it out.")
+            dealt = (
+                np.array([derive_seed(seed, "kfold", str(name)) for name in shuffled["id"]]) % self.n_folds
+            )
+            if lost := set(range(self.n_folds)) - set(dealt.tolist()):
+                raise ConfigError(
+                    f"no name of the {len(first)} images falls into fold {min(lost)} of {self.n_folds}; set "
+                    "split.n_folds lower, or another seed."
+                )
+        fold_of = dict(zip(shuffled["id"], dealt, strict=True))
+        kind = "stratified " if self.stratify else "by name, " if self.by_name else ""
         protocol = f"{kind}{self.n_folds}-fold over {len(first)} {what} (seed {seed})"
         folds = _fold_by_number(np.array([fold_of[i] for i in units]), self.n_folds)
         return make_split(protocol, folds, trials, concepts, needs=(by,))

@@ -274,6 +274,18 @@ def test_a_constant_feature_changes_nothing():
     np.testing.assert_allclose(left, right, atol=1e-5)  # single-precision weights
 
 
+def test_a_fit_does_not_depend_on_the_unit():
+    """Responses of MEG in tesla were taken for constant features, so that ridge predicted the mean of the targets."""
+    responses, targets = make_task()
+    tesla = replace(responses, data=(responses.data * 1e-15).astype(np.float32))
+    fits = [
+        RidgeConfig(alphas=(50.0,)).build(seed=0).fit(each, targets).predict(each)
+        for each in (responses, tesla)
+    ]
+    # The products with 1e-15 are rounded to single precision.
+    np.testing.assert_allclose(fits[1].vectors, fits[0].vectors, atol=1e-5)
+
+
 @pytest.mark.parametrize("n_features", [20, 200], ids=["tall", "wide"])
 def test_weights_of_labels_are_the_fit_and_choose_its_penalty(n_features):
     """A refit on relabelled images is one product: equal to fits of the same seed, whatever the labelling."""

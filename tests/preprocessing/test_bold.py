@@ -13,11 +13,17 @@ from pydantic import ValidationError
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.store import read_json, read_responses, read_stimuli
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig, BoldSettings
-from braindecode_vis.datasets.sources.bold_source import CleanConfig, GlmConfig, WindowConfig
+from braindecode_vis.datasets.sources.bold_source import (
+    CleanConfig,
+    GlmByVoxelConfig,
+    GlmConfig,
+    WindowConfig,
+)
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.parts.phantom.formats import bids_fmri as phantom
 from braindecode_vis.preprocessing.bold import clean_series, find_geometry, make_betas, write_bold
 from braindecode_vis.preprocessing.glm import make_drifts, make_nuisance_basis, make_regressors
+from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.voxel_geometry import inverse_transform
 from tests.references import assert_close
 
@@ -55,12 +61,10 @@ def make_volumes(events, motion, rng):
     return volumes, amplitudes
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    root = tmp_path_factory.mktemp("bids")
+def write_tree(root, runs):
     phantom.write_dataset(root, pd.DataFrame({"participant_id": ["sub-01"]}))
     truth = []
-    for number, run in enumerate(RUNS):
+    for number, run in enumerate(runs):
         rng = np.random.default_rng(number)
         events, motion = make_events(), np.cumsum(rng.standard_normal((N, 6)) * 0.01, axis=0)
         volumes, amplitudes = make_volumes(events, motion, rng)
@@ -71,6 +75,11 @@ def tree(tmp_path_factory):
         )
         truth.append(amplitudes[:7])
     return root, np.concatenate(truth)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("bids"), RUNS)
 
 
 def make_config(root, **options):
@@ -407,3 +416,138 @@ def test_autoregressive_noise_is_an_option(tree, tmp_path):
     write_bold(make_config(root, model=GlmConfig(trials="lsa", noise_model="ar1")), tmp_path)
     responses = read_responses(tmp_path / "responses")
     np.testing.assert_allclose(responses.data, truth, atol=0.15)  # as without
+
+
+# --- a model for each voxel ---------------------------------------------------------------------------------
+
+BY_VOXEL = GlmByVoxelConfig(denoise=False)  # every voxel of the phantom is active
+
+
+def open_parts(root, model, tested=(), change=None):
+    """Responses of each run; `tested` runs are declared as test, and `change` alters their trials."""
+    source = make_config(root, model=model).open_bold()
+    runs = [
+        replace(run, trials=run.trials.assign(split="test" if number in tested else "train"))
+        for number, run in enumerate(source.runs)
+    ]
+    if change is not None:
+        runs = [replace(run, trials=change(run.trials)) for run in runs]
+    betas = make_betas(replace(source, runs=tuple(runs)))
+    return betas, [part.read(0, len(part.trials)) for part in betas.parts]
+
+
+def test_a_model_for_each_voxel_finds_the_amplitudes(tree, tmp_path):
+    root, truth = tree
+    config = make_config(root, model=BY_VOXEL)
+    write_bold(config, tmp_path / "a")
+    responses = read_responses(tmp_path / "a" / "responses")
+    assert responses.unit == "percent signal change"
+    assert not list((tmp_path / "a").glob("tmp*"))
+    # The phantom has another response function than those of the library.
+    assert min(np.corrcoef(a, b)[0, 1] for a, b in zip(responses.data, truth, strict=True)) > 0.9
+    notes = read_json(tmp_path / "a" / "responses" / "meta.json")["provenance"]
+    assert "all runs of a person, test trials included" in notes["estimates"]
+    assert "warnings" not in responses.coords
+    # New scans of the same person get the model of the run.
+    learnt = LearntStatistics.read(tmp_path / "a" / "responses")
+    write_bold(config, tmp_path / "b", learnt=learnt)
+    np.testing.assert_array_equal(read_responses(tmp_path / "b" / "responses").data, responses.data)
+    assert learnt.used["subject 01"] == "estimated with the model that the run chose for each voxel"
+
+
+def test_a_killed_call_keeps_what_it_chose(tree, tmp_path, monkeypatch):
+    config, kept = make_config(tree[0], model=BY_VOXEL), tmp_path / "kept"
+    write_bold(config, tmp_path / "a")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("braindecode_vis.preprocessing.bold.estimate_by_choices", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_bold(config, tmp_path / "b", parts=kept)
+    monkeypatch.setattr("braindecode_vis.preprocessing.bold.choose_by_voxel", stop)
+    write_bold(config, tmp_path / "b", parts=kept)
+    data = [read_responses(tmp_path / name / "responses").data for name in "ab"]
+    np.testing.assert_array_equal(*data)
+
+
+def test_per_split_keeps_test_runs_out_of_the_model(tmp_path):
+    """Test volumes are replaced by noise; estimates of training trials keep every bit."""
+    root, _ = write_tree(tmp_path / "bids", ("01", "02", "03"))
+    before = {
+        split: open_parts(root, replace_model(per_split=split), tested=[2])[1] for split in (False, True)
+    }
+    path = find_image(root, "03")
+    image = nib.load(path)
+    noise = np.random.default_rng(0).normal(1000, 30, image.shape).astype(np.float32)
+    nib.Nifti1Image(noise, image.affine, image.header).to_filename(path)
+    after = {
+        split: open_parts(root, replace_model(per_split=split), tested=[2])[1] for split in (False, True)
+    }
+    for run in (0, 1):
+        np.testing.assert_array_equal(after[True][run], before[True][run])
+    assert np.abs(after[False][0] - before[False][0]).max() > 0
+    betas, _ = open_parts(root, replace_model(per_split=True), tested=[2])
+    assert "in runs without test trials" in betas.notes["estimates"]
+
+
+def replace_model(**options):
+    return BY_VOXEL.model_copy(update=options)
+
+
+def rename(trials):
+    """Give each run pictures of its own."""
+    return trials.assign(
+        stimulus_id=[f"{name}-{run}" for name, run in zip(trials["stimulus_id"], trials["run"], strict=True)]
+    )
+
+
+def test_without_repeats_only_the_response_function_is_chosen(tree):
+    betas, values = open_parts(tree[0], GlmByVoxelConfig(), change=rename)
+    (sentence,) = betas.notes["warnings"]
+    assert "Subject 01: no picture recurs in another run" in sentence
+    plain = open_parts(tree[0], GlmByVoxelConfig(denoise=False, ridge=False))[1]
+    np.testing.assert_array_equal(values, plain)
+
+
+@pytest.mark.parametrize(
+    "model, tested, change, sentence",
+    [
+        ({"per_split": True}, (), None, r"declares no test trial, so every run is a training run"),
+        (
+            {"per_split": True},
+            (0, 1),
+            None,
+            r"subject 01 has test trials in all 2 runs, so dataset\.model\.per_split",
+        ),
+        (
+            {},
+            (),
+            lambda t: t.assign(onset=[*t["onset"][:-1], N * T_R - 0.5]),
+            r"run 01, .*trial 6 of the run leaves no",
+        ),
+        (
+            {},
+            (),
+            lambda t: t.assign(onset=t["onset"].iloc[0]),
+            r"run 01, .*cannot be distinguished in one model",
+        ),
+    ],
+)
+def test_designs_without_a_model_are_refused(tree, model, tested, change, sentence):
+    with pytest.raises(DataError, match=sentence):
+        open_parts(tree[0], replace_model(**model), tested, change)
+
+
+def test_standardised_images_have_no_percentage(tree, tmp_path):
+    root = tmp_path / "bids"
+    shutil.copytree(tree[0], root)
+    for run in RUNS:
+        path = find_image(root, run)
+        image = nib.load(path)
+        data = np.asarray(image.dataobj)
+        data = np.where(MASK[..., None], data - data.mean(axis=-1, keepdims=True), 0).astype(np.float32)
+        nib.Nifti1Image(data, image.affine, image.header).to_filename(path)
+    with pytest.raises(DataError, match=r"were standardised before.*dataset\.model\.kind to glm"):
+        open_parts(root, BY_VOXEL)

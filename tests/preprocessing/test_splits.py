@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError
@@ -46,6 +47,25 @@ def test_folds_cover_every_trial_once_and_keep_images_and_classes_together():
     assert split.protocol == "stratified 5-fold over 20 images (seed 0)"
     back = Split.from_json(split.as_json(), trials)
     np.testing.assert_array_equal(back.folds[2].train, split.folds[2].train)
+
+
+def test_folds_by_name_are_those_of_other_data_with_these_images():
+    trials = make_trials()
+    some = trials[trials["stimulus_id"].isin(trials["stimulus_id"].unique()[5:])][::-1].reset_index(drop=True)
+    config = KFoldSplitConfig(n_folds=3, stratify=False, by_name=True)
+
+    def tested(table, **options):
+        folds = config.make(table, make_concepts(table), seed=0, **options).folds
+        return [set(table["stimulus_id"].iloc[fold.test]) for fold in folds]
+
+    assert [fold & set(some["stimulus_id"]) for fold in tested(trials)] == tested(some)
+    with pytest.raises(ValidationError, match="set stratify to false"):
+        KFoldSplitConfig(by_name=True)
+    with pytest.raises(ConfigError, match="needs trials that show images"):
+        tested(trials, knows_images=False)
+    config = config.model_copy(update={"n_folds": 20})
+    with pytest.raises(ConfigError, match="no name of the 20 images falls into fold"):
+        tested(trials)
 
 
 def test_the_published_split_is_taken_from_the_table():

@@ -19,8 +19,8 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -666,17 +666,31 @@ def list_concepts_with_tests(
 
 
 def write_image_files(
-    table: pd.DataFrame, root: Path, *, size: int, seed: int, advance: Callable[[int], Any]
+    table: pd.DataFrame,
+    root: Path,
+    *,
+    size: int,
+    seed: int,
+    advance: Callable[[int], Any],
+    spread: Callable[..., Iterable[Any]] = map,
 ) -> pd.DataFrame:
-    """Write the images that do not exist yet and return `table` with the `sha256` of every file."""
+    """Write the images that do not exist yet and return `table` with the `sha256` of every file.
+
+    `spread` is `map`, or that of several processes.
+    """
     hashes: list[str] = []
-    for start in range(0, len(table), _CHUNK):
-        chunk = table.iloc[start : start + _CHUNK]
-        missing = [not (root / path).is_file() for path in chunk["path"]]
-        drawn = iter(write_images(chunk[missing], root, size=size, seed=seed)["sha256"])
-        hashes += [
-            next(drawn) if absent else hash_file(root / path)
-            for path, absent in zip(chunk["path"], missing, strict=True)
-        ]
-        advance(len(chunk))
+    chunks = [table.iloc[start : start + _CHUNK] for start in range(0, len(table), _CHUNK)]
+    for found in spread(partial(_write_missing, root=root, size=size, seed=seed), chunks):
+        hashes += found
+        advance(len(found))
     return table.assign(sha256=hashes)
+
+
+def _write_missing(chunk: pd.DataFrame, root: Path, size: int, seed: int) -> list[str]:
+    """Write the images of a part of a table that do not exist yet, and return the sha256 of every file."""
+    missing = [not (root / path).is_file() for path in chunk["path"]]
+    drawn = iter(write_images(chunk[missing], root, size=size, seed=seed)["sha256"])
+    return [
+        next(drawn) if absent else hash_file(root / path)
+        for path, absent in zip(chunk["path"], missing, strict=True)
+    ]

@@ -292,15 +292,24 @@ def _cast_shadow(
     on_ground: bool,
 ) -> None:
     """Darken the side away from the light, and the ground below the object, in place."""
-    from scipy.ndimage import shift
-
-    offset = (-0.16 * light[1] / pixel, -0.16 * light[0] / pixel)
     # The shadow is the silhouette, moved away from the light and blurred by its distance field.
-    fallen = shift(silhouette, offset, order=1, mode="nearest")
+    fallen = _move(silhouette, -0.16 * light[1] / pixel, -0.16 * light[0] / pixel)
     patch *= 1 - 0.42 * _ease(0.5 - fallen / 0.22)
     if on_ground:
         below = np.square((x + 0.3 * light[0]) / 0.85) + np.square((y - 0.97) / 0.2)
         patch *= 1 - 0.5 * np.exp(-1.5 * below)
+
+
+def _move(field: Array, down: float, right: float) -> Array:
+    """Return a field moved by parts of a pixel, between pixels linear; at the edges its outermost values go on."""
+    moved = field.astype(np.float64)  # in single precision, a rounded colour may change
+    for axis, by in ((0, down), (1, right)):
+        n = field.shape[axis]
+        place = np.clip(np.arange(n) - by, 0, n - 1)
+        left = np.minimum(place.astype(int), max(0, n - 2))
+        share = np.expand_dims(place - left, 1 - axis)
+        moved = (1 - share) * moved.take(left, axis) + share * moved.take(np.minimum(left + 1, n - 1), axis)
+    return moved.astype(field.dtype)
 
 
 def _shade(relief: Array, pixel: float, light: tuple[float, float, float]) -> tuple[Array, Array]:
@@ -382,7 +391,9 @@ def _hsv(hue: float, saturation: float, value: float) -> Array:
 
 
 def _lerp(a: Array, b: Array, t: Array | float) -> Array:
-    return a + (b - a) * t
+    mixed = (b - a) * t
+    mixed += a
+    return mixed
 
 
 def _studio(x: Array, y: Array, pixel: float, hue: float, rng: np.random.Generator) -> Array:
@@ -498,12 +509,17 @@ def _city(x: Array, y: Array, pixel: float, hue: float, rng: np.random.Generator
     scene = _lerp(dusk, glow, _ease(0.6 + 0.6 * y)) + 0 * x
     for place, width, top, phase in rng.uniform(size=(7, 4)).tolist():
         px, half, top = 2.2 * place - 1.1, 0.12 + 0.14 * width, -0.7 + 0.9 * top
-        tower = _cover(np.maximum(np.abs(x - px) - half, top - y), max(pixel, 0.02))
-        scene = _lerp(scene, _hsv(0.62 + 0.1 * hue, 0.45, 0.12 + 0.1 * phase), tower)
-        window = _band(x - px, 0.13, 0.4, pixel) * _band(y - top - 0.1, 0.15, 0.4, pixel)
-        room = np.round((x - px) / 0.13) * 12.9 + np.round((y - top - 0.1) / 0.15) * 78.2
+        soft = max(pixel, 0.02)
+        # Only the tower and its soft edge are changed.
+        columns = slice(*np.searchsorted(x[0], (px - half - 2 * soft, px + half + 2 * soft)).tolist())
+        rows = slice(int(np.searchsorted(y[:, 0], top - 2 * soft)), None)
+        right, down, under = x[:, columns] - px, y[rows], scene[:, rows, columns]
+        tower = _cover(np.maximum(np.abs(right) - half, top - down), soft)
+        under[:] = _lerp(under, _hsv(0.62 + 0.1 * hue, 0.45, 0.12 + 0.1 * phase), tower)
+        window = _band(right, 0.13, 0.4, pixel) * _band(down - top - 0.1, 0.15, 0.4, pixel)
+        room = np.round(right / 0.13) * 12.9 + np.round((down - top - 0.1) / 0.15) * 78.2
         lit = np.mod(np.sin(room + 40 * phase) * 437, 1) > 0.45
-        scene = _lerp(scene, _hsv(0.12, 0.5, 0.95), 0.8 * tower * window * lit)
+        under[:] = _lerp(under, _hsv(0.12, 0.5, 0.95), 0.8 * tower * window * lit)
     return scene
 
 
@@ -554,10 +570,20 @@ def _noise(x: Array, y: Array) -> Array:
     ix, iy = x0.astype(np.int32), y0.astype(np.int32)
     ix1, iy1 = (ix + 1) & 63, (iy + 1) & 63
     ix, iy = ix & 63, iy & 63
-    near, far = table[iy, ix], table[iy1, ix]
-    near = near + (table[iy, ix1] - near) * fx
-    far = far + (table[iy1, ix1] - far) * fx
-    return near + (far - near) * fy
+    if len(x) == 1 and y.shape[1] == 1:
+        # The heights between two columns of the lattice are the same in every row of pixels: (64, w).
+        near = table[:, ix[0]]
+        rows = near + (table[:, ix1[0]] - near) * fx
+        near, far = rows[iy[:, 0]], rows[iy1[:, 0]]
+    else:
+        iy, iy1 = iy * 64, iy1 * 64  # rows of the flattened table
+        near, far = table.take(iy + ix), table.take(iy1 + ix)
+        near += (table.take(iy + ix1) - near) * fx
+        far += (table.take(iy1 + ix1) - far) * fx
+    far -= near
+    far *= fy
+    near += far
+    return near
 
 
 def _fbm(x: Array, y: Array, pixel: float, octaves: int) -> Array:

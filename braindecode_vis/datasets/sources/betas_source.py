@@ -211,7 +211,8 @@ class AtlasConfig(Settings):
     Parameters
     ----------
     files
-        One label volume (NIfTI), or the left and the right ``.annot`` or ``.label.gii`` of a surface.
+        One label volume (NIfTI), the left and the right ``.annot`` or ``.label.gii`` of a surface, or a ``.dlabel.nii``
+        (CIFTI) for the cortex of grayordinates.
     labels
         Table of the names: a text file with a number and a name per line (FreeSurfer's colour tables and the tables of
         Schaefer's atlas have this form), or nothing if the files contain the names.
@@ -221,6 +222,9 @@ class AtlasConfig(Settings):
         or ``aal``.
     allow_download
         Allow nilearn to download it. Set it with the call, never in a file.
+    template
+        A CIFTI file with the grayordinates of the data (any ``den-91k`` file of fMRIPrep), for a surface atlas that has
+        labels of the medial wall too.
     resample
         Accept a volume of the same space on another grid: each voxel gets the label at its position in mm. Without it,
         another shape or affine is an error.
@@ -232,12 +236,15 @@ class AtlasConfig(Settings):
     files: tuple[Path, ...] = ()
     labels: Path | None = None
     fetch: str | None = None
+    template: Path | None = None
     allow_download: bool = False
     resample: bool = False
     # Our choice: small regions may have no voxel in a coarse mask; many empty regions mean another space.
     max_missing: float = Field(default=0.05, ge=0, le=1)
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "labels", "max_missing", "allow_download"})
+    not_hashed: ClassVar[frozenset[str]] = frozenset(
+        {"files", "labels", "template", "max_missing", "allow_download"}
+    )
 
     @field_validator("fetch")
     @classmethod
@@ -251,7 +258,7 @@ class AtlasConfig(Settings):
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of each file; the configuration of a data set adds them to its own."""
-        paths = [*self.files, *([self.labels] if self.labels is not None else [])]
+        paths = [*self.files, *(path for path in (self.labels, self.template) if path is not None)]
         for path in paths:
             if not path.expanduser().is_file():
                 raise DataError(f"the atlas file {path} does not exist; correct dataset.atlas.")

@@ -87,6 +87,37 @@ class GlmConfig(Settings):
     clean: CleanConfig = CleanConfig()
 
 
+class GlmByVoxelConfig(Settings):
+    """One amplitude per trial by a general linear model that is chosen for each voxel, as GLMsingle does.
+
+    Of 20 response functions each voxel gets the one that explains it best. Noise components come from voxels that
+    trials do not explain. A ridge penalty shrinks the estimates of a voxel. Number of components and penalties are
+    those with which estimates of one picture agree best between runs, so pictures must recur in another run of the
+    person; without such a picture they are left out, and the report says so. Drifts are polynomials up to half as many
+    degrees as a run has minutes, and estimates are in percent of the voxel's mean.
+
+    Parameters
+    ----------
+    denoise
+        Whether to use noise components.
+    ridge
+        Whether to use ridge penalties.
+    per_split
+        Whether everything is chosen in runs without test trials. By default all runs of a person are used, test trials
+        included, as GLMsingle is published; the protocol of every score says so.
+
+    References
+    ----------
+    Prince et al. (2022). Improving the accuracy of single-trial fMRI response estimates using GLMsingle. eLife 11,
+    e77599. doi:10.7554/eLife.77599
+    """
+
+    kind: Literal["glm_by_voxel"] = "glm_by_voxel"
+    denoise: bool = True
+    ridge: bool = True
+    per_split: bool = False
+
+
 class WindowConfig(Settings):
     """Volumes in a window around each trial, after cleaning.
 
@@ -132,7 +163,7 @@ class WindowConfig(Settings):
         return self
 
 
-ModelConfig = Annotated[GlmConfig | WindowConfig, ByKind()]
+ModelConfig = Annotated[GlmConfig | GlmByVoxelConfig | WindowConfig, ByKind()]
 
 
 class ConfoundsConfig(Settings):
@@ -315,7 +346,7 @@ class BoldSource:
         first: dict[str, BoldRun] = {}
         # A model cannot estimate a late trial. Windows leave single ones out, but onsets in milliseconds or volumes
         # would give very many.
-        most = 0.0 if isinstance(self.model, GlmConfig) else 0.5
+        most = 0.5 if isinstance(self.model, WindowConfig) else 0.0
         for run in self.runs:
             run.check_onsets(most=most)
             subject = run.subject

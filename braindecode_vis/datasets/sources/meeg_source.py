@@ -158,6 +158,17 @@ class MeegSettings(CleaningOptions, RecordedSettings):
         names = [entry.name for entry in fields(EpochPlan) if entry.name != "cleaning"]
         return EpochPlan(**{**{name: getattr(self, name) for name in names}, **chosen})
 
+    def refuse_raw_options(self, names: Sequence[str]) -> None:
+        """Raise `ConfigError` if a setting of raw recordings differs from its default: published epochs were found."""
+        for name in names:
+            # Published epochs are never normalised here.
+            default = (type(self).model_fields[name].default, *(("none",) if name == "mvnn" else ()))
+            if getattr(self, name) not in default:
+                raise ConfigError(
+                    f"dataset.{name} applies to raw recordings, but published epochs were found; leave it out, or set "
+                    "dataset.layout to raw."
+                )
+
     def check_named_channels(self, channels: Sequence[str]) -> tuple[str, ...]:
         """Return the channels that the user named; there must be at least one, and none twice."""
         names = tuple(channels)

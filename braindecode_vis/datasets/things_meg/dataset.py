@@ -150,7 +150,7 @@ class ThingsMegConfig(MeegSettings):
         root, held = self._find()
         is_raw = isinstance(held[0], MegRun)
         if not is_raw:
-            self._refuse_raw_options()
+            self.refuse_raw_options(_RAW_ONLY)
         names = self._read_names(root, held)
         parts, notes, positions = (
             self._open_raw(held, names) if is_raw else self._open_epochs(held, root, names)
@@ -218,17 +218,6 @@ class ThingsMegConfig(MeegSettings):
                 "sub-BIGMEG1_ses-01_task-main_run-01_meg.ds and their like."
             )
         return root, held
-
-    def _refuse_raw_options(self) -> None:
-        for name in _RAW_ONLY:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                # Published epochs always have "none".
-                if name == "mvnn" and self.mvnn == "none":
-                    continue
-                raise ConfigError(
-                    f"dataset.{name} applies to raw recordings, but published epochs were found; leave it out, or set "
-                    "dataset.layout to raw."
-                )
 
     def _read_names(self, root: Path, held: list[Any]) -> pd.DataFrame:
         tables = [find_attributes(root, subject) for subject in dict.fromkeys(item.subject for item in held)]

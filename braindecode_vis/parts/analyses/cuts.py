@@ -118,6 +118,21 @@ def make_sliding_windows(
     return [_make_window(times, interval, n, n + n_width) for n in range(first, last - n_width + 1, n_step)]
 
 
+def match_window(responses: Responses, window: Window | None) -> Responses | None:
+    """Return the samples of another recording in the time of a window; None if it has none there.
+
+    A recording without time, or with samples further apart than the window is long (volumes), stays whole.
+    """
+    if window is None or "time" not in responses.dims:
+        return responses
+    times, interval = read_times(responses)
+    if interval > window.stop - window.start:
+        return responses
+    # A sample lasts until the next one.
+    first, last = np.searchsorted(times + interval / 2, [window.start, window.stop]).tolist()
+    return None if first == last else cut_window(responses, _make_window(times, interval, first, last))
+
+
 def make_growing_windows(responses: Responses, step: float, start: float, tmax: float | None) -> list[Window]:
     """Return windows that all begin at `start` and end one `step` later each."""
     times, interval = read_times(responses)

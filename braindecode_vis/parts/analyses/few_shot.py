@@ -67,10 +67,10 @@ class FewShotConfig(Analysis):
         together, in features that correspond between subjects (parcels, sensors); with 0 trials this is zero-shot.
         ``procrustes``, ``hyperalignment``, ``shared_response``, ``functional_pca``: from those of all subjects in a
         common space (see `SubjectAlignment`). ``fine_tuned``: an encoder of the others, with the settings of the run,
-        is trained further on the new subject's trials: only its own layer if the network has one for each subject
-        (MindEye2's shared_space), else all weights. ``in_context``: the encoder `in_context` of the others reads the
-        new subject's trials as its context (BrainCoDec); nothing is trained on them. Methods that an encoder or the
-        data do not allow are left out and named.
+        is trained further on the new subject's trials: only weights of its own if the network has any for each subject
+        (the layer of MindEye2's shared_space, the codes of voxel_clusters), else all weights. ``in_context``: the
+        encoder `in_context` of the others reads the new subject's trials as its context (BrainCoDec); nothing is
+        trained on them. Methods that an encoder or the data do not allow are left out and named.
     numbers
         Numbers of trials of the new subject; empty takes 0, a sixteenth, a quarter and all. Numbers that some subject
         does not have are left out; 0 is only for ``anatomical`` and ``in_context``, in features that correspond.

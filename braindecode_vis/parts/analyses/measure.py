@@ -266,22 +266,52 @@ class Meter:
         permute: bool = True,
     ) -> FoldValues:
         """Measure what `braindecode_vis.parts.analyses.study.rank_trials` gave."""
+        subjects, similarity = test.trials["subject"].to_numpy(dtype=object), None
+        # Computed only where it is used: of a large gallery it would not fit.
+        if (permute or self._leaves_images_out(subjects)) and 1 < len(gallery) <= LARGEST_GALLERY:
+            similarity = compute_similarity(queries, gallery.select(sorted(gallery.ids, key=str)))
+        return self.measure_similarity(
+            similarity,
+            retrieval,
+            test.stimulus_ids,
+            subjects,
+            self.study.find_clusters(test),
+            permute=permute,
+        )
+
+    def measure_similarity(
+        self,
+        similarity: np.ndarray | None,
+        retrieval: Retrieval,
+        ids: np.ndarray,
+        subjects: np.ndarray,
+        clusters: np.ndarray,
+        *,
+        permute: bool = True,
+    ) -> FoldValues:
+        """Measure ranks, and permute the columns of similarities, which are in the order of the names of images.
+
+        Parameters
+        ----------
+        similarity : array of shape (n_rows, n_gallery) or None
+            None if there are too many images to permute.
+        retrieval
+            The ranks of the same rows.
+        ids, subjects, clusters : arrays of shape (n_rows,)
+            As in `FoldValues`.
+        """
         values = compute_hits(retrieval, self.metric)
         chance = compute_chance(self.metric, gallery_size=retrieval.gallery_size)
         total, null, left_out = float(values.sum()), None, None
-        subjects = test.trials["subject"].to_numpy(dtype=object)
-        leaves = self._leaves_images_out(subjects)
-        if (permute or leaves) and 1 < len(gallery) <= LARGEST_GALLERY:
-            names = _name_gallery(gallery.ids)
-            similarity = compute_similarity(queries, gallery.select(sorted(gallery.ids, key=str)))
-            own = pd.Index(names).get_indexer(pd.Index([str(i) for i in queries.ids]))
+        if similarity is not None:
+            names = _name_gallery(retrieval.gallery_ids)
+            own = pd.Index(names).get_indexer(pd.Index([str(i) for i in ids]))
             # The table is of rounded similarities, so its own sum, and not that of the values, meets the null.
             if permute:
                 total, null = self._permute(similarity, own, names)
-            if leaves:
+            if self._leaves_images_out(subjects):
                 left_out = sum_without_each(similarity, own, find_metric(self.metric)[1], ties="shared")
-        clusters = self.study.find_clusters(test)
-        return FoldValues(values, test.stimulus_ids, subjects, clusters, chance, total, null, left_out)
+        return FoldValues(values, ids, subjects, clusters, chance, total, null, left_out)
 
     def _leaves_images_out(self, subjects: np.ndarray) -> bool:
         """Say whether the interval is a jackknife: of identification by one subject, whose units are images."""

@@ -162,20 +162,40 @@ class NetworkAblationConfig(PartsAnalysis):
     def compute(self, study: Study) -> Findings:
         """Fit and test on the parcels of each network, and on random ones."""
         check_retrieval(study, self.kind)
-        responses = study.responses
-        known = [str(name) for name in responses.coords.get("parcel_networks", ()) if name]
-        if "parcel" not in responses.dims or not known:
+        groups = list_networks(study.responses)
+        if not groups:
             raise DataError(
                 "the analysis network_ablation needs parcels that belong to networks; average over Schaefer's atlas "
                 "with dataset.atlas."
             )
-        groups: dict[str, Features] = {
-            name: find_networks(responses, [name]) for name in dict.fromkeys(known)
-        }
         return ablate(
             study, groups, metric=self.metric, n_random=self.n_random, outside=self.outside, kind=self.kind,
             title="Networks of the brain", noun="parcel",
         )  # fmt: skip
+
+
+def list_networks(responses: Responses) -> dict[str, Features]:
+    """Return the parcels of every network; empty if there are no parcels, or none with a network."""
+    known = [str(name) for name in responses.coords.get("parcel_networks", ()) if name]
+    there = known if "parcel" in responses.dims else []
+    return {name: find_networks(responses, [name]) for name in dict.fromkeys(there)}
+
+
+def split_regions(responses: Responses) -> dict[str, Responses]:
+    """Return the responses of every region of interest or network; EEG and MEG have none and stay whole, named "".
+
+    Raises
+    ------
+    DataError
+        If voxels have no regions.
+    """
+    networks = list_networks(responses)
+    if "voxel" not in responses.dims and not networks:
+        return {"": responses}
+    groups = networks or list_rois(responses, None)
+    least = RoisConfig.min_voxels if "voxel" in responses.dims else 3  # of fewer, a correlation says little
+    large = {name: keep for name, keep in groups.items() if _count(keep) >= least}
+    return {name: keep_features(responses, keep) for name, keep in large.items()}
 
 
 # --- the comparison ------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ PART = Part(
             "repetitions": "repetitions:RepetitionsConfig",
             "few_shot": "few_shot:FewShotConfig",
             "rsa": "rsa:RsaConfig",
+            "joint_retrieval": "joint:JointRetrievalConfig",
             "imagery": "imagery:ImageryConfig",
             "encoding": "encoding:EncodingConfig",
             "attributes": "attributes:AttributesConfig",

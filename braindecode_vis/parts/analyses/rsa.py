@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings, Responses
@@ -37,9 +37,12 @@ from braindecode_vis.base.digests import digest_file
 from braindecode_vis.base.registry import LayerConfig
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import read_responses
-from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding_windows
+from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding_windows, match_window
 from braindecode_vis.parts.analyses.measure import add_maximum, find_best
+from braindecode_vis.parts.analyses.regions import split_regions
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
+from braindecode_vis.pipeline.finished_run import open_finished
+from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.report.drawing import draw_bars, draw_curve, draw_matrix, mark_stimulus
 from braindecode_vis.scoring.score_row import format_p_value
@@ -63,7 +66,10 @@ class RsaConfig(Analysis):
     layers
         Image encoders in addition to the spaces of the run.
     other
-        Folder of another run, or of its responses: the same images (by id) in other subjects or another modality.
+        Folder of another run or of its responses, or several: the same images (by id) in other subjects or another
+        modality. In windows of time, another EEG or MEG is cut to the same window.
+    regions
+        Compare with every region of interest of other fMRI, or every network of its parcels, instead of all of it.
     width, step
         Windows of time in s; without a width, whole trials.
     """
@@ -72,7 +78,8 @@ class RsaConfig(Analysis):
     distance: Literal["correlation", "cosine", "euclidean"] = "correlation"
     trials: Literal["test", "all"] = "test"
     layers: tuple[LayerConfig, ...] = ()
-    other: Path | None = None
+    other: tuple[Path, ...] = ()
+    regions: bool = False
     width: float | None = Field(default=None, gt=0)
     step: float = Field(default=0.05, gt=0)
 
@@ -82,13 +89,28 @@ class RsaConfig(Analysis):
 
     uses_encoder: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"other"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"regions"})
+
+    @field_validator("other", mode="before")
+    @classmethod
+    def _as_several(cls, value: Any) -> Any:
+        return () if value is None else (value,) if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _check_regions(self) -> RsaConfig:
+        if self.regions and not self.other:
+            raise ValueError("regions are those of another run; name its folder in other")
+        return self
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and a digest of the other responses."""
         fields = super().hashed_fields()
-        if self.other is not None:
+        if self.other:
             # Not its path: a run that was moved is the same one.
-            fields["other_sha256"] = digest_file(find_responses(self.other) / "data.npy")
+            digests = [digest_file(find_responses(place) / "data.npy") for place in self.other]
+            fields["other_sha256"] = digests if len(digests) > 1 else digests[0]
+            if self.width is not None:
+                fields["other_windows"] = "the same"
         return fields
 
     def compute(self, study: Study) -> Findings:
@@ -104,13 +126,18 @@ class RsaConfig(Analysis):
             if study.banks
             else {}
         )
-        if self.other is not None:
-            there = average_repetitions(read_responses(find_responses(self.other)))
-            models |= {f"other {k}": v for k, v in embed_subjects(there).items()}
+        others = self._read_others()
         rows: list[dict[str, Any]] = []
         with study.progress("dissimilarities", len(windows)) as advance:
             for window in windows:
-                rows += self._compare(study, responses, models, window)
+                parts = {name: match_window(part, window) for name, part in others.items()}
+                there = {
+                    f"other {name}".replace("{}", who): rows_of
+                    for name, part in parts.items()
+                    if part is not None
+                    for who, rows_of in embed_subjects(part).items()
+                }
+                rows += self._compare(study, responses, models | there, window)
                 advance(1)
         if not rows:
             raise DataError(
@@ -121,6 +148,23 @@ class RsaConfig(Analysis):
             [r for r in rows if (r["first"] == "all subjects") == of_models] for of_models in (True, False)
         ]
         return self._report(pd.DataFrame([row for part in against for row in add_maximum(part)]))
+
+    def _read_others(self) -> dict[str, Responses]:
+        """Return mean responses to images by name of run and region, with braces in the place of the subject."""
+        others: dict[str, Responses] = {}
+        for place in self.other:
+            found = average_repetitions(read_responses(find_responses(place)))
+            name = f"{place.name} {{}}" if len(self.other) > 1 else "{}"
+            parts = split_regions(found) if self.regions else {"": found}
+            for region, part in parts.items():
+                label = f"{name} {region}".strip()
+                if label in others:
+                    raise DataError(
+                        f"two of the other runs are in folders of the name {place.name!r}; rename one, so that their "
+                        "rows can be told apart."
+                    )
+                others[label] = part
+        return others
 
     def _compare(
         self, study: Study, responses: Responses, models: dict[str, Embeddings], window: Window | None
@@ -260,6 +304,8 @@ def find_responses(folder: Path) -> Path:
     place = folder.expanduser()
     if (place / "meta.json").is_file() and (place / "data.npy").is_file():
         return place
+    if (place / "config.yaml").is_file():  # earlier settings may have left responses of their own
+        return preprocess(open_finished(place)).artifact.path / "responses"
     found = sorted(p.parent for p in place.rglob("responses/meta.json") if (p.parent / "data.npy").is_file())
     if len(found) != 1:
         raise DataError(

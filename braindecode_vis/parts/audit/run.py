@@ -56,6 +56,7 @@ from braindecode_vis.pipeline.leaks.records import (
     check_penalties,
     check_pretraining,
     check_recordings,
+    check_warnings,
 )
 from braindecode_vis.pipeline.leaks.run_files import BRANCH_WORDS, AuditedRun, open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import (
@@ -81,7 +82,7 @@ STATISTICS = (
 )  # fmt: skip
 FITS = (check_synthetic, check_inputs, check_features, check_targets, check_target_means)
 CHOICES = (check_penalties, check_logs, check_held_out)
-SETTINGS = (check_design, check_options, check_pretraining, check_recordings)
+SETTINGS = (check_design, check_options, check_pretraining, check_recordings, check_warnings)
 #: What is computed again in the order of the stages, and the part of the run that it verifies.
 STEPS: tuple[tuple[Part, Callable[..., list[AuditFinding]]], ...] = (
     ("data", check_prepared),

@@ -22,7 +22,7 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.store import read_json
 from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings
-from braindecode_vis.datasets.sources.bold_source import GlmConfig, WindowConfig
+from braindecode_vis.datasets.sources.bold_source import GlmByVoxelConfig, GlmConfig, WindowConfig
 from braindecode_vis.parts.live.evidence import Evidence
 from braindecode_vis.parts.live.judge import Judge, MarkerDecoder
 from braindecode_vis.parts.live.stream_roles import Chunk, Decision, Marker, StreamInfo
@@ -281,7 +281,11 @@ class VolumeDecoder(MarkerDecoder):
                 "no scan can be decoded; make a run of volumes with a mask."
             )
         dataset = self.run.config.dataset
-        self.model: GlmConfig | WindowConfig = getattr(dataset, "model", None) or GlmConfig()
+        model = getattr(dataset, "model", None)
+        # A scan that is not over has no model of its voxels; the shared part of the model is a fixed response.
+        self.model: GlmConfig | WindowConfig = (
+            model if isinstance(model, GlmConfig | WindowConfig) else GlmConfig()
+        )
         self.notes = _describe_differences(dataset, self.model)
         meta = read_json(preprocess(self.run).artifact.path / "responses" / "meta.json").get("provenance", {})
         found = meta.get("t_r")
@@ -436,6 +440,11 @@ def _describe_differences(dataset: Any, model: GlmConfig | WindowConfig) -> list
         notes.append(
             "The responses of the run were not estimated by this package; here each trial is estimated "
             "against the sum of the others, in percent of the mean, from the volumes so far."
+        )
+    elif isinstance(dataset.model, GlmByVoxelConfig):
+        notes.append(
+            "The run chose response function, noise components and ridge penalty of each voxel; here every voxel has "
+            "the canonical response, and each trial is fitted against the sum of the others."
         )
     elif isinstance(model, GlmConfig):
         if model.trials == "lsa":

@@ -13,7 +13,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from typing import Any
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.base.locks import is_alive
 from braindecode_vis.base.memory import describe_bytes
+from braindecode_vis.base.processes import open_processes
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import compute_fingerprint, is_disk_full, json_plain, read_json, write_json
 from braindecode_vis.datasets.drawn.images import write_image_files
 from braindecode_vis.parts.phantom.brain import make_person
@@ -36,6 +40,9 @@ from braindecode_vis.parts.phantom.formats import (
     corpus_format,
     eeg_imagenet_format,
     kamitani_format,
+    laion_fmri_format,
+    mosaic_format,
+    nod_meeg_format,
     nsd_format,
     nsd_repacks,
     nsd_timeseries,
@@ -75,6 +82,8 @@ _ALL = (
     alljoined_format.ALLJOINED16M,
     eeg_imagenet_format.FORMAT,
     bold5000_nod_format.NOD,
+    nod_meeg_format.EEG,
+    nod_meeg_format.MEG,
     kamitani_format.DEEPRECON,
     nsd_timeseries.FORMAT,
     nsd_repacks.MINDEYE1,
@@ -85,6 +94,9 @@ _ALL = (
     cneuromod_things_format.FORMAT,
     vim1_format.FORMAT,
     v4_photographs_format.FORMAT,
+    laion_fmri_format.FORMAT,
+    mosaic_format.FORMAT,
+    mosaic_format.MERGED,
     corpus_format.CORPUS,
     corpus_eeg_format.CORPUS_EEG,
 )
@@ -153,7 +165,7 @@ def change_size(format: str, size: PhantomSize, **changes: Any) -> PhantomSize:
 
 def expect_image_seconds(image_size: int) -> float:
     """Return the time that a usual machine needs to draw an image, write it and compute its drive."""
-    return (6 + 3e-4 * image_size**2) * 1e-3
+    return (5.2 + 2.4e-4 * image_size**2) * 1e-3
 
 
 def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
@@ -241,6 +253,8 @@ def make_phantom(
     embed: Embed,
     advance: Advance = lambda n: None,
     describe: Callable[[str], Any] = lambda text: None,
+    drawn: Callable[[StimulusSet], Any] = lambda stimuli: None,
+    jobs: int = 1,
 ) -> PhantomTruth:
     """Make a complete phantom data set in its authors' format, with its ground truth beside it.
 
@@ -263,6 +277,11 @@ def make_phantom(
         Called with the number of steps done; they add up to `Estimate.n_steps`.
     describe
         Called with a description of the current work.
+    drawn
+        Called with the images as soon as they are in their files, before anything is computed from them.
+    jobs
+        Processes that draw and simulate; the files are the same with any number. With more than one, a script that
+        calls this needs ``if __name__ == "__main__":``.
 
     Returns
     -------
@@ -297,9 +316,9 @@ def make_phantom(
     }
     ledger = Ledger(out, request, version=form.version)
     ledger.clear_leftovers()
-    check_space(out, estimate)
+    check_space(out, dataclasses.replace(estimate, scratch_bytes=jobs * estimate.scratch_bytes))
     try:
-        return _make(form, ledger, size, config, embed, advance, describe)
+        return _make(form, ledger, size, config, embed, advance, describe, drawn, jobs)
     except OSError as error:
         if is_disk_full(error, out):
             raise DataError(
@@ -318,22 +337,33 @@ def _make(
     embed: Embed,
     advance: Advance,
     describe: Callable[[str], Any],
+    drawn: Callable[[StimulusSet], Any],
+    jobs: int,
 ) -> PhantomTruth:
     describe(f"drawing {form.count_images(size)} images")
     table = form.list_images(size, config.seed)
-    table = write_image_files(table, ledger.root, size=size.image_size, seed=config.seed, advance=advance)
-    describe("computing what the images do to the simulated brains")
-    drive = compute_drive(
-        table, ledger.root, ledger.root / TRUTH, embed=embed, n_semantic=config.n_semantic, kind=config.drive
-    )
+    with _spread(jobs) as spread:
+        table = write_image_files(
+            table, ledger.root, size=size.image_size, seed=config.seed, advance=advance, spread=spread
+        )
+        drawn(StimulusSet(table.reset_index(drop=True), ledger.root))
+        describe("computing what the images do to the simulated brains")
+        drive = compute_drive(
+            table, ledger.root, ledger.root / TRUTH, embed=embed, n_semantic=config.n_semantic,
+            kind=config.drive, spread=spread,
+        )  # fmt: skip
     people = range(form.first_person, form.first_person + size.n_subjects)
     changes: dict[str, Any] = {"n_subjects": people.stop}
     if config.fmri.ongoing_percent is None and form.ongoing_percent:
         changes["fmri"] = config.fmri.model_copy(update={"ongoing_percent": form.ongoing_percent})
     subjects = tuple(make_person(config.model_copy(update=changes), index, drive) for index in people)
     job = PhantomJob(ledger.root, size, config, table, drive, subjects, form.make_recorder(size))
-    for unit in (*form.plan(job), *plan_truth(form, job)):
-        _finish(unit, ledger, advance, describe)
+    units = _plan_units(form, job)
+    if jobs > 1:
+        _finish_together(form, job, units, ledger, advance, describe, jobs)
+    for unit in units:
+        if jobs == 1:
+            _finish(unit, ledger, advance, describe)
     # Written last: if it exists, the phantom is complete.
     if (ledger.root / TRUTH / "phantom.json").is_file():
         if not (ledger.root / TRUTH / "descriptions.csv").is_file():
@@ -350,6 +380,72 @@ def _finish(unit: Unit, ledger: Ledger, advance: Advance, describe: Callable[[st
         ledger.record(unit.name, unit.write(progress))
     # Skipped units count too, so that the progress bar reaches its end.
     progress.finish()
+
+
+def _plan_units(form: Format, job: PhantomJob) -> list[Unit]:
+    return [*form.plan(job), *plan_truth(form, job)]
+
+
+#: What remains if a process was killed, and what to do.
+_AFTER_KILL = "Finished files are kept: run the same command again, with fewer --jobs if memory ran out."
+
+
+@contextmanager
+def _spread(jobs: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield `map`, or that of several processes."""
+    if jobs == 1:
+        yield map
+        return
+    with open_processes(jobs, "draw images", _AFTER_KILL) as pool:
+        yield pool.map
+
+
+def _finish_together(
+    form: Format,
+    job: PhantomJob,
+    units: Sequence[Unit],
+    ledger: Ledger,
+    advance: Advance,
+    describe: Callable[[str], Any],
+    jobs: int,
+) -> None:
+    """Finish the units by several processes."""
+    running: dict[Future[list[Path]], Unit] = {}
+
+    def collect() -> None:
+        for task in as_completed(running):
+            unit = running[task]
+            ledger.record(unit.name, task.result())
+            advance(unit.n_steps)
+        running.clear()
+
+    with open_processes(jobs, "simulate recordings", _AFTER_KILL, _take_job, (form.name, job)) as pool:
+        for unit in units:
+            if ledger.is_finished(unit.name):
+                advance(unit.n_steps)
+                continue
+            if unit.reads_others:
+                collect()
+            describe(unit.name)
+            running[pool.submit(_write_unit, unit.name)] = unit
+        collect()
+    ledger.sort([unit.name for unit in units])
+
+
+#: The work of a process that simulates: its job, and the units by name.
+_OURS: dict[str, Any] = {}
+
+
+def _take_job(form: str, job: PhantomJob) -> None:
+    _OURS.update(job=job, units={unit.name: unit for unit in _plan_units(get_format(form), job)})
+
+
+def _write_unit(name: str) -> list[Path]:
+    unit, scratch = _OURS["units"][name], _OURS["job"].root / f".tmp-{os.getpid()}-scratch"
+    try:
+        return list(unit.write(Progress(unit.n_steps, lambda n: None)))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def get_format(name: str) -> Format:
@@ -414,6 +510,11 @@ class Ledger:
         self.units[unit] = {
             path.relative_to(self.root).as_posix(): path.stat().st_size for path in sorted(paths)
         }
+        self._write()
+
+    def sort(self, names: Sequence[str]) -> None:
+        """Put the finished units into this order."""
+        self.units = {name: self.units[name] for name in names}
         self._write()
 
     def clear_leftovers(self) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import replace_atomically
 
+_BLOCK = 256  # images whose features are computed at a time
 IMAGE_SIZE = 64  # images are shrunk to this side: the finest Gabor has 16 cycles, four pixels each
 EARLY_GRID = 8
 N_ORIENTATIONS = 4
@@ -123,15 +125,35 @@ def make_drive(
         One of `DRIVES`.
     """
     train = np.ones(len(ids), bool) if is_train is None else np.asarray(is_train, bool)
-    sources = {"embedded": (), "mixture": MIXED}.get(kind, (kind,))
-    early, mid = [], []
-    foreign: dict[str, list[np.ndarray]] = {name: [] for name in sources}
-    for block in _iterate_blocks(images):
-        energy = compute_gabor_energy(block)
-        early.append(energy)
-        mid.append(compute_mid_features(block, energy))
-        for name in sources:
-            foreign[name].append(energy if name == "gabor" else _FOREIGN[name](block))
+    features = (_compute_features(block, kind) for block in _iterate_blocks(images))
+    return _join_features(features, embeddings, ids, train, n_semantic, kind)
+
+
+def _compute_features(images: np.ndarray, kind: str) -> dict[str, np.ndarray]:
+    """Return the features of a block of images: early, mid, and those of each source of a kind."""
+    energy = compute_gabor_energy(images)
+    found = {"early": energy, "mid": compute_mid_features(images, energy)}
+    for name in _list_sources(kind):
+        found[name] = energy if name == "gabor" else _FOREIGN[name](images)
+    return found
+
+
+def _list_sources(kind: str) -> tuple[str, ...]:
+    """Return the sources of the features of higher regions; none if they are the given embeddings."""
+    return {"embedded": (), "mixture": MIXED}.get(kind, (kind,))
+
+
+def _join_features(
+    blocks: Iterable[dict[str, np.ndarray]],
+    embeddings: np.ndarray | None,
+    ids: Sequence[str],
+    train: np.ndarray,
+    n_semantic: int,
+    kind: str,
+) -> StimulusDrive:
+    """Return the drive from the features of blocks of images."""
+    sources, kept = _list_sources(kind), list(blocks)
+    early, mid = ([block[name] for block in kept] for name in ("early", "mid"))
     if embeddings is not None:
         n_vectors = len(embeddings)
     else:  # the kinds that have sources need none
@@ -143,7 +165,10 @@ def make_drive(
         )
     if sources:
         n_each = -(-n_semantic // len(sources))
-        latents = [project_embeddings(np.concatenate(foreign[name]), train, n_each) for name in sources]
+        latents = [
+            project_embeddings(np.concatenate([block[name] for block in kept]), train, n_each)
+            for name in sources
+        ]
         n_each = min(each.shape[1] for each in latents)
         # columns alternate: (stimulus, component, source) -> (stimulus, component * source)
         semantic = np.stack([each[:, :n_each] for each in latents], axis=2).reshape(len(ids), -1)
@@ -278,7 +303,7 @@ def standardise(features: np.ndarray, is_train: np.ndarray) -> np.ndarray:
     return np.clip(scaled, -8, 8).astype(np.float32)  # a single odd image must not dominate a brain
 
 
-def _iterate_blocks(images: Iterable[np.ndarray], size: int = 256) -> Iterator[np.ndarray]:
+def _iterate_blocks(images: Iterable[np.ndarray], size: int = _BLOCK) -> Iterator[np.ndarray]:
     block: list[np.ndarray] = []
     for image in images:
         small = _shrink(np.asarray(image)[None])[0]
@@ -345,9 +370,18 @@ _FEATURES = ("early", "mid", "semantic")
 
 
 def compute_drive(
-    table: pd.DataFrame, root: Path, truth: Path, *, embed: Embed, n_semantic: int, kind: str = "embedded"
+    table: pd.DataFrame,
+    root: Path,
+    truth: Path,
+    *,
+    embed: Embed,
+    n_semantic: int,
+    kind: str = "embedded",
+    spread: Callable[..., Iterable[Any]] = map,
 ) -> StimulusDrive:
     """Return the drive of the images, from the ground truth if an earlier call has stored it there.
+
+    `spread` is `map`, or that of several processes.
 
     Raises
     ------
@@ -361,18 +395,19 @@ def compute_drive(
         return StimulusDrive(table["stimulus_id"].to_numpy(object), **kept, is_train=is_train)
     stimuli = StimulusSet(table.reset_index(drop=True), root)
     vectors = _embed(stimuli, embed) if kind == "embedded" else None
-    drive = make_drive(
-        stimuli.iterate_images(),
-        vectors,
-        table["stimulus_id"].tolist(),
-        is_train=is_train,
-        n_semantic=n_semantic,
-        kind=kind,
-    )
+    parts = [table.iloc[start : start + _BLOCK] for start in range(0, len(table), _BLOCK)]
+    features = spread(partial(_read_features, root=root, kind=kind), parts)
+    drive = _join_features(features, vectors, table["stimulus_id"].tolist(), is_train, n_semantic, kind)
     for name, path in paths.items():
         with replace_atomically(path) as temporary:
             np.save(temporary, getattr(drive, name), allow_pickle=False)
     return drive
+
+
+def _read_features(part: pd.DataFrame, root: Path, kind: str) -> dict[str, np.ndarray]:
+    """Return the features of the images of a part of a table, which is one block."""
+    images = StimulusSet(part.reset_index(drop=True), root).iterate_images()
+    return _compute_features(next(_iterate_blocks(images)), kind)
 
 
 def _embed(stimuli: StimulusSet, embed: Embed) -> np.ndarray:

@@ -105,11 +105,14 @@ class Unit:
         Its share of the progress.
     write
         Writes the files and returns their paths.
+    reads_others
+        Whether it reads files of earlier units, so that it begins when those are finished.
     """
 
     name: str
     n_steps: int
     write: Callable[[Progress], list[Path]]
+    reads_others: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +180,7 @@ def list_units(
     write: Callable[..., list[Path]],
     *,
     people: Sequence[Person] | None = None,
+    reads_others: bool = False,
     **labels: Iterable[Any],
 ) -> list[Unit]:
     """Return a unit for each subject and each combination of labels, such as sessions and runs, in their order.
@@ -192,13 +196,15 @@ def list_units(
         Called with the job, the subject, the labels and the progress.
     people
         Subjects of the files; by default all subjects of the job.
+    reads_others
+        As in `Unit`.
     """
     units = []
     for person in job.subjects if people is None else people:
         for values in product(*labels.values()):
             text = name.format(person=person, **dict(zip(labels, values, strict=True)))
             steps = n_steps if isinstance(n_steps, int) else n_steps(*values)
-            units.append(Unit(text, steps, partial(write, job, person, *values)))
+            units.append(Unit(text, steps, partial(write, job, person, *values), reads_others))
     return units
 
 

@@ -18,12 +18,12 @@ from braindecode_vis.pipeline.runs import ProgressListener, SilentListener
 _N_TIMED = 16  # images that are drawn and encoded to learn what all of them take
 
 
-def estimate_phantom(form: str, size: Any) -> Estimate:
+def estimate_phantom(form: str, size: Any, *, drive: str = "embedded") -> Estimate:
     """Return the cost of `make_phantom`, estimated from a few images on this machine, including the image encoder.
 
     Parameters
     ----------
-    form, size
+    form, size, drive
         As in `make_phantom`.
     """
     from braindecode_vis.datasets.drawn.images import make_things_like_split, write_images
@@ -40,6 +40,11 @@ def estimate_phantom(form: str, size: Any) -> Estimate:
             images = list(StimulusSet(table, Path(folder)).iterate_images())
             phantom.make_drive(images, vectors[:n], table["stimulus_id"].tolist())
         drawing = time.process_time() - started
+    # The drawing speed of this machine scales the other estimates.
+    speed = drawing / _N_TIMED / phantom.expect_image_seconds(size.image_size)
+    seconds = estimate.seconds * speed
+    if drive != "embedded":  # no network is used
+        return replace(estimate, seconds=seconds)
     started = time.process_time()
     import torch
 
@@ -52,9 +57,8 @@ def estimate_phantom(form: str, size: Any) -> Estimate:
         encoding = time.process_time() - started
     finally:
         torch.set_num_threads(n_threads)
-    # The drawing speed of this machine scales the other estimates; network and library are loaded once.
-    speed = drawing / _N_TIMED / phantom.expect_image_seconds(size.image_size)
-    seconds = estimate.seconds * speed + estimate.n_images * encoding / _N_TIMED + max(0.0, first - encoding)
+    # Network and library are loaded once.
+    seconds += estimate.n_images * encoding / _N_TIMED + max(0.0, first - encoding)
     return replace(estimate, seconds=seconds)
 
 
@@ -69,6 +73,7 @@ def make_phantom(
     drive: str = "embedded",
     changing: float = 0.0,
     listener: ProgressListener | None = None,
+    jobs: int = 1,
 ) -> PhantomTruth:
     """Simulate subjects who look at computer-drawn images, and write them in the files of a public data set.
 
@@ -92,21 +97,15 @@ def make_phantom(
         How much the sizes of noise sources change over time, as defined in `NoiseConfig`.
     listener
         Shows progress.
+    jobs
+        Processes that draw and simulate; the files are the same with any number.
     """
-    from braindecode_vis.base.digests import find_cache_folder
-    from braindecode_vis.embeddings.bank import embed_stimuli
-    from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
     from braindecode_vis.parts import phantom
 
     show = listener or SilentListener()
     estimate = phantom.estimate_phantom(form, size)
     # Checked before the network is loaded.
     phantom.check_space(out, estimate)
-
-    def encode(stimuli: StimulusSet) -> np.ndarray:
-        with show.progress("encoding images", len(stimuli)) as advance:
-            encoder = EfficientNetConfig().build()
-            return embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance).vectors
 
     with show.progress("simulating", estimate.n_steps) as advance:
         return phantom.make_phantom(
@@ -120,6 +119,18 @@ def make_phantom(
                 noise=phantom.NoiseConfig(changing=changing),
                 fmri=phantom.FmriConfig(ongoing_percent=ongoing),
             ),
-            embed=encode,
+            embed=lambda stimuli: embed_images(stimuli, show),
             advance=advance,
+            jobs=jobs,
         )
+
+
+def embed_images(stimuli: StimulusSet, listener: ProgressListener) -> np.ndarray:
+    """Return the vectors of images by the packaged image network; they stay in the cache of every run."""
+    from braindecode_vis.base.digests import find_cache_folder
+    from braindecode_vis.embeddings.bank import embed_stimuli
+    from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+
+    with listener.progress("encoding images", len(stimuli)) as advance:
+        encoder = EfficientNetConfig().build()
+        return embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance).vectors

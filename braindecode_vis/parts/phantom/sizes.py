@@ -243,11 +243,26 @@ _REPACKED = {
     "full": PhantomSize(8, 1800, 5, 1000, 40, 3, 3, 425, n_runs=12, voxel_mm=2),
 }
 
+# The same pictures as `nod` has with these numbers.
+_NOD_MEEG = {
+    "tiny": PhantomSize(1, 6, 3, 3, 1, 1, 1, 32, n_runs=1),
+    "small": PhantomSize(1, 40, 4, 12, 2, 1, 2, 64, n_runs=2),
+    "demo": PhantomSize(2, 100, 6, 40, 2, 1, 2, 112, n_runs=4),
+    "full": PhantomSize(9, 1000, 4, 120, 4, 1, 4, 375, n_runs=8),
+}
+
 _EEG2 = {
     "tiny": PhantomSize(1, 6, 2, 3, 2, 2, 4, 32, n_runs=1, pause_s=0.6),
     "small": PhantomSize(1, 40, 4, 12, 2, 2, 16, 64, n_runs=2, pause_s=0.8),
     "demo": PhantomSize(1, 160, 5, 40, 2, 2, 40, 112, n_runs=1, pause_s=0.5),
     "full": PhantomSize(10, 1654, 10, 200, 4, 4, 80, 500, n_runs=5, pause_s=2.175),
+}
+
+_MOSAIC = {
+    "tiny": PhantomSize(3, 10, 3, 3, 1, 1, 2, 32, voxel_mm=8),
+    "small": PhantomSize(6, 60, 3, 20, 1, 1, 3, 64, voxel_mm=6),
+    "demo": PhantomSize(12, 150, 4, 40, 1, 2, 4, 112, voxel_mm=4),
+    "full": PhantomSize(12, 1800, 15, 1000, 1, 3, 3, 425, voxel_mm=2),
 }
 
 SIZES: dict[str, dict[str, PhantomSize]] = {
@@ -351,6 +366,8 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "demo": PhantomSize(2, 100, 6, 40, 2, 1, 10, 112, n_runs=4, voxel_mm=5),
         "full": PhantomSize(9, 1000, 4, 120, 4, 1, 10, 375, n_runs=10, voxel_mm=2),
     },
+    "nod-eeg": _NOD_MEEG,
+    "nod-meg": _NOD_MEEG,
     "cneuromod-things": {
         "tiny": PhantomSize(1, 6, 2, 3, 2, 3, 3, 32, n_runs=2, voxel_mm=8),
         "small": PhantomSize(1, 40, 4, 12, 4, 3, 3, 64, n_runs=3, voxel_mm=6),
@@ -369,6 +386,14 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "demo": PhantomSize(1, 200, 4, 40, 1, 6, 12, 112, voxel_mm=3),
         "full": PhantomSize(3, 290, 4, 40, 1, 8, 12, 112, voxel_mm=3),
     },
+    "laion-fmri": {
+        "tiny": PhantomSize(1, 9, 2, 4, 2, 3, 4, 32, n_runs=2, voxel_mm=8),
+        "small": PhantomSize(1, 40, 4, 12, 4, 4, 4, 64, n_runs=2, voxel_mm=6),
+        "demo": PhantomSize(2, 150, 5, 60, 6, 4, 6, 112, n_runs=6, voxel_mm=4),
+        "full": PhantomSize(5, 580, 10, 224, 30, 4, 12, 500, n_runs=12, voxel_mm=1.8),
+    },
+    "mosaic": _MOSAIC,
+    "mosaic-merged": _MOSAIC,
     "bold5000": {
         "tiny": PhantomSize(1, 6, 2, 3, 2, 1, 4, 32, n_runs=1, voxel_mm=8),
         "small": PhantomSize(1, 40, 4, 12, 4, 1, 4, 64, n_runs=2, voxel_mm=6),

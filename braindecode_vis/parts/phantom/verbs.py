@@ -14,7 +14,8 @@ PHANTOM_FORMATS = (
     "things-eeg2", "things-eeg2-official", "things-eeg2-250hz", "things-eeg2-ubp", "things-eeg2-neurobridge",
     "things-eeg1", "things-meg", "alljoined1", "alljoined16m", "eeg-imagenet", "bids-eeg", "nsd", "nsd-timeseries",
     "nsd-mindeye1", "nsd-mindeye2", "nsd-brain-diffuser", "things-fmri", "cneuromod-things", "vim-1", "v4-photographs",
-    "bold5000", "bold5000-betas", "nod", "god", "deeprecon", "bids-fmri", "corpus", "corpus-eeg",
+    "mosaic", "mosaic-merged", "bold5000", "bold5000-betas", "nod", "nod-eeg", "nod-meg", "god", "deeprecon",
+    "bids-fmri", "laion-fmri", "corpus", "corpus-eeg",
 )  # fmt: skip
 """Formats of `phantom`, for its help; listed here because the import of the simulation takes a second."""
 PHANTOM_DRIVES = ("embedded", "colours", "gabor", "random_network", "mixture")
@@ -135,6 +136,10 @@ def phantom(
             help="How much noise changes its size over time (log units); 0 is never.",
         ),
     ] = 0.0,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Processes; by default one for each core if one takes a minute."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the estimated cost, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -143,6 +148,7 @@ def phantom(
     Simulated subjects look at computer-drawn images; the true signal is written beside the files.
     """
     from braindecode_vis.base.checks import check_option
+    from braindecode_vis.base.memory import count_cores
     from braindecode_vis.parts import phantom as simulated
     from braindecode_vis.parts.phantom import simulate
 
@@ -150,10 +156,15 @@ def phantom(
     check_option("--drive", drive, simulated.DRIVES)
     check_option("--size", size, simulated.SIZES[form])
     chosen = simulated.change_size(form, simulated.SIZES[form][size], **sizes.list_changes())
-    estimate = simulate.estimate_phantom(form, chosen)
+    estimate = simulate.estimate_phantom(form, chosen, drive=drive)
+    # Processes take seconds to start.
+    n_jobs = jobs or (count_cores() if estimate.seconds > 60 else 1)
+    minutes = f"{estimate.seconds / 60:.1f} min of one core"
+    if n_jobs > 1:
+        minutes += f", {estimate.seconds / 60 / min(n_jobs, count_cores()):.1f} min by {n_jobs} processes"
     cost = (
         f"{form}: {estimate.n_images} images, {estimate.n_trials} trials, {estimate.recording_s / 60:.1f} min "
-        f"recorded; about {estimate.n_bytes / 1e6:.0f} MB on disk and {estimate.seconds / 60:.1f} min on one core"
+        f"recorded; about {estimate.n_bytes / 1e6:.0f} MB on disk and {minutes}"
     )
     make_console().print(cost, markup=False)
     if dry_run:
@@ -162,7 +173,7 @@ def phantom(
         return
     truth = simulate.make_phantom(
         form, out, size=chosen, snr=snr, seed=seed, ongoing=ongoing, drive=drive, changing=changing,
-        listener=ConsoleListener(),
+        listener=ConsoleListener(), jobs=n_jobs,
     )  # fmt: skip
     if as_json:
         listed = [dict(subject) for subject in truth.subjects]

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,14 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
-from braindecode_vis.base.contracts import BrainEncoder, Context, EncoderSettings, ImageEncoderSettings
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.contracts import (
+    BrainEncoder,
+    Context,
+    EncoderSettings,
+    ImageEncoderSettings,
+    NetworkSettings,
+)
+from braindecode_vis.base.stimuli import StimulusSet, find_comparison_size
 from braindecode_vis.config import RunConfig, list_weights, validate_config
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.parts.studies.run_sizes import (
@@ -58,6 +65,8 @@ MAX_MEASURED = 4
 _TRIALS_OF_A_PIECE = 64
 #: Seconds from which the first nine pictures are enough, as the network takes most of them.
 _LONG_START_S = 60.0
+#: Steps of what a network computes before its training that are measured, fewer and more.
+_PREPARATION = (20, 60)
 #: Name of what a command takes beside its stages.
 START = "start"
 
@@ -171,7 +180,10 @@ def _grow(
     return pieces
 
 
-def extrapolate(pieces: Sequence[PieceCost], name: str, size: float, *, power: float | None = None) -> float:
+def extrapolate(
+    pieces: Sequence[PieceCost], name: str, size: float, *, power: float | None = None,
+    beside: Callable[[float], float] | None = None,
+) -> float:  # fmt: skip
     """Return a number of the pieces at another size: in proportion beyond the last two, or by a power.
 
     Parameters
@@ -184,6 +196,9 @@ def extrapolate(pieces: Sequence[PieceCost], name: str, size: float, *, power: f
         Of the real one.
     power
         Largest power that is believed, and one less the smallest; None grows in proportion.
+    beside
+        Work of a size that does not grow in proportion. With three pieces or more, the number is the sum of a constant,
+        of a part in proportion, and of a part that follows this work.
 
     Examples
     --------
@@ -191,9 +206,19 @@ def extrapolate(pieces: Sequence[PieceCost], name: str, size: float, *, power: f
     21.0
     >>> round(extrapolate([PieceCost(0.25, 1.0), PieceCost(0.5, 8.0)], "seconds", 1.0, power=3))
     64
+    >>> pieces = [PieceCost(n, 2.0 + n + 0.1 * n**2) for n in (3, 8, 24)]
+    >>> round(extrapolate(pieces, "seconds", 100, beside=lambda n: min(n, 50) ** 2))
+    352
     """
     last = pieces[-1]
     value = float(getattr(last, name))
+    if beside is not None and len(pieces) > 2 and value > 0:
+        from scipy.optimize import nnls
+
+        terms = np.array([[1.0, piece.size, beside(piece.size)] for piece in pieces])
+        values = np.array([max(getattr(piece, name), 1e-9) for piece in pieces])
+        weights = nnls(terms / values[:, None], np.ones(len(values)))[0]  # errors are shares of each value
+        return max(value if size > last.size else 0.0, float(weights @ (1.0, size, beside(size))))
     if len(pieces) == 1 or last.size == size:
         return value * (size / last.size if len(pieces) == 1 else 1.0)
     before = pieces[-2]
@@ -217,13 +242,14 @@ def _find_factor(ratio: float, seconds: float) -> float:
 def _make_step(
     name: str, pieces: Sequence[PieceCost], size: float, what: str, *, times: float = 1.0, power: float | None = None,
     more: float = 0.0, in_batches: bool = False, on_gpu: bool = False,
+    beside: Callable[[float], float] | None = None,
 ) -> Step:  # fmt: skip
     """Return a step of `times` equal parts of a size; `more` are bytes of memory held beside.
 
     What works in batches needs no more memory for more of them.
     """
     last = pieces[-1].size
-    seconds = times * extrapolate(pieces, "seconds", size, power=power)
+    seconds = times * extrapolate(pieces, "seconds", size, power=power, beside=beside)
     ratio = seconds / pieces[-1].seconds if pieces[-1].seconds > 0 else size / last * times
     factor = _find_factor(ratio, pieces[-1].seconds)
     told = "as large as the real one" if times * size <= last else f"its time extrapolated {ratio:.3g} times"
@@ -236,7 +262,7 @@ def _make_step(
         seconds = min(max(seconds, low), high)
     return Step(
         name, seconds, low, high,
-        times * extrapolate(pieces, "cpu_seconds", size, power=power),
+        times * extrapolate(pieces, "cpu_seconds", size, power=power, beside=beside),
         more + (
             pieces[-1].memory if in_batches
             else extrapolate(pieces, "memory", size, power=None if power is None else 2.0)
@@ -387,6 +413,7 @@ def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Call
             return Step(
                 "preprocess", None, disk=disk, how=f"the first trials could not be read alone ({error})"
             )
+        pictures = _preprocess_pictures(source)
     for piece in pieces:
         piece.seconds, piece.cpu_seconds = piece.seconds * larger, piece.cpu_seconds * larger
     whole = [piece for piece in pieces if piece.size > 0]
@@ -394,7 +421,22 @@ def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Call
         "preprocess", whole[-2:] if whole[0].size < whole[-1].size else whole[-1:], sizes.n_stored,
         f"{whole[-1].size:.0f} {what}", more=memory, in_batches=simulated,
     )  # fmt: skip
-    return replace(step, disk=disk)
+    if not simulated and source.modality == "fmri" and not source.parts[0].is_computed:
+        from braindecode_vis.preprocessing.scaling import split_rows
+
+        # Trials pass through preprocessing block by block, and more of them need no more memory than one block.
+        block = next(split_rows(sizes.n_stored, source.parts[0].n_voxels))[1]
+        step = replace(step, memory=memory + extrapolate(whole, "memory", block))
+    if pictures is None:
+        return replace(step, disk=disk)
+    times = sizes.n_images * sizes.image_px**2 / pictures.size
+    more, factor = times * pictures.seconds, _find_factor(times, pictures.seconds)
+    seconds, low, high = (value or 0.0 for value in (step.seconds, step.low, step.high))
+    return replace(
+        step, seconds=seconds + more, low=low + more / factor, high=high + more * factor,
+        cpu_seconds=(step.cpu_seconds or 0.0) + times * pictures.cpu_seconds, disk=disk,
+        how=f"{step.how}; and the first pictures, extrapolated {times:.3g} times",
+    )  # fmt: skip
 
 
 def _simulate_source(
@@ -414,8 +456,10 @@ def _simulate_source(
     nobody = {name: fields[name].default for name in ("subjects", "subject", "sessions") if name in fields}
     small = data.model_copy(update={"root": folder / "phantom", **nobody})
     source = open_source(small, roles.find_source(small), folder / "opened")
-    shape = list_trials(source)[1]
-    return source, math.prod(sizes.shape) / math.prod(shape)
+    # With an atlas, the voxels that are read count, not the parcels that are kept.
+    published = find_manifest(data.kind).size
+    real = (published.n_voxels,) if published is not None and published.n_voxels else sizes.shape
+    return source, math.prod(real) / math.prod(list_trials(source)[1])
 
 
 def _preprocess_start(source: Any, n: int) -> PieceCost:
@@ -449,6 +493,24 @@ def _preprocess_start(source: Any, n: int) -> PieceCost:
         return piece
 
 
+def _preprocess_pictures(source: Any) -> PieceCost | None:
+    """Copy the first pictures of a source whose pictures become part of the run; None if they do not.
+
+    The size of the piece is their pixels.
+    """
+    if getattr(source, "read_image", None) is None:
+        return None
+    from braindecode_vis.preprocessing.betas import write_images
+
+    n = min(_TRIALS_OF_A_PIECE, len(source.stimuli))
+    few = replace(source, stimuli=StimulusSet(source.stimuli.table.iloc[:n].reset_index(drop=True)))
+    with tempfile.TemporaryDirectory() as made:
+        write_images(Path(made) / "warm", few)  # opens the file of the pictures
+        with _measure(n * math.prod(source.read_image(0).shape[:2])) as piece:
+            write_images(Path(made) / "stimuli", few)
+    return piece
+
+
 def _plan_pictures(
     config: RunConfig, sizes: RunSizes, budget: float = BUDGET_S, left_out: str = ""
 ) -> tuple[list[Step], tuple[int, ...], PieceCost | None]:
@@ -476,10 +538,11 @@ def _plan_pictures(
         first, dims = _run_pictures(config, sizes, 6, 3)  # loads libraries and weights
         # The first run also loads libraries, which says nothing of the time of a picture.
         spent = 0.0 if first["embed"].seconds <= _LONG_START_S else math.inf
-        for n_train, n_test in ((6, 3), (24, 8), (48, 24)):
+        for n_train, n_test in ((6, 3), (24, 8), (48, 24), (48, 60)):
             if records:
-                n_before = sum(records[-1][:2])
-                spent += records[-1][2]["embed"].seconds * (n_train + n_test) / n_before
+                before, last = records[-1][:2], records[-1][2]
+                spent += last["embed"].seconds * (n_train + n_test) / sum(before)
+                spent += last["evaluate"].cpu_seconds * n_test / before[1]
             if spent > LONGER * budget:  # a large network
                 break
             found, dims = _run_pictures(config, sizes, n_train, n_test)
@@ -493,7 +556,7 @@ def _plan_pictures(
             warm = records[0][2][name]
             start.seconds += max(0.0, piece.seconds - warm.seconds)
             start.cpu_seconds += max(0.0, piece.cpu_seconds - warm.cpu_seconds)
-    records = records[-2:] or [(6, 3, first)]
+    records = records or [(6, 3, first)]
     gpu = _uses_gpu()
     steps = []
     for name, size in names.items():
@@ -519,6 +582,7 @@ def _plan_pictures(
                     more=held,
                     in_batches=True,
                     on_gpu=gpu and name in ("embed", "reconstruct"),
+                    beside=partial(_count_pairs, sizes.image_px) if name == "evaluate" else None,
                 )
             )
     last = records[-1][2]["report"]
@@ -526,6 +590,16 @@ def _plan_pictures(
         _make_step("report", [replace(last, size=1.0)], 1.0, "page and checks of a small run", more=held)
     )
     return steps, dims, start
+
+
+def _count_pairs(image_px: int, n_test: float) -> float:
+    """Return how many pixels of pairs of pictures `evaluate` compares for a null: all pairs of a few, and a bound."""
+    from braindecode_vis.scoring.image_scores import LARGEST_PAIR_TABLE, SMALLEST_425
+
+    sides = [find_comparison_size(image_px, image_px)[0]]
+    if image_px >= SMALLEST_425:
+        sides.append(425)
+    return float(sum(min(n_test**2 * side**2, LARGEST_PAIR_TABLE) for side in sides))
 
 
 def _run_pictures(
@@ -704,6 +778,11 @@ def _plan_epochs(
     changes: dict[str, Any] = {"epochs": 1, "batch_size": batch}
     if config.uses_pretraining:  # weights of any values take the same time
         changes["network"] = settings.network.model_copy(update={"pretrained": None})
+    network, (few, more) = getattr(settings, "network", None), _PREPARATION
+    steps = "" if network is None else roles.complete(NetworkSettings, network).preparation_steps
+    n_steps = getattr(network, steps) if steps else 0
+    if prepares := n_steps > more:
+        changes["network"] = settings.network.model_copy(update={steps: few})
     quick = settings.model_copy(update=changes)
     numbers = [2 * batch, *(n * batch for n in (4, 8, 16, 32) if n * batch <= sizes.n_train)]
 
@@ -724,6 +803,14 @@ def _plan_epochs(
 
     per_trial = slope("seconds")
     start = max(0.0, once.seconds - per_trial * once.size)
+    if prepares:
+        tell("measuring what the network computes before its training")
+        longer = quick.model_copy(update={"network": settings.network.model_copy(update={steps: more})})
+        took = [
+            _fit_random(config, one, sizes, int(numbers[0]), sizes.shape, target).seconds
+            for one in (quick, longer)
+        ]
+        start += max(0.0, took[1] - took[0]) / (more - few) * (n_steps - few)
     seen = sizes.n_train * settings.epochs
     seconds = sizes.n_folds * (start + per_trial * seen)
     ratio = seen * sizes.n_folds / once.size

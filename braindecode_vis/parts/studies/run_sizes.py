@@ -111,7 +111,8 @@ def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
             stimuli = source.stimuli
             files = {path for part in source.parts for path in part.files}
             read = sum(path.stat().st_size for path in files if path.is_file())
-        px = _find_picture_size(stimuli)
+        copied = getattr(source, "read_image", None)  # pictures that become part of the run
+        px = _find_picture_size(stimuli) if copied is None else max(copied(0).shape[:2])
         concepts = stimuli.concepts_of(trials["stimulus_id"].to_numpy(dtype=object))
         split = config.split.make(trials, concepts, seed=config.seed, knows_images=stimuli.knows_images)
         n_images = len(stimuli)
@@ -182,7 +183,8 @@ def _read_published(config: RunConfig, every_subject: bool) -> RunSizes | None:
     if size is None or getattr(data, "mask", size.mask) != size.mask:
         return None
     asked = getattr(data, "subjects", None)
-    together = every_subject or config.split.kind == "leave_one_subject_out"
+    # Parcels are the same in all subjects, so that a run which names none reads all of them.
+    together = every_subject or config.split.kind == "leave_one_subject_out" or getattr(data, "atlas", None)
     known = manifest.subjects if together and not hasattr(data, "subject") else 1
     subjects = tuple(f"{number:02d}" for number in range(1, known + 1))
     if isinstance(asked, list | tuple) and asked:

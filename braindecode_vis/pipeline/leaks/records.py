@@ -118,6 +118,13 @@ def check_chain(run: AuditedRun) -> list[AuditFinding]:
     return findings
 
 
+def check_warnings(run: AuditedRun) -> list[AuditFinding]:
+    """Repeat what the report warns of in the data, such as pictures that another data set has too."""
+    return [
+        AuditFinding("warnings", "warning", str(text)) for text in run.responses.coords.get("warnings", ())
+    ]
+
+
 def check_recordings(run: AuditedRun) -> list[AuditFinding]:
     """Compare the files that the data set is read from by now with those that the run was made from."""
     told = run.prepared.fields.get("inputs") or {}
@@ -366,7 +373,14 @@ def check_options(run: AuditedRun) -> list[AuditFinding]:
                 f"{kind} alignment of subject(s) {list_first(new)} uses the test trials that are predicted."
             )
             findings.append(AuditFinding("transductive", "transductive", text, name_fold(number)))
-    for path, value in _walk(run.prepared.fields.get("dataset", {})):
+    dataset = dict(_walk(run.prepared.fields.get("dataset", {})))
+    if dataset.get("model.kind") == "glm_by_voxel" and not dataset.get("model.per_split"):
+        text = (
+            "dataset.model glm_by_voxel chooses response functions, noise components and ridge penalties with all runs "
+            "of a person, test trials included; dataset.model.per_split=true keeps them inside training runs."
+        )
+        findings.append(AuditFinding("transductive", "transductive", text))
+    for path, value in dataset.items():
         # Volumes scaled over their run: the test trials of the run have a part in it.
         if path.endswith("clean.scaling") and value not in _OFF:
             text = f"dataset.{path} {value} scales each run by all of its volumes, including those of test trials."

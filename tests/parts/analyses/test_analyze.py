@@ -8,12 +8,15 @@ import pandas as pd
 import pytest
 
 from braindecode_vis import pipeline
-from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.parts.analyses.analyze import ChosenFeatures, analyze, make_study, read_findings
+from braindecode_vis.parts.analyses.joint import JointRetrievalConfig
+from braindecode_vis.parts.analyses.measure import compute_hits
 from braindecode_vis.parts.analyses.page_section import describe_question, find_analyses
 from braindecode_vis.pipeline.runs import Run, open_run
 from braindecode_vis.preprocessing.selection import SelectionConfig
+from braindecode_vis.scoring.retrieval import compute_similarity
 from tests.parts.analyses.planted import refit_and_rank
 
 QUICK = [
@@ -158,3 +161,64 @@ def test_ranks_of_a_selection_are_kept_without_its_names():
     ranks = ChosenFeatures(Mock(spec=Run, config=Mock(selection=selection)))._ranks
     assert (ranks.reliability, ranks.encoding) == (selection.reliability, selection.encoding)
     assert ranks == SelectionConfig(reliability=selection.reliability, encoding=selection.encoding)
+
+
+def open_digits(folder, *changes):
+    few = [
+        "dataset.n_train=80",
+        "dataset.n_test=40",
+        "target={kind: pca, n_components: 5}",
+        "evaluation.n_permutations=200",
+    ]
+    run = open_run(read_config("synthetic_digits", [*few, *changes]), folder)
+    pipeline.retrieve(run)
+    return run
+
+
+def test_two_runs_find_together_what_neither_finds_alone(tmp_path):
+    """Two recordings of the same images with their own noise; the joint similarity is the mean of both."""
+    names = {"a": 40, "b": 55}
+    runs = {
+        name: open_digits(tmp_path / name, f"dataset.n_voxels={n}", "dataset.snr=0.15")
+        for name, n in names.items()
+    }
+    run = runs["a"]
+    config = JointRetrievalConfig(others=(tmp_path / "b",), metric="two_way")
+    table = config.compute(make_study(run)).table.set_index("runs")
+    assert table.index.tolist() == ["this run", "b", "this run + b"]
+    own = {name: pipeline.retrieve(each).folds[0].retrieval for name, each in runs.items()}
+    for name, row in (("a", "this run"), ("b", "b")):
+        assert table.loc[row, "value"] == pytest.approx(compute_hits(own[name], "two_way").mean(), abs=1e-6)
+    similarity = [
+        compute_similarity(
+            *(part.select(sorted(part.ids)) for part in (each.parts[0].queries, each.parts[0].gallery))
+        )
+        for each in (pipeline.retrieve(one).folds[0] for one in runs.values())
+    ]
+    mean = np.mean(similarity, axis=0)
+    wins = (np.diag(mean)[:, None] > mean).sum(axis=1) / (len(mean) - 1)
+    together = table.loc["this run + b"]
+    assert together["value"] == pytest.approx(wins.mean(), abs=1e-6)
+    assert together["value"] > table["value"][:2].max()
+    assert together["ci_low"] < together["value"] < together["ci_high"]
+    assert together["p_maximum"] < 0.02
+    assert together["difference_low"] < together["difference"] < together["difference_high"]
+    (other,) = config.hashed_fields()["others"]
+    assert other == f"b {pipeline.retrieve(runs['b']).artifact.fingerprint}"
+    artifacts, refusals = analyze(run, ["joint_retrieval"])
+    assert not artifacts
+    assert "names no other run" in refusals["joint_retrieval"]
+
+
+def test_runs_that_cannot_be_joined_are_refused_in_words(tmp_path):
+    run = open_digits(tmp_path / "a")
+    others = {
+        "folds": ("split={kind: kfold, n_folds: 2}", "different numbers of folds"),
+        "seed": ("seed=1", "test no image of one subject in common|in the same fold of each"),
+    }
+    for name, (change, sentence) in others.items():
+        open_digits(tmp_path / name, change)
+        with pytest.raises(DataError, match=sentence):
+            JointRetrievalConfig(others=(tmp_path / name,)).compute(make_study(run))
+    with pytest.raises(DataError, match="two of the other runs"):
+        JointRetrievalConfig(others=(tmp_path / "seed", tmp_path / "seed")).compute(make_study(run))

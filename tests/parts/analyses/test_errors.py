@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError
@@ -17,7 +18,7 @@ from braindecode_vis.parts.analyses.repetitions import RepetitionsConfig
 from braindecode_vis.parts.analyses.rsa import RsaConfig, find_responses
 from braindecode_vis.report.figures import render_plot
 from tests.constants import replace_constants
-from tests.parts.analyses.planted import make_parcel_study, make_study
+from tests.parts.analyses.planted import make_epochs_study, make_parcel_study, make_study
 from tests.parts.analyses.test_window_categories import make_category_study
 
 
@@ -197,8 +198,34 @@ def test_subjects_and_models_share_the_planted_geometry(tmp_path):
     fused = config.compute(study).table
     assert fused.loc[fused["second"] == "other 01", "value"].item() > 0.3
     assert "other_sha256" in config.hashed_fields()
+    assert list(config.other) == [tmp_path]
     with pytest.raises(DataError, match="0 folders"):
         find_responses(tmp_path / "nothing")
+
+
+def test_several_recordings_are_compared_in_the_same_windows_and_region_by_region(tmp_path):
+    """EEG, MEG and fMRI of one person: both follow the planted geometry from 0.1 s on, of fMRI one network does."""
+    study = make_epochs_study(n_test=24, noise=0.3)
+    meg = make_epochs_study(n_test=24, noise=0.3, sfreq=50.0, n_times=20, active=(1, 2, 3))
+    fmri = make_parcel_study({"Vis": 1.0, "Limbic": 0.0}, noise=0.3, n_test=24)
+    for name, other in (("meg", meg), ("fmri", fmri)):
+        write_responses(tmp_path / name / "responses", other.responses)
+    kind = replace_constants(RsaConfig, n_resamples=100)
+    config = kind(
+        distance="euclidean", other=(tmp_path / "meg", tmp_path / "fmri"), regions=True, width=0.1, step=0.1
+    )
+    found = config.compute(study)
+    table = found.table.set_index(["second", "start"])["value"]
+    for name in ("other meg 01", "other fmri 01 Vis"):
+        early, late = (table[name][np.isclose(table[name].index, start)].item() for start in (-0.1, 0.2))
+        assert late > 0.4 > 0.2 > abs(early)
+    assert table["other fmri 01 Limbic"].abs().max() < 0.3
+    assert render_plot(found.plots[0].draw)
+    assert len(config.hashed_fields()["other_sha256"]) == 2
+    with pytest.raises(ValidationError, match="name its folder in other"):
+        RsaConfig(regions=True)
+    with pytest.raises(DataError, match="two of the other runs"):
+        kind(other=(tmp_path / "meg", tmp_path / "meg")).compute(study)
 
 
 def test_the_matrix_shows_the_most_frequent_classes():

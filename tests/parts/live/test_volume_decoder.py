@@ -9,11 +9,12 @@ from PIL import Image
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
-from braindecode_vis.datasets.sources.bold_source import WindowConfig
+from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
+from braindecode_vis.datasets.sources.bold_source import GlmByVoxelConfig, GlmConfig, WindowConfig
 from braindecode_vis.parts.live.opening import open_session
 from braindecode_vis.parts.live.recording import BidsRecorder
 from braindecode_vis.parts.live.stream_roles import Chunk, Listener, Marker, StreamInfo
-from braindecode_vis.parts.live.volume_decoder import VolumeDecoder
+from braindecode_vis.parts.live.volume_decoder import VolumeDecoder, _describe_differences
 from braindecode_vis.parts.live.volumes import find_scan, write_volumes
 from braindecode_vis.parts.phantom.formats import bids_fmri as phantom
 from braindecode_vis.pipeline.finished_run import open_finished
@@ -199,3 +200,9 @@ def test_what_does_not_fit_is_said_in_a_sentence(run, tmp_path):
     assert any("after one of" in text for text in decoder.feed(Chunk(values, np.zeros(1))))
     lost = list(decoder.flush())
     assert [d.lost.split(":")[0] for d in lost] == ["end", "end"]
+
+
+def test_a_model_chosen_by_voxel_gives_way_to_a_canonical_response():
+    config = BidsFmriConfig(root=".", model=GlmByVoxelConfig())
+    notes = _describe_differences(config, GlmConfig())
+    assert any("here every voxel has the canonical response" in note for note in notes)

@@ -58,6 +58,22 @@ def test_same_call_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "c" / "Subject1.h5").read_bytes() != first["Subject1.h5"].read_bytes()
 
 
+@pytest.mark.parametrize("name", ["things-meg", "things-fmri"])
+def test_several_processes_write_the_same_bytes(tmp_path, name):
+    """Both have units that read what others wrote: epochs are cut from raw runs, tables from volumes."""
+    arguments = {"size": SIZES[name]["tiny"], "config": CONFIG, "embed": embed}
+    told = []
+    make_phantom(name, tmp_path / "one", **arguments)
+    make_phantom(name, tmp_path / "two", **arguments, jobs=2, advance=told.append)
+    assert sum(told) == estimate_phantom(name, SIZES[name]["tiny"]).n_steps
+    first, second = list_files(tmp_path / "one"), list_files(tmp_path / "two")
+    assert first.keys() == second.keys()
+    for file, path in first.items():
+        assert path.read_bytes() == second[file].read_bytes(), file
+    # A continued call leaves finished files alone.
+    assert make_phantom(name, tmp_path / "one", **arguments | {"embed": refuse}, jobs=2).n_test == 2
+
+
 def test_a_finished_phantom_is_left_alone(tmp_path):
     before = make_small(tmp_path)
     stamps = {name: path.stat().st_mtime_ns for name, path in list_files(tmp_path).items()}
@@ -65,6 +81,24 @@ def test_a_finished_phantom_is_left_alone(tmp_path):
     assert make_small(tmp_path, embed=refuse, describe=said.append) == before
     assert {name: path.stat().st_mtime_ns for name, path in list_files(tmp_path).items()} == stamps
     assert not [text for text in said if "subject" in text]
+
+
+def test_images_are_handed_over_before_they_are_embedded(tmp_path):
+    """So that a caller may embed them while the recording is simulated."""
+    seen = []
+
+    def embed_and_note(stimuli):
+        seen.append(("embedded", stimuli.table["sha256"].tolist()))
+        return embed(stimuli)
+
+    def note(stimuli):
+        assert all((tmp_path / path).is_file() for path in stimuli.table["path"])
+        seen.append(("drawn", stimuli.table["sha256"].tolist()))
+
+    make_small(tmp_path, embed=embed_and_note, drawn=note)
+    (drawn, hashes), (embedded, same) = seen
+    assert (drawn, embedded) == ("drawn", "embedded")
+    assert hashes == same
 
 
 class Interrupted(Exception):

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.datasets.drawn import render
 from braindecode_vis.datasets.drawn.images import (
     ATTRIBUTES,
     COLOURS,
@@ -375,3 +377,20 @@ def test_a_scene_stands_where_it_is_said_to_stand():
     assert shows_accent(make_look(shape="fish"))
     assert shows_accent(make_look(texture="striped"))
     assert not shows_accent(make_look())
+
+
+def test_noise_of_rows_and_columns_is_that_of_single_pixels():
+    """A grid of pixels takes the heights of a row once; every pixel alone gives the same numbers, bit for bit."""
+    x, y = np.linspace(-3, 70, 57, dtype=np.float32), np.linspace(-5, 80, 43, dtype=np.float32)
+    whole = render._noise(x[None], y[:, None])
+    single = render._noise(*np.meshgrid(x, y))
+    np.testing.assert_array_equal(whole, single)
+    assert 0 <= whole.min() < 0.1 < 0.9 < whole.max() <= 1
+
+
+@pytest.mark.parametrize("offset", [(0.0, 0.0), (3.7, -2.2), (-11.5, 40.0), (0.25, 1.0)])
+def test_a_moved_field_is_that_of_scipy(offset):
+    field = np.random.default_rng(0).standard_normal((24, 31)).astype(np.float32)
+    expected = ndimage.shift(field, offset, order=1, mode="nearest")
+    # One bit in the last place, as the weights are multiplied in another order.
+    np.testing.assert_allclose(render._move(field, *offset), expected, rtol=1e-6, atol=1e-7)

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from braindecode_vis.parts.studies.plan import (
     plan_runs,
 )
 from tests.datasets.test_bids_fmri import write_run
+from tests.parts.phantom.tiny import make_tiny
 
 QUICK = [
     "evaluation.n_bootstrap=100",
@@ -68,12 +71,13 @@ def test_sizes_come_from_what_was_published_without_data(tmp_path):
     nsd, _ = find_sizes(read_config("nsd_ridge"))
     assert (nsd.shape, nsd.n_stored, nsd.n_images, nsd.image_px) == ((15724,), 30000, 10000, 425)
     # A run of published data has one subject, unless it leaves out one at a time or all are asked for.
-    whole = ["things_eeg2_atm_vith", "things_eeg2_loso_tsconv", "nsd_ridge"]
+    whole = ["things_eeg2_atm_vith", "things_eeg2_loso_tsconv", "nsd_ridge", "mosaic_wave"]
     counted = [
         [len(find_sizes(read_config(name), every_subject=n)[0].subjects) for n in (False, True)]
         for name in whole
     ]
-    assert counted == [[1, 10], [10, 10], [1, 1]]
+    # Parcels are the same in all people.
+    assert counted == [[1, 10], [10, 10], [1, 1], [93, 93]]
     with pytest.raises(ConfigError, match=r"cannot be opened.*does not give number and shape"):
         find_sizes(read_config("nsd_ridge", ["dataset.mask=cortex"]))
 
@@ -101,6 +105,26 @@ def test_larger_pieces_of_a_fit_are_measured_where_its_power_is_not_known():
     assert [piece.size for piece in pieces] == [1 / 8, 1 / 4, 1 / 2]
     assert said == ["measuring a larger piece, about 10 s"]
     assert len(plan._grow(scales, run, 3.0, power=3.0, wanted=0.5)) == 2  # too long even so
+
+
+def test_what_a_network_computes_before_its_training_is_measured_in_part_and_counted_whole(monkeypatch):
+    """Thousands of steps before each of several measured fits would take longer than what is planned."""
+    config = read_config("synthetic_digits", ["encoder={kind: network, epochs: 10, batch_size: 32}"])
+    network = {"kind": "voxel_clusters", "n_clusters": 8, "code_updates": 5000}
+    encoder = type(config.encoder).model_validate({**config.encoder.model_dump(), "network": network})
+    seen = []
+
+    def fit(config, settings, sizes, n, shape, target):
+        seen.append(settings.network.code_updates)
+        return PieceCost(n, 0.01 * n + 0.1 * settings.network.code_updates)
+
+    monkeypatch.setattr(plan, "_fit_random", fit)
+    sizes = SimpleNamespace(n_train=320, n_folds=2, shape=(300,))
+    step = plan._plan_epochs(
+        config.model_copy(update={"encoder": encoder}), sizes, (1280,), 60.0, tell=lambda text: None
+    )
+    assert step.seconds == pytest.approx(2 * (0.1 * 5000 + 0.01 * 320 * 10))
+    assert max(seen) < 100
 
 
 @pytest.mark.parametrize(
@@ -289,6 +313,20 @@ def test_preprocessing_of_data_that_are_not_here_is_measured_on_a_small_phantom(
     assert said[0].startswith("simulating a small ")
 
 
+def test_streamed_trials_need_no_more_memory_than_one_block(tmp_path, monkeypatch):
+    """A line through two small pieces would give gigabytes to a person with many trials."""
+    config = read_config("mosaic_ridge", root=make_tiny("mosaic", tmp_path / "mosaic"))
+    sizes, source = find_sizes(config)
+    monkeypatch.setattr(plan, "_preprocess_start", lambda source, n: PieceCost(n, 1.0, 1.0, 1e6 * n, 1.0))
+    monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
+    few, many = (
+        plan._plan_preprocess(config, replace(sizes, n_stored=n), source, lambda words: None).memory
+        for n in (100, 100_000)
+    )
+    # Blocks of 32 MiB hold 141 trials of 59 385 vertices.
+    assert (few, many) == (pytest.approx(100e6), pytest.approx(141e6))
+
+
 def test_sizes_of_published_data_follow_the_window_and_the_folds():
     """Of three subjects, each fold of leave-one-subject-out trains on the trials of two (`_read_published`)."""
     whole, _ = find_sizes(read_config("things_eeg2_ridge", ["dataset.subjects=[1, 2, 3]"]))
@@ -318,8 +356,8 @@ def test_pictures_are_embedded_all_and_other_stages_grow_with_the_test_rows(monk
     for name in ("retrieve", "reconstruct", "evaluate"):
         assert seconds[name] == pytest.approx(10.0), name
     told = {step.name: step.how for step in steps}
-    assert "72 pictures of 16 px" in told["embed"]
-    assert "24 test rows" in told["retrieve"]
+    assert "108 pictures of 16 px" in told["embed"]
+    assert "60 test rows" in told["retrieve"]
     assert [step.disk for step in steps[:2]] == [pytest.approx(3200), pytest.approx(800)]
 
 

@@ -112,10 +112,7 @@ def test_a_track_fits_together(name):
     else:
         with pytest.raises(DataError, match="made from your own copy"):
             read_split(track)
-    if track.configuration:
-        assert read_config(track.configuration, list(track.changes)).dataset.kind == track.dataset
-    else:
-        assert track.published
+    assert read_config(track.configuration, list(track.changes)).dataset.kind == track.dataset
 
 
 def test_a_page_says_how_its_data_is_made():
@@ -675,7 +672,13 @@ def hidden(tmp_path_factory):
     top = tmp_path_factory.mktemp("hidden")
     fields = dict.fromkeys(("title", "training", "queries", "gallery", "target"), "any")
     chance = {"top1": 0.1, "top5": 0.5, "2_way": 0.5}
-    known = {"name": "toy", "configuration": "synthetic_digits", "subjects": ("01",), "headline": "top1"}
+    known = {
+        "name": "toy",
+        "dataset": "synthetic_digits",
+        "configuration": "synthetic_digits",
+        "subjects": ("01",),
+        "headline": "top1",
+    }
     track = Track(**known, chance=chance, ids="data", **fields)
     with pytest.MonkeyPatch.context() as patch:
         for module in (tracks_module, hidden_module):
@@ -893,7 +896,6 @@ def test_public_predictions_are_an_entry(shared, tmp_path, capsys):
         (["run"], "run needs a configuration"),
         (["run", "digits69_ridge", "--track", "digits69"], "run needs a configuration"),
         (["run", "--track", "digits69", "--cluster", "debug"], "run needs a configuration"),
-        (["run", "--track", "laion_fmri_tau"], "no shipped configuration reads"),
         (["score", "x.npy", "--gallery", "y.npy"], "belong to --track"),
         (["score", "x", "--track", "digits69", "--targets", "y.npy"], "score takes only the entry"),
         (["score", "x", "--track", "digits69", "--seed", "3"], "score takes only the entry"),

@@ -237,6 +237,15 @@ def test_what_encoders_know_of_other_trials_is_told(tmp_path, encoder, subjects,
     assert all(words in item.message for item, (*_, words) in zip(told, found, strict=True))
 
 
+@pytest.mark.parametrize("per_split", [False, True])
+def test_models_chosen_with_test_trials_are_transductive(tmp_path, per_split):
+    model = {"kind": "glm_by_voxel", "denoise": True, "ridge": True, "per_split": per_split}
+    write_run(tmp_path, fields={"dataset": {"kind": "bids_fmri", "model": model}})
+    (found,) = check_options(open_audited(tmp_path))
+    assert found.level == ("ok" if per_split else "transductive")
+    assert per_split or "all runs of a person, test trials included" in found.message
+
+
 @pytest.mark.parametrize("centre", ["none", "mean", "zscore"])
 @pytest.mark.parametrize(
     ("by", "level", "words"),

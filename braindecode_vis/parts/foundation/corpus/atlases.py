@@ -22,7 +22,6 @@ import numpy as np
 from braindecode_vis.base.checks import ConfigError, DataError, check_unique, refuse_damage
 from braindecode_vis.base.consent import may_download
 from braindecode_vis.base.digests import digest_files
-from braindecode_vis.base.remote import bring
 from braindecode_vis.datasets.corpus.corpus_config import FmriChannels
 from braindecode_vis.datasets.corpus.recordings import Channels
 from braindecode_vis.datasets.sources.betas_source import Geometry
@@ -31,8 +30,9 @@ from braindecode_vis.preprocessing.parcellation import (
     Atlas,
     fetch_atlas,
     find_labels,
-    is_background,
+    find_vertices,
     parse_network,
+    read_label_cifti,
     read_label_volume,
     read_surface_labels,
 )
@@ -42,7 +42,6 @@ _COUNTS = {"glasser": 360, "a424": 424, "aal": 116}
 _SCHAEFER = re.compile(
     r"(\d+Networks_)?[LR]H[_-](Vis|SomMot|DorsAttn|SalVentAttn|Limbic|Cont|Default|TempPar)"
 )
-_CORTEX = ("CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT")
 _SURFACE_ENDS = (".annot", ".gii")
 
 
@@ -143,22 +142,18 @@ class CorpusAtlas:
         DataError
             If the atlas fits neither the surface nor the voxels.
         """
-        sizes = tuple(int(axis.nvertices.get(name, 0)) for name in _CORTEX)
-        key = ("gray", len(axis), sizes, axis.vertex.tobytes(), axis.voxel.tobytes())
+        vertices, pair = find_vertices(axis)
+        key = ("gray", pair, vertices.tobytes(), axis.voxel.tobytes())
         if key in self._placed:
             return self._placed[key]
         n = len(self.channels.names)
         labels, totals = np.zeros(len(axis), np.int32), np.zeros(n, int)
         reasons = []
-        if any(sizes):
+        if any(pair):
             try:
                 # A file of one hemisphere is placed on the pair that the atlas has.
-                pair = (sizes[0] or sizes[1], sizes[1] or sizes[0])
                 surface = self.place_surface(pair)
-                starts = {_CORTEX[0]: 0, _CORTEX[1]: pair[0]}
-                for name, part, model in axis.iter_structures():
-                    if name in starts:
-                        labels[part] = surface.labels[starts[name] + model.vertex]
+                labels[vertices >= 0] = surface.labels[vertices[vertices >= 0]]
                 totals = surface.sizes.copy()
             except DataError as error:
                 reasons.append(str(error))
@@ -286,7 +281,7 @@ def read_corpus_atlas(config: FmriChannels) -> CorpusAtlas:
     surfaces = [path for path in files if path.name.endswith(_SURFACE_ENDS)]
     for path in files:
         if path.name.endswith(".dlabel.nii"):
-            forms += _read_dlabel(path)
+            forms += read_label_cifti(path)
         elif path not in surfaces:
             values, affine = read_label_volume(path)
             there = [int(label) for label in np.unique(values) if label > 0]
@@ -335,36 +330,6 @@ def _digest(files: list[Path], labels: Path | None, forms: list[Atlas], names: t
     paths = [*files, *([labels] if labels else [])] or [Path(forms[0].where)]
     found = digest_files({str(place): path for place, path in enumerate(paths)})
     return xxhash.xxh3_128_hexdigest("\n".join([*sorted(found.values()), *names]).encode())
-
-
-def _read_dlabel(path: Path) -> list[Atlas]:
-    """Return the surface and the voxels of the first map of a CIFTI label file."""
-    import nibabel
-
-    with refuse_damage(f"the atlas {path} cannot be read as CIFTI labels"):
-        image: Any = nibabel.load(bring(path))
-        table = image.header.get_axis(0).label[0]
-        axis = image.header.get_axis(1)
-        values = np.rint(np.asarray(image.dataobj[0])).astype(np.int32)
-    names = {int(k): str(name) for k, (name, _) in table.items() if int(k) > 0 and not is_background(name)}
-    values = np.where(np.isin(values, list(names)), values, 0)
-    forms = []
-    sizes = [int(axis.nvertices.get(name, 0)) for name in _CORTEX]
-    if any(sizes):
-        pair = (sizes[0] or sizes[1], sizes[1] or sizes[0])
-        flat = np.zeros(sum(pair), np.int32)
-        for name, part, model in axis.iter_structures():
-            if name in _CORTEX:
-                flat[(pair[0] if name == _CORTEX[1] else 0) + model.vertex] = values[part]
-        forms.append(Atlas(flat, None, names, str(path), pair))
-    voxels = ~axis.surface_mask
-    if values[voxels].any():
-        volume = np.zeros(axis.volume_shape, np.int32)
-        volume[tuple(axis.voxel[voxels].T)] = values[voxels]
-        forms.append(Atlas(volume, np.asarray(axis.affine, float), names, str(path)))
-    if not forms:
-        raise DataError(f"the atlas {path} labels neither the cortex nor a voxel.")
-    return forms
 
 
 def _pair_hemispheres(files: list[Path]) -> list[tuple[Path, Path]]:

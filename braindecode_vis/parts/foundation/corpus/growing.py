@@ -8,12 +8,9 @@ being written and nothing else, and what was added before is not read again. One
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,7 +24,8 @@ from braindecode_vis.base.checks import ConfigError, DataError, check_columns, c
 from braindecode_vis.base.contracts import Progress, count_steps
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.locks import hold_folder
-from braindecode_vis.base.memory import check_memory, describe_kill
+from braindecode_vis.base.memory import check_memory
+from braindecode_vis.base.processes import open_processes
 from braindecode_vis.base.store import RunFolder, hash_json, list_differences, write_json
 from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig, FmriChannels
 from braindecode_vis.datasets.corpus.manifest import (
@@ -856,43 +854,23 @@ def _write_shards(
             yield write_shard(folder, number, group, manifest, advance)
         return
     # What reads a run cannot be sent to another process, so that each finds the runs for itself.
-    about = (folder, [root.expanduser().absolute() for root in roots], manifest, sources, os.getpid(), jobs)
-    n = min(jobs, len(groups))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n, context, _start_process, about) as pool:
+    about = (folder, [root.expanduser().absolute() for root in roots], manifest, sources)
+    after = "Finished shards are kept: run the same command again, with fewer --jobs if memory ran out."
+    with open_processes(min(jobs, len(groups)), "prepare runs", after, _find_ours, about) as pool:
         tasks = {
             pool.submit(_write_in_process, number, [(e.run_id, e.files, e.n_bytes) for e in group]): group
             for number, group in groups.items()
         }
-        try:
-            for task in as_completed(tasks):
-                advance(len(tasks[task]), f"{len(tasks[task])} runs of a shard")
-                yield task.result()
-        except BrokenExecutor as error:
-            raise DataError(
-                f"one of the {n} processes that prepare runs ended: {describe_kill()}. Finished shards are kept: run "
-                "the same command again, with fewer --jobs if memory ran out."
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for task in as_completed(tasks):
+            advance(len(tasks[task]), f"{len(tasks[task])} runs of a shard")
+            yield task.result()
 
 
 #: Of a process that writes shards: the corpus, its manifest and the runs by their ids.
 _OURS: dict[str, Any] = {}
 
 
-def _start_process(
-    folder: Path, roots: Sequence[Path], manifest: CorpusManifest, sources: Sources, parent: int, jobs: int
-) -> None:
-    from threadpoolctl import threadpool_limits
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)  # it was killed, and nobody would take what is made here
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-    threadpool_limits(max(1, (os.cpu_count() or 1) // jobs))
+def _find_ours(folder: Path, roots: Sequence[Path], manifest: CorpusManifest, sources: Sources) -> None:
     runs = [run for _, found, _ in _find_all(roots, manifest, sources, None) for run in found]
     _OURS.update(folder=folder, manifest=manifest, runs={name_run(run): run for run in runs})
 

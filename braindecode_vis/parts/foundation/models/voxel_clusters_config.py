@@ -8,7 +8,7 @@ Brain-IT, arXiv:2510.25976.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -58,6 +58,8 @@ class VoxelClustersConfig(NetworkSettings):
     code_width: int = Field(default=128, ge=1)
     code_updates: int = Field(default=3000, ge=1)
     new_code_updates: int = Field(default=500, ge=1)
+
+    preparation_steps: ClassVar[str] = "code_updates"
 
     @model_validator(mode="after")
     def _check_heads(self) -> VoxelClustersConfig:

@@ -20,6 +20,7 @@ from braindecode_vis.parts.phantom.formats.file_writers import check_block, chec
 
 if TYPE_CHECKING:
     import mne
+    import pandas as pd
 
 _ID_STRUCT = 31  # FIF type of the stamps
 
@@ -80,6 +81,7 @@ def write_epochs_fif(
     tmin: float,
     n_times: int,
     split_size: str = "500MB",
+    metadata: pd.DataFrame | None = None,
 ) -> Path:
     """Write an ``-epo.fif`` file, in several parts if it is large.
 
@@ -93,6 +95,8 @@ def write_epochs_fif(
         Time of the first sample (s).
     split_size
         Largest part. MNE holds one part in memory, as float64.
+    metadata
+        A row for each epoch, stored with them.
     """
     import mne
 
@@ -116,6 +120,7 @@ def write_epochs_fif(
             preload=False,
             proj=False,
             reject_by_annotation=False,
+            metadata=metadata,
             verbose="error",
         )
         result.save(folder / path.name, split_size=split_size, fmt="single", verbose="error")

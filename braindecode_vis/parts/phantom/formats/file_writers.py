@@ -92,6 +92,7 @@ def write_volumes(
     affine: np.ndarray,
     dtype: np.dtype | type | str = np.float32,
     t_r: float = 1.0,
+    has_gaps: bool = False,
 ) -> Path:
     """Write a 4-D ``.nii.gz`` from a stream of volumes; one volume is in memory at a time.
 
@@ -105,6 +106,8 @@ def write_volumes(
         Voxel indices to millimetres.
     t_r
         Step of the fourth axis (s).
+    has_gaps
+        Whether voxels may be NaN, as in the betas of some data sets.
 
     Raises
     ------
@@ -118,7 +121,7 @@ def write_volumes(
         with gzip.GzipFile("", "wb", compresslevel=_COMPRESS_LEVEL, fileobj=raw, mtime=0) as file:
             file.write(_make_header((*shape, n_volumes), affine, dtype, t_r))
             for volume in volumes:
-                array = check_block(volume, shape, what=f"the volumes of {path.name}")
+                array = volume if has_gaps else check_block(volume, shape, what=f"the volumes of {path.name}")
                 file.write(np.asarray(array, dtype=np.dtype(dtype).newbyteorder("<")).tobytes(order="F"))
                 count += 1
         check_count(count, n_volumes, what=path.name, unit="volumes")

@@ -139,7 +139,7 @@ def count(size: PhantomSize) -> Counts:
     n_images = count_images(size)
     tables = 45.0 * n_images * (2 + size.n_subjects) / 2 + size.n_subjects * size.n_trials * 100
     n_bytes = n_volumes * volume + n_images * 3.0 * size.image_size**2 + tables
-    seconds = n_volumes * (2e-4 + 3.5e-7 * count_voxels(size.voxel_mm) + volume * 2.5e-8) + n_images * 2e-3
+    seconds = n_volumes * (1.4e-4 + 2.4e-7 * count_voxels(size.voxel_mm) + volume * 1.7e-8) + n_images * 2e-3
     n_bytes += estimate_synthetic_bytes(size) + index_bytes
     seconds += index_seconds
     n_designs = bool(size.n_imagery) + bool(size.n_synthetic)

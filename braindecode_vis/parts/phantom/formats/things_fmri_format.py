@@ -136,15 +136,12 @@ def plan(job: PhantomJob) -> list[Unit]:
     units = [Unit("the brain masks", 1, write_masks)]
     labels = {"session": range(1, job.size.n_sessions + 1), "run": range(1, len(counts))}
     n_kept = job.size.n_sessions * (n_trials - (job.size.n_catch or 0))
-    for person in job.subjects:
-        units += list_units(
-            job, "subject {person.name}, session {session:02d}, run {run:02d}", lambda _, run: counts[run],
-            _write_run, people=[person], **labels,
-        )  # fmt: skip
-        units += list_units(
-            job, "subject {person.name}, response table", n_kept, _write_table, people=[person]
-        )
-    return units
+    name = "subject {person.name}, session {session:02d}, run {run:02d}"
+    return [
+        *units,
+        *list_units(job, name, lambda _, run: counts[run], _write_run, **labels),
+        *list_units(job, "subject {person.name}, response table", n_kept, _write_table, reads_others=True),
+    ]
 
 
 def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress: Progress) -> list[Path]:

@@ -23,7 +23,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -148,12 +148,13 @@ def plan(job: PhantomJob) -> list[Unit]:
     units = [Unit("the tables of the data set", 1, write_tables)]
     name = "subject {person.name}, session {session:02d}, raw run {run:02d}"
     labels = {"session": range(1, (job.size.n_raw_sessions or 0) + 1), "run": range(1, job.size.runs + 1)}
-    for person in job.subjects:
-        units += list_units(job, name, _count_run_steps(job.size), _write_run, people=[person], **labels)
-        # The epochs are made after the raw runs, from which they are cut.
-        n_epochs = job.size.n_sessions * count_session_trials(job.size)
-        units.append(Unit(f"subject {person.name}, epochs", n_epochs, partial(_write_epochs, job, person)))
-    return units
+    n_epochs = job.size.n_sessions * count_session_trials(job.size)
+    return [
+        *units,
+        *list_units(job, name, _count_run_steps(job.size), _write_run, **labels),
+        # The epochs are cut from the raw runs.
+        *list_units(job, "subject {person.name}, epochs", n_epochs, _write_epochs, reads_others=True),
+    ]
 
 
 @lru_cache(maxsize=4)

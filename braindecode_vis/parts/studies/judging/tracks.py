@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError, check_option, check_unique
 from braindecode_vis.base.settings import Settings, describe_validation_error
+from braindecode_vis.datasets.laion_fmri import read_split as read_published_split
 from braindecode_vis.datasets.manifests import find_package_data
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Track(Settings):
     name, title
         Name of its file, and one line.
     dataset
-        Data set that the package reads; empty if it reads none of that kind yet.
+        Data set that the package reads.
     configuration, changes
         Shipped configuration that ``run --track`` runs, with changes of its settings.
     subjects
@@ -78,8 +79,8 @@ class Track(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str
-    dataset: str = ""
-    configuration: str = ""
+    dataset: str
+    configuration: str
     changes: tuple[str, ...] = ()
     subjects: tuple[str, ...]
     training: str
@@ -349,10 +350,7 @@ def _read_published(track: Track, path: Path | None) -> TrackSplit:
             f"{path} has the SHA-256 {digest[:16]}..., but the published file begins with {track.published_sha256}; "
             "it is another pool or another release."
         )
-    try:
-        ids = sorted(str(name) for name in store.read_json(path)["variants"][0]["test_ids"])
-    except (KeyError, IndexError, TypeError) as error:
-        raise DataError(f"{path} holds no variants[0].test_ids; pass {track.published}.") from error
+    ids = sorted(name for name, side in read_published_split(path).items() if side == "test")
     return TrackSplit(track.name, dict.fromkeys(track.subjects, ids), [ids])
 
 
@@ -378,7 +376,7 @@ def tabulate_tracks() -> pd.DataFrame:
                 "headline": track.headline,
                 "chance": track.chance[track.headline],
                 "split": "shipped" if track.ids == "shipped" else "from your copy",
-                "run --track": track.configuration or "no configuration",
+                "run --track": track.configuration,
             }
         )
     return pd.DataFrame(rows)
@@ -392,8 +390,8 @@ def describe_track(track: Track) -> dict[str, Any]:
     }
     return {
         "Title": track.title,
-        "Data set": track.dataset or "not read by this package",
-        "Configuration": " ".join([track.configuration, *track.changes]) or "none",
+        "Data set": track.dataset,
+        "Configuration": " ".join([track.configuration, *track.changes]),
         "Subjects": ", ".join(track.subjects),
         "Training": track.training,
         "Queries": track.queries,
