@@ -78,9 +78,9 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
         | {
             "network": {
                 "kind": "voxel_clusters", "n_clusters": 64, "width": 64, "depth": 1, "n_heads": 4, "code_size": 64,
-                "code_width": 32, "code_updates": 300, "new_code_updates": 100,
+                "code_width": 32, "code_updates": 120, "new_code_updates": 40,
             },
-            "epochs": 6,
+            "epochs": 3,
         },
     ),
 }  # fmt: skip
@@ -220,7 +220,7 @@ def describe(table: np.ndarray, sign: str = "") -> str:
 
 
 def tabulate(out: Path, bank: Embeddings, centre: np.ndarray, people: list[str]) -> None:
-    """Print a table of scores for voxels and for parcels, and one of time."""
+    """Print scores and times for voxels and for parcels, and differences to ridge."""
     for kind in ("voxels", "parcels"):
         rows: dict[str, list[dict[str, np.ndarray]]] = {}
         times: dict[str, list[tuple[float, dict[str, float]]]] = {}
@@ -252,22 +252,28 @@ def tabulate(out: Path, bank: Embeddings, centre: np.ndarray, people: list[str])
                 ]
             )
 
-        print(f"\n{kind}\n\n| way | " + " | ".join(f"{n} trials" for n in NUMBERS) + " | seconds |")
-        print("|---|" + "---|" * (len(NUMBERS) + 1))
-        for way in rows:
-            cells = []
-            for n in NUMBERS:
-                own, ridge = score(way, n), score("ridge", n)
-                words = "-" if own is None else describe(own)
-                if own is not None and ridge is not None and way != "ridge":
-                    words += f"; {describe(own - ridge, '+')}"
-                cells.append(words)
-            cost = ""
-            if way in times:
-                base = np.mean([b for b, _ in times[way]])
-                last = np.mean([s.get("60", np.nan) for _, s in times[way]])
-                cost = f"{base:.0f} + {last:.1f}"
-            print(f"| {way} | " + " | ".join(cells) + f" | {cost} |")
+        ways = [way for way, parts in rows.items() if any(parts)]
+        head = " | ".join(f"{n} trials" for n in NUMBERS) + " |"
+        print(
+            f"\n{kind}\n\n| way | {head} seconds: others, 60 trials, 1000 |\n|---|{'---|' * (len(NUMBERS) + 1)}"
+        )
+        for way in ways:
+            cells = ["-" if (own := score(way, n)) is None else describe(own) for n in NUMBERS]
+            print(f"| {way} | {' | '.join([*cells, describe_time(times.get(way, []))])} |")
+        print(f"\n{kind}, less ridge\n\n| way | {head}\n|---|{'---|' * len(NUMBERS)}")
+        for way in ways:
+            pairs = [(score(way, n), score("ridge", n)) for n in NUMBERS]
+            cells = ["-" if a is None or b is None else describe(a - b, "+") for a, b in pairs]
+            print(f"| {way} | {' | '.join(cells)} |")
+
+
+def describe_time(rows: list[tuple[float, dict[str, float]]]) -> str:
+    """Return the mean processor time of what is learnt from others, and with 60 and 1000 trials of the new person."""
+    if not rows:
+        return ""
+    parts = [np.mean([base for base, _ in rows])]
+    parts += [np.mean([seconds.get(n, np.nan) for _, seconds in rows]) for n in ("60", "1000")]
+    return ", ".join("-" if np.isnan(part) else f"{part:.2g}" for part in parts)
 
 
 def main() -> None:
