@@ -109,7 +109,6 @@ _CORE: dict[str, dict[str, str]] = {
         "linear_gaussian": "encoders.linear_gaussian:LinearGaussianConfig",
         "average": "encoders.average:AverageConfig",
         "network": "training.network_config:NetworkEncoderConfig",
-        "in_context": "training.in_context:InContextConfig",
         "auto": "training.auto:AutoConfig",
         "lda": "encoders.category_decoders:LdaConfig",
         "logistic": "encoders.category_decoders:LogisticConfig",

@@ -24,6 +24,7 @@ from braindecode_vis.base.arrays import Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Analysis, BrainEncoder, find_class
 from braindecode_vis.base.locks import BeingMade
+from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.roles import build
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.measure import (
@@ -43,7 +44,6 @@ from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, SubjectAlignment, name_alignment
 from braindecode_vis.report.drawing import mark_chance
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
-from braindecode_vis.training.in_context import InContextConfig, InContextEncoder
 from braindecode_vis.training.pretraining_config import ON_GUIDED_TRIALS, ON_TRAINING_TRIALS
 
 if TYPE_CHECKING:
@@ -210,8 +210,12 @@ class FewShotConfig(Analysis):
         if method in ("fine_tuned", "in_context"):
             key = (method, one.fold, one.subject)
             if key not in bases:
-                if method == "in_context" and not isinstance(encoder, InContextEncoder):
-                    encoder = build(BrainEncoder, InContextConfig(), seed=study.seed)
+                if method == "in_context":
+                    usual = build(
+                        BrainEncoder, validate_component("encoder", {"kind": method}), seed=study.seed
+                    )
+                    # That of the run keeps its own settings.
+                    encoder = encoder if isinstance(encoder, type(usual)) else usual
                 others = study.pick(one.others, "train")
                 encoder.fit(others, bank.select(list(others.stimulus_ids)))
                 bases[key] = encoder

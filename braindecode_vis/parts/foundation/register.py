@@ -20,6 +20,7 @@ PART = Part(
         ),
     },
     kinds={
+        "encoder": {"in_context": "models.in_context:InContextConfig"},
         "network": {
             "labram": "models.foundation_config:LabramConfig",
             "cbramod": "models.foundation_config:CBraModConfig",
@@ -32,7 +33,11 @@ PART = Part(
             "reve": "models.foundation_config:ReveConfig",
             "luna": "models.foundation_config:LunaConfig",
             "voxel_clusters": "models.voxel_clusters_config:VoxelClustersConfig",
-        }
+        },
     },
-    reduce={"models": "encoder.batch_size, encoder.max_device_bytes or dataset.subjects"},
+    reduce={
+        "models": "encoder.batch_size, encoder.max_device_bytes or dataset.subjects",
+        "models.in_context": "dataset.subjects, or choose features (selection.*)",
+        "models.voxel_context": "dataset.subjects, or choose features (selection.*)",
+    },
 )

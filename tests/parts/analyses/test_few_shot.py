@@ -8,6 +8,7 @@ import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import BrainEncoder
+from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.roles import build
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.encoders.average import AverageConfig
@@ -19,7 +20,6 @@ from braindecode_vis.preprocessing.common_space import name_alignment
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.splits import LeaveOneSubjectOutConfig, PublishedSplitConfig
 from braindecode_vis.report.figures import render_plot
-from braindecode_vis.training.in_context import InContextConfig
 from tests.constants import replace_constants
 from tests.parts.analyses.planted import make_parcel_study
 from tests.preprocessing.test_common_space import make_world
@@ -186,8 +186,11 @@ def test_who_was_pretrained_on_is_not_new():
 
 def test_pairs_of_a_new_subject_are_the_context_of_what_the_others_taught(monkeypatch):
     """Brains of different geometry, of which ridge knows no more than the few trials of the new subject."""
-    quick = InContextConfig(simulated_steps=0, people_steps=0)
-    monkeypatch.setattr("braindecode_vis.parts.analyses.few_shot.InContextConfig", lambda: quick)
+    quick = {"kind": "in_context", "simulated_steps": 0, "people_steps": 0}
+    monkeypatch.setattr(
+        "braindecode_vis.parts.analyses.few_shot.validate_component",
+        lambda role, _: validate_component(role, quick),
+    )
     study = make_brains(rotated=False, noise=2.0, n_train=120)
     config = replace_constants(FewShotConfig, n_draws=1)(methods=("scratch", "in_context"), numbers=(0, 16))
     found = config.compute(study)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,9 +34,6 @@ from braindecode_vis.parts.foundation.models.universal_encoder import (
     find_nearest,
     group_codes,
 )
-
-if TYPE_CHECKING:
-    from braindecode_vis.parts.foundation.models.voxel_clusters_config import VoxelClustersConfig
 
 _MLP_RATIO = 4.0
 _INIT = 0.1  # scale of codes
@@ -86,32 +83,44 @@ class VoxelClusters(nn.Module):
         Trials of voxels or parcels; rows are padded where subjects have different numbers of voxels.
     n_outputs
         Size of the output, all tokens together.
-    config
-        A `VoxelClustersConfig`.
+    n_tokens, n_clusters, width, depth, n_heads
+        As in `VoxelClustersConfig`.
+    code_sizes
+        Sizes of a voxel's code and of an image token in the universal encoder.
+    updates
+        Steps of its fit to all training subjects, and to the voxels of a new one.
     """
 
-    def __init__(self, signal: Signal, n_outputs: int, config: VoxelClustersConfig) -> None:
+    def __init__(
+        self,
+        signal: Signal,
+        n_outputs: int,
+        *,
+        n_tokens: int,
+        n_clusters: int,
+        width: int,
+        depth: int,
+        n_heads: int,
+        code_sizes: tuple[int, int],
+        updates: tuple[int, int],
+    ) -> None:
         super().__init__()
         check_request(signal, "one", None)
-        self.signal, self.n_tokens, self.n_clusters = signal, config.n_tokens, config.n_clusters
-        self.updates, self.new_updates = config.code_updates, config.new_code_updates
-        width, size = config.width, get_token_size(n_outputs, config.n_tokens)
+        self.signal, self.n_tokens, self.n_clusters = signal, n_tokens, n_clusters
+        self.updates, self.new_updates = updates
+        size = get_token_size(n_outputs, n_tokens)
         n_rest = math.prod(signal.shape[1:])  # a time axis gives each voxel that many values
         own = signal.n_voxels or (signal.shape[0],) * len(signal.subjects)
         self.centres = nn.Parameter(_draw_codes(self.n_clusters, width))
         self.gather = ClusterAttention(width)
         self.norm = nn.LayerNorm(width)
         self.queries = nn.Parameter(_draw_codes(self.n_tokens, width))
-        self.blocks = nn.ModuleList(
-            TransformerBlock(width, config.n_heads, _MLP_RATIO, 0.0) for _ in range(config.depth)
-        )
-        self.crosses = nn.ModuleList(CrossBlock(width, config.n_heads) for _ in range(config.depth + 1))
+        self.blocks = nn.ModuleList(TransformerBlock(width, n_heads, _MLP_RATIO, 0.0) for _ in range(depth))
+        self.crosses = nn.ModuleList(CrossBlock(width, n_heads) for _ in range(depth + 1))
         self.last = nn.Linear(width, size)
-        self.universal = UniversalEncoder(self.n_tokens, size, config.code_size, config.code_width)
+        self.universal = UniversalEncoder(n_tokens, size, *code_sizes)
         # Last, so that weights of the shared parts do not depend on the number of subjects.
-        self.subjects = nn.ModuleList(
-            Voxels(n * n_rest, width, config.code_size, self.n_clusters) for n in own
-        )
+        self.subjects = nn.ModuleList(Voxels(n * n_rest, width, code_sizes[0], n_clusters) for n in own)
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output of each trial, shape (batch, n_outputs).
@@ -215,18 +224,22 @@ def read_person(trials: TrialPairs, number: int, n_voxels: int, n_tokens: int) -
 
 
 def fit_universal(
-    config: VoxelClustersConfig, n_features: Sequence[int], trials: TrialPairs, seed: int
+    n_features: Sequence[int],
+    trials: TrialPairs,
+    seed: int,
+    *,
+    n_tokens: int,
+    code_sizes: tuple[int, int],
+    updates: int,
 ) -> Callable[[int, np.ndarray], np.ndarray]:
     """Fit a universal encoder alone and return what predicts responses with it; see `NetworkSettings.fit_responses`."""
     n_values = trials.read(np.arange(1))[1].shape[1]
-    size = get_token_size(n_values, config.n_tokens)
+    size = get_token_size(n_values, n_tokens)
     with seeded(seed):
-        universal = UniversalEncoder(config.n_tokens, size, config.code_size, config.code_width)
+        universal = UniversalEncoder(n_tokens, size, *code_sizes)
         universal.to(choose_device("auto", setting="encoder.device"))
-        people = [read_person(trials, who, n, config.n_tokens) for who, n in enumerate(n_features)]
-        codes = universal.fit(
-            people, [universal.make_codes(n) for n in n_features], updates=config.code_updates
-        )
+        people = [read_person(trials, who, n, n_tokens) for who, n in enumerate(n_features)]
+        codes = universal.fit(people, [universal.make_codes(n) for n in n_features], updates=updates)
     return lambda who, images: universal.predict(images, codes[who])
 
 

@@ -75,7 +75,10 @@ class VoxelClustersConfig(NetworkSettings):
         """Fit the universal encoder to all subjects; see `NetworkSettings.fit_responses`."""
         from braindecode_vis.parts.foundation.models.voxel_clusters import fit_universal
 
-        return fit_universal(self, n_features, trials, seed)
+        return fit_universal(
+            n_features, trials, seed, n_tokens=self.n_tokens, code_sizes=(self.code_size, self.code_width),
+            updates=self.code_updates,
+        )  # fmt: skip
 
     def build(self, signal: Signal, n_outputs: int) -> torch.nn.Module:
         """Return the network, whose voxels have no clusters yet.
@@ -95,4 +98,8 @@ class VoxelClustersConfig(NetworkSettings):
         """
         from braindecode_vis.parts.foundation.models.voxel_clusters import VoxelClusters
 
-        return VoxelClusters(signal, n_outputs, self)
+        return VoxelClusters(
+            signal, n_outputs, n_tokens=self.n_tokens, n_clusters=self.n_clusters, width=self.width, depth=self.depth,
+            n_heads=self.n_heads, code_sizes=(self.code_size, self.code_width),
+            updates=(self.code_updates, self.new_code_updates),
+        )  # fmt: skip

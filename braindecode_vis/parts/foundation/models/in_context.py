@@ -1,8 +1,8 @@
 """In-context decoding: pictures that a new person saw, and its responses, are enough to decode it; nothing is trained.
 
-Owns the brain encoder after BrainCoDec. Stage 1 (`encoders.voxel_context`) turns the context of a person, n pairs of
+Owns the brain encoder after BrainCoDec. Stage 1 (`voxel_context`) turns the context of a person, n pairs of
 picture and response, into weights of its voxels. Stage 2 inverts them for a response: a linear inversion first, and a
-set network (`encoders.set_inverter`) that corrects its direction from the best voxels. Both are learnt across people:
+set network (`set_inverter`) that corrects its direction from the best voxels. Both are learnt across people:
 the prior of stage 1 from their voxels, the network first on simulated voxels and then on the people themselves, each
 time with another context. The correction is used as far as it helped for images of these people that it had not learnt
 from. Voxels of different people need not correspond; where they do (parcels, sensors), those of the training people
@@ -40,7 +40,7 @@ from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
-from braindecode_vis.encoders.voxel_context import (
+from braindecode_vis.parts.foundation.models.voxel_context import (
     VoxelContext,
     VoxelModel,
     VoxelPrior,
@@ -55,7 +55,7 @@ from braindecode_vis.training.optimisation import compute_warm_cosine, optimise
 if TYPE_CHECKING:
     import torch
 
-    from braindecode_vis.encoders.set_inverter import SetInverter
+    from braindecode_vis.parts.foundation.models.set_inverter import SetInverter
 
 #: As in BrainCoDec: voxels and images of a step, noise of the contrast and its weight beside the cosine, weight decay.
 _VOXELS, _QUERIES, _TEMPERATURE, _CONTRAST, _DECAY = (100, 200), 32, 0.2, 0.1, 0.01
@@ -243,7 +243,7 @@ class InContextEncoder(BrainEncoder):
         self.judged = {"linear": float(cosines[0]), "corrected": float(cosines.max())}
 
     def _build_network(self) -> SetInverter:
-        from braindecode_vis.encoders.set_inverter import SetInverter
+        from braindecode_vis.parts.foundation.models.set_inverter import SetInverter
 
         # No dropout: every step has voxels and a context of its own.
         return SetInverter(

@@ -12,8 +12,8 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import BrainEncoder
 from braindecode_vis.base.roles import build, read
 from braindecode_vis.encoders.ridge import RidgeConfig
-from braindecode_vis.encoders.voxel_context import make_context
-from braindecode_vis.training.in_context import InContextConfig, InContextEncoder
+from braindecode_vis.parts.foundation.models.in_context import InContextConfig, InContextEncoder
+from braindecode_vis.parts.foundation.models.voxel_context import make_context
 
 N_FEATURES, N_VOXELS, N_IMAGES, N_TEST = 24, 120, 600, 150
 QUICK = InContextConfig(simulated_steps=6, people_steps=6, width=16, n_blocks=1)

@@ -2,7 +2,7 @@
 
 import torch
 
-from braindecode_vis.encoders.set_inverter import SetInverter
+from braindecode_vis.parts.foundation.models.set_inverter import SetInverter
 
 
 def make_inputs(n_voxels=23, n_features=12, batch=3):
