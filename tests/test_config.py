@@ -73,6 +73,10 @@ REFUSED = {
         (KFOLD, r"dataset\.mvnn would learn from trials .* leave it out"),
         ([KFOLD, "dataset.mvnn=none", "dataset.scaling=robust"], r"dataset\.scaling would learn"),
     ],
+    "bids_fmri_glm_by_voxel_ridge": [
+        ([KFOLD, "dataset.zscore=none", "dataset.model.per_split=true"],
+         r"dataset\.model\.per_split would learn from trials that the split 'kfold' tests; leave it out"),
+    ],
     # YAML reads 1e308 as text, which pydantic makes a number of.
     "things_eeg2_nice_vitl": [
         ("dataset.tmax='1e39'", r"should be (below 2\^63|a number of single precision)"),

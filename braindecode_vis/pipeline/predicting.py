@@ -534,7 +534,7 @@ def predict(
         candidates,
         n_top=n_top,
         images=images,
-        context="" if context is None else f"few-shot: a context of {context.responses.n_trials} trials",
+        context="" if context is None else _describe_context(run, new, context),
     )
     result.parts = _rank(run, result)
     result.notes += (unknown,) if (unknown := result.describe_unknown()) else ()
@@ -699,6 +699,20 @@ def _read_context(run: FinishedRun, number: int, fitted: Any, context: NewTrials
         )
     adapted: BrainEncoder = roles.complete(BrainEncoder, ability.adapt(trials, shown[0].select(list(ids))))
     return adapted
+
+
+def _describe_context(run: FinishedRun, new: NewTrials, context: NewTrials) -> str:
+    """Return the context in words, which say how many of its pictures are those that are asked for."""
+    ours = _list_hashes(preprocess(run).stimuli)
+
+    def list_pictures(one: NewTrials) -> set[str]:
+        hashes = ours if one.stimuli is None else ours | _list_hashes(one.stimuli)
+        trials = one.responses.trials
+        return {hashes.get(i, i) for i in trials.loc[trials["known"].astype(bool), "stimulus_id"].astype(str)}
+
+    n_shared = len(list_pictures(new) & list_pictures(context))
+    shared = f", which shows {n_shared} of the pictures that are decoded" if n_shared else ""
+    return f"few-shot: a context of {context.responses.n_trials} trials{shared}"
 
 
 def find_tested_gallery(run: FinishedRun, folds: list[int]) -> PictureGallery:

@@ -60,6 +60,7 @@ from braindecode_vis.datasets.sources.bold_source import (
     BoldRun,
     BoldSource,
     ConfoundsConfig,
+    GlmByVoxelConfig,
     GlmConfig,
     ModelConfig,
 )
@@ -132,6 +133,11 @@ class BoldSettings(AtlasSettings):
         """Replace a mask file by the word ``file``: its content is among the inputs."""
         fields = super().hashed_fields()
         return {**fields, "mask": "file"} if isinstance(self.mask, Path) else fields
+
+    def learns_before_split(self) -> tuple[str, ...]:
+        """Return `per_split`, which keeps the choice of a model out of declared test runs and of no others."""
+        model = self.model
+        return ("model.per_split",) if isinstance(model, GlmByVoxelConfig) and model.per_split else ()
 
     def make_recipe(self) -> FmriRecipe:
         """Return the facts that identify the data set."""

@@ -197,13 +197,16 @@ class InContextEncoder(BrainEncoder):
         n_images = 1 + max(int(one.images.max()) for one in people)
         order = make_generator(self.seed, "in context", "held out").permutation(n_images)
         held = np.isin(np.arange(n_images), order[: max(1, round(_HELD_OUT * n_images))])
+        # Where subjects saw other images, some may have seen none of these.
+        asked = [one for one in people if not held[one.images].all()]
+        judges = [one for one in people if held[one.images].any()]
         n_steps = config.simulated_steps + config.people_steps
 
         def draw(step: int) -> _Task:
             generator = make_generator(self.seed, "in context", step)
             if step < config.simulated_steps:
                 return _simulate(prior, known, generator)
-            return _pick(prior, people, ~held, generator)
+            return _pick(prior, asked, ~held, generator)
 
         with seeded(derive_seed(self.seed, "in context", "weights"), device):
             network = self._build_network().to(device)
@@ -229,12 +232,14 @@ class InContextEncoder(BrainEncoder):
                 describe_failure=lambda step, loss: f"the loss of the set network is {loss} in step {step}.",
             )  # fmt: skip
         network.eval()
-        self.network = network
+        self.network, self.gain, self.judged = network, 0.0, {}
+        if not judges:
+            return
         cosines = np.zeros(len(_GAINS))
         with torch.no_grad():
             for number in range(_TRIED):
                 generator = make_generator(self.seed, "in context", "judge", number)
-                start, correction, truth = _pick(prior, people, held, generator).forward(network, device)
+                start, correction, truth = _pick(prior, judges, held, generator).forward(network, device)
                 cosines += [
                     float(torch.cosine_similarity(start + gain * correction, truth).mean()) / _TRIED
                     for gain in _GAINS
@@ -361,7 +366,7 @@ class InContextEncoder(BrainEncoder):
         if self.network is not None:
             state = self.network.state_dict()
             tensors |= {f"network.{name}": value.cpu().numpy() for name, value in state.items()}
-        plain = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()}
+        plain = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         write_tensors(folder / "in_context.safetensors", plain)
         write_json(
             folder / "in_context.json",
@@ -385,11 +390,9 @@ class InContextEncoder(BrainEncoder):
             start = f"{group}."
             return {key.removeprefix(start): a for key, a in tensors.items() if key.startswith(start)}
 
-        self.prior = VoxelPrior(**{name: a.astype(np.float64) for name, a in take("prior").items()})
+        self.prior = VoxelPrior(**take("prior"))
         self.people = {
-            name: VoxelContext(
-                n, **{key: a.astype(np.float64) for key, a in take(f"context{number}").items()}
-            )
+            name: VoxelContext(n, **take(f"context{number}"))
             for number, (name, n) in enumerate(meta["subjects"].items())
         }
         self._others, self._models = self.people.pop("", None), {}

@@ -47,7 +47,7 @@ class VoxelContext:
     power : array of shape (n_voxels,)
         Sum of squares of centred responses.
     vectors, responses : arrays of shape (n_rows, n_features) and (n_rows, n_voxels)
-        Some centred trials, by which noise is measured.
+        Some centred trials, by which noise is measured; float32, as they are most of the numbers.
     """
 
     n: float
@@ -103,7 +103,7 @@ def make_context(vectors: np.ndarray, responses: np.ndarray) -> VoxelContext:
     rows = np.linspace(0, len(shown) - 1, min(len(shown), _MOST_ROWS)).round().astype(int)
     return VoxelContext(
         float(len(shown)), vector_mean, response_mean, shown.T @ shown, shown.T @ seen, np.square(seen).sum(axis=0),
-        shown[rows], seen[rows],
+        shown[rows].astype(np.float32), seen[rows].astype(np.float32),
     )  # fmt: skip
 
 
