@@ -45,6 +45,7 @@ SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 PHANTOMS = {
     "alljoined1": ({}, {"image_size": 32}),
     "bold5000": ({"n_imagery": 3, "imagery_repetitions": 2}, {}),
+    "god": ({"n_subjects": 3}, {}),
     "laion_fmri": ({}, {"image_size": 32}),
     "nsd": ({"n_subjects": 2, "n_imagery": 0, "imagery_repetitions": 0, "n_synthetic": 0}, {}),
     "nsd_imagery": ({"n_synthetic": 0}, {}),
@@ -73,7 +74,7 @@ FILES = {
     "synthetic_digits": (None, {"n_train": 40, "n_test": 12, "n_voxels": 30}),
 }
 # Settings of a data set that name more than the phantom has.
-HELD = {"nsd": {"sessions": 2, "subjects": [1, 2]}}
+HELD = {"god": {"subjects": [1, 2, 3]}, "nsd": {"sessions": 2, "subjects": [1, 2]}}
 
 # Numbers that are lowered wherever a component has a field of this name and a larger value.
 FEWER = {
@@ -83,6 +84,7 @@ FEWER = {
     "hidden": 32, "projector_hidden": 32, "width": 16, "depth": 2, "n_blocks": 1, "shared": 32, "decoder_width": 16,
     "decoder_depth": 1, "n_virtual_channels": 16, "initial_channels": 16, "backbone_outputs": 32, "head_hidden": 32,
     "n_draws": 2, "n_clusters": 8, "code_updates": 20,
+    "own_trials": 4, "simulated_steps": 3, "people_steps": 3,
 }  # fmt: skip
 # Kind of a component -> settings that make it small; towers keep their architecture with fewer and narrower layers.
 _VIT = {"layers": 2, "width": 32, "head_width": 16, "mlp_ratio": 2.0}
@@ -233,10 +235,10 @@ def shrink(path, root):
     joint = content["split"]["kind"] == "leave_one_subject_out" or content["encoder"].get("network", {}).get(
         "joint"
     )
-    if kind in ("things_eeg2", "things_meg") and not joint:
-        content["dataset"]["subjects"] = [1]
     held = {key: value for key, value in HELD.get(kind, {}).items() if content["dataset"].get(key)}
     content["dataset"] |= {**({"root": str(root)} if root.exists() else {}), **settings, **held}
+    if kind in ("things_eeg2", "things_meg", "god") and not joint:
+        content["dataset"]["subjects"] = [1]
     if content["dataset"].get("notch"):  # a recording of a few seconds is shorter than these filters
         content["dataset"] |= {"l_freq": 2.0, "notch": []}
     if content["dataset"].get("atlas"):

@@ -26,12 +26,13 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 #: missing; a test compares it with what the parts register.
 SHIPPED: dict[str, str] = {
     "analyses": "analyze encode analyze_in_run encode_responses attributes confusion encoding failures few_shot "
-    "frequency_bands growing_window hubness imagery integrated_gradients layer_time network_ablation occlusion "
-    "repetitions rois rsa sensor_regions sliding_window spatial_patterns time_generalization time_resolved_categories "
-    "window_reconstructions",
+    "frequency_bands growing_window hubness imagery integrated_gradients joint_retrieval layer_time network_ablation "
+    "occlusion repetitions rois rsa sensor_regions sliding_window spatial_patterns time_generalization "
+    "time_resolved_categories window_reconstructions",
     "audit": "audit audit_run",
     "cluster": "plan status collect cancel send_sweep take_jobs",
-    "foundation": "corpus labram cbramod brainlm brain_jepa cortex_mae neurostorm eegpt bendr reve luna",
+    "foundation": "corpus labram cbramod brainlm brain_jepa cortex_mae neurostorm eegpt bendr reve luna in_context "
+    "voxel_clusters",
     "live": "stream live open_session",
     "phantom": "phantom",
     "studies": "demo pretrain train-generator sweep compare board score tracks submit compare_runs choose_track "

@@ -95,10 +95,6 @@ class RidgeConfig(EncoderSettings, DeviceSettings, InnerFoldSettings):
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"subject_alignment"})
     may_know_likelihood: ClassVar[bool] = False
 
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields, and that features in tesla are z-scored, which they once were not."""
-        return {**super().hashed_fields(), "zscore": "any unit"}
-
     def build(self, *, seed: int) -> RidgeEncoder:
         """Return the unfitted encoder."""
         return RidgeEncoder(self, seed=seed)
