@@ -16,6 +16,7 @@ https://laion-fmri.hebartlab.com; files as in ViCCo-Group/LAION-fMRI@eee8400a an
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -25,9 +26,8 @@ from pydantic import Field, field_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_option, is_there, refuse_damage
 from braindecode_vis.base.digests import digest_files
-from braindecode_vis.base.remote import open_hdf5
+from braindecode_vis.base.remote import bring, open_hdf5
 from braindecode_vis.base.stimuli import StimulusSet
-from braindecode_vis.base.store import read_json
 from braindecode_vis.datasets.bids.fmri_files import check_no_overlap, hash_name
 from braindecode_vis.datasets.layout import File, Layout
 from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_facts
@@ -329,6 +329,8 @@ class LaionFmriConfig(AtlasSettings):
 
         listed, path = LAYOUT.find(root, "index"), LAYOUT.find(root, "pictures")
         names = pd.Index(LAYOUT.read_table(listed, "index", dtype=str)["image_name"])
+        if len(twice := names[names.duplicated()]):
+            raise DataError(f"{listed} lists {twice[0]!r} more than once; fetch list and pictures again.")
         rows = names.get_indexer(pd.Index(labels))
         if (rows < 0).any():
             lost = [label for label, row in zip(labels, rows, strict=True) if row < 0]
@@ -399,7 +401,7 @@ def read_trials(path: Path, subject: str, session: str, n_betas: int) -> pd.Data
     Raises
     ------
     DataError
-        If they do not belong to these betas, this session or this person, or a trial has no label.
+        If they do not belong to these betas, this session or this person, or a trial has no label or run.
     """
     import pandas as pd
 
@@ -412,9 +414,10 @@ def read_trials(path: Path, subject: str, session: str, n_betas: int) -> pd.Data
         )
     table = table.iloc[np.argsort(order.to_numpy())].reset_index(drop=True)
     other = set(table["session"].str.extract(r"(\d+)$")[0].fillna("").str.lstrip("0")) - {session.lstrip("0")}
-    labels = table["label"]
-    if other or (labels == "").any():
-        fault = f"trials of session {min(other)!r}" if other else "trials without a label"
+    labels, runs = table["label"], table["run"].str.extract(r"(\d+)$")[0].str.zfill(2)
+    if other or (labels == "").any() or runs.isna().any():
+        lacking = "label" if (labels == "").any() else "number of the run"
+        fault = f"trials of session {min(other)!r}" if other else f"trials without a {lacking}"
         raise DataError(f"{path} has {fault}; it is not the table of session {session}, fetch it again.")
     owner = labels.str.extract(r"^unique_.*_(p\d\d)\.\w+$")[0].map(OWNERS)
     foreign = np.flatnonzero(owner.notna() & (owner != subject))
@@ -425,7 +428,7 @@ def read_trials(path: Path, subject: str, session: str, n_betas: int) -> pd.Data
         )
     return pd.DataFrame(
         {
-            "subject": subject, "session": session, "run": table["run"].str.extract(r"(\d+)$")[0].str.zfill(2),
+            "subject": subject, "session": session, "run": runs,
             "stimulus_id": labels, "repetition": 0, "concept": labels, "source": find_source(labels),
             "ood_kind": labels.str.extract(r"^shared_\d+rep_OOD_([^_]+)_")[0].fillna("none"),
         }
@@ -440,13 +443,10 @@ def read_split(path: Path) -> dict[str, str]:
     DataError
         If it is no such file, or a picture is on both sides.
     """
-    try:
-        variant = read_json(path)["variants"][0]
+    damaged = f"{path} holds no variants[0] with train_ids and test_ids; it is no split of LAION-fMRI"
+    with refuse_damage(damaged, hint="fetch it again"):
+        variant = json.loads(bring(path).read_text())["variants"][0]
         train, test = (dict.fromkeys(map(str, variant[f"{side}_ids"]), side) for side in ("train", "test"))
-    except (KeyError, IndexError, TypeError) as error:
-        raise DataError(
-            f"{path} holds no variants[0] with train_ids and test_ids; it is no split of LAION-fMRI."
-        ) from error
     if both := sorted(train.keys() & test.keys()):
         raise DataError(f"{path} has {len(both)} pictures on both sides, first {both[0]!r}; fetch it again.")
     return train | test

@@ -180,6 +180,11 @@ class MosaicConfig(AtlasSettings, PicturedSettings):
         gaps = np.unique(np.concatenate([read_gaps(place) for place in people.values()]))
         # Not measured in one of the people: left out of all, so that everyone has the same grayordinates.
         usable = np.setdiff1d(np.arange(N_CORTEX), gaps)
+        if not len(usable):
+            raise DataError(
+                f"nan_indices_all of the files below {self.find_root()} names every grayordinate of the cortex, so "
+                "nothing is left to read; fetch the files again, or read fewer people with dataset.subjects."
+            )
         joined = self._join_people()
         parts, n_left_out = [], 0
         # All sets of one subject follow each other.
@@ -335,6 +340,8 @@ def find_people(root: Path) -> dict[str, PersonPlace]:
                 for name, betas in groups.items()
             }
         places |= {match[0]: PersonPlace(path, "person") for name in own if (match := _PERSON.match(name))}
+        if not places and _PERSON.fullmatch(path.stem):
+            raise DataError(f"{path} is named like the file of a person, but holds no responses; {_HINT}.")
         for name, place in places.items():
             if name not in found or order.index(place.kind) < order.index(found[name].kind):
                 found[name] = place

@@ -160,6 +160,7 @@ def change_table(root, **cells):
         ({"label": "shared_12rep_LAION_unknown.jpg"}, None),
         ({"label": "unique_LAION_initial_cluster_1_i0_p02.jpg"}, "only subject 06 saw: the files of subject 01"),
         ({"label": ""}, "has trials without a label"),
+        ({"run": "x"}, "has trials without a number of the run"),
         ({"session": "ses-02"}, "has trials of session '2'; it is not the table of session 01"),
         ({"beta_index": "1"}, "each once.*: fetch both again"),
     ],
@@ -195,6 +196,12 @@ def test_settings_that_nothing_fits_are_named(root):
     refuse(DataError, "1 pictures on both sides, first 'a'", subjects=("03",))
     path.write_text("{}")
     refuse(DataError, "it is no split of LAION-fMRI", subjects=("03",))
+    path.write_bytes(b"\xff")
+    refuse(DataError, "it is no split of LAION-fMRI.*fetch it again", subjects=("03",))
+    index = LAYOUT.place(root, "index")
+    first, second, _, *rest = index.read_text().splitlines(keepends=True)
+    index.write_text("".join((first, second, second, *rest)))
+    refuse(DataError, "more than once; fetch list and pictures again", subjects=("01",))
     LAYOUT.place(root, "pictures").unlink()
     refuse(DataError, "ask for it with the form", subjects=("01",))
 

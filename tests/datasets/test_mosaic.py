@@ -209,6 +209,13 @@ def test_what_does_not_fit_is_named(roots, root, tmp_path):
         test="both",
     )
     spoil("400 values in a response, but MOSAIC has 91282", shorten)
+    spoil("named like the file of a person, but holds no responses", lambda file: file.move("betas", "beta"))
+
+    def hide(file):
+        del file["nan_indices_all"]
+        file["nan_indices_all"] = np.arange(91282)
+
+    spoil("names every grayordinate of the cortex", hide)
     shared = LAYOUT.place(root, "shared")
     shared.write_text("person\tage\n1\t30\n")
     refuse(DataError, "names nobody as sub-01_NSD")
