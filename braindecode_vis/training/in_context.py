@@ -194,16 +194,19 @@ class InContextEncoder(BrainEncoder):
         assert self.prior is not None
         config, prior = self.config, self.prior
         device = choose_device(config.device, setting="encoder.device")
-        n_images = 1 + max(int(one.images.max()) for one in people)
-        order = make_generator(self.seed, "in context", "held out").permutation(n_images)
-        held = np.isin(np.arange(n_images), order[: max(1, round(_HELD_OUT * n_images))])
+        seen = np.unique(np.concatenate([one.images for one in people]))
+        order = make_generator(self.seed, "in context", "held out").permutation(seen)
+        held = np.isin(np.arange(seen[-1] + 1), order[: max(1, round(_HELD_OUT * len(seen)))])
+        # A person who saw few images may have seen only held-out ones, or none of them.
+        pupils = [one for one in people if not held[one.images].all()]
+        judges = [one for one in people if held[one.images].any()]
         n_steps = config.simulated_steps + config.people_steps
 
         def draw(step: int) -> _Task:
             generator = make_generator(self.seed, "in context", step)
             if step < config.simulated_steps:
                 return _simulate(prior, known, generator)
-            return _pick(prior, people, ~held, generator)
+            return _pick(prior, pupils, ~held, generator)
 
         with seeded(derive_seed(self.seed, "in context", "weights"), device):
             network = self._build_network().to(device)
@@ -234,7 +237,7 @@ class InContextEncoder(BrainEncoder):
         with torch.no_grad():
             for number in range(_TRIED):
                 generator = make_generator(self.seed, "in context", "judge", number)
-                start, correction, truth = _pick(prior, people, held, generator).forward(network, device)
+                start, correction, truth = _pick(prior, judges, held, generator).forward(network, device)
                 cosines += [
                     float(torch.cosine_similarity(start + gain * correction, truth).mean()) / _TRIED
                     for gain in _GAINS

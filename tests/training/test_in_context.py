@@ -89,6 +89,13 @@ def invert_by_least_squares(own, test):
     return np.array(found)
 
 
+def test_people_who_saw_none_of_the_held_out_images_are_learnt_from_and_do_not_judge():
+    people = join([make_person(str(n), 6, seed=n, n_voxels=20) for n in range(8)])
+    encoder = build(BrainEncoder, QUICK, seed=0).fit(people, select(people))
+    assert np.isfinite(list(encoder.judged.values())).all()
+    assert np.isfinite(encoder.predict(people).vectors).all()
+
+
 @pytest.mark.parametrize("n", [60, 200])
 def test_a_context_beats_ridge_and_least_squares_on_the_same_pairs(fitted, n):
     """Intervals are over images, of means over people.
