@@ -13,6 +13,7 @@ from braindecode_vis.base.contracts import BrainEncoder
 from braindecode_vis.base.roles import build, read
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.encoders.voxel_context import make_context
+from braindecode_vis.pipeline.new_trials import check_axes
 from braindecode_vis.training.in_context import InContextConfig, InContextEncoder
 
 N_FEATURES, N_VOXELS, N_IMAGES, N_TEST = 24, 120, 600, 150
@@ -220,6 +221,14 @@ def test_a_context_is_a_sum():
 # --- in a run -------------------------------------------------------------------------------------------------
 
 
+def test_a_new_person_of_a_padded_run_may_have_any_number_of_voxels():
+    people = join([make_person(str(n), 20, seed=n) for n in range(2)])
+    for width in (70, 150):
+        check_axes(people, make_person("new", 20, seed=5, n_voxels=width))
+        with pytest.raises(DataError, match=f"have 120 voxels, but these have {width} voxels"):
+            check_axes(people, make_person("1", 20, seed=5, n_voxels=width))
+
+
 def make_data(subjects="abc", n=60, seed=0):
     draw = np.random.default_rng(0)
     pictures = draw.random((n, 4, 4))
@@ -259,8 +268,12 @@ def test_decode_takes_a_context_and_a_finished_run_one_of_a_new_person(tmp_path)
     first = found.retrieved.query("place == 1")["picture"].astype(int).to_numpy()
     without = run.predict(new[40:], **options).retrieved.query("place == 1")["picture"].astype(int).to_numpy()
     assert (first == np.arange(20)).mean() > 0.3 > (without == np.arange(20)).mean()
-    with pytest.raises(DataError, match="context shows the picture"):
+    with pytest.raises(DataError, match="context shows the picture '0' alone"):
         run.predict(new[40:], context=bdv.from_arrays(new[:1], images=pictures[:1], subject="d"), **options)
+    with pytest.raises(
+        DataError, match="context is of subject d, but the trials are of subject e, who would be"
+    ):
+        run.predict(new[40:], context=pairs, **{**options, "subject": "e"})
     with pytest.raises(DataError, match="needs the picture of each of its trials"):
         run.predict(new[40:], context=new[:40], **options)
     for wrong in (1, True, "60"):
