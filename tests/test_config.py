@@ -38,6 +38,10 @@ LOW = "reconstruction.low_level={{target: {{kind: taesd, weights: random, image_
 KFOLD = "split={kind: kfold, n_folds: 3}"
 #: Configuration -> overrides, and what is said of them. Without the first reason of several the next one is named.
 REFUSED = {
+    "god_in_context": [("dataset.subjects=1,2", r"subjects is '1,2', but input should be a list such as \[1, 2\]")],
+    "bids_fmri_glm_by_voxel_ridge": [
+        ("dataset.model.denoise=3", r"dataset.model.denoise is 3, but input should be true or false"),
+    ],
     "digits69_ridge": [
         ("encoder.alfas=[1]", r"unknown key encoder\.alfas; known here are kind, alphas.*did you mean 'alphas'"),
         ("target.kind=pixel", r"unknown kind 'pixel' in target\.kind; known are pixels, pca.*did you mean 'pixels'"),

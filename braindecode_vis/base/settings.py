@@ -407,6 +407,9 @@ def _plain(value: Any) -> Any:
 _TYPE = re.compile(r"(constrained-\w+|int|float|str|bool|path|none|.*\[.*)", re.DOTALL)
 #: Errors that say what is known, before those that may only follow from them.
 _FIRST = ("unknown_key", "removed_key", "unknown_kind", "outside")
+_YES_NO, _LIST = "input should be true or false", "input should be a list such as [1, 2]"
+#: Sentences of types that pydantic names as Python does.
+_PLAIN = {"bool_parsing": _YES_NO, "bool_type": _YES_NO, "tuple_type": _LIST, "list_type": _LIST}
 
 
 def describe_unknown_key(key: str, known: Sequence[str]) -> str:
@@ -459,4 +462,5 @@ def describe_validation_error(error: ValidationError, key: str = "") -> str:
         return f"{path} is missing"
     if first["type"] == "value_error":
         return str(context["error"]) if len(location) == 0 else f"{path}: {context['error']}"
-    return f"{path} is {first['input']!r}, but {first['msg'][0].lower()}{first['msg'][1:]}"
+    expected = _PLAIN.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
+    return f"{path} is {first['input']!r}, but {expected}"

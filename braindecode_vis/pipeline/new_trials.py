@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base import roles
-from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.arrays import Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_option
 from braindecode_vis.base.contracts import Dataset
 from braindecode_vis.base.remote import as_path
@@ -312,7 +312,11 @@ def check_axes(expected: Responses, found: Responses) -> None:
             f"the channels of these trials {what}: the run has {', '.join(map(str, ours[:8]))}"
             f"{' ...' if len(ours) > 8 else ''} in this order; select them by name."
         )
-    if found.data.shape[1:] != expected.data.shape[1:] or len(found.dims) != len(expected.dims):
+    shape, own = expected.data.shape[1:], count_own_voxels(expected)
+    if own and not set(found.trials["subject"].astype(str)) & set(own):
+        # Rows of the run are padded to its largest subject, whose number of voxels says nothing of another person.
+        shape = (found.data.shape[1], *shape[1:])
+    if found.data.shape[1:] != shape or len(found.dims) != len(expected.dims):
         raise DataError(f"the trials of the run have {shapes[0]}, but these have {shapes[1]}.")
     times = [r.coords.get("times") for r in (expected, found)]
     if times[0] is not None and times[1] is not None:
@@ -344,4 +348,8 @@ def _fit_in(run: FinishedRun, responses: Responses) -> Responses:
     # Warnings of the run's own recordings say nothing of these trials.
     coords = {key: value for key, value in own.coords.items() if key != "warnings"}
     trials: pd.DataFrame = responses.trials
+    if counts := count_own_voxels(own):
+        width = responses.data.shape[1]
+        new = dict.fromkeys(trials["subject"].astype(str), width) | count_own_voxels(responses)
+        coords["n_voxels_of"] = new | counts
     return Responses.from_checked(responses.data, own.dims, trials, own.unit, coords)

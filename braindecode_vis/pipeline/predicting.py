@@ -500,6 +500,12 @@ def predict(
     trials = pick_trials(_name_concepts(run, new), np.arange(new.responses.n_trials), run.config.repeats.test)
     fitted = [train(run)[number] for number in folds]
     if context is not None:
+        theirs, whose = (r.trials["subject"].astype(str).unique() for r in (context.responses, trials))
+        if not set(theirs) & set(whose):
+            raise DataError(
+                f"the context is of subject {', '.join(theirs)}, but the trials are of subject {', '.join(whose)}, who "
+                "would be decoded without it; name the same subject for both (subject=... in Python)."
+            )
         fitted = [
             replace(f, encoder=_read_context(run, number, f, context))
             for number, f in zip(folds, fitted, strict=True)
@@ -683,7 +689,7 @@ def _read_context(run: FinishedRun, number: int, fitted: Any, context: NewTrials
             "in_context, ridge and networks can."
         )
     trials = fitted.select(_name_concepts(run, context))
-    ids = trials.stimulus_ids.astype(str)
+    ids = np.array([str(name) for name in trials.stimulus_ids], dtype=object)
     known = trials.trials["known"].to_numpy(bool)
     shown = _find_shown(run, number, context, list(dict.fromkeys(ids[known])))
     missing = sorted(set(ids) - set(() if shown is None else shown[0].ids.astype(str)))

@@ -570,9 +570,15 @@ class LeaveOneSubjectOutConfig(DeclaredSplitSettings):
         if not knows_images:  # every subject saw every class; nothing but the subject can be held out
             return LeaveOneGroupOutConfig(by="subject").make(trials, concepts, seed=seed)
         if not (column == "test").any():
+            # The other split has no own trials, so it is no way out for who asked for them.
+            instead = (
+                "declare some trials as test (the column split of their table, or split=... of from_arrays)"
+                if self.own_trials
+                else "set split to {kind: leave_one_group_out, by: subject, images: true}"
+            )
             raise ConfigError(
                 "the data set declares no test trials, so that leave-one-subject-out cannot test images that "
-                "no subject was trained on; set split to {kind: leave_one_group_out, by: subject, images: true}."
+                f"no subject was trained on; {instead}."
             )
         folds = []
         for name in names:

@@ -326,6 +326,9 @@ def test_a_new_subject_gives_a_few_trials_by_the_split():
     assert LeaveOneSubjectOutConfig().hashed_fields() == {"kind": "leave_one_subject_out"}
     with pytest.raises(ConfigError, match="own_trials is 61, but subject a has 60"):
         LeaveOneSubjectOutConfig(own_trials=61).make(trials, concepts, seed=0)
+    # A split without own trials is no way out for who asked for them.
+    with pytest.raises(ConfigError, match=r"declares no test trials.*; declare some trials as test"):
+        LeaveOneSubjectOutConfig(own_trials=5).make(trials.assign(split="train"), concepts, seed=0)
 
 
 @pytest.mark.parametrize("n_times", [0, 3])

@@ -585,9 +585,9 @@ def _plan_pictures(
                     beside=partial(_count_pairs, sizes.image_px) if name == "evaluate" else None,
                 )
             )
-    last = records[-1][2]["report"]
+    report = records[-1][2]["report"]
     steps.append(
-        _make_step("report", [replace(last, size=1.0)], 1.0, "page and checks of a small run", more=held)
+        _make_step("report", [replace(report, size=1.0)], 1.0, "page and checks of a small run", more=held)
     )
     return steps, dims, start
 

@@ -194,11 +194,11 @@ class InContextEncoder(BrainEncoder):
         assert self.prior is not None
         config, prior = self.config, self.prior
         device = choose_device(config.device, setting="encoder.device")
-        n_images = 1 + max(int(one.images.max()) for one in people)
-        order = make_generator(self.seed, "in context", "held out").permutation(n_images)
-        held = np.isin(np.arange(n_images), order[: max(1, round(_HELD_OUT * n_images))])
-        # Where subjects saw other images, some may have seen none of these.
-        asked = [one for one in people if not held[one.images].all()]
+        seen = np.unique(np.concatenate([one.images for one in people]))
+        order = make_generator(self.seed, "in context", "held out").permutation(seen)
+        held = np.isin(np.arange(seen[-1] + 1), order[: max(1, round(_HELD_OUT * len(seen)))])
+        # A person who saw few images may have seen only held-out ones, or none of them.
+        pupils = [one for one in people if not held[one.images].all()]
         judges = [one for one in people if held[one.images].any()]
         n_steps = config.simulated_steps + config.people_steps
 
@@ -206,7 +206,7 @@ class InContextEncoder(BrainEncoder):
             generator = make_generator(self.seed, "in context", step)
             if step < config.simulated_steps:
                 return _simulate(prior, known, generator)
-            return _pick(prior, asked, ~held, generator)
+            return _pick(prior, pupils, ~held, generator)
 
         with seeded(derive_seed(self.seed, "in context", "weights"), device):
             network = self._build_network().to(device)

@@ -23,6 +23,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -293,7 +294,10 @@ def plan_blocks(job: PhantomJob) -> list[Unit]:
     """Return each subject's table and one unit per block."""
     units = []
     for person in job.subjects:
-        labels = {"session": range(1, job.size.n_sessions + 1), "block": range(1, N_BLOCKS + 1)}
+        labels: dict[str, Any] = {
+            "session": range(1, job.size.n_sessions + 1),
+            "block": range(1, N_BLOCKS + 1),
+        }
         name = "subject {person.name}, session {session:02d}, block {block:02d}"
         units.append(Unit(f"subject {person.name}, categories", 1, partial(_write_categories, job, person)))
         units += list_units(job, name, 1, _write_block, people=[person], **labels)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -192,7 +192,10 @@ def list_run_units(
 ) -> list[Unit]:
     """Return one unit per run of every subject and session; `name` gives the name of a subject in the data set."""
     n_steps = max(1, round(expect_run_s(job.size, timing) / step_s))
-    labels = {"session": range(1, job.size.n_sessions + 1), "run": range(1, job.size.runs + 1)}
+    labels: dict[str, Any] = {
+        "session": range(1, job.size.n_sessions + 1),
+        "run": range(1, job.size.runs + 1),
+    }
     units = []
     for person in job.subjects:
         text = f"subject {name(person)}, session {{session:02d}}, run {{run:02d}}"

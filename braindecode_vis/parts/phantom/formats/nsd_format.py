@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -203,7 +204,10 @@ def plan(job: PhantomJob) -> list[Unit]:
         who = f"subject {person.name}"
         units.append(Unit(f"{who}, regions", 1, partial(_write_person, job, person)))
         name = "subject {person.name}, session {session:02d}, {version}"
-        labels = {"version": list_versions(job.size), "session": range(1, job.size.n_sessions + 1)}
+        labels: dict[str, Any] = {
+            "version": list_versions(job.size),
+            "session": range(1, job.size.n_sessions + 1),
+        }
         units += list_units(job, name, per_session, _write_session, people=[person], **labels)
         if job.size.n_imagery:
             units.append(

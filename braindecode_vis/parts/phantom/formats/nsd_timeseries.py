@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,10 @@ def plan(job: PhantomJob) -> list[Unit]:
             Unit(f"subject {person.name}, regions", 1, partial(nsd_format.write_subject, job, person))
         )
         name = "subject {person.name}, session {session:02d}, run {run:02d}"
-        labels = {"session": range(1, job.size.n_sessions + 1), "run": range(1, job.size.runs + 1)}
+        labels: dict[str, Any] = {
+            "session": range(1, job.size.n_sessions + 1),
+            "run": range(1, job.size.runs + 1),
+        }
         units += list_units(job, name, _expect_volumes(job.size), _write_run, people=[person], **labels)
     return units
 

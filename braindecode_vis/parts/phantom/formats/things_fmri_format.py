@@ -134,7 +134,7 @@ def plan(job: PhantomJob) -> list[Unit]:
         return [write_brainmask(job.root, number, scanner.mask, scanner.affine) for number in numbers]
 
     units = [Unit("the brain masks", 1, write_masks)]
-    labels = {"session": range(1, job.size.n_sessions + 1), "run": range(1, len(counts))}
+    labels: dict[str, Any] = {"session": range(1, job.size.n_sessions + 1), "run": range(1, len(counts))}
     n_kept = job.size.n_sessions * (n_trials - (job.size.n_catch or 0))
     name = "subject {person.name}, session {session:02d}, run {run:02d}"
     return [

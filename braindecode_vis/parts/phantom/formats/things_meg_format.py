@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -147,7 +148,10 @@ def plan(job: PhantomJob) -> list[Unit]:
 
     units = [Unit("the tables of the data set", 1, write_tables)]
     name = "subject {person.name}, session {session:02d}, raw run {run:02d}"
-    labels = {"session": range(1, (job.size.n_raw_sessions or 0) + 1), "run": range(1, job.size.runs + 1)}
+    labels: dict[str, Any] = {
+        "session": range(1, (job.size.n_raw_sessions or 0) + 1),
+        "run": range(1, job.size.runs + 1),
+    }
     n_epochs = job.size.n_sessions * count_session_trials(job.size)
     return [
         *units,

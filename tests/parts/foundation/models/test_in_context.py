@@ -14,6 +14,7 @@ from braindecode_vis.base.roles import build, read
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.parts.foundation.models.in_context import InContextConfig, InContextEncoder
 from braindecode_vis.parts.foundation.models.voxel_context import make_context
+from braindecode_vis.pipeline.new_trials import check_axes
 
 N_FEATURES, N_VOXELS, N_IMAGES, N_TEST = 24, 120, 600, 150
 QUICK = InContextConfig(simulated_steps=6, people_steps=6, width=16, n_blocks=1)
@@ -87,6 +88,13 @@ def invert_by_least_squares(own, test):
             inverse = np.linalg.solve(weights.T @ weights + penalty * np.eye(N_FEATURES), weights.T)
             found.append(find_share((test.data - mean) @ inverse.T + centre, truth))
     return np.array(found)
+
+
+def test_people_who_saw_none_of_the_held_out_images_are_learnt_from_and_do_not_judge():
+    people = join([make_person(str(n), 6, seed=n, n_voxels=20) for n in range(8)])
+    encoder = build(BrainEncoder, QUICK, seed=0).fit(people, select(people))
+    assert np.isfinite(list(encoder.judged.values())).all()
+    assert np.isfinite(encoder.predict(people).vectors).all()
 
 
 @pytest.mark.parametrize("n", [60, 200])
@@ -226,6 +234,14 @@ def test_a_context_is_a_sum():
 # --- in a run -------------------------------------------------------------------------------------------------
 
 
+def test_a_new_person_of_a_padded_run_may_have_any_number_of_voxels():
+    people = join([make_person(str(n), 20, seed=n) for n in range(2)])
+    for width in (70, 150):
+        check_axes(people, make_person("new", 20, seed=5, n_voxels=width))
+        with pytest.raises(DataError, match=f"have 120 voxels, but these have {width} voxels"):
+            check_axes(people, make_person("1", 20, seed=5, n_voxels=width))
+
+
 def make_data(subjects="abc", n=60, seed=0):
     draw = np.random.default_rng(0)
     pictures = draw.random((n, 4, 4))
@@ -268,8 +284,12 @@ def test_decode_takes_a_context_and_a_finished_run_one_of_a_new_person(tmp_path)
     first = found.retrieved.query("place == 1")["picture"].astype(int).to_numpy()
     without = run.predict(new[40:], **options).retrieved.query("place == 1")["picture"].astype(int).to_numpy()
     assert (first == np.arange(20)).mean() > 0.3 > (without == np.arange(20)).mean()
-    with pytest.raises(DataError, match="context shows the picture"):
+    with pytest.raises(DataError, match="context shows the picture '0' alone"):
         run.predict(new[40:], context=bdv.from_arrays(new[:1], images=pictures[:1], subject="d"), **options)
+    with pytest.raises(
+        DataError, match="context is of subject d, but the trials are of subject e, who would be"
+    ):
+        run.predict(new[40:], context=pairs, **{**options, "subject": "e"})
     with pytest.raises(DataError, match="needs the picture of each of its trials"):
         run.predict(new[40:], context=new[:40], **options)
     for wrong in (1, True, "60"):
