@@ -39,9 +39,6 @@ KFOLD = "split={kind: kfold, n_folds: 3}"
 #: Configuration -> overrides, and what is said of them. Without the first reason of several the next one is named.
 REFUSED = {
     "god_in_context": [("dataset.subjects=1,2", r"subjects is '1,2', but input should be a list such as \[1, 2\]")],
-    "bids_fmri_glm_by_voxel_ridge": [
-        ("dataset.model.denoise=3", r"dataset.model.denoise is 3, but input should be true or false"),
-    ],
     "digits69_ridge": [
         ("encoder.alfas=[1]", r"unknown key encoder\.alfas; known here are kind, alphas.*did you mean 'alphas'"),
         ("target.kind=pixel", r"unknown kind 'pixel' in target\.kind; known are pixels, pca.*did you mean 'pixels'"),
@@ -78,6 +75,7 @@ REFUSED = {
         ([KFOLD, "dataset.mvnn=none", "dataset.scaling=robust"], r"dataset\.scaling would learn"),
     ],
     "bids_fmri_glm_by_voxel_ridge": [
+        ("dataset.model.denoise=3", r"dataset.model.denoise is 3, but input should be true or false"),
         ([KFOLD, "dataset.zscore=none", "dataset.model.per_split=true"],
          r"dataset\.model\.per_split would learn from trials that the split 'kfold' tests; leave it out"),
     ],
