@@ -406,7 +406,7 @@ def read_lists(paths: Mapping[str, Path]) -> dict[str, dict[str, tuple[str, str]
     Raises
     ------
     DataError
-        If a file is no such list.
+        If a file is no such list, or a response is in those of both sides.
     """
     listed: dict[str, dict[str, tuple[str, str]]] = {}
     for kind, path in paths.items():
@@ -418,9 +418,14 @@ def read_lists(paths: Mapping[str, Path]) -> dict[str, dict[str, tuple[str, str]
                 person, _, picture = head.partition("_stimulus-")
                 # The lists name files that the authors had before; the HDF5 has the names without the ending. A
                 # stem of `Path` would cut names of pictures with a dot.
-                listed.setdefault(person, {}).update(
-                    (name.removesuffix(".npz"), (picture, kind)) for name in responses
-                )
+                own = listed.setdefault(person, {})
+                for name in (response.removesuffix(".npz") for response in responses):
+                    if name in own and (kind == "train") != (own[name][1] == "train"):
+                        raise DataError(
+                            f"{path} lists the response {name}, which {paths[own[name][1]].name} lists too: it would "
+                            "be trained on and tested; download the lists again."
+                        )
+                    own[name] = (picture, kind)
     return listed
 
 

@@ -220,6 +220,9 @@ def test_what_does_not_fit_is_named(roots, root, tmp_path):
     shared.write_text("person\tage\n1\t30\n")
     refuse(DataError, "names nobody as sub-01_NSD")
     shared.unlink()
+    training = root / "testtrain/train_naturalistic.json"
+    lists.write_text(json.dumps([*json.loads(lists.read_text()), json.loads(training.read_text())[0]]))
+    refuse(DataError, "which train_naturalistic.json lists too: it would be trained on and tested")
     lists.write_text('{"a": 1}')
     refuse(DataError, "is no list of pictures with their responses")
     path.write_bytes(path.read_bytes()[:5000])
