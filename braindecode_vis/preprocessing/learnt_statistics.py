@@ -191,7 +191,14 @@ class LearntStatistics:
         if self.scaling:
             values = self._find_scaler(subject, session).apply(values)
         if self.zscores:
-            values = self._find_zscore(subject, session, run, values.shape[1]).apply(values)
+            statistics = self._find_zscore(subject, session, run)
+            if len(statistics.mean) != values.shape[1]:
+                raise DataError(
+                    f"subject {subject}, session {session} has {values.shape[1]} voxels, but those that the run has "
+                    f"standardised are {len(statistics.mean)}, so their means do not fit; for a new subject, compute "
+                    "them from the new trials with --whiten-new."
+                )
+            values = statistics.apply(values)
         return values.astype(self.dtype, copy=False)
 
     def for_session(self, subject: str, session: str, run: str = "") -> LearntStatistics:
@@ -294,9 +301,7 @@ class LearntStatistics:
         scale = np.stack([scaler.scale for scaler in chosen]).mean(axis=0, dtype=np.float64)
         return RobustScaler(centre.astype(np.float32), scale.astype(np.float32), chosen[0].clamp)
 
-    def _find_zscore(
-        self, subject: str, session: str, run: str, n_features: int | None = None
-    ) -> FeatureStatistics:
+    def _find_zscore(self, subject: str, session: str, run: str) -> FeatureStatistics:
         for name, statistics in self.zscores.items():
             if (name.subject, name.session) == (subject, session) and name.run in ("", run):
                 of = (
@@ -310,15 +315,9 @@ class LearntStatistics:
             (n.subject, n.session, n.run): s for n, s in self.zscores.items() if not n.own
         }
         groups, words = self._choose_sessions(subject, pooled)
-        chosen = [pooled[name] for name in groups]
-        if len({len(s.mean) for s in chosen} | ({n_features} if n_features else set())) > 1:
-            raise DataError(
-                f"subject {subject}, session {session} has other voxels than those that the run has standardised, so "
-                "their means do not fit it; compute them from the new trials with --whiten-new."
-            )
         self._note(subject, session, words)
         # As preprocessing pools for a session without training trials, so that such a one has the same bits.
-        return pool_statistics(chosen)
+        return pool_statistics([pooled[name] for name in groups])
 
     @staticmethod
     def _choose_sessions(subject: str, known: Mapping[Group, Any]) -> tuple[list[Group], str]:

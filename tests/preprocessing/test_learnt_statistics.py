@@ -141,7 +141,9 @@ def test_zscores_come_from_the_run_then_the_mean_over_sessions_with_training_tri
     assert "by the run's test trials of this session" in learnt.used["subject 01, session b"]
     assert "by this session's training trials" in learnt.used["subject 01, session a"]
     # Voxels of another person are other voxels: means of the run do not fit them.
-    with pytest.raises(DataError, match=r"subject 03, session a has other voxels .* with --whiten-new"):
+    with pytest.raises(
+        DataError, match=r"subject 03, session a has 3 voxels, but .* are 2, .* with --whiten-new"
+    ):
         learnt.apply(np.full((1, 3), 11.0, np.float32), "03", "a", "1")
     alone = LearntStatistics(zscores={ZScoreGroup("01", "b", own=True): make(0, 1)})
     with pytest.raises(DataError, match="every session by its own trials"):
