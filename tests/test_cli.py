@@ -533,6 +533,21 @@ def test_no_number_is_cut_in_a_narrow_window(capsys, monkeypatch):
         assert text in shown
 
 
+def test_scores_of_groups_of_trials_name_their_group(monkeypatch, capsys):
+    """Blocks of the same metrics followed each other, and nothing said which group each was of."""
+    monkeypatch.setenv("COLUMNS", "120")
+    row = {"metric": "top1", "subject": "01", "ci_low": 0.1, "ci_high": 0.3, "p_value": 0.5, "n_queries": 9}
+    rows = [
+        row | {"method": method, "split": split, "value": value, "chance": 0.1}
+        for split, value in (("test", 0.21), ("test, texture", 0.22))
+        for method, value in (("decoded", value), ("nearest", value + 0.5))
+    ]
+    show.print_scores(rows)
+    lines = capsys.readouterr().out.splitlines()
+    for split, value, control in (("test ", "0.210", "0.710"), ("test, texture", "0.220", "0.720")):
+        assert any(split in line and value in line and f"nearest {control}" in line for line in lines), lines
+
+
 def test_a_run_is_gone_on_with_though_weights_of_a_later_stage_are_not_there(tmp_path, capsys):
     """Pretraining was refused when the same command was given again."""
     config = read_config("synthetic_digits", ["target={kind: openclip}", "generator={kind: nearest}"])

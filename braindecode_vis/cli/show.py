@@ -433,7 +433,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def print_scores(rows: list[dict[str, Any]]) -> None:
-    """Print one line per metric and subject: the decoded system, chance, and the best control beside it."""
+    """Print one line per metric, subject and group of trials: the decoded system, chance, and the best control."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -442,12 +442,12 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
 
     console = Console(highlight=False)
     wide = console.width >= 110
-    several = len({row["subject"] for row in rows}) > 1
+    keys = [key for key in ("subject", "split") if len({row.get(key) for row in rows}) > 1]
     table = Table(
         title="Scores of the decoded system (95 % interval)", title_justify="left", box=SIMPLE_HEAD,
         caption=describe_resampled(rows), caption_justify="left",
     )  # fmt: skip
-    for column in ["subject"] * several:
+    for column in keys:
         table.add_column(column, no_wrap=True)
     table.add_column("metric", overflow="fold")  # gives way, so that no number is cut
     for column in ("value", "interval", "chance", "p", "n"):
@@ -458,7 +458,7 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
         if row["method"] != "decoded":
             continue
         cells = [
-            *[row["subject"]] * several,
+            *[str(row.get(key) or "") for key in keys],
             row["metric"].replace("identification", "ident").replace("efficientnet", "effnet"),
             f"{row['value']:.3f}",
             "" if row["ci_low"] is None else f"{row['ci_low']:.3f}-{row['ci_high']:.3f}",
@@ -485,7 +485,7 @@ def _describe_best_control(decoded: dict[str, Any], rows: list[dict[str, Any]]) 
         row
         for row in rows
         if row["method"] not in ("decoded", "oracle")
-        and (row["metric"], row["subject"]) == (decoded["metric"], decoded["subject"])
+        and all(row.get(key) == decoded.get(key) for key in ("metric", "subject", "split"))
     ]
     if not rivals:
         return ""
