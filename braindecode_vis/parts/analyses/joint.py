@@ -157,8 +157,8 @@ def find_common(studies: dict[str, Study]) -> list[tuple[int, str, np.ndarray]]:
     """
     folds = {name: len(study.folds) for name, study in studies.items()}
     if len(set(folds.values())) > 1:
-        told = ", ".join(f"{name} {n}" for name, n in folds.items())
-        raise DataError(f"the runs have different numbers of folds ({told}); give all of them one split.")
+        counts = ", ".join(f"{name} {n}" for name, n in folds.items())
+        raise DataError(f"the runs have different numbers of folds ({counts}); give all of them one split.")
     tested = [
         [set(_list_shown(study.responses, fold.test)) for fold in study.folds] for study in studies.values()
     ]

@@ -145,7 +145,7 @@ class InContextEncoder(BrainEncoder):
         self._models: dict[str, VoxelModel] = {}
 
     def bind(self, context: Context) -> None:
-        """Take whom to tell how far the fit is."""
+        """Take where progress is reported."""
         self.context = context
 
     # --- learning across people -------------------------------------------------------------------------------
