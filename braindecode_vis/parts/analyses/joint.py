@@ -95,6 +95,12 @@ class JointRetrievalConfig(RetrievalAnalysis):
         parts: dict[tuple[str, ...], list[FoldValues]] = {some: [] for some in sets}
         for number, subject, ids in find_common(studies):
             found = {name: _compare(one, number, subject, ids) for name, one in studies.items()}
+            for first, second in combinations(names, 2):
+                if np.array_equal(found[first], found[second]):
+                    raise DataError(
+                        f"{first} and {second} give the same predictions, as if they were one run, which would "
+                        "count twice; leave one out."
+                    )
             for some in sets:
                 mean = np.mean([found[name] for name in some], axis=0).astype(np.float32)
                 ranked = rank_similarities(mean, ids, ids, protocol=study.protocol)

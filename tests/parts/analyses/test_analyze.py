@@ -222,3 +222,5 @@ def test_runs_that_cannot_be_joined_are_refused_in_words(tmp_path):
             JointRetrievalConfig(others=(tmp_path / name,)).compute(make_study(run))
     with pytest.raises(DataError, match="two of the other runs"):
         JointRetrievalConfig(others=(tmp_path / "seed", tmp_path / "seed")).compute(make_study(run))
+    with pytest.raises(DataError, match="this run and a give the same predictions"):
+        JointRetrievalConfig(others=(tmp_path / "a",)).compute(make_study(run))
