@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.base.locks import is_alive
 from braindecode_vis.base.memory import describe_bytes
@@ -318,7 +320,8 @@ def make_phantom(
     ledger.clear_leftovers()
     check_space(out, dataclasses.replace(estimate, scratch_bytes=jobs * estimate.scratch_bytes))
     try:
-        return _make(form, ledger, size, config, embed, advance, describe, drawn, jobs)
+        with threadpool_limits(1, "blas"):
+            return _make(form, ledger, size, config, embed, advance, describe, drawn, jobs)
     except OSError as error:
         if is_disk_full(error, out):
             raise DataError(
@@ -396,7 +399,7 @@ def _spread(jobs: int) -> Iterator[Callable[..., Iterable[Any]]]:
     if jobs == 1:
         yield map
         return
-    with open_processes(jobs, "draw images", _AFTER_KILL) as pool:
+    with open_processes(jobs, "draw images", _AFTER_KILL, _use_one_thread) as pool:
         yield pool.map
 
 
@@ -438,6 +441,12 @@ _OURS: dict[str, Any] = {}
 
 def _take_job(form: str, job: PhantomJob) -> None:
     _OURS.update(job=job, units={unit.name: unit for unit in _plan_units(get_format(form), job)})
+    _use_one_thread()
+
+
+def _use_one_thread() -> None:
+    """Sum in the same order everywhere: several threads of a matrix product end in other last digits."""
+    threadpool_limits(1, "blas")
 
 
 def _write_unit(name: str) -> list[Path]:
