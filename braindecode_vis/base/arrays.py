@@ -639,6 +639,12 @@ def check_same_space(left: Embeddings, right: Embeddings) -> None:
         )
 
 
+def check_target_rows(responses: Responses, targets: Embeddings, *, what: str) -> None:
+    """Raise `DataError` unless there is one target per trial, in the order of the trials."""
+    if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
+        raise DataError(f"{what} needs one target per trial, in the order of the trials.")
+
+
 SCORE_KEYS = (
     "method", "metric", "value", "ci_low", "ci_high", "chance", "noise_ceiling", "n_queries", "gallery_size",
     "subject", "split", "protocol", "seed", "p_value", "fingerprint", "resampled",

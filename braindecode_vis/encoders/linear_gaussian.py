@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.base.arrays import Embeddings, ImageLikelihood, Responses
+from braindecode_vis.base.arrays import Embeddings, ImageLikelihood, Responses, check_target_rows
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import BrainEncoder, EncoderSettings, GeneratorView
 from braindecode_vis.base.memory import check_memory
@@ -128,10 +128,7 @@ class LinearGaussianEncoder(BrainEncoder):
             If rows do not match, or fewer than two images were shown.
         """
         check_common_features(responses, what="the linear Gaussian model")
-        if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
-            raise DataError(
-                "the linear Gaussian model needs one target per trial, in the order of the trials."
-            )
+        check_target_rows(responses, targets, what="the linear Gaussian model")
         n, shape = responses.n_trials, responses.data.shape[1:]
         n_inputs, side = int(np.prod(shape)), max(shape[0], int(np.prod(shape[1:])))
         check_memory(

@@ -32,7 +32,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
+from braindecode_vis.base.arrays import Embeddings, Responses, check_target_rows, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import (
     NOTHING_LENT,
@@ -176,8 +176,7 @@ class RidgeEncoder(BrainEncoder):
         """
         if not self._uses_images():
             check_common_features(responses, what="ridge")
-        if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
-            raise DataError("ridge needs one target per trial, in the order of the trials.")
+        check_target_rows(responses, targets, what="ridge")
         n_features = int(np.prod(responses.data.shape[1:]))
         n_targets = int(np.prod(targets.vectors.shape[1:]))
         check_memory(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
+from braindecode_vis.base.arrays import Embeddings, Responses, check_target_rows, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import (
     BrainEncoder,
@@ -143,7 +143,7 @@ class NetworkEncoder(BrainEncoder):
     def _fit_rows(self, responses: Responses, targets: Embeddings, rows: np.ndarray) -> NetworkEncoder:
         from braindecode_vis.base.devices import compute_once
 
-        check_rows(responses, targets)
+        check_target_rows(responses, targets, what="a network")
         self._descriptions = None
         if self.config.uses_pretraining and self.pretrained is None:
             raise ConfigError(
@@ -424,7 +424,7 @@ class NetworkEncoder(BrainEncoder):
         DataError
             If axes or target space differ from those of the first training.
         """
-        check_rows(responses, targets)
+        check_target_rows(responses, targets, what="a network")
         fit = self.require_fit()
         check_adaptation(fit, responses, targets)
         other = self.copy_for(derive_seed(self.seed, "adapt"))
@@ -891,9 +891,3 @@ def take_rows(targets: Embeddings, rows: np.ndarray) -> Embeddings:
     if np.array_equal(rows, np.arange(len(targets))):  # nothing to copy
         return Embeddings(np.asarray(targets.vectors, dtype=np.float32), targets.ids, targets.space)
     return Embeddings(np.asarray(targets.vectors[rows], dtype=np.float32), targets.ids[rows], targets.space)
-
-
-def check_rows(responses: Responses, targets: Embeddings) -> None:
-    """Raise `DataError` unless there is one target per trial, in the order of the trials."""
-    if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
-        raise DataError("a network needs one target per trial, in the order of the trials.")

@@ -26,7 +26,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels, normalise_rows
+from braindecode_vis.base.arrays import (
+    Embeddings,
+    Responses,
+    check_target_rows,
+    count_own_voxels,
+    normalise_rows,
+)
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.contracts import (
     NOTHING_LENT,
@@ -160,8 +166,7 @@ class InContextEncoder(BrainEncoder):
         targets
             One row per trial, in the order of `responses`.
         """
-        if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
-            raise DataError("in_context needs one target per trial, in the order of the trials.")
+        check_target_rows(responses, targets, what="in_context")
         check_memory(
             12 * responses.data.size + 24 * targets.vectors.size,
             what=f"in-context decoding of {responses.n_trials} trials of {responses.data[0].size} features",
@@ -221,13 +226,13 @@ class InContextEncoder(BrainEncoder):
                 start, correction, truth = draw(step).forward(network, device)
                 yield _compute_loss(start + correction, truth)
 
-            def tell(step: int, losses: list[torch.Tensor]) -> None:
+            def report(step: int, losses: list[torch.Tensor]) -> None:
                 if self.context.progress is not None:
                     on = "simulated voxels" if step < config.simulated_steps else "subjects"
                     self.context.progress(step + 1, n_steps, f"set network on {on}")
 
             optimise(
-                optimiser, network.parameters(), range(n_steps), compute, after=tell, clip_norm=1.0,
+                optimiser, network.parameters(), range(n_steps), compute, after=report, clip_norm=1.0,
                 rate=lambda step: compute_warm_cosine(step, n_steps, n_steps // 20),
                 describe_failure=lambda step, loss: f"the loss of the set network is {loss} in step {step}.",
             )  # fmt: skip
