@@ -292,6 +292,7 @@ CLUSTERS = (
 )
 
 
+@pytest.mark.further
 def test_the_network_of_the_encoder_predicts_responses_of_all_subjects(tmp_path):
     """The universal encoder is fitted anew by the audit, which must come to the same numbers."""
     changes = [

@@ -111,7 +111,7 @@ def test_it_is_an_estimator():
         bdv.Decoder().predict(X)
 
 
-@pytest.mark.parametrize("encoder", ["lda", "logistic"])
+@pytest.mark.parametrize("encoder", ["lda", pytest.param("logistic", marks=pytest.mark.further)])
 def test_scikit_learns_own_checks(encoder):
     """Decoders of classes follow its conventions, but for the type of one exception."""
     known = {"check_dtype_object": "objects that are no numbers raise a ValueError instead of a TypeError"}
