@@ -151,6 +151,7 @@ def test_a_branch_of_other_sizes_is_judged(tmp_path):
     assert not audit_run(tmp_path / "run").leaks
 
 
+@pytest.mark.further
 def test_a_network_learns_latents_by_l1_and_is_judged(tmp_path):
     network = "{kind: latent_decoder}"
     encoder = f"{{kind: network, network: {network}, objectives: [{{kind: l1}}], epochs: 2, device: cpu}}"

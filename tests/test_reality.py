@@ -151,6 +151,7 @@ def test_human_and_monkey_it_agree_as_published(objects):
     np.testing.assert_allclose(again, [0.29, 0.10, 0.40, 0.12], atol=5e-3)
 
 
+@pytest.mark.further
 @pytest.mark.shared
 def test_features_of_the_images_against_human_it_with_its_ceiling(objects):
     """A network knows more of IT's geometry than engineered features; only "alive or not" lies within the ceiling."""

@@ -175,6 +175,7 @@ def test_noise_is_at_chance():
     assert row["ci_low"] < 0.5 < row["ci_high"]
 
 
+@pytest.mark.further
 def test_a_picture_under_two_ids_is_split_as_one():
     """Such a picture was trained on and tested: pixel correlation 0.963 instead of 0.85 without a word."""
     X, pictures, shown = make_experiment(noise=30.0)

@@ -190,6 +190,7 @@ def test_details_hold_every_row_caption_and_score(browser, rich):
     assert browser.ask("detail.scrollWidth <= detail.clientWidth")
 
 
+@pytest.mark.further
 def test_two_hundred_items_of_eight_rows_stay_light(browser, tmp_path):
     """The page stays below 7 MB and shows its first tiles at once: only what is shown is decoded."""
     rng = np.random.default_rng(0)

@@ -141,7 +141,11 @@ LOADERS = {
 }
 
 
-@pytest.mark.parametrize("name", LABELLED)
+# Files of torch are opened by processes of their own, which import it.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.further if name == "things-eeg2-ubp" else ()) for name in LABELLED],
+)
 def test_the_real_loader_reads_it(made, name, tmp_path):
     """The split of a loader may leave images out, but it knows no image that was not drawn."""
     root, truth, _ = made(name)
