@@ -260,10 +260,11 @@ def draw_synthetic(
                 explained[who] = float(model.inner_explained.mean())
             n = len(images.ids) if counts is None else counts[who]
             if settings.noise == "none" and n > len(images.ids):
+                other = ", or synthetic.noise residual" * (settings.by == "ridge")
                 raise DataError(
                     f"{settings.images} has {len(images.ids)} images that were not shown, but synthetic.share "
                     f"{settings.share:g} of the training of subject {who} needs {n} trials, which would "
-                    "repeat without noise; give more images, a lower share, or synthetic.noise residual."
+                    f"repeat without noise; give more images or a lower share{other}."
                 )
             generator = make_generator(seed, "trials", place)
             # All images once before any comes again with other noise.

@@ -41,6 +41,7 @@ from braindecode_vis.base.contracts import (
 from braindecode_vis.base.stimuli import StimulusSet, find_comparison_size
 from braindecode_vis.config import RunConfig, list_weights, validate_config
 from braindecode_vis.datasets.manifests import find_manifest
+from braindecode_vis.embeddings.pixels import PixelsConfig
 from braindecode_vis.parts.studies.run_sizes import (
     RunSizes,
     find_sizes,
@@ -620,7 +621,7 @@ def _plan_pictures(
     start
         What the first of these runs took beside its stages, and more than the next one; None if nothing was measured.
     """
-    held = _read_memory("VmRSS")
+    held, steps = _read_memory("VmRSS"), list[Step]()
     records: list[tuple[int, int, dict[str, PieceCost]]] = []
     dims: tuple[int, ...] = (1024,)
     names = {
@@ -629,11 +630,31 @@ def _plan_pictures(
         "reconstruct": sizes.n_test,
         "evaluate": sizes.n_test,
     }
+    large = _count_network(config.target)
+    if large is not None and sum(FIRST_PICTURES) * large.operations > budget / 2 * (
+        speed := _measure_speed()
+    ):
+        dims, seconds = large.shape, sizes.n_images * large.operations / speed
+        billions = large.operations / 1e9, speed / 1e9
+        how = "computed from {:.0f} billion operations for a picture, {:.0f} billion a second".format(
+            *billions
+        )
+        steps.append(Step(
+            "embed", seconds, seconds / LARGEST_FACTOR, seconds * LARGEST_FACTOR, seconds,
+            held + 2.0 * large.n_bytes,  # the network and its file
+            4.0 * sizes.n_images * math.prod(dims), how,
+        ))  # fmt: skip
+        del names["embed"]
+        # Values as many as those of an embedding, for the other stages.
+        side = max(2, round(math.sqrt(math.prod(dims))))
+        config = config.model_copy(update={"target": PixelsConfig(size=side)})
     try:
-        first, dims = _run_pictures(config, sizes, *FIRST_PICTURES)  # loads libraries and weights
+        first, shape = _run_pictures(config, sizes, *FIRST_PICTURES)  # loads libraries and weights
+        dims = dims if steps else shape
         # The first run also loads libraries, which says nothing of the time of a picture. Of a large network, which
-        # takes most of it, the first pictures are enough.
-        spent = 0.0 if first["embed"].seconds <= budget else math.inf
+        # takes most of it, the first pictures are enough. A busy machine makes no network large.
+        opening = first["embed"]
+        spent = 0.0 if min(opening.seconds, opening.cpu_seconds) <= budget else math.inf
         for n_train, n_test in ((6, 3), (24, 8), (48, 24), (48, 60)):
             if records:
                 before, last = records[-1][:2], records[-1][2]
@@ -641,11 +662,11 @@ def _plan_pictures(
                 spent += last["evaluate"].cpu_seconds * n_test / before[1]
             if spent > LONGER * budget:  # a large network
                 break
-            found, dims = _run_pictures(config, sizes, n_train, n_test)
+            found = _run_pictures(config, sizes, n_train, n_test)[0]
             records.append((n_train, n_test, found))
     except BraindecodeVisError as error:
         why = f"not measured: {' '.join(str(error).split())[:200]}"
-        return [Step(name, None, how=why) for name in (*names, "report")], dims, None
+        return [*steps, *(Step(name, None, how=why) for name in (*names, "report"))], dims, None
     start = first.get(START, PieceCost(1.0))
     for name, piece in first.items() if records else ():
         if name != START and name in records[0][2]:
@@ -654,7 +675,6 @@ def _plan_pictures(
             start.cpu_seconds += max(0.0, piece.cpu_seconds - warm.cpu_seconds)
     records = records or [(*FIRST_PICTURES, first)]
     gpu = _uses_gpu()
-    steps = []
     for name, size in names.items():
         pieces = [
             replace(found[name], size=n_train + n_test if name == "embed" else n_test)
@@ -686,6 +706,53 @@ def _plan_pictures(
         _make_step("report", [replace(report, size=1.0)], 1.0, "page and checks of a small run", more=held)
     )
     return steps, dims, start
+
+
+@dataclass(frozen=True)
+class _CountedNetwork:
+    """What an image network computes for one picture: shape of the embedding, operations, and bytes of the weights."""
+
+    shape: tuple[int, ...]
+    operations: float
+    n_bytes: float
+
+
+def _count_network(target: Any) -> _CountedNetwork | None:
+    """Count the operations of an image network without weights and memory; None where that cannot be done.
+
+    On a GPU nothing is counted, as pictures are measured quickly there.
+    """
+    from braindecode_vis.embeddings.layer_readout import read_layers
+    from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
+
+    if not isinstance(target, VisionNetworkConfig) or _uses_gpu():
+        return None
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    try:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counted:
+            tower = target.model_copy(update={"weights": "random"}).make_tower()
+            picture = torch.empty(1, 3, *[target.make_transform().size] * 2)
+            found = read_layers(
+                tower, picture, layers=target.layers, pooling=target.pooling, project=target.project
+            )
+    except (BraindecodeVisError, RuntimeError, TypeError, ValueError):  # some draw their weights themselves
+        return None
+    n_bytes = sum(one.numel() * one.element_size() for one in tower.network.parameters())
+    return _CountedNetwork(tuple(found.shape[1:]), float(counted.get_total_flops()), float(n_bytes))
+
+
+def _measure_speed() -> float:
+    """Return operations a second of this processor, by products of matrices as large as those of an image network."""
+    import torch
+
+    first, second = torch.randn(1024, 1280), torch.randn(1280, 5120)
+    first @ second  # starts the threads
+    with _measure(5.0) as piece:
+        for _ in range(5):
+            first @ second
+    return 5 * 2.0 * 1024 * 1280 * 5120 / max(piece.seconds, 1e-6)
 
 
 def _count_pairs(image_px: int, n_test: float) -> float:

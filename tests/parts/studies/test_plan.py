@@ -159,6 +159,30 @@ def test_batches_that_take_longer_than_the_budget_are_measured_in_smaller_ones(p
     assert spent < 3 * 20.0
 
 
+def test_pictures_of_a_large_network_are_counted_and_not_computed(monkeypatch):
+    """Nine pictures of ViT-bigG took minutes, and its random weights 8 GB, which ended the process."""
+    from torchvision.models import vgg11
+
+    asked = {"kind": "torchvision", "architecture": "vgg11", "weights": "random"}
+    changes = [f"target={json.dumps(asked)}", "generator={kind: nearest}"]
+    config = read_config("synthetic_digits", [*QUICK, *changes])
+    found = plan._count_network(config.target)
+    assert found.shape == (4096,)
+    n = sum(one.numel() for one in vgg11(init_weights=False).parameters()) - 4096 * 1000 - 1000
+    assert found.n_bytes == 4 * n
+    assert found.operations == pytest.approx(
+        2 * 7.6e9, rel=0.02
+    )  # torchvision's 7.61 GFLOPS count a product as one
+    monkeypatch.setattr(plan, "_measure_speed", lambda: 1e9)
+    sizes, _ = find_sizes(config)
+    steps, dims, _ = plan._plan_pictures(config, sizes, 20.0)
+    assert dims == (4096,)
+    assert steps[0].seconds == pytest.approx(60 * found.operations / 1e9)
+    assert "computed from 15 billion operations for a picture, 1 billion a second" in steps[0].how
+    assert [step.name for step in steps] == ["embed", "retrieve", "reconstruct", "evaluate", "report"]
+    assert all(step.seconds is not None for step in steps)
+
+
 def test_an_epoch_is_told_apart_from_what_comes_before():
     marks = plan._Marks()
     marks(0, 0, "a message")
