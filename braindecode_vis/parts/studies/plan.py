@@ -421,7 +421,11 @@ def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Call
         "preprocess", whole[-2:] if whole[0].size < whole[-1].size else whole[-1:], sizes.n_stored,
         f"{whole[-1].size:.0f} {what}", more=memory, in_batches=simulated,
     )  # fmt: skip
-    if not simulated and (block := _count_block(source, sizes.n_stored)):
+    if not simulated and source.modality == "fmri" and not source.parts[0].is_computed:
+        from braindecode_vis.preprocessing.scaling import split_rows
+
+        # Trials pass through preprocessing block by block, and more of them need no more memory than one block.
+        block = next(split_rows(sizes.n_stored, source.parts[0].n_voxels))[1]
         step = replace(step, memory=memory + extrapolate(whole, "memory", block))
     if pictures is None:
         return replace(step, disk=disk)
@@ -456,20 +460,6 @@ def _simulate_source(
     published = find_manifest(data.kind).size
     real = (published.n_voxels,) if published is not None and published.n_voxels else sizes.shape
     return source, math.prod(real) / math.prod(list_trials(source)[1])
-
-
-def _count_block(source: Any, n: int) -> int | None:
-    """Return how many of `n` trials preprocessing holds at a time, block by block; None if it holds a recording."""
-    from braindecode_vis.datasets.sources.meeg_source import EpochedPart
-    from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS
-    from braindecode_vis.preprocessing.scaling import split_rows
-
-    part = source.parts[0]
-    if isinstance(part, EpochedPart):
-        return min(n, BLOCK_TRIALS)
-    if source.modality == "fmri" and not part.is_computed:
-        return next(split_rows(n, part.n_voxels))[1]
-    return None
 
 
 def _preprocess_start(source: Any, n: int) -> PieceCost:
