@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from braindecode_vis.base.checks import ConfigError
@@ -325,6 +326,39 @@ def test_streamed_trials_need_no_more_memory_than_one_block(tmp_path, monkeypatc
     )
     # Blocks of 32 MiB hold 141 trials of 59 385 vertices.
     assert (few, many) == (pytest.approx(100e6), pytest.approx(141e6))
+
+
+def test_recordings_are_opened_cut_and_given_ceilings_and_a_longer_one_needs_no_more_memory(
+    tmp_path, monkeypatch
+):
+    """Half of the time was not planned: opening all files and the noise ceilings; memory grew with all trials."""
+    config = read_config("things_eeg2_ridge", root=make_tiny("things-eeg2", tmp_path / "eeg"))
+    sizes, source = find_sizes(config)
+    trials = pd.concat([part.trials for part in source.parts])
+    shown = trials.groupby(["split", "stimulus_id"]).size()
+    assert sizes.n_repeated == shown[shown > 1].sum() > 0
+    monkeypatch.setattr(plan, "_preprocess_start", lambda source, n: PieceCost(n, 1.0, 1.0, 1e6 * n, 1.0))
+    monkeypatch.setattr(plan, "_measure_ceilings", lambda sizes: PieceCost(10, 5.0, 5.0, 7e6))
+    monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
+
+    def count(n, n_repeated, opened):
+        larger = replace(sizes, n_stored=n, n_repeated=n_repeated)
+        return plan._plan_preprocess(config, larger, source, lambda words: None, 1.0, opened)
+
+    bare = count(100, 0, None)
+    whole = count(100, 50, PieceCost(1.0, 3.0, 2.0))
+    assert whole.seconds - bare.seconds == pytest.approx(3 + 50 / 10 * 5)
+    assert whole.cpu_seconds - bare.cpu_seconds == pytest.approx(2 + 50 / 10 * 5)
+    assert whole.low < whole.seconds < whole.high
+    assert count(100_000, 0, None).memory == count(1_000_000, 0, None).memory == pytest.approx(256e6)
+
+
+def test_pieces_of_a_recording_grow_until_they_tell_its_time():
+    """Thirty and sixty trials take as long as what a session costs beside its trials."""
+    part = SimpleNamespace(trials=range(500), is_computed=False)
+    assert plan._list_pieces(SimpleNamespace(modality="eeg", parts=[part])) == [32, 64, 128, 256, 500]
+    part.is_computed = True
+    assert plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part])) == [500]
 
 
 def test_sizes_of_published_data_follow_the_window_and_the_folds():
