@@ -11,6 +11,7 @@ psutil knows the machine, but neither control groups nor the limit of the addres
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 import sys
@@ -70,6 +71,22 @@ class MemoryLimit:
     def describe(self) -> str:
         """Return "1.2 GB of 8.0 GB are free (name of the limit)"."""
         return f"{describe_bytes(self.free)} of {describe_bytes(self.total)} are free ({self.name})"
+
+
+def release_pages(array: Any) -> None:
+    """Give back what was read of a memory map; until it is closed, it counts as memory of this process.
+
+    Parameters
+    ----------
+    array
+        Any array. Nothing happens to one that is in memory, or that may be written.
+    """
+    if array.flags.writeable:
+        return
+    while hasattr(array, "base"):
+        array = array.base
+    if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.madvise(mmap.MADV_DONTNEED)
 
 
 def describe_bytes(n_bytes: float) -> str:

@@ -23,6 +23,7 @@ reliability of the whole from that of its halves.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -310,9 +311,8 @@ def write_epochs_ceilings(folder: Path, responses: Responses) -> None:
 
     At most 500 evenly spaced images of each are used. If fewer than four images are repeated, nothing is written.
     """
-    found, trials = [], responses.trials
-    for subject, split in trials[["subject", "split"]].drop_duplicates().itertuples(index=False):
-        rows = np.flatnonzero(((trials["subject"] == subject) & (trials["split"] == split)).to_numpy())
+    found = []
+    for rows in _iterate_splits(responses.trials):
         try:
             found.append(compute_epochs_ceiling(responses, rows, max_images=MAX_IMAGES))
         except DataError:
@@ -323,6 +323,18 @@ def write_epochs_ceilings(folder: Path, responses: Responses) -> None:
         keys = ("subject", "split", "n_images", "n_repetitions")
         entries = [{key: getattr(one, key) for key in keys} for one in found]
         write_json(folder / TABLE, {"dims": ["entry", "channel", "time"], "entries": entries})
+
+
+def count_ceiling_trials(trials: pd.DataFrame) -> int:
+    """Return how many trials `write_epochs_ceilings` reads."""
+    repeated = [find_repeated(trials, rows, MAX_IMAGES) for rows in _iterate_splits(trials)]
+    return sum(len(rows) for images in repeated for rows in images)
+
+
+def _iterate_splits(trials: pd.DataFrame) -> Iterator[np.ndarray]:
+    """Yield the rows of every subject and split."""
+    for subject, split in trials[["subject", "split"]].drop_duplicates().itertuples(index=False):
+        yield np.flatnonzero(((trials["subject"] == subject) & (trials["split"] == split)).to_numpy())
 
 
 def read_epochs_ceiling(folder: Path, *, subject: str | None = None, split: str = "test") -> EpochsCeiling:

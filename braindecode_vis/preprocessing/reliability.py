@@ -20,6 +20,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.memory import release_pages
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.preprocessing.splits import make_inner_folds
 
@@ -409,11 +410,16 @@ def _iterate_voxels(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield blocks of voxels (or of channels and times) as float64, so that a memory map is never read whole."""
     width = max(1, n_bytes // (8 * len(index)))
+    # Small blocks are cut from a large one: of a file, each row costs a page, however little of it is needed.
+    n_read = max(width, _BLOCK_BYTES // (8 * len(index)) // width * width)
     data = responses.data
     flat = data if data.ndim == 2 else data.reshape(len(data), -1)
-    for start in range(0, flat.shape[1], width):
-        voxels = slice(start, start + width)
-        yield voxels, np.asarray(flat[index, voxels]).astype(np.float64)
+    for start in range(0, flat.shape[1], n_read):
+        read = np.asarray(flat[index, start : start + n_read])
+        release_pages(data)
+        for first in range(0, read.shape[1], width):
+            place = start + first
+            yield slice(place, place + width), read[:, first : first + width].astype(np.float64)
 
 
 def _sum_groups(block: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from braindecode_vis.base.memory import (
     is_out_of_memory,
     name_options,
     profile_step,
+    release_pages,
 )
 from braindecode_vis.base.parts import find_parts
 from braindecode_vis.cli import EXAMPLES, list_options
@@ -347,3 +348,17 @@ def test_advice_on_memory_names_options_of_the_verb_alone(verb):
         assert not re.search(r"reduce ?,|\(\)| ,", said), said
         assert said.endswith(".")
     assert ("--subject" in name_options(f"reduce {ADVICE[-2]}.", options)) == ("--subject" in options)
+
+
+def test_pages_of_a_map_are_given_back_and_their_values_stay(tmp_path):
+    """A copy-on-write map would lose what was written to it, so those that may be written stay as they are."""
+    path, wanted = tmp_path / "data.npy", np.arange(6000.0).reshape(60, 100)
+    np.save(path, wanted)
+    for mode in ("r", "c", "r+"):
+        array = np.load(path, mmap_mode=mode)
+        if mode != "r":
+            array[0, 0] = -1
+        before = array.reshape(30, -1).sum()
+        release_pages(array.reshape(30, -1))
+        assert array.sum() == before
+    release_pages(wanted)

@@ -172,3 +172,20 @@ def test_the_share_of_signal_is_unbiased_with_and_without_signal():
         assert found.mean() == pytest.approx(share, abs=0.028)
     flat = np.column_stack([np.ones(36), np.repeat(rng.standard_normal(12), 3)])
     np.testing.assert_allclose(rel.measure_signal_share(flat, np.full(12, 3))[0], [0, 1])
+
+
+def test_small_blocks_of_a_file_are_cut_from_large_ones(tmp_path, monkeypatch):
+    """Eight features of 16 000 trials were read at a time, so that each trial was looked up two thousand times."""
+    responses, _ = make_responses(60)
+    data = np.repeat(responses.data, 9, axis=1)  # (180, 45)
+    np.save(tmp_path / "data.npy", data)
+    monkeypatch.setattr(rel, "_SMALL_BLOCK_BYTES", 8 * 180 * 4)
+    found = []
+    for held, n_bytes in ((data, 8 * 180 * 4), (np.load(tmp_path / "data.npy", mmap_mode="r"), 8 * 180 * 18)):
+        monkeypatch.setattr(rel, "_BLOCK_BYTES", n_bytes)
+        one = Responses.from_checked(held, ("trial", "voxel"), responses.trials, "z", {})
+        blocks = [part for part, _ in rel._iterate_voxels(one, np.arange(180), 8 * 180 * 4)]
+        assert [(part.start, part.stop) for part in blocks][:6] == [(n, n + 4) for n in range(0, 24, 4)]
+        found.append(rel.compute_signal_share(one))
+    np.testing.assert_array_equal(found[0].share, found[1].share)
+    np.testing.assert_array_equal(found[0].left_out, found[1].left_out)

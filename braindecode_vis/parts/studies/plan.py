@@ -69,6 +69,8 @@ FIRST_PICTURES = (3, 2)
 #: Trials of the smallest batches of a training that are measured, and by how many times the next are larger. A training
 #: whose real batches take longer than the budget is measured in smaller ones.
 _SMALLEST_BATCH, _LARGER = 4, 4
+#: Random trials whose noise ceilings are measured, in bytes, and how often each image is repeated there.
+_CEILING_BYTES, _REPETITIONS = 32 << 20, 16
 #: Name of what a command takes beside its stages.
 START = "start"
 
@@ -384,8 +386,9 @@ def plan_run(
         If neither the data nor published sizes are there.
     """
     tell("looking at the data")
-    sizes, source = find_sizes(config, every_subject=every_subject)
-    steps = [_plan_preprocess(config, sizes, source, tell)]
+    with _measure(1.0) as opened:
+        sizes, source = find_sizes(config, every_subject=every_subject)
+    steps = [_plan_preprocess(config, sizes, source, tell, budget, opened)]
     if config.decodes_categories:
         return RunPlan(sizes, [*steps, _plan_fit(config, sizes, None, budget, tell)])
     config, left_out = _stand_in(config)
@@ -470,8 +473,11 @@ def _stand_in(config: RunConfig) -> tuple[RunConfig, str]:
         return config, ""
 
 
-def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Callable[[str], None]) -> Step:
-    """Measure the first trials of the first part through preprocessing."""
+def _plan_preprocess(
+    config: RunConfig, sizes: RunSizes, source: Any, tell: Callable[[str], None], budget: float = BUDGET_S,
+    opened: PieceCost | None = None,
+) -> Step:  # fmt: skip
+    """Measure the first trials of the first part through preprocessing; `opened` is what opening all parts took."""
     kept_pictures = sizes.n_images * 3 * sizes.image_px**2 if getattr(source, "read_image", None) else 0
     disk = float(sizes.n_stored * math.prod(sizes.shape) * sizes.itemsize + kept_pictures)
     memory = _read_memory("VmRSS")
@@ -494,7 +500,7 @@ def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Call
         tell("measuring the first trials through preprocessing")
         try:
             _preprocess_start(source, 2)  # loads libraries
-            pieces = [_preprocess_start(source, n) for n in (_TRIALS_OF_A_PIECE // 2, _TRIALS_OF_A_PIECE)]
+            pieces = _grow(_list_pieces(source), partial(_preprocess_start, source), budget / 4)
         except BraindecodeVisError as error:
             return Step(
                 "preprocess", None, disk=disk, how=f"the first trials could not be read alone ({error})"
@@ -508,16 +514,28 @@ def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Call
         f"{whole[-1].size:.0f} {what}", more=memory, in_batches=simulated,
     )  # fmt: skip
     if not simulated and (block := _count_block(source, sizes.n_stored)):
-        step = replace(step, memory=memory + extrapolate(whole, "memory", block))
+        blocks = [piece for piece in whole if piece.size <= block][-2:] or whole[:1]
+        step = replace(step, memory=memory + extrapolate(blocks, "memory", block))
+    if not simulated and opened is not None:
+        step = _add_pieces(step, opened, 1.0)
+    if sizes.n_repeated:
+        ceilings = _measure_ceilings(sizes)
+        step = _add_pieces(step, ceilings, sizes.n_repeated / ceilings.size)
+        step = replace(step, memory=max(step.memory or 0.0, memory + ceilings.memory))
     if pictures is None:
         return replace(step, disk=disk)
     times = sizes.n_images * sizes.image_px**2 / pictures.size
-    more, factor = times * pictures.seconds, _find_factor(times, pictures.seconds)
+    step = _add_pieces(step, pictures, times)
+    return replace(step, disk=disk, how=f"{step.how}; and the first pictures, extrapolated {times:.3g} times")
+
+
+def _add_pieces(step: Step, piece: PieceCost, times: float) -> Step:
+    """Return a step that also takes so many times what a piece took."""
+    more, factor = times * piece.seconds, _find_factor(times, piece.seconds)
     seconds, low, high = (value or 0.0 for value in (step.seconds, step.low, step.high))
     return replace(
         step, seconds=seconds + more, low=low + more / factor, high=high + more * factor,
-        cpu_seconds=(step.cpu_seconds or 0.0) + times * pictures.cpu_seconds, disk=disk,
-        how=f"{step.how}; and the first pictures, extrapolated {times:.3g} times",
+        cpu_seconds=(step.cpu_seconds or 0.0) + times * piece.cpu_seconds,
     )  # fmt: skip
 
 
@@ -545,17 +563,47 @@ def _simulate_source(
 
 
 def _count_block(source: Any, n: int) -> int | None:
-    """Return how many of `n` trials preprocessing holds at a time, block by block; None if it holds a recording."""
-    from braindecode_vis.datasets.sources.meeg_source import EpochedPart
+    """Return how many of `n` trials preprocessing holds at a time; None if it holds a series of volumes."""
+    from braindecode_vis.datasets.sources.meeg_source import ContinuousPart
     from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS
     from braindecode_vis.preprocessing.scaling import split_rows
 
     part = source.parts[0]
-    if isinstance(part, EpochedPart):
-        return min(n, BLOCK_TRIALS)
-    if source.modality == "fmri" and not part.is_computed:
-        return next(split_rows(n, part.n_voxels))[1]
-    return None
+    if source.modality == "fmri":
+        return None if part.is_computed else next(split_rows(n, part.n_voxels))[1]
+    cleaning = source.plan.cleaning
+    if isinstance(part, ContinuousPart) and (cleaning.ica is not None or cleaning.autoreject is not None):
+        return sum(len(one.trials) for one in source.parts if one.group == part.group)  # a whole session
+    return min(n, BLOCK_TRIALS)
+
+
+def _list_pieces(source: Any) -> list[int]:
+    """Return the numbers of trials of the first part that may be measured."""
+    part = source.parts[0]
+    n = len(part.trials)
+    if source.modality == "fmri" and part.is_computed:  # a series is read as a whole
+        return [n]
+    sizes = [_TRIALS_OF_A_PIECE * 2**k for k in range(-1, 20)]
+    return [size for size in sizes if size < n] + [n]
+
+
+def _measure_ceilings(sizes: RunSizes) -> PieceCost:
+    """Compute the noise ceilings of random trials, as preprocessing does at its end; the size is their number."""
+    from braindecode_vis.preprocessing.noise_ceiling import write_epochs_ceilings
+
+    n = max(5, _CEILING_BYTES // (4 * math.prod(sizes.shape) * _REPETITIONS)) * _REPETITIONS
+    trials = pd.DataFrame(
+        {
+            "subject": "01", "session": "01", "run": "01", "split": "test",
+            "stimulus_id": [f"image{number // _REPETITIONS}" for number in range(n)],
+            "repetition": np.arange(n) % _REPETITIONS,
+        }
+    )  # fmt: skip
+    data = np.random.default_rng(0).standard_normal((n, *sizes.shape), dtype=np.float32)
+    responses = Responses.from_checked(data, ("trial", "channel", "time"), trials, "z", {})
+    with tempfile.TemporaryDirectory() as made, _measure(n) as piece:
+        write_epochs_ceilings(Path(made), responses)
+    return piece
 
 
 def _preprocess_start(source: Any, n: int) -> PieceCost:

@@ -20,6 +20,7 @@ from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.runs import SilentListener
+from braindecode_vis.preprocessing.noise_ceiling import MAX_IMAGES, count_ceiling_trials
 
 #: Regions of an atlas that is not here, as many as the configurations name (Schaefer's 400).
 ASSUMED_REGIONS = 400
@@ -47,6 +48,8 @@ class RunSizes:
         Whose trials they are.
     input_bytes
         Of the files that are read; None if nobody knows.
+    n_repeated
+        Trials that give the noise ceilings of EEG and MEG, which preprocessing computes.
     """
 
     origin: str
@@ -61,6 +64,7 @@ class RunSizes:
     n_test: int
     subjects: tuple[str, ...]
     input_bytes: int | None = None
+    n_repeated: int = 0
 
     @property
     def is_there(self) -> bool:
@@ -130,6 +134,7 @@ def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
         count(first, config.repeats.train), len(set(trials["stimulus_id"].iloc[first])),
         sum(count(fold.test, config.repeats.test) for fold in split.folds),
         tuple(dict.fromkeys(trials["subject"].astype(str))), read,
+        count_ceiling_trials(trials) if getattr(source, "modality", "") in ("eeg", "meg") else 0,
     ), source  # fmt: skip
 
 
@@ -222,6 +227,12 @@ def _read_published(config: RunConfig, every_subject: bool) -> RunSizes | None:
         getattr(data, "image_size", None) or size.image_px, n_folds,
         n * train if n_folds == 1 else (n - 1) * train, size.n_train_images * (1 if shared else n), n * test,
         subjects, None if size.gigabytes is None else round(size.gigabytes * 1e9 * n),
+        0 if size.n_channels is None else n * sum(
+            min(images, MAX_IMAGES) * shown
+            for images, shown in (
+                (size.n_train_images, size.train_repetitions), (size.n_test_images, size.test_repetitions)
+            ) if shown > 1
+        ),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
@@ -377,14 +378,9 @@ def test_preprocessing_of_data_that_are_not_here_is_measured_on_a_small_phantom(
     assert said[0].startswith("simulating a small ")
 
 
-@pytest.mark.parametrize(
-    ("name", "form", "block"),
-    # Blocks of 32 MiB hold 141 trials of 59 385 vertices; published epochs are read 256 at a time.
-    [("mosaic_ridge", "mosaic", 141), ("things_meg_ridge_small", "things-meg", 256)],
-)
-def test_streamed_trials_need_no_more_memory_than_one_block(name, form, block, tmp_path, monkeypatch):
+def test_streamed_trials_need_no_more_memory_than_one_block(tmp_path, monkeypatch):
     """A line through two small pieces would give gigabytes to a person with many trials."""
-    config = read_config(name, root=make_tiny(form, tmp_path / form))
+    config = read_config("mosaic_ridge", root=make_tiny("mosaic", tmp_path / "mosaic"))
     sizes, source = find_sizes(config)
     monkeypatch.setattr(plan, "_preprocess_start", lambda source, n: PieceCost(n, 1.0, 1.0, 1e6 * n, 1.0))
     monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
@@ -392,7 +388,41 @@ def test_streamed_trials_need_no_more_memory_than_one_block(name, form, block, t
         plan._plan_preprocess(config, replace(sizes, n_stored=n), source, lambda words: None).memory
         for n in (100, 100_000)
     )
-    assert (few, many) == (pytest.approx(100e6), pytest.approx(1e6 * block))
+    # Blocks of 32 MiB hold 141 trials of 59 385 vertices.
+    assert (few, many) == (pytest.approx(100e6), pytest.approx(141e6))
+
+
+def test_recordings_are_opened_cut_and_given_ceilings_and_a_longer_one_needs_no_more_memory(
+    tmp_path, monkeypatch
+):
+    """Half of the time was not planned: opening all files and the noise ceilings; memory grew with all trials."""
+    config = read_config("things_eeg2_ridge", root=make_tiny("things-eeg2", tmp_path / "eeg"))
+    sizes, source = find_sizes(config)
+    trials = pd.concat([part.trials for part in source.parts])
+    shown = trials.groupby(["split", "stimulus_id"]).size()
+    assert sizes.n_repeated == shown[shown > 1].sum() > 0
+    monkeypatch.setattr(plan, "_preprocess_start", lambda source, n: PieceCost(n, 1.0, 1.0, 1e6 * n, 1.0))
+    monkeypatch.setattr(plan, "_measure_ceilings", lambda sizes: PieceCost(10, 5.0, 5.0, 7e6))
+    monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
+
+    def count(n, n_repeated, opened):
+        larger = replace(sizes, n_stored=n, n_repeated=n_repeated)
+        return plan._plan_preprocess(config, larger, source, lambda words: None, 1.0, opened)
+
+    bare = count(100, 0, None)
+    whole = count(100, 50, PieceCost(1.0, 3.0, 2.0))
+    assert whole.seconds - bare.seconds == pytest.approx(3 + 50 / 10 * 5)
+    assert whole.cpu_seconds - bare.cpu_seconds == pytest.approx(2 + 50 / 10 * 5)
+    assert whole.low < whole.seconds < whole.high
+    assert count(100_000, 0, None).memory == count(1_000_000, 0, None).memory == pytest.approx(256e6)
+
+
+def test_pieces_of_a_recording_grow_until_they_tell_its_time():
+    """Thirty and sixty trials take as long as what a session costs beside its trials."""
+    part = SimpleNamespace(trials=range(500), is_computed=False)
+    assert plan._list_pieces(SimpleNamespace(modality="eeg", parts=[part])) == [32, 64, 128, 256, 500]
+    part.is_computed = True
+    assert plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part])) == [500]
 
 
 def test_sizes_of_published_data_follow_the_window_and_the_folds():
