@@ -993,8 +993,8 @@ def _double_similarities(left: _Rows, right: _Rows, q: slice, g: slice) -> Any:
     """Return the double-precision cosines of a block; shape (n_queries, n_gallery)."""
     import torch
 
-    a = left.raw(q).double() / torch.from_numpy(left.norms[q]).to(left.device)[:, None]
-    b = right.raw(g).double() / torch.from_numpy(right.norms[g]).to(left.device)[:, None]
+    a = left.raw(q).double().div_(torch.from_numpy(left.norms[q]).to(left.device)[:, None])
+    b = right.raw(g).double().div_(torch.from_numpy(right.norms[g]).to(left.device)[:, None])
     return a @ b.T
 
 
