@@ -502,35 +502,6 @@ def compute_k_way_hits(retrieval: Retrieval, k: int, *, ties: TieRule = "shared"
     return np.where(retrieval.n_tied > 0, shared, wins[retrieval.n_above])
 
 
-def compute_k_way_curve(retrieval: Retrieval) -> np.ndarray:
-    """Return the exact k-way accuracy for every k from 2 to the size of the gallery.
-
-    Tied candidates share their places. The cost depends on the size of the gallery, not on the queries.
-
-    Returns
-    -------
-    float array of shape (n_gallery - 1,)
-        Entry i is the (i + 2)-way accuracy.
-    """
-    size = retrieval.gallery_size
-    share = 1.0 / (1 + retrieval.n_tied)
-    edges = np.bincount(retrieval.n_above, share, size + 1) - np.bincount(
-        retrieval.worst_ranks, share, size + 1
-    )
-    places = np.cumsum(edges)[:size] / retrieval.n_queries  # how often the true item takes each place
-    curve, wins = np.zeros(size - 1), np.ones(size - 1)  # of k = 2 ... n_gallery, wins at place 1
-    falling = np.arange(size - 1.0, -1.0, -1.0)
-    n_alive = size - 1
-    for r in range(1, int(retrieval.worst_ranks.max()) + 1):
-        n_alive = min(n_alive, size - r)  # k - 1 of the size - r worse candidates have to be drawn
-        if r % 32 == 0:  # a probability below 1e-30 adds nothing, and tiny numbers are slow
-            n_alive = int(np.count_nonzero(wins[:n_alive] > 1e-30))
-        curve[:n_alive] += places[r - 1] * wins[:n_alive]
-        wins[:n_alive] *= falling[r : r + n_alive]  # size - r - (k - 1)
-        wins[:n_alive] /= max(1, size - r)
-    return curve
-
-
 def compute_reciprocal_ranks(retrieval: Retrieval) -> np.ndarray:
     """Return 1 / rank of every query, ties sharing the mean rank; shape (n_queries,)."""
     return 1.0 / retrieval.ranks
