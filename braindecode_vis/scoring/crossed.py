@@ -178,33 +178,6 @@ def crossed_interval(
     )
 
 
-def crossed_half_width(table: np.ndarray, *, level: float = 0.95) -> float:
-    """Return h of `crossed_interval`, the half-width of the interval of the mean.
-
-    Parameters
-    ----------
-    table : array of shape (n_subjects, n_images), or (n_subjects, n_seeds, n_images)
-        As for `crossed_interval`.
-    level
-        Coverage.
-
-    Raises
-    ------
-    DataError
-        If there are fewer than three subjects (or seeds), one image, or all values are equal.
-
-    Examples
-    --------
-    >>> table = np.array([[0.1, 0.2, 0.3, 0.4], [0.2, 0.4, 0.3, 0.5], [0.0, 0.3, 0.4, 0.3]])
-    >>> round(crossed_half_width(table), 6)
-    0.24381
-    """
-    values = _check_table(table)
-    if why := _find_lack(values, "subject", "image"):
-        raise DataError(f"there is no crossed interval: {why}.")
-    return _find_spread(values, "subject", "image").half_width(1 - level)
-
-
 def half_width_of_parts(
     rows: float, columns: float, cells: float, n_rows: int, n_columns: int, *, level: float = 0.95
 ) -> float:

@@ -459,11 +459,6 @@ def compute_top_k_hits(retrieval: Retrieval, k: int, *, ties: HitRule = "against
     return np.clip((k - retrieval.n_above) / (1 + retrieval.n_tied), 0.0, 1.0)
 
 
-def compute_top_k_accuracy(retrieval: Retrieval, k: int, *, ties: HitRule = "against") -> float:
-    """Return the mean of `compute_top_k_hits`; ties count against the query. Chance is k / gallery size."""
-    return float(compute_top_k_hits(retrieval, k, ties=ties).mean())
-
-
 def compute_k_way_hits(retrieval: Retrieval, k: int, *, ties: TieRule = "shared") -> np.ndarray:
     """Return the exact probability that each true item beats k - 1 random other candidates.
 

@@ -20,7 +20,7 @@ from braindecode_vis.pipeline.leaks.findings import Audit, Verified
 from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.runs import open_run
 from tests.parts.audit.small_runs import find
-from tests.parts.audit.test_results import QUICK
+from tests.parts.audit.test_results import QUICK, find_artifact
 
 N_TRAIN = 60
 
@@ -43,11 +43,6 @@ def clean(tmp_path_factory):
 @pytest.fixture
 def copied(clean, tmp_path):
     return Path(shutil.copytree(clean, tmp_path / "run"))
-
-
-def find_artifact(folder, stage):
-    (path,) = (folder / "stages" / stage).iterdir()
-    return path
 
 
 def reseal(artifact):
