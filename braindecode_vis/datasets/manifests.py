@@ -432,6 +432,10 @@ def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: st
     """Return the requested labels in the requested order, all by default; a missing label is an error."""
     if wanted is None:
         return list(there)
+    if not wanted:
+        raise ConfigError(
+            f"{option} lists none; name some of {', '.join(map(str, there))}, or leave it out, which takes all."
+        )
     wanted = [find_label(label, there) for label in wanted]
     absent = [label for label in wanted if label not in there]
     if absent:

@@ -208,6 +208,7 @@ def test_settings_that_nothing_fits_are_named(root):
     refuse(ConfigError, "dataset.mask of subject 01 .*brain", mask="V9")
     refuse(DataError, "session of subject 01 03 is not there", sessions=[3])
     refuse(DataError, "subject 02 is not there; found 01, 03", subjects=("02",))
+    refuse(ConfigError, "dataset.subjects lists none; name some of 01, 03, or leave it out", subjects=())
     refuse(ConfigError, "do not correspond: read one subject at a time")
     for pool in ("sub-01", "sub-03"):
         path = LAYOUT.find(root, "split", pool=pool, split="tau")

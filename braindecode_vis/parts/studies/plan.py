@@ -290,7 +290,7 @@ def _make_step(
         times * extrapolate(pieces, "cpu_seconds", size, power=power, beside=beside),
         more + (
             pieces[-1].memory if in_batches
-            else extrapolate(pieces, "memory", size, power=None if power is None else 2.0)
+            else extrapolate(pieces, "memory", size, power=None if power is None else min(power, 2.0))
         ),
         times * extrapolate(pieces, "disk", size, power=None if power is None else 2.0),
         f"measured {what}, {told}", on_gpu,
@@ -553,8 +553,13 @@ def _simulate_source(
     tell(f"simulating a small {forms[0]} for preprocessing, about ten seconds, as the data are not here")
     make_phantom(forms[0], folder / "phantom", size=SIZES[forms[0]]["tiny"], snr=0.1, seed=0)
     fields = type(data).model_fields
-    nobody = {name: fields[name].default for name in ("subjects", "subject", "sessions") if name in fields}
-    small = data.model_copy(update={"root": folder / "phantom", **nobody})
+    changes = {name: fields[name].default for name in ("subjects", "subject", "sessions") if name in fields}
+    if getattr(data, "atlas", None) is not None:  # that of the phantom, whether the real one is here or not
+        truth = folder / "phantom" / "phantom_truth"
+        own = {"files": tuple(sorted(truth.glob("parcels.*nii*")))[:1], "fetch": None, "template": None}
+        labels = next(truth.glob("parcels.txt"), None)
+        changes["atlas"] = data.atlas.model_copy(update=own | {"labels": labels})
+    small = data.model_copy(update={"root": folder / "phantom", **changes})
     source = open_source(small, roles.find_source(small), folder / "opened")
     # With an atlas, the voxels that are read count, not the parcels that are kept.
     published = find_manifest(data.kind).size
@@ -1046,20 +1051,21 @@ def _plan_whole_fit(
 ) -> Step:
     held = _read_memory("VmRSS")
     scales = [s for s in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0) if s * sizes.n_train >= 50] or [1.0]
+    # Grams of trials and features together grow by the third power.
+    power = roles.complete(EncoderSettings, config.encoder).growth
     tell("measuring smaller copies of the fit")
     _fit_scaled(config, sizes, scales[0], target)
     pieces = _grow(
         scales,
         lambda s: _fit_scaled(config, sizes, s, target),
         budget,
-        power=3.0,
+        power=power,
         wanted=SURE_PART,
         tell=tell,
     )
     part = pieces[-1].size
     what = f"a fit of 1/{1 / part:.0f} of the trials and features" if part < 1 else "a whole fit"
-    # Grams of trials and features together grow by the third power.
-    return _make_step("train", pieces, 1.0, what, times=sizes.n_folds, power=3.0, more=held)
+    return _make_step("train", pieces, 1.0, what, times=sizes.n_folds, power=power, more=held)
 
 
 def _fit_scaled(config: RunConfig, sizes: RunSizes, scale: float, target: tuple[int, ...]) -> PieceCost:

@@ -99,6 +99,9 @@ def test_a_range_is_no_wider_than_a_factor_of_four_unless_the_power_of_a_fit_is_
         "train", [PieceCost(1 / 16, 1.0), PieceCost(1 / 8, 5.0)], 1.0, "eighth", power=3.0
     )
     assert small.high > 8 * small.low
+    # Steps of a network take the same time, or grow in proportion.
+    steps = plan._make_step("train", [PieceCost(1 / 16, 20.0), PieceCost(1 / 8, 21.0)], 1.0, "", power=1.0)
+    assert 21.0 < steps.seconds < 8 * 21.0 < steps.high
 
 
 def test_larger_pieces_of_a_fit_are_measured_where_its_power_is_not_known():
