@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo live test test-core test-slow fuzz mutate lint format bench bench-quick bench-live calibrate peers docs clean
+.PHONY: demo live test test-further test-core test-slow fuzz mutate lint format bench bench-quick bench-live calibrate peers docs clean
 
 # what the demo needs; the tests add the tools of developers. Python comes with an old pip, which takes half as much
 # time again to find and unpack everything.
@@ -41,6 +41,10 @@ live: $(VENV)/.live
 # PYTEST has further options, for example --allowed-skips=FILE, with which .ci/run refuses skips
 test: lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST)
+
+# what `make test` leaves out to stay short: further cases of what its tests cover, and long whole runs. .ci/run runs both.
+test-further: $(READY)
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "further and not slow" $(PYTEST) $$(grep -rl --include=test_*.py mark.further tests)
 
 # the quick loop: base and flow, without parts and without what is marked `whole`
 test-core: $(READY)

@@ -86,7 +86,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_configure(config):
     if config.getoption("core"):
-        config.option.markexpr = "not slow and not whole"
+        config.option.markexpr = "not slow and not further and not whole"
     if config.getoption("allowed_skips") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(RefusedSkips(config.getoption("allowed_skips")))
     if hasattr(config.option, "loadscopereorder"):  # which would sort by the number of tests

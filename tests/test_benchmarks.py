@@ -67,16 +67,15 @@ def test_a_row_runs_and_its_peers_compute_the_same(table, tmp_path, name):
     [
         "subjects",
         "evaluate",
-        "evaluate-pictures",
-        "reconstruct",
-        "predict",
-        "folds",
+        *(
+            pytest.param(name, marks=pytest.mark.further)
+            for name in ("evaluate-pictures", "reconstruct", "predict", "folds", "ridge-voxels")
+        ),
         "look-up",
         "bank",
         "read",
         "rank",
         "mask-voxels",
-        "ridge-voxels",
     ],
 )
 def test_a_step_that_grows_runs(table, tmp_path, name):

@@ -116,7 +116,10 @@ def test_a_wrong_interval_and_a_wrong_p_are_noticed(calibration):
 def pytest_generate_tests(metafunc):
     """Parametrise over the kinds without importing the benchmark at collection."""
     if "kind" in metafunc.fixturenames:
-        metafunc.parametrize("kind", KINDS)
+        # An interval and a p-value that are drawn quickly stand for the others.
+        marks = {"Wilson": (), "permutation of images": ()}
+        kinds = [pytest.param(kind, marks=marks.get(kind, pytest.mark.further)) for kind in KINDS]
+        metafunc.parametrize("kind", kinds)
 
 
 def test_a_few_draws_hold_what_the_kind_promises(calibration, kind):

@@ -112,6 +112,19 @@ def test_what_a_paper_does_to_its_input_is_written_out(name):
     assert len(stated) == 1  # on one side only: the same, or a choice of ours
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("things_eeg2_neurobridge_rn50", 2025), ("things_eeg2_samga_internvit", 2025),
+        ("things_eeg2_loso_subjectmix_internvit", 3300),
+    ],
+)  # fmt: skip
+def test_another_seed_than_the_published_one_is_a_departure(name, published):
+    (entry,) = (entry for entry in read_header(SHIPPED[name]).departs if entry.startswith("seed: "))
+    assert entry.startswith(f"seed: {read_config(name).seed}; ")
+    assert str(published) in entry
+
+
 def test_a_header_is_read_with_wrapped_lines(tmp_path):
     (tmp_path / "net.yaml").write_text(HEADER)
     header = read_header(tmp_path / "net.yaml")

@@ -145,7 +145,6 @@ CONSTANTS = {
 # Twins of a configuration that stays: of another number of folds or sessions, another subject's or another modality's.
 SLOW = (
     "alljoined16m_neuralbench",  # things_eeg2_neuralbench on the files of alljoined16m_ridge
-    "bold5000_ridge",  # phantom_bold_wave reads the same files
     "bold5000_wave_vith",  # as phantom_bold_wave, with networks of the hub
     "digits69_generative",
     "digits69_ridge_10fold",
@@ -183,6 +182,13 @@ SLOW = (
     "v4_photographs_network",  # as v4_photographs_levels, with one of its four levels
 )
 
+
+#: Data set -> the shortest of its configurations, which the default run has; the others run in `make test-further`.
+PLAINEST = {
+    yaml.safe_load(path.read_text())["dataset"]["kind"]: path
+    for path in sorted(SHIPPED, key=lambda path: -path.stat().st_size)
+    if path.stem not in SLOW
+}
 
 # Data sets with a configuration whose packaged generator takes embeddings of EfficientNet as it is. Elsewhere it sees
 # small images: convolutions do not mind, and the time goes by their area.
@@ -337,7 +343,13 @@ def link(source, target):
 
 
 def mark(path):
-    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+    if path.stem in SLOW:
+        marks = [pytest.mark.slow]
+    elif path in PLAINEST.values():
+        marks = []
+    else:
+        marks = [pytest.mark.further]
+    return pytest.param(path, id=path.stem, marks=marks)
 
 
 @pytest.mark.parametrize("path", [mark(path) for path in SHIPPED])

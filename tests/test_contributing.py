@@ -118,6 +118,7 @@ def test_a_data_set_costs_what_the_page_says():
     assert f"and {n_lines} in the files of steps" in section
 
 
+@pytest.mark.further
 def test_the_examples_run_together(copy, tmp_path):
     rng = np.random.default_rng(0)
     light = rng.uniform(0.2, 1, size=(40, 1, 1))  # so that brightness can be decoded

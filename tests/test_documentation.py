@@ -333,6 +333,7 @@ for code in ("import sys, os; named = 1; print('torch' in sys.modules, os.getcwd
 
 
 @pytest.mark.whole
+@pytest.mark.further
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the usual kernels run the notebooks")
 def test_kernels_of_the_site_are_copies_that_end(tmp_path):
     """Each starts with the imports and without the names of another, and none outlives the build."""

@@ -47,7 +47,7 @@ def folder(finished, tmp_path):
     return copy
 
 
-@pytest.mark.parametrize("kept", ["out of fold", "categories", ""])
+@pytest.mark.parametrize("kept", [pytest.param("out of fold", marks=pytest.mark.further), "categories", ""])
 def test_what_is_kept_is_what_the_stages_say(tmp_path, kept):
     overrides = {
         "out of fold": ["prior={kind: spread}", "split={kind: kfold, n_folds: 2}", "encoder.alphas=[10]"],

@@ -67,7 +67,7 @@ def test_reconstructions_name_the_fits_of_the_branch(finished):
     assert "0.75 of the high-level image" in page
 
 
-@pytest.mark.parametrize("generator", ["own", "nearest"])
+@pytest.mark.parametrize("generator", ["own", pytest.param("nearest", marks=pytest.mark.further)])
 def test_principal_components_are_latents_that_need_no_weights(generator, tmp_path):
     """A copied training image can be blended too; there was no place for its images."""
     low = "reconstruction.low_level={target: {kind: pca, n_components: 12}}"
@@ -241,6 +241,7 @@ DUAL = [
 ]  # fmt: skip
 
 
+@pytest.mark.further
 def test_three_encoders_lead_one_generator_to_the_end(tmp_path, monkeypatch):
     """Benchetrit et al.: tokens of image and text and latents, each rescaled by its own training statistics."""
     monkeypatch.setattr(VersatileDiffusionConfig, "n_tokens", 5)

@@ -98,7 +98,7 @@ def test_cells_run_without_a_warning(capsys):
 @pytest.mark.parametrize(
     "path",
     [
-        *(path for path in NOTEBOOKS if path not in REAL + LONG),
+        *(pytest.param(path, marks=pytest.mark.further) for path in NOTEBOOKS if path not in REAL + LONG),
         *(pytest.param(path, marks=pytest.mark.slow) for path in LONG),
         *(pytest.param(path, marks=[pytest.mark.slow, pytest.mark.shared]) for path in REAL),
     ],

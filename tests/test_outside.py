@@ -639,6 +639,7 @@ def write_heirs():
     return module
 
 
+@pytest.mark.further
 def test_components_that_inherit_from_their_role_give_the_same_scores(on_path, tmp_path, call):
     scores = []
     for name, module in (("bare", MODULE), ("heirs", write_heirs())):
@@ -689,6 +690,7 @@ def test_an_error_inside_is_one_sentence_that_names_whose_it_is(on_path, tmp_pat
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.further
 def test_pip_installs_what_is_found(tmp_path, monkeypatch):
     """The same package through pip itself, offline."""
     source = tmp_path / "source"

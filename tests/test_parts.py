@@ -122,7 +122,9 @@ def _check_sentences(found: dict, parts: list[str], asked: list[list[str]]) -> N
         assert any(f"parts.{name}," in err for name in parts), (words, err)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part", [PARTS[0], *(pytest.param(part, marks=pytest.mark.further) for part in PARTS[1:])]
+)
 def test_without_a_part_its_verbs_and_kinds_are_named_with_it(part, tmp_path):
     _check_sentences(_work_without([part], tmp_path, ASKED[part], runs=False), [part], ASKED[part])
 
@@ -316,12 +318,14 @@ def test_a_part_of_another_package_brings_a_verb_an_analysis_and_a_section(tmp_p
         ("import missing_library", "fails at import with ModuleNotFoundError"),
         ("import sys; sys.exit('no licence')", "fails at import with SystemExit: no licence"),
         ("PART = 3", "is no braindecode_vis.base.parts.Part"),
-        (OUTSIDE.replace('"greet"', '"audit"'), "provides audit, which another part provides already"),
-        (OUTSIDE.replace('"greet"', '"run"'), "braindecode_vis has a verb of that name"),
-        (OUTSIDE.replace("work:greet", "lost:greet"), "the verb greet of the part greetings cannot be used"),
-        (
-            OUTSIDE.replace("work:greet", "work:greet_oddly"),
-            "the verb greet of the part greetings cannot be used",
+        *(
+            pytest.param(OUTSIDE.replace(old, new), said, marks=pytest.mark.further)
+            for old, new, said in (
+                ('"greet"', '"audit"', "provides audit, which another part provides already"),
+                ('"greet"', '"run"', "braindecode_vis has a verb of that name"),
+                ("work:greet", "lost:greet", "the verb greet of the part greetings cannot be used"),
+                ("work:greet", "work:greet_oddly", "the verb greet of the part greetings cannot be used"),
+            )
         ),
     ],
 )
@@ -340,6 +344,7 @@ def test_a_broken_part_of_another_package_is_named_and_the_rest_works(register, 
     assert "greet you" not in done.stdout
 
 
+@pytest.mark.further
 def test_a_section_that_fails_costs_a_run_no_report(tmp_path):
     """The page is written without it, and once more when the part is mended."""
     site, page = tmp_path / "site", tmp_path / "run" / "report.html"

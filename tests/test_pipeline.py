@@ -234,6 +234,7 @@ def test_columns_are_chosen_on_training_trials_and_kept_beside_the_encoder(tmp_p
     np.testing.assert_array_equal(pipeline.train(again)[0].selection.keep[""], chosen)
 
 
+@pytest.mark.further
 def test_one_image_a_fold_has_a_null_of_refits(tmp_path):
     """With a single test image in a fold, nothing can be swapped inside it: images are relabelled before folding."""
     overrides = [
@@ -285,6 +286,7 @@ def kill_when_it_appears(nursery, words, folder, pattern):
     return code == -signal.SIGKILL
 
 
+@pytest.mark.further
 def test_a_run_killed_in_every_stage_ends_like_an_uninterrupted_one(finished, tmp_path, nursery):
     _, rows = finished
     out = tmp_path / "run"
@@ -331,6 +333,7 @@ def test_digits69_reaches_its_numbers(shared, tmp_path):
     assert find(rows, "accuracy")["value"] == 1.0
 
 
+@pytest.mark.further
 @pytest.mark.shared
 def test_digits69_ten_folds_reach_their_numbers(shared, tmp_path):
     config = read_config("digits69_ridge_10fold", root=shared / "data/digits69")

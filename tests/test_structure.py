@@ -98,6 +98,7 @@ def test_the_tree_is_as_it_is_held():
     assert not told, told
 
 
+@pytest.mark.further
 @pytest.mark.whole
 def test_a_training_opens_as_many_files_as_are_held():
     found = structure.make_ratchet(structure.measure_train(ROOT))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from braindecode_vis import pipeline
 from braindecode_vis.api.decoding_run import DecodingRun
@@ -16,6 +17,7 @@ from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import read_config
 from braindecode_vis.config.models import SyntheticConfig
 from braindecode_vis.parts.audit.run import audit_run
+from braindecode_vis.parts.foundation.models.universal_encoder import UniversalEncoder
 from braindecode_vis.pipeline import learning, preparing
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.runs import open_run
@@ -292,8 +294,9 @@ CLUSTERS = (
 )
 
 
-def test_the_network_of_the_encoder_predicts_responses_of_all_subjects(tmp_path):
-    """The universal encoder is fitted anew by the audit, which must come to the same numbers."""
+@pytest.mark.further
+def test_the_network_of_the_encoder_predicts_responses_of_all_subjects(tmp_path, monkeypatch):
+    """The audit fits the universal encoder anew and must come to the same numbers; the training takes it as it is."""
     changes = [
         "dataset.n_train=60", "dataset.n_test=12", "dataset.n_voxels=20", "target={kind: pixels, size: 8}",
         "evaluation.n_bootstrap=100", "evaluation.n_permutations=100", "synthetic.images=phantom:40,size=16",
@@ -307,7 +310,19 @@ def test_the_network_of_the_encoder_predicts_responses_of_all_subjects(tmp_path)
     # Predictions are in the unit of the trials.
     assert 0 < made.responses.data.std() < 1.5 * np.asarray(real.data).std()
     assert "by the network; noise none" in describe_choices(run.config)[-1]
-    pipeline.train(run)
+    with monkeypatch.context() as once:
+
+        def fit(*asked, **options):
+            raise AssertionError("the universal encoder was fitted twice")
+
+        once.setattr(UniversalEncoder, "fit", fit)
+        (trained,) = pipeline.train(run)
+    network = trained.encoder.fitted.model.whole_network
+    kept = store.load_tensors(made.fitted / "universal.safetensors", library="torch")
+    (own,) = [value for name, value in kept.items() if name.startswith("codes of ")]
+    torch.testing.assert_close(network.subjects[0].place, own, rtol=0, atol=0)
+    # Of other voxels, or of other subjects, nothing is taken over.
+    assert network.universal.read(made.fitted, {"01": len(own) + 1}) is None
     audit = audit_run(run.folder.path, refit=True)
     assert not [str(leak) for leak in audit.leaks]
 

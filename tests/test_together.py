@@ -56,6 +56,7 @@ def trained(tmp_path_factory):
     return out, told, errors
 
 
+@pytest.mark.further
 def test_two_processes_train_what_one_trains(trained, tmp_path, command_line):
     out, told, errors = trained
     assert json.loads(told)["scores"] == json.loads((out / "scores.json").read_text())

@@ -141,9 +141,14 @@ def test_whoever_may_read_a_run_reads_it_by_every_verb(runs, tmp_path):
     ("pattern", "blind"),
     [
         ("**/ridge.safetensors", {"score", "compare", "board", "scores", "report"}),
-        ("**/data.npy", {"score", "compare", "board", "scores", "report"}),
         ("*/config.yaml", {"score", "decoder", "board"}),
-        ("*/stages", {"score"}),
+        *(
+            pytest.param(pattern, blind, marks=pytest.mark.further)
+            for pattern, blind in (
+                ("**/data.npy", {"score", "compare", "board", "scores", "report"}),
+                ("*/stages", {"score"}),
+            )
+        ),
     ],
 )
 def test_what_may_not_be_read_is_called_so(pattern, blind, runs, tmp_path):

@@ -654,7 +654,7 @@ class Decoder(BaseEstimator):
         """Say whether these are the classes of trials, and neither pictures nor ids of some."""
         if isinstance(X, Data):
             return not X.knows_images
-        if y is None or images is not None or np.asarray(y).ndim > 2 or self._read_target().of_texts:
+        if y is None or images is not None or _holds_pictures(y) or self._read_target().of_texts:
             return False
         first = y[0] if isinstance(y, Sequence) and len(y) else None
         return not (isinstance(first, Path) or (isinstance(first, str) and Path(first).is_file()))
@@ -823,7 +823,9 @@ class Decoder(BaseEstimator):
             return from_arrays(X, labels=[str(label) for label in np.asarray(y).tolist()], **given, **names)
         if images is not None:
             return from_arrays(X, images=images, shown=y, **given, **names)
-        if np.ndim(y) < 3 and not (isinstance(y, Sequence) and len(y) and isinstance(y[0], str | Path)):
+        if not _holds_pictures(y) and not (
+            isinstance(y, Sequence) and len(y) and isinstance(y[0], str | Path)
+        ):
             raise DataError(
                 "y holds no pictures: pass one picture per trial (an array of shape (n_trials, height, width[, 3]) "
                 "or paths), or ids together with images=..."
@@ -862,6 +864,11 @@ class Decoder(BaseEstimator):
                 "the channels of these trials have other names, or another order, than those of the fit."
             )
         return responses
+
+
+def _holds_pictures(y: Any) -> bool:
+    """Return whether `y` holds arrays of pictures; numpy cannot stack a list of several sizes to count its axes."""
+    return np.ndim(y[0]) >= 2 if isinstance(y, Sequence) and len(y) else np.ndim(y) > 2
 
 
 def _count(images: Iterable[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:

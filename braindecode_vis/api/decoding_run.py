@@ -437,7 +437,8 @@ class DecodingRun:
             Whether the arrays are whitened and scaled already as in the run; needed for a run that whitens, unless the
             unit of the trials shows it.
         whiten_new
-            Learn whitening and scaling from the new trials themselves: another, transductive protocol.
+            Learn whitening and scaling from the new trials themselves: another, transductive protocol. With `split`,
+            from those that the data declare as ``train``, which is not transductive for ``test``.
         limit
             Predict this many trials at most, the first ones, as they are predicted and ranked among all.
 

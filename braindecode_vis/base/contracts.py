@@ -79,6 +79,8 @@ class Context:
         The fitted brain encoder, for a prior that uses its likelihood of images.
     pretrained
         Folder of the encoder that the run has pretrained, for a brain encoder whose settings say ``uses_pretraining``.
+    fitted_responses
+        Folder of what `NetworkSettings.fit_responses` fitted to the same training trials.
     earlier
         Folder of a fit of the same settings to the same trials, which is made again: what time decided there is decided
         alike.
@@ -91,6 +93,7 @@ class Context:
     device: str = "auto"
     encoder: Any = None
     pretrained: Path | None = None
+    fitted_responses: Path | None = None
     earlier: Path | None = None
 
     def take_part(self, name: str) -> Context:
@@ -748,9 +751,10 @@ class NetworkSettings(ComponentSettings):
 
     #: Name of the setting that counts the steps of `Network.prepare`, so that a plan can measure a few of them.
     preparation_steps: ClassVar[str] = ""
-    #: Fits how responses of all subjects follow from targets, called with the number of features of each subject, the
-    #: `braindecode_vis.encoders.signal.TrialPairs` of z-scored features and a seed; returns what gives a subject's
-    #: responses to targets, called with its number and an array of shape (n, n_values). None if it cannot.
+    #: Fits how responses of all subjects follow from targets, called with the number of features of each subject by its
+    #: name, the `braindecode_vis.encoders.signal.TrialPairs` of z-scored features, a seed, and a folder for what
+    #: `Network.prepare` may take from the fit; returns what gives a subject's responses to targets, called with its
+    #: number and an array of shape (n, n_values). None if it cannot.
     fit_responses: ClassVar[Any] = None
 
 

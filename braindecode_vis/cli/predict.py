@@ -62,7 +62,11 @@ def predict(
     ] = True,
     whiten_new: Annotated[
         bool,
-        typer.Option("--whiten-new", help="Learn whitening and scaling from the new trials (transductive)."),
+        typer.Option(
+            "--whiten-new",
+            help="Learn whitening and scaling from the new trials (transductive; not with --split test, where those "
+            "declared as train are used).",
+        ),
     ] = False,
     overrides: Annotated[
         list[str] | None,

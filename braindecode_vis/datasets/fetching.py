@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -286,6 +287,16 @@ def _pick_entities(
         raise ConfigError(
             f"--{option} names {lost[0] if lost else 'none'}; {manifest.name} has the {option}s {known}."
         )
+    # Without the list of a host, the patterns of the manifest still exclude some names.
+    patterns = [pattern for part in manifest.parts for pattern in part.patterns]
+    forms = sorted(
+        {form for pattern in patterns for form in re.findall(f"{ENTITIES[option]}-([^/_]+)", pattern)}
+    )
+    for name in lost:
+        # A user may write 1 for 01.
+        if forms and not any(fnmatchcase(text, form) for form in forms for text in (name, name.zfill(2))):
+            like = _join(f"{ENTITIES[option]}-{form}" for form in forms)
+            raise ConfigError(f"--{option} names {name}; {manifest.name} has only files like {like}.")
     return {path: file for path, file in files.items() if labels[path] in (None, *wanted)}
 
 

@@ -119,8 +119,8 @@ class LaionFmriConfig(AtlasSettings):
     subjects
         ``01``, ``03``, ``05``, ``06``, ``07``; by default all that exist. Several need `atlas` or `pad_subjects`.
     sessions
-        Numbers from 1 to 30, or how many sessions from the first one on; by default all that exist. The authors hold
-        back 31 to 34.
+        Numbers from 1 to 30, or how many sessions from the first one on; by default all of these that exist. 31 to 34,
+        which the authors hold back, are never read.
     mask
         ``brain`` (mean R2 above 15 %), or regions joined by commas, as in ``V1v,V1d,laionventral``.
     mask_file
@@ -184,11 +184,12 @@ class LaionFmriConfig(AtlasSettings):
 
         root, parts = self.find_root(), list[BetasPart]()
         geometries: dict[str, Geometry] = {}
-        gaps = Gaps()
+        gaps, ignored = Gaps(), list[str]()
         for subject in self._find_subjects(root):
             opened, geometries[subject], found = self._open_subject(root, subject)
             parts += opened
             gaps |= found
+            ignored += self._find_ignored(root, subject)
         if not parts:
             raise DataError(
                 f"no trial that is read shows a picture of the split {self.split} ({self.pool} pool)."
@@ -205,7 +206,7 @@ class LaionFmriConfig(AtlasSettings):
         read_image = self._open_pictures(root, table["stimulus_id"].tolist()) if self.with_images else None
         notes = {
             "protocol": self._describe(table),
-            "warnings": [*describe_warnings(table, gaps), *self._warn_of_split()],
+            "warnings": [*describe_warnings(table, gaps), *self._warn_of_split(), *ignored],
             "nan_voxels": gaps,
         }
         return FmriSource(
@@ -246,12 +247,28 @@ class LaionFmriConfig(AtlasSettings):
         return check_subset(wanted, there, what=f"below {root}, subject", option="dataset.subjects")
 
     def _find_sessions(self, root: Path, subject: str) -> list[str]:
-        there = [labels["session"] for labels in LAYOUT.list_labels(root, "betas", subject=subject)]
+        there = self._list_sessions(root, subject)
         wanted: Iterable[int] | None
         wanted = range(1, self.sessions + 1) if isinstance(self.sessions, int) else self.sessions
         names = None if wanted is None else [f"{number:02d}" for number in wanted]
         what = f"below {root}, session of subject {subject}"
         return sorted(check_subset(names, there, what=what, option="dataset.sessions"))
+
+    def _list_sessions(self, root: Path, subject: str) -> list[str]:
+        """Return the sessions on disk that the authors opened; files of later ones may be there by hand."""
+        there = [labels["session"] for labels in LAYOUT.list_labels(root, "betas", subject=subject)]
+        return [session for session in there if session in self.list_declared(subject)]
+
+    def _find_ignored(self, root: Path, subject: str) -> list[str]:
+        """Return a sentence on the folders of sessions that are never read, if there are some."""
+        there = {f"ses-{session}" for session in self._list_sessions(root, subject)}
+        folders = sorted(path.name for path in root.glob(f"{_SUBJECT.format(subject=subject)}/ses-*"))
+        if not (ignored := [name for name in folders if name not in there]):
+            return []
+        return [
+            f"not read of subject {subject}: {', '.join(ignored)}. Only ses-01 to ses-{_LAST_SESSION} with betas of "
+            "the same name are read; correct the name of a folder that was renamed."
+        ]
 
     def _find_split(self, root: Path, subject: str) -> Path:
         pool = f"sub-{subject}" if self.pool == "own" else self.pool

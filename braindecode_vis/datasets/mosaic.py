@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -205,6 +205,7 @@ class MosaicConfig(AtlasSettings, PicturedSettings):
             rows = np.array([row for row, _ in kept])
             read = partial(_read_rows, place, [name for _, name in kept], rows, usable)
             parts.append(BetasPart(trials, (place.path,), len(usable), read))
+        self._check_sides(listed, people)
         parts, shown = self.number_parts(parts)
         geometry = Geometry(usable, surface="fsLR32k without the medial wall", n_vertices=N_VERTICES)
         notes: dict[str, Any] = {"protocol": self._describe(shown), "responses_in_no_list": n_left_out}
@@ -257,6 +258,20 @@ class MosaicConfig(AtlasSettings, PicturedSettings):
             or LAYOUT.find(folder, "list", list=LISTS[kind])
             for kind in kinds
         }
+
+    def _check_sides(
+        self, listed: Mapping[str, Mapping[str, tuple[str, str]]], people: Iterable[str]
+    ) -> None:
+        """Raise `DataError` if the lists of one side name no response of the people that are read."""
+        kinds = {kind for person in people for _, kind in listed.get(person, {}).values()}
+        lists = self._find_lists()
+        for side in (["train"], [kind for kind in lists if kind != "train"]):
+            if kinds.isdisjoint(side):
+                names = " and ".join(str(lists[kind]) for kind in side)
+                raise DataError(
+                    f"{names} names no response of the people that are read; download the list again, or choose other "
+                    "people (dataset.subjects) or test pictures (dataset.test)."
+                )
 
     def _find_shared(self) -> Path | None:
         place = LAYOUT.place(self.find_root(), "shared")

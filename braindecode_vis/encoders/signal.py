@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,10 +137,14 @@ class TrialPairs:
         Number of each trial's subject in `Signal.subjects`.
     read
         Returns responses of shape (n, *signal.shape) and targets of shape (n, n_values) of some trials, ascending.
+    fitted
+        Folder into which `NetworkSettings.fit_responses` has written what it fitted to these trials; None if it has
+        not.
     """
 
     subject: np.ndarray
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    fitted: Path | None = None
 
 
 def describe_signal(responses: Responses) -> Signal:

@@ -10,7 +10,7 @@ chosen features if there is a selection. While it works, checkpoints lie in ``wo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,8 @@ def _fit_fold(run: Run, number: int) -> TrainedFold | categories.TrainedDecoder:
         if selection is not None:
             responses = selection.apply(responses)
         with lend_context(run, f"train{number:02d}", [fields, upstream]) as context:
+            if made is not None:
+                context = replace(context, fitted_responses=made.fitted)
             encoder = build_encoder(run, number, context)
             encoder.fit(responses, targets)
             if not run.follows:

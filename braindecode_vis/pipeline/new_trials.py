@@ -35,6 +35,8 @@ from braindecode_vis.preprocessing.voxel_geometry import read_geometry
 #: Units that mean the same, as users and files write them.
 _SAME_UNITS = {"volt": "V", "volts": "V", "v": "V", "tesla": "T", "t": "T"}
 _NO_UNIT = ("arbitrary", "")
+_OF_ALL = "Whitening and scaling were learnt from the new trials themselves: transductive."
+_OF_TRAINING = "Whitening and scaling were learnt from the new trials that are declared as train."
 #: Half a millisecond is below any sample; rates like 1200 / 7 Hz round differently from file to file.
 TIME_TOLERANCE = 5e-4
 
@@ -83,7 +85,8 @@ def read_new(
     work
         Folder for the preprocessed trials of another root; they are read from there as long as predictions are made.
     whiten_new
-        Learn whitening and scaling from the new trials, a transductive result.
+        Learn whitening and scaling from the new trials, a transductive result. With `part`, from those that are
+        declared as ``train``; then ``test`` is not transductive.
     overrides
         Texts ``dataset.a=value``, for another root.
     part
@@ -136,22 +139,22 @@ def _write_anew(
     run: FinishedRun, dataset: Any, work: Path, *, whiten_new: bool, part: str | None
 ) -> NewTrials:
     learnt = find_learnt(run)
-    if whiten_new and part is not None:
-        raise ConfigError(f"whitening with the new trials uses all of them; leave split {part} out.")
     own = find_responses(run)
     # The mask of the run, since one found in new images would keep other voxels.
     single = "subjects" not in own.coords and "voxel_id" in own.coords
+    # Without either, a data set learns from its training trials, as the run did.
     write_dataset(
         dataset, work, seed=run.config.seed, listener=run.listener,
-        **({"transductive": True} if whiten_new else {"learnt": learnt}),
+        learnt=None if whiten_new else learnt, transductive=whiten_new and part is None,
         geometry=read_geometry(own) if single else None,
     )  # fmt: skip
     responses, stimuli = read_dataset(work)
     notes = [f"{where}: {words}." for where, words in learnt.used.items()]
     if whiten_new:
-        notes = ["Whitening and scaling were learnt from the new trials themselves: transductive."]
+        notes = [_OF_ALL if part is None else _OF_TRAINING]
     responses = responses.with_trials(responses.trials.assign(known=True))
-    return NewTrials(_fit_in(run, _pick_part(responses, part)), stimuli, tuple(notes), whiten_new)
+    transductive = whiten_new and part != "test"
+    return NewTrials(_fit_in(run, _pick_part(responses, part)), stimuli, tuple(notes), transductive)
 
 
 def prepare_trials(
@@ -183,7 +186,7 @@ def prepare_trials(
     DataError
         If the axes are not those of the run, or nothing says whether the trials are whitened already.
     """
-    responses = _pick_part(responses, part)
+    given, responses = responses, _pick_part(responses, part)
     if "known" not in responses.trials:
         responses = responses.with_trials(responses.trials.assign(known=True))
     learnt, transductive, notes = find_learnt(run), False, []
@@ -201,10 +204,11 @@ def prepare_trials(
     if not learnt.is_empty and as_recorded:
         data = np.asarray(responses.data)
         if whiten_new:
-            learnt, transductive = learnt.learn_anew(data, responses.trials), True
+            taught = _pick_part(given, None if part is None else "train")
+            learnt, transductive = learnt.learn_anew(np.asarray(taught.data), taught.trials), part != "test"
         responses = replace(responses, data=learnt.apply_to_trials(data, responses.trials), unit=learnt.unit)
-        if transductive:
-            notes.append("Whitening and scaling were learnt from the new trials themselves: transductive.")
+        if whiten_new:
+            notes.append(_OF_ALL if part is None else _OF_TRAINING)
         else:
             notes += [f"{where}: {words}." for where, words in learnt.used.items()]
     elif whiten_new:

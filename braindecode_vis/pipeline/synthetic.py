@@ -36,6 +36,7 @@ from braindecode_vis.encoders.signal import TrialPairs
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.preprocessing.alignment import fit_zscore
 
+NETWORK = "network"  # folder of what a network fitted to predict responses, from which the training goes on
 PREFIX = "synthetic/"  # of the ids of synthetic trials, unlike any of a data set
 _AT_ONCE = 256  # images that are decoded and encoded together
 _THUMBNAIL = 16
@@ -51,6 +52,12 @@ class SyntheticTrials:
     artifact: store.Artifact
     responses: Responses
     targets: Embeddings
+
+    @property
+    def fitted(self) -> Path | None:
+        """Folder of what the network that predicted them has fitted; None if it was no network."""
+        folder = self.artifact.path / NETWORK
+        return folder if folder.is_dir() else None
 
 
 @dataclass(frozen=True)
@@ -154,12 +161,16 @@ def _synthesise_fold(run: Run, number: int) -> SyntheticTrials:
     fields = {
         "synthetic": hash_settings(run), "repeats": config.repeats.train, "seed": config.seed, "fold": number,
         "held_out": store.hash_json(held) if held else "",
+        # Only here, so that fingerprints of ridges are those of versions which kept no network.
+        **({"kept": NETWORK} if settings.by == "network" else {}),
     }  # fmt: skip
     upstream = {"preprocess": prepared.artifact.fingerprint, "embed": bank.artifact.fingerprint}
 
     def compute(folder: Path) -> dict[str, Any]:
         learns = np.flatnonzero(~np.isin(real.stimulus_ids.astype(str), held))
-        found = draw_synthetic(run, number, settings, real.select(learns), share=settings.share)
+        found = draw_synthetic(
+            run, number, settings, real.select(learns), share=settings.share, kept=folder / NETWORK
+        )
         return write_synthetic(folder, *found, n_held_out=len(held))
 
     artifact = run.produce("synthesise", fields, upstream, compute, preparing.name_fold(number))
@@ -177,7 +188,13 @@ def write_synthetic(
 
 
 def draw_synthetic(
-    run: Run, number: int, settings: SyntheticConfig, real: Responses, *, share: float | None
+    run: Run,
+    number: int,
+    settings: SyntheticConfig,
+    real: Responses,
+    *,
+    share: float | None,
+    kept: Path | None = None,
 ) -> tuple[Responses, Embeddings, dict[str, Any]]:
     """Fit the encoding model of each subject and predict new images.
 
@@ -193,6 +210,8 @@ def draw_synthetic(
         Training trials that the model is fitted on.
     share
         Share of synthetic trials; None makes one of every image for every subject.
+    kept
+        Folder for what a network fits; needed with ``by: network``.
 
     Returns
     -------
@@ -226,7 +245,7 @@ def draw_synthetic(
     by_network = (
         None
         if settings.by == "ridge"
-        else _fit_network(run, names, measure, learnt, derive_seed(seed, "model"))
+        else _fit_network(run, names, measure, learnt, derive_seed(seed, "model"), kept)
     )
     with run.listener.progress("encoding models", len(names)) as advance:
         for place, who in enumerate(names):
@@ -297,6 +316,7 @@ def _fit_network(
     measure: Callable[[str], tuple[np.ndarray, np.ndarray]],
     learnt: Mapping[str, Embeddings],
     seed: int,
+    kept: Path | None,
 ) -> Callable[[int, np.ndarray], np.ndarray]:
     """Return what predicts responses of a subject, by its number, with the network of the brain encoder."""
     fit = roles.complete(NetworkSettings, run.config.encoder.network).fit_responses
@@ -313,7 +333,8 @@ def _fit_network(
             targets.vectors[rows[who][own]], np.float32
         ).reshape(len(own), -1)
 
-    predict = fit([one.shape[1] for one in data], TrialPairs(numbers, read), seed)
+    n_features = {who: one.shape[1] for who, one in zip(names, data, strict=True)}
+    predict = fit(n_features, TrialPairs(numbers, read), seed, kept)
     return lambda who, images: np.asarray(
         predict(who, images) * scales[who].std + scales[who].mean, np.float32
     )

@@ -107,6 +107,7 @@ class NetworkEncoder(BrainEncoder):
         self.image_views: Sequence[Embeddings] = ()
         self.images: ImageSource | None = None
         self.pretrained: Path | None = None
+        self.fitted_responses: Path | None = None
         self.clusters: dict[str, int] | None = None
         self.label_free_subjects: tuple[str, ...] = ()
         self.messages: list[str] = []
@@ -118,7 +119,7 @@ class NetworkEncoder(BrainEncoder):
         """Take images, texts, the folder of checkpoints and the progress from what the pipeline lends."""
         self.images, self.text_targets = context.images, context.texts
         self.workspace, self.progress = context.checkpoints, context.progress
-        self.pretrained = context.pretrained
+        self.pretrained, self.fitted_responses = context.pretrained, context.fitted_responses
 
     # --- training -----------------------------------------------------------------------------------------
 
@@ -374,7 +375,7 @@ class NetworkEncoder(BrainEncoder):
 
         with seeded(derive_seed(self.seed, "prepare")):
             model.to(device)
-            prepare(TrialPairs(signal.index_subjects(names[rows]), read))
+            prepare(TrialPairs(signal.index_subjects(names[rows]), read, self.fitted_responses))
             model.cpu()
 
     def _tell(self, message: str) -> None:

@@ -189,6 +189,7 @@ def test_a_picture_under_two_ids_is_split_as_one():
     assert get_score(both, "pixcorr") == pytest.approx(get_score(one, "pixcorr"), abs=0.02)
 
 
+@pytest.mark.further
 def test_leave_one_image_out_and_groups():
     X, pictures, shown = make_experiment()
     X, shown = X[shown < 15], shown[shown < 15]

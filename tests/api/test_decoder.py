@@ -111,7 +111,7 @@ def test_it_is_an_estimator():
         bdv.Decoder().predict(X)
 
 
-@pytest.mark.parametrize("encoder", ["lda", "logistic"])
+@pytest.mark.parametrize("encoder", ["lda", pytest.param("logistic", marks=pytest.mark.further)])
 def test_scikit_learns_own_checks(encoder):
     """Decoders of classes follow its conventions, but for the type of one exception."""
     known = {"check_dtype_object": "objects that are no numbers raise a ValueError instead of a TypeError"}
@@ -196,6 +196,7 @@ def test_a_prior_learns_from_predictions_of_held_out_trials():
         (lambda d, X, p: clone(d).fit(X, ["face"] * 60), "which is not a picture file"),
         (lambda d, X, p: clone(d).fit(X, np.arange(60)), "y holds no pictures"),
         (lambda d, X, p: clone(d).fit(X, p[:-1]), "60 trials|59 entries"),
+        (lambda d, X, p: clone(d).fit(X, [*p[:-1], p[0][1:]]), "the pictures have 2 different sizes"),
         (lambda d, X, p: clone(d).fit(X, p * 300), "must be between 0 and 1"),
         (lambda d, X, p: d.retrieve(X, gallery=[]), "no picture"),
         (lambda d, X, p: d.predict_proba(X), "only decoders of classes"),

@@ -407,7 +407,12 @@ def run_pt2(path, decoder, data):
 
 
 @pytest.mark.parametrize(
-    ("kind", "alignment"), [("atm_s", "none"), ("eegproject", "euclidean"), ("eegproject", "zscore")]
+    ("kind", "alignment"),
+    [
+        ("eegproject", "euclidean"),
+        pytest.param("atm_s", "none", marks=pytest.mark.further),
+        pytest.param("eegproject", "zscore", marks=pytest.mark.further),
+    ],
 )
 @pytest.mark.filterwarnings("ignore")  # torch's exporter warns of its own insides
 def test_a_network_runs_the_same_in_onnx_and_torch_export(tmp_path, kind, alignment):
@@ -422,6 +427,7 @@ def test_a_network_runs_the_same_in_onnx_and_torch_export(tmp_path, kind, alignm
         assert "largest difference was" in path.with_name(f"{path.name}.md").read_text()
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("kind", ["tsconv", "eegnet", "latent_decoder"])
 @pytest.mark.filterwarnings("ignore")
 def test_other_networks_can_be_exported(tmp_path, kind):
@@ -482,7 +488,9 @@ def test_a_fold_that_tests_one_picture_is_checked_on_noise(run, tmp_path, monkey
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("to", "name"), [("onnx", "c.onnx"), ("torch-export", "c.pt2")])
+@pytest.mark.parametrize(
+    ("to", "name"), [pytest.param("onnx", "c.onnx", marks=pytest.mark.further), ("torch-export", "c.pt2")]
+)
 def test_a_network_of_classes_as_a_program(tmp_path, to, name):
     labels = np.array(["face", "house"] * 20)
     X = np.random.default_rng(0).normal(size=(40, 6, 64)).astype(np.float32)

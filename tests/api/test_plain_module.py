@@ -200,7 +200,9 @@ AS_CELL = (
 )
 
 
-@pytest.mark.parametrize("how", [(), ("-c", AS_CELL)], ids=["script", "notebook"])
+@pytest.mark.parametrize(
+    "how", [(), pytest.param(("-c", AS_CELL), marks=pytest.mark.further)], ids=["script", "notebook"]
+)
 def test_a_class_of_a_script_is_trained_and_says_where_to_move_it(how, tmp_path):
     """Its module is that of the process, which another process does not have."""
     script = tmp_path / "analysis.py"

@@ -268,17 +268,36 @@ def test_its_own_whitening_only_when_asked_and_then_named(eeg):
     assert "transductive: statistics of the new trials themselves" in anew.protocol
     assert "Transductive" in anew.report().read_text()
     assert not np.allclose(plain.embeddings.vectors, anew.embeddings.vectors)
+    # Of one root, the training trials give the statistics of its test trials: those that the run has learnt itself.
+    tested = own.predict(folder / "old", split="test", whiten_new=True)
+    assert_own(tested, own)
+    assert "transductive" not in tested.protocol
+    assert tested.notes[0] == (
+        "Whitening and scaling were learnt from the new trials that are declared as train."
+    )
+    assert "transductive" in own.predict(folder / "old", split="train", whiten_new=True).protocol
+    in_memory = own.predict(read_unwhitened(folder), split="test", whiten_new=True)
+    # Noise that is estimated from a block in float32 is less exact than that of the stream.
+    scale = np.abs(tested.embeddings.vectors).max()
+    np.testing.assert_allclose(
+        in_memory.embeddings.vectors, tested.embeddings.vectors, rtol=0, atol=1e-3 * scale
+    )
     with pytest.raises(ConfigError, match="the run decodes things_eeg2, so it cannot read synthetic_digits"):
         own.predict(bdv.load("synthetic_digits"))
 
 
-def make_epochs(folder, *, ch_names=CHANNELS, sfreq=250.0, n_times=250, tmin=0.0):
-    """Trials of the run's first session, unwhitened, as somebody would cut them."""
+def read_unwhitened(folder):
+    """All trials of the run, before they are whitened and scaled."""
     raw = read_config(folder / "run", ["dataset.mvnn=none", "dataset.scaling=null"]).dataset
     work = folder / "unwhitened"
     if not work.is_dir():
         write_meeg(raw, work)
-    responses = store.read_responses(work / "responses")
+    return store.read_responses(work / "responses")
+
+
+def make_epochs(folder, *, ch_names=CHANNELS, sfreq=250.0, n_times=250, tmin=0.0):
+    """Test trials of the run, unwhitened, as somebody would cut them."""
+    responses = read_unwhitened(folder)
     rows = np.flatnonzero((responses.trials["split"] == "test").to_numpy())
     data = np.asarray(responses.data[rows])[:, : len(ch_names), :n_times].astype(np.float64)
     info = mne.create_info(list(ch_names), sfreq, "eeg")

@@ -138,7 +138,12 @@ def describe(ch_names):
             ALL63[40:],
             ALL63[::-1],
         ),
-        ({"kind": "ridge", "alphas": [1.0]}, EMOTIV32, tuple(name.upper() for name in EMOTIV32)),
+        pytest.param(
+            {"kind": "ridge", "alphas": [1.0]},
+            EMOTIV32,
+            tuple(name.upper() for name in EMOTIV32),
+            marks=pytest.mark.further,
+        ),
     ],
 )
 def test_a_submission_predicts_what_its_run_does(tmp_path, command_line, encoder, ch_names, asked):

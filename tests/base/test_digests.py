@@ -244,10 +244,13 @@ def test_a_folder_of_pictures_has_one_digest_and_one_file_in_the_cache(tmp_path,
 @pytest.mark.parametrize(
     ("kind", "form"),
     [
-        ("god", "god"), ("things_fmri", "things-fmri"), ("bold5000_betas", "bold5000-betas"),
-        ("things_eeg2", "things-eeg2-official"), ("things_eeg2", "things-eeg2-250hz"),
+        ("things_fmri", "things-fmri"),
+        ("things_eeg2", "things-eeg2-250hz"),
+        pytest.param("god", "god", marks=pytest.mark.further),
+        pytest.param("bold5000_betas", "bold5000-betas", marks=pytest.mark.further),
+        pytest.param("things_eeg2", "things-eeg2-official", marks=pytest.mark.further),
     ],
-)  # fmt: skip
+)
 def test_a_changed_picture_of_a_data_set_is_told(tmp_path, command_line, kind, form):
     """Pictures were known by names and sizes, or not at all: one byte changed, and a rerun said "reused"."""
     make_phantom(form, tmp_path / "in", size=SIZES[form]["tiny"], config=PhantomConfig(snr=0.3), embed=embed)
@@ -447,7 +450,10 @@ def lose_bits(path):
     digests._KNOWN[str(path)] = digests._Known(identity, digest, read_here=True, settled=True)
 
 
-@pytest.mark.parametrize("verb", ["audit", "predict", "report", "analyze"])
+@pytest.mark.parametrize(
+    "verb",
+    ["report", *(pytest.param(verb, marks=pytest.mark.further) for verb in ("audit", "predict", "analyze"))],
+)
 def test_verify_reads_again_what_was_read_before(copied, tmp_path, verb, command_line):
     stage = "preprocess" if verb == "predict" else "evaluate"
     trials = tmp_path / "trials.npy"

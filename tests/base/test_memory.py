@@ -148,7 +148,13 @@ def _measure_peak(run):
 
 
 @pytest.mark.parametrize(
-    "shape", [(900, 8000, 20), (8000, 500, 20), (900, 900, 1500)], ids=["wide", "tall", "many targets"]
+    "shape",
+    [
+        pytest.param((900, 8000, 20), marks=pytest.mark.further),
+        pytest.param((8000, 500, 20), marks=pytest.mark.further),
+        (900, 900, 1500),
+    ],
+    ids=["wide", "tall", "many targets"],
 )
 def test_ridge_holds_what_was_estimated(shape):
     n_trials, n_features, n_targets = shape

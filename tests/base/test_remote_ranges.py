@@ -95,7 +95,7 @@ def read(pairs, block=0, least=0):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("scheme", ["http", "s3"])
+@pytest.mark.parametrize("scheme", ["http", pytest.param("s3", marks=pytest.mark.further)])
 def test_every_chunk_of_every_layout_has_its_bytes(scheme, bucket, tmp_path):
     """Reads of less than a quarter of a block ended at its border, and h5py left the rest of its buffer as it was.
 

@@ -51,8 +51,12 @@ SLOW = (
     "things-meg", "things-eeg2", "things-eeg2-official", "things-eeg2-ubp", "alljoined1", "alljoined16m", "bids-eeg",
     "bids-fmri", "nod", "nsd-timeseries", "bold5000", "deeprecon",
 )  # fmt: skip
+# One format of each way to store samples that is quick to make.
+QUICK = ("things-eeg2-250hz", "god", "nsd-brain-diffuser", "vim-1", "bold5000-betas")
 LAYOUTS = [
-    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    pytest.param(
+        name, marks=pytest.mark.slow if name in SLOW else () if name in QUICK else pytest.mark.further
+    )
     for name in FORMATS
     if name in SAMPLES
 ]

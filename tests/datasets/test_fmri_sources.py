@@ -102,7 +102,9 @@ def test_source_checks_its_parts():
     with pytest.raises(DataError, match="must follow the other files of its session"):
         make([make_part(), make_part(session="02"), make_part()])
     two = [make_part(), make_part(subject="02")]
-    with pytest.raises(ConfigError, match="do not correspond"):
+    with pytest.raises(
+        ConfigError, match=r"do not correspond.*\(in_context, .* shared_space and voxel_clusters\)"
+    ):
         make(two, {"01": geometry, "02": geometry})
     assert make(two, {"01": geometry, "02": geometry}, atlas=AtlasConfig()).subjects == ("01", "02")
     with pytest.raises(DataError, match="no geometry for subject 02"):

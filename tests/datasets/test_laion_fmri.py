@@ -176,6 +176,29 @@ def test_a_table_of_trials_that_does_not_fit_is_named(root, cells, said):
     refusals(LaionFmriConfig, root=root, subjects=("01",))(DataError, said)
 
 
+def test_folders_of_closed_or_renamed_sessions_are_not_read_and_named(root):
+    """Sessions 31 to 34 are held back: files of them that lie on disk were read as any other."""
+    before = LaionFmriConfig(root=root, subjects=("01",)).hash_inputs()
+    for name in ("betas", "trials"):
+        first, later = (LAYOUT.place(root, name, subject="01", session=session) for session in ("01", "31"))
+        later.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(first, later)
+    assert LaionFmriConfig(root=root, subjects=("01",)).hash_inputs() == before
+    folder = LAYOUT.place(root, "betas", subject="01", session="02").parent.parent
+    folder.rename(folder.with_name("ses-2"))
+    source = open_one(root)
+    assert {part.group[1] for part in source.parts} == {"01"}
+    assert source.notes["warnings"][-1] == (
+        "not read of subject 01: ses-2, ses-31. Only ses-01 to ses-30 with betas of the same name are read; "
+        "correct the name of a folder that was renamed."
+    )
+    (root / "phantom_truth").rename(
+        root.with_name("truth")
+    )  # as the real data set, whose sessions must all be there
+    found = [finding for finding in LaionFmriConfig(root=root, subjects=("01",)).check() if not finding.ok]
+    assert any("1 of 30 declared sessions are read, without 02, 03" in finding.message for finding in found)
+
+
 def test_settings_that_nothing_fits_are_named(root):
     refuse = refusals(LaionFmriConfig, root=root)
     for sessions in (31, [2, 34], 0, []):
@@ -237,3 +260,17 @@ def test_a_part_of_the_bucket_is_planned(monkeypatch, tmp_path):
             ConfigError, match="--session names 31; laion_fmri has the sessions 01, 12, 25, 30"
         ):
             make_plan(manifest, tmp_path, subjects=["1"], parts=["betas"], only={"session": ["31"]})
+
+
+def test_a_dry_run_without_the_list_of_the_bucket_refuses_closed_sessions(monkeypatch, tmp_path):
+    """The patterns of the manifest name 01 to 30 only; a session that they allow waits for the list."""
+    monkeypatch.setitem(hosts.BASES, "s3", "http://127.0.0.1:9/{place}")
+    monkeypatch.setattr(transfer, "ALLOW_LOOPBACK", True)
+    manifest, betas = read_manifest("laion_fmri"), {"parts": ["betas"], "only_look": True}
+    for session in ("31", "34", "prf"):
+        with pytest.raises(
+            ConfigError, match=f"names {session}; laion_fmri has only files like ses-0.*ses-30"
+        ):
+            make_plan(manifest, tmp_path, only={"session": [session]}, **betas)
+    for session in ("1", "12", "30"):
+        assert list(make_plan(manifest, tmp_path, only={"session": [session]}, **betas).unlisted) == ["betas"]

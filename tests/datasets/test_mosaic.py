@@ -223,6 +223,13 @@ def test_what_does_not_fit_is_named(roots, root, tmp_path):
     training = root / "testtrain/train_naturalistic.json"
     lists.write_text(json.dumps([*json.loads(lists.read_text()), json.loads(training.read_text())[0]]))
     refuse(DataError, "which train_naturalistic.json lists too: it would be trained on and tested")
+    for empty in (training, lists):
+        content = empty.read_text()
+        empty.write_text("[]")
+        refuse(
+            DataError, f"{empty.name} names no response of the people that are read; download the list again"
+        )
+        empty.write_text(content)
     lists.write_text('{"a": 1}')
     refuse(DataError, "is no list of pictures with their responses")
     path.write_bytes(path.read_bytes()[:5000])

@@ -89,7 +89,9 @@ def test_images_are_the_middle_square_as_it_was_shown(root, tmp_path):
         assert np.abs(kept - shown).max() <= 16
         assert np.abs(kept - shown).mean() < 2
     with h5py.File(root / "nsddata_stimuli/stimuli/nsdsynthetic/nsdsynthetic_stimuli.hdf5") as file:
-        stored = file["imgBrick"][0]
+        stored, n_grey = file["imgBrick"][0], len(file["imgBrick"])
+    np.testing.assert_array_equal(stored, np.ceil((drawn[0] / 255.0) ** 2 * 255).astype(np.uint8))
+    np.testing.assert_array_equal(draw_images(SIZE, 0, 1, grey_only=True), drawn[:n_grey])
     linear = stored[:, (width - height) // 2 :][:, :height] / 255
     shown = NsdSyntheticConfig(root=root, core=False, image_size=54).open_betas().read_image(0)
     np.testing.assert_array_equal(shown, (np.sqrt(linear) * 255).astype(np.uint8))

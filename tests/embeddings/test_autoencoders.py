@@ -14,7 +14,7 @@ STATED = {"sd": (21.9, 25.5, 25.8, 27.1), "sdxl": (22.3, 26.5)}
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("latents", ["sd", "sdxl"])
+@pytest.mark.parametrize("latents", [pytest.param("sd", marks=pytest.mark.further), "sdxl"])
 def test_real_weights_reconstruct_photographs(latents, shared):
     from skimage import data
 

@@ -272,6 +272,24 @@ def test_torchvision_agrees_with_its_own_extractor(tmp_path):
         read_layers(tower, inputs, layers=["layer2.9"], pooling="mean")
 
 
+@pytest.mark.parametrize(("layer", "n_places"), [(-1, 49), ("features.1", 224 * 224)])
+def test_feature_maps_of_vgg_are_tokens(layer, n_places):
+    """Each place of a map is a token; VGG's ReLUs worked in place and changed what was read of the layer before."""
+    asked = {"architecture": "vgg11", "weights": "random", "pooling": "patches"}
+    config = TorchvisionConfig(**asked, layer=layer, model_args={"init_weights": False})
+    tower, image = config.make_tower(), torch.rand(1, 3, 224, 224)
+    number = layer if isinstance(layer, int) else int(layer.rpartition(".")[2])
+    with torch.no_grad():
+        own = tower.network.features[: number % len(tower.network.features) + 1](image)
+        tokens = read_layers(tower, image, layers=[layer], pooling="patches")
+        first, second = read_layers(tower, image, layers=[0, 1], pooling="mean").unbind(1)
+        convolved = tower.network.features[0](image)
+    assert tokens.shape == (1, n_places, own.shape[1])
+    torch.testing.assert_close(tokens, own.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(first, convolved.mean((2, 3)))
+    torch.testing.assert_close(second, convolved.relu().mean((2, 3)))
+
+
 def test_densenet_files_with_old_names_are_read(tmp_path):
     import torchvision
 

@@ -297,6 +297,7 @@ def test_training_leaves_the_global_random_state_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.further
 def test_more_training_lowers_the_loss(tmp_path):
     """Smooth images of two kinds, told apart by their embedding: both networks must learn something."""
     rng = np.random.default_rng(1)

@@ -37,6 +37,7 @@ def find(run, metric, subject="all", method="decoded"):
     return rows.iloc[0]
 
 
+@pytest.mark.further
 def test_people_given_as_subjects_and_as_groups_have_the_same_scores():
     """As subjects, chance was the score and p 1; as the column group, .500 and .0016 of the same decisions."""
     X, labels, who = make_people()

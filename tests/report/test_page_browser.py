@@ -29,7 +29,10 @@ def report(tmp_path_factory):
     return page.write_report(tmp_path_factory.mktemp("page") / "report.html", make_content())
 
 
-@pytest.mark.parametrize("width, height, scheme", [(1366, 768, "light"), (390, 844, "dark")])
+@pytest.mark.parametrize(
+    "width, height, scheme",
+    [(1366, 768, "light"), pytest.param(390, 844, "dark", marks=pytest.mark.further)],
+)
 def test_images_show_nothing_overflows_nothing_is_fetched(browser, report, width, height, scheme, tmp_path):
     browser.open(report, width, height, scheme=scheme)
     assert browser.ask("innerWidth") == width
@@ -225,7 +228,9 @@ def test_a_phone_shows_images_soon_and_all_but_details_within_8000_pixels(browse
     assert browser.ask(top.format("#scores")) < 8000
 
 
-@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
+@pytest.mark.parametrize(
+    "width, scheme", [(1280, "light"), pytest.param(390, "dark", marks=pytest.mark.further)]
+)
 def test_axe_finds_no_serious_violation(browser, tmp_path, width, scheme):
     """Report, board and, where it was built, the home page of the site; axe-core comes with the extra dev."""
     found = importlib.util.find_spec("axe_playwright_python")  # for its script alone

@@ -469,8 +469,8 @@ class FmriSource:
         elif not plan.pad_subjects:
             raise ConfigError(
                 f"the voxels of the subjects {names} do not correspond: read one subject at a time, average over the "
-                "regions of an atlas with dataset.atlas, or set dataset.pad_subjects for a network with a layer for "
-                "each subject."
+                "regions of an atlas with dataset.atlas, or set dataset.pad_subjects for an encoder that takes other "
+                "voxels of each subject (in_context, or the networks shared_space and voxel_clusters)."
             )
 
     @property

@@ -3,7 +3,8 @@
 Owns the judge's rule for train and test splits, as its benchmarks of LAION-fMRI have it: ridge on features as they are
 with one penalty for all responses, chosen by leaving out one image at a time; the median correlation of the responses
 whose noise ceiling is high enough, divided by their median ceiling and squared; the mean over subjects, with an error
-by resampling subjects. Knows nothing of runs. `encoding_model` differs: it z-scores features and chooses a penalty
+by resampling subjects. One thing differs: the judge's square makes a negative median a positive score, which keeps its
+sign here. Knows nothing of runs. `encoding_model` differs: it z-scores features and chooses a penalty
 for every response.
 
 References
@@ -33,7 +34,7 @@ class SubjectScore:
     Parameters
     ----------
     score
-        ``(raw / ceiling) ** 2``.
+        ``(raw / ceiling) ** 2`` with the sign of `raw`.
     raw, ceiling
         Median correlation of predicted and measured responses, and median ceiling of the same responses.
     n_responses
@@ -95,6 +96,8 @@ def score_groups(
     >>> scores = score_groups(np.array([0.9, 0.1, 0.3, 0.8]), np.array([0.2, 0.36, 0.49, 0.81]), groups)
     >>> list(scores), scores["V1"].n_responses, round(scores["V1"].score, 3)
     (['V1'], 3, 0.184)
+    >>> round(score_groups(np.array([-0.3]), np.array([0.49]), {"V1": np.array([True])})["V1"].score, 3)
+    -0.184
     """
     found = {}
     for name, group in groups.items():
@@ -102,7 +105,7 @@ def score_groups(
         if kept.any():
             raw = float(np.median(correlation[kept]))
             ceiling = float(np.median(np.sqrt(np.minimum(share[kept], 1))))
-            found[name] = SubjectScore((raw / ceiling) ** 2, raw, ceiling, int(kept.sum()))
+            found[name] = SubjectScore(raw * abs(raw) / ceiling**2, raw, ceiling, int(kept.sum()))
     return found
 
 

@@ -19,7 +19,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -65,10 +65,11 @@ MAX_MEASURED = 4
 _TRIALS_OF_A_PIECE = 64
 #: Random trials whose noise ceilings are measured, in bytes, and how often each image is repeated there.
 _CEILING_BYTES, _REPETITIONS = 32 << 20, 16
-#: Seconds from which the first nine pictures are enough, as the network takes most of them.
-_LONG_START_S = 60.0
-#: Steps of what a network computes before its training that are measured, fewer and more.
-_PREPARATION = (20, 60)
+#: Pictures of training and of test that are measured first.
+FIRST_PICTURES = (3, 2)
+#: Trials of the smallest batches of a training that are measured, and by how many times the next are larger. A training
+#: whose real batches take longer than the budget is measured in smaller ones.
+_SMALLEST_BATCH, _LARGER = 4, 4
 #: Name of what a command takes beside its stages.
 START = "start"
 
@@ -134,6 +135,27 @@ class PieceCost:
     cpu_seconds: float = 0.0
     memory: float = 0.0
     disk: float = 0.0
+    before: float = 0.0  # seconds that a training took before its epochs, which are not among `seconds`
+
+
+class _Marks:
+    """When a training showed its progress, so that an epoch is told apart from what comes before."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, float]] = []
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        """Note the time of one step of progress; a total of 0 is a message."""
+        if total:
+            self.times.append((time.perf_counter(), time.process_time()))
+
+    def split(self, piece: PieceCost) -> PieceCost:
+        """Return what the second of two epochs took, and what the whole took before both."""
+        steps = [(0.0, 0.0), (piece.seconds / 2, piece.cpu_seconds / 2)]  # where no progress was shown
+        if len(self.times) > 1:
+            steps = [self.times[len(self.times) // 2 - 1], self.times[-1]]
+        seconds, cpu = (after - before for before, after in zip(*steps, strict=True))
+        return replace(piece, seconds=seconds, cpu_seconds=cpu, before=max(0.0, piece.seconds - 2 * seconds))
 
 
 @contextmanager
@@ -274,6 +296,67 @@ def _make_step(
     )  # fmt: skip
 
 
+def _measure_training(
+    fit: Callable[[int], PieceCost], batch: int, n: int, budget: float
+) -> tuple[list[PieceCost], PieceCost]:
+    """Measure an epoch of a few trials, then of more while it fits the budget; at least two, if there are so many.
+
+    Parameters
+    ----------
+    fit
+        Trains two epochs of some trials, in batches of at most `batch`, and returns a piece of `_Marks.split`.
+    batch, n
+        Trials of a batch and of an epoch of the real training.
+    budget
+        Seconds that all together may take, about.
+
+    Returns
+    -------
+    pieces
+        Of growing size.
+    epoch
+        What an epoch of `n` trials takes. A batch that is larger than those which were measured costs a constant and a
+        part in proportion to its trials.
+
+    Raises
+    ------
+    BraindecodeVisError
+        If none could be trained; an objective may need more trials than the first ones.
+    """
+    batch = min(batch, n)
+    small = [_SMALLEST_BATCH * _LARGER**k for k in range(20) if _SMALLEST_BATCH * _LARGER**k < batch]
+    sizes = [*small, *(k * batch for k in (1, 2, 4, 8, 16, 32) if k == 1 or k * batch <= n)]
+    pieces: list[PieceCost] = []
+    spent = 0.0
+    for size, larger in zip(sizes, [*sizes[1:], math.inf], strict=True):
+        try:
+            pieces.append(fit(size))
+        except BraindecodeVisError:
+            if larger == math.inf or pieces:
+                raise
+            continue
+        last = pieces[-1]
+        spent += last.before + 2 * last.seconds
+        if len(pieces) > 1 and spent + last.before + 2 * last.seconds * larger / size > budget:
+            break
+    whole = [piece for piece in pieces if piece.size >= batch]
+    known, size = (whole[-2:], float(n)) if whole else (pieces[-2:], float(batch))
+    times = n / size
+    return pieces, PieceCost(
+        n, times * extrapolate(known, "seconds", size), times * extrapolate(known, "cpu_seconds", size),
+        # Batches need the same memory however many there are.
+        max(piece.memory for piece in whole) if whole else extrapolate(known, "memory", size), pieces[-1].disk,
+    )  # fmt: skip
+
+
+def _tell_batches(pieces: Sequence[PieceCost], batch: int, ratio: float) -> str:
+    """Return in words which epoch of a training was measured, and by how many times it was extrapolated."""
+    last = pieces[-1].size
+    real = "" if last >= batch else f", smaller than those of {batch}"
+    measured = f"measured an epoch of {last:.0f} trials in batches of {min(last, batch):.0f}"
+    return f"{measured}{real}, extrapolated {ratio:.3g} times"
+
+
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
@@ -308,7 +391,9 @@ def plan_run(
     if config.decodes_categories:
         return RunPlan(sizes, [*steps, _plan_fit(config, sizes, None, budget, tell)])
     config, left_out = _stand_in(config)
-    tell("measuring pictures through embed, reconstruct, evaluate and report, 9 pictures first")
+    tell(
+        f"measuring pictures through embed, reconstruct, evaluate and report, {sum(FIRST_PICTURES)} pictures first"
+    )
     later, dims, started_cost = _plan_pictures(config, sizes, budget, left_out)
     fits = [_plan_fit(config, sizes, dims, budget, tell)]
     if config.uses_pretraining:
@@ -593,9 +678,10 @@ def _plan_pictures(
         "evaluate": sizes.n_test,
     }
     try:
-        first, dims = _run_pictures(config, sizes, 6, 3)  # loads libraries and weights
-        # The first run also loads libraries, which says nothing of the time of a picture.
-        spent = 0.0 if first["embed"].seconds <= _LONG_START_S else math.inf
+        first, dims = _run_pictures(config, sizes, *FIRST_PICTURES)  # loads libraries and weights
+        # The first run also loads libraries, which says nothing of the time of a picture. Of a large network, which
+        # takes most of it, the first pictures are enough.
+        spent = 0.0 if first["embed"].seconds <= budget else math.inf
         for n_train, n_test in ((6, 3), (24, 8), (48, 24), (48, 60)):
             if records:
                 before, last = records[-1][:2], records[-1][2]
@@ -614,7 +700,7 @@ def _plan_pictures(
             warm = records[0][2][name]
             start.seconds += max(0.0, piece.seconds - warm.seconds)
             start.cpu_seconds += max(0.0, piece.cpu_seconds - warm.cpu_seconds)
-    records = records or [(6, 3, first)]
+    records = records or [(*FIRST_PICTURES, first)]
     gpu = _uses_gpu()
     steps = []
     for name, size in names.items():
@@ -784,38 +870,48 @@ def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: C
     changes = {
         "corpus": (),
         "corpus_digests": (),
-        "n_epochs": 1,
+        "n_epochs": 2,
         "probes": None,
         "start_from": None,
         "guide": None,
         "hold_out_by": "trial",
     }
-    quick, held = settings.model_copy(update=changes), _read_memory("VmRSS")
+    held, batch = _read_memory("VmRSS"), settings.batch_size
 
-    def fit(number: float) -> PieceCost:
-        responses = _make_random(config, sizes, int(number), shape)[0]
-        with tempfile.TemporaryDirectory() as made, _measure(number) as piece:
-            pretrain(quick, responses, folder=Path(made), checkpoints=Path(made) / "state", seed=0)
+    def fit(number: int) -> PieceCost:
+        responses, marks = _make_random(config, sizes, number, shape)[0], _Marks()
+        quick = settings.model_copy(update=changes | {"batch_size": min(number, batch)})
+
+        def show(words: str, total: int | None) -> Any:
+            return nullcontext(
+                lambda done: marks(done, done, words)
+            )  # an epoch is done, or none at the start
+
+        with tempfile.TemporaryDirectory() as made:
+            with _measure(number) as piece:
+                pretrain(
+                    quick,
+                    responses,
+                    folder=Path(made),
+                    checkpoints=Path(made) / "state",
+                    seed=0,
+                    progress=show,
+                )
             piece.disk = measure_folder(Path(made))
-        return piece
+        return marks.split(piece)
 
-    tell(f"measuring batches of {settings.batch_size} through the pretraining")
-    numbers = [
-        2 * settings.batch_size,
-        *(k * settings.batch_size for k in (4, 8, 16) if k * settings.batch_size <= n),
-    ]
+    tell(f"measuring batches of up to {batch} through the pretraining")
     try:
-        fit(numbers[0])  # loads libraries
-        pieces = _grow(numbers, fit, budget)
+        pieces, epoch = _measure_training(fit, batch, n, budget)
     except BraindecodeVisError as error:
         return Step("pretrain", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
-    once, seen = pieces[-1], n * settings.n_epochs
-    ratio = seen * n_folds / once.size
-    seconds, factor = ratio * once.seconds, _find_factor(ratio, once.seconds)
+    times = n_folds * settings.n_epochs
+    seconds, ratio = times * epoch.seconds, times * n / pieces[-1].size
+    factor = _find_factor(ratio, pieces[-1].seconds)
     return Step(
-        "pretrain", seconds, seconds / factor, seconds * factor, ratio * once.cpu_seconds,
-        held + extrapolate(pieces, "memory", n) if len(pieces) > 1 else held + once.memory, n_folds * once.disk,
-        f"measured one epoch of {once.size:.0f}, extrapolated {ratio:.3g} times ({settings.n_epochs} epochs of {n})",
+        "pretrain", seconds, seconds / factor, seconds * factor, times * epoch.cpu_seconds,
+        held + epoch.memory + 4.0 * n * math.prod(shape), n_folds * epoch.disk,
+        f"{_tell_batches(pieces, batch, ratio)} ({settings.n_epochs} epochs of {n})",
         _uses_gpu() and settings.device != "cpu",
     )  # fmt: skip
 
@@ -833,54 +929,42 @@ def _plan_epochs(
     held, gpu = _read_memory("VmRSS"), _uses_gpu() and settings.device != "cpu"
     automatic = not isinstance(settings.batch_size, int)
     batch = min(choose_batch_size(sizes.n_train) if automatic else settings.batch_size, sizes.n_train)
-    changes: dict[str, Any] = {"epochs": 1, "batch_size": batch}
+    changes: dict[str, Any] = {"epochs": 2}
+    if selection := getattr(settings, "selection", None):  # a few images cannot be held out
+        changes["selection"] = selection.model_copy(update={"kind": "last", "hold_out": 0.0})
+    network = getattr(settings, "network", None)
     if config.uses_pretraining:  # weights of any values take the same time
-        changes["network"] = settings.network.model_copy(update={"pretrained": None})
-    network, (few, more) = getattr(settings, "network", None), _PREPARATION
-    steps = "" if network is None else roles.complete(NetworkSettings, network).preparation_steps
-    n_steps = getattr(network, steps) if steps else 0
-    if prepares := n_steps > more:
-        changes["network"] = settings.network.model_copy(update={steps: few})
-    quick = settings.model_copy(update=changes)
-    numbers = [2 * batch, *(n * batch for n in (4, 8, 16, 32) if n * batch <= sizes.n_train)]
+        network = network.model_copy(update={"pretrained": None})
+    name = "" if network is None else roles.complete(NetworkSettings, network).preparation_steps
+    n_steps = getattr(network, name) if name else 0
 
-    def fit(n: float) -> PieceCost:
-        return _fit_random(config, quick, sizes, int(n), sizes.shape, target)
+    def count_steps(n: float) -> int:
+        return min(n_steps, max(1, int(n) // _SMALLEST_BATCH))
 
-    tell(f"measuring batches of {batch} trials through the network")
-    fit(numbers[0])  # loads libraries
-    pieces = _grow(numbers, fit, budget)
-    if len(pieces) == 1:
-        pieces = [replace(pieces[0], size=0.0, seconds=0.0, cpu_seconds=0.0), pieces[0]]
-    before, once = pieces[-2:]
+    def fit(n: int) -> PieceCost:
+        own = changes | {"batch_size": min(n, batch)}
+        if network is not None:
+            own["network"] = network.model_copy(update={name: count_steps(n)} if name else {})
+        marks = _Marks()
+        quick = settings.model_copy(update=own)
+        return marks.split(_fit_random(config, quick, sizes, n, sizes.shape, target, marks))
 
-    def slope(name: str) -> float:
-        """Return a number of one more trial, beside what the start takes."""
-        more = (getattr(once, name) - getattr(before, name)) / (once.size - before.size)
-        return more if more > 0 else getattr(once, name) / once.size
-
-    per_trial = slope("seconds")
-    start = max(0.0, once.seconds - per_trial * once.size)
-    if prepares:
-        tell("measuring what the network computes before its training")
-        longer = quick.model_copy(update={"network": settings.network.model_copy(update={steps: more})})
-        took = [
-            _fit_random(config, one, sizes, int(numbers[0]), sizes.shape, target).seconds
-            for one in (quick, longer)
-        ]
-        start += max(0.0, took[1] - took[0]) / (more - few) * (n_steps - few)
-    seen = sizes.n_train * settings.epochs
-    seconds = sizes.n_folds * (start + per_trial * seen)
-    ratio = seen * sizes.n_folds / once.size
-    factor = _find_factor(ratio, once.seconds)
-    stops = getattr(getattr(settings, "selection", None), "kind", "last") != "last"
+    tell(f"measuring batches of up to {batch} trials through the network")
+    pieces, epoch = _measure_training(fit, batch, sizes.n_train, budget)
+    start = pieces[-1].before
+    if name:  # what the network computes before its training, in part
+        taken = [replace(one, size=float(count_steps(one.size)), seconds=one.before) for one in pieces]
+        start = extrapolate(taken[-2:], "seconds", n_steps)
+    seconds = sizes.n_folds * (start + settings.epochs * epoch.seconds)
+    ratio = sizes.n_train * settings.epochs * sizes.n_folds / pieces[-1].size
+    factor = _find_factor(ratio, pieces[-1].seconds)
+    stops = getattr(selection, "kind", "last") != "last"
     return Step(
         "train", seconds, seconds / factor, seconds * factor,
-        sizes.n_folds * (start + slope("cpu_seconds") * seen),
-        # Batches need the same memory however many there are; the trials may lie in memory as a whole.
-        held + max(piece.memory for piece in pieces) + 4.0 * sizes.n_train * math.prod(sizes.shape),
-        sizes.n_folds * once.disk,
-        f"measured one epoch of {once.size:.0f} trials in batches of {batch}, extrapolated {ratio:.3g} times "
+        sizes.n_folds * (start + settings.epochs * epoch.cpu_seconds),
+        # The trials may lie in memory as a whole.
+        held + epoch.memory + 4.0 * sizes.n_train * math.prod(sizes.shape), sizes.n_folds * epoch.disk,
+        f"{_tell_batches(pieces, batch, ratio)} "
         f"({settings.epochs} epochs of {sizes.n_train} trials{'; less if it stops early' if stops else ''})",
         gpu,
     )  # fmt: skip
@@ -955,8 +1039,9 @@ def _make_random(
 
 
 def _fit_random(
-    config: RunConfig, settings: Any, sizes: RunSizes, n: int, shape: tuple[int, ...], target: tuple[int, ...]
-) -> PieceCost:
+    config: RunConfig, settings: Any, sizes: RunSizes, n: int, shape: tuple[int, ...], target: tuple[int, ...],
+    progress: Callable[[int, int, str], None] | None = None,
+) -> PieceCost:  # fmt: skip
     """Fit an encoder on `n` random trials, and return what the fit took."""
     responses, shown, n_images = _make_random(config, sizes, n, shape)
     trials, ids, rng = responses.trials, responses.stimulus_ids, np.random.default_rng(1)
@@ -966,6 +1051,7 @@ def _fit_random(
             decoder = roles.build(
                 roles.find_encoder_role(roles.complete(EncoderSettings, settings)), settings, seed=0
             )
+            decoder.bind(Context(progress=progress))
             with _measure(n) as piece:
                 decoder.fit(responses, trials["concept"].to_numpy(dtype=object))
         else:
@@ -975,7 +1061,7 @@ def _fit_random(
                 different = np.unique(ids)
                 drawn = rng.standard_normal((len(different), target[-1]), dtype=np.float32)
                 texts = Embeddings(drawn, different, "random texts")
-            decoder.bind(Context(texts=texts, device=config.retrieval.device))
+            decoder.bind(Context(texts=texts, device=config.retrieval.device, progress=progress))
             targets = Embeddings(vectors[shown], ids, "random")
             with _measure(n) as piece:
                 decoder.fit(responses, targets)

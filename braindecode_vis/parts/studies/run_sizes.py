@@ -22,6 +22,9 @@ from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.runs import SilentListener
 from braindecode_vis.preprocessing.noise_ceiling import MAX_IMAGES, count_ceiling_trials
 
+#: Regions of an atlas that is not here, as many as the configurations name (Schaefer's 400).
+ASSUMED_REGIONS = 400
+
 
 @dataclass(frozen=True)
 class RunSizes:
@@ -194,7 +197,7 @@ def _read_published(config: RunConfig, every_subject: bool) -> RunSizes | None:
     subjects = tuple(f"{number:02d}" for number in range(1, known + 1))
     if isinstance(asked, list | tuple) and asked:
         subjects = tuple(map(str, asked))
-    n = len(subjects)
+    n, assumed = len(subjects), ""
     if size.n_channels is not None:
         channels = str(getattr(data, "channels", ""))
         named = re.search(r"(\d+)$", channels)
@@ -202,7 +205,14 @@ def _read_published(config: RunConfig, every_subject: bool) -> RunSizes | None:
         start, stop = data.window
         shape: tuple[int, ...] = (n_channels, round((stop - start) * (data.sfreq or size.sfreq)))
     else:
-        shape = (_count_parcels(data) or size.n_voxels or 0,)
+        n_voxels = size.n_voxels or 0
+        if (
+            getattr(data, "atlas", None) is not None
+        ):  # a network of parcels on all voxels would be no run at all
+            n_voxels, assumed = ASSUMED_REGIONS, f"; {ASSUMED_REGIONS} regions, as the atlas is not here"
+        if (n_parcels := _count_parcels(data)) is not None:
+            n_voxels, assumed = n_parcels, ""
+        shape = (n_voxels,)
     train = size.n_train_images * (1 if config.repeats.train == "averaged" else size.train_repetitions)
     test = size.n_test_images * (1 if config.repeats.test == "averaged" else size.test_repetitions)
     stored = size.n_train_images * size.train_repetitions + size.n_test_images * size.test_repetitions
@@ -211,7 +221,7 @@ def _read_published(config: RunConfig, every_subject: bool) -> RunSizes | None:
     )
     shared = size.images_are_shared
     return RunSizes(
-        f"published facts of {manifest.title} (the data are not here)", n * stored, shape,
+        f"published facts of {manifest.title} (the data are not here{assumed})", n * stored, shape,
         np.dtype(getattr(data, "dtype", None) or "float32").itemsize,
         (size.n_train_images * (1 if shared else n)) + size.n_test_images,
         getattr(data, "image_size", None) or size.image_px, n_folds,

@@ -11,7 +11,7 @@ import pytest
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.parts.analyses import encoding
-from braindecode_vis.parts.analyses.brain_score import PENALTIES
+from braindecode_vis.parts.analyses.brain_score import PENALTIES, score_groups
 from braindecode_vis.parts.analyses.cuts import Window
 from braindecode_vis.parts.analyses.encoding import EncodingConfig, list_groups
 from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling
@@ -53,6 +53,14 @@ def test_parcels_that_follow_the_image_are_found_and_bounded_by_their_ceiling():
     assert all("<svg" in svg for svg in draw_all(findings))
     assert "mean correlation" in findings.summary
     assert findings.summary.startswith("Ridge from planted to each response, fitted on training trials")
+
+
+def test_a_negative_median_is_a_negative_brain_score():
+    """The judge squares it, so that predictions in the wrong direction counted as good ones."""
+    share, groups = np.array([0.49, 0.49, 0.49]), {"all": np.array([True, True, True])}
+    above, below = (score_groups(sign * np.array([0.1, 0.35, 0.5]), share, groups)["all"] for sign in (1, -1))
+    assert above.score == pytest.approx(0.25)
+    assert (below.score, below.raw) == (-above.score, -0.35)
 
 
 def test_brain_scores_rule_over_groups_and_subjects(tmp_path):

@@ -117,7 +117,10 @@ def bases(tmp_path_factory):
     return find
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    "base",
+    [pytest.param(base, marks=() if base in ("ridge", "network") else pytest.mark.further) for base in BASES],
+)
 def test_clean_runs_pass(bases, base):
     audit = audit_run(bases(base), refit=True)
     assert not audit.leaks, audit.leaks
@@ -442,13 +445,20 @@ IN_RUNS = [
 ]  # fmt: skip
 
 
-def mark(plant):
-    """Trainings that are made again take longer than a test of every day may."""
-    is_long = plant.refit and plant.base == "trained"
-    return pytest.param(plant, id=plant.name, marks=[pytest.mark.slow] if is_long else [])
+def mark(plants):
+    """The first plant of each check stands for it. Trainings that are made again take longest."""
+    first = {plant.check: plant for plant in reversed(plants)}
+    is_long = {plant.name: plant.refit and plant.base == "trained" for plant in plants}
+    marks = {plant.name: () if plant is first[plant.check] else pytest.mark.further for plant in plants}
+    return [
+        pytest.param(
+            plant, id=plant.name, marks=pytest.mark.slow if is_long[plant.name] else marks[plant.name]
+        )
+        for plant in plants
+    ]
 
 
-@pytest.mark.parametrize("plant", [mark(plant) for plant in IN_RUNS])
+@pytest.mark.parametrize("plant", mark(IN_RUNS))
 def test_what_is_planted_in_a_run_is_found(bases, tmp_path, plant):
     folder = Path(shutil.copytree(bases(plant.base), tmp_path / "run"))
     plant.plant(folder)
@@ -700,7 +710,20 @@ IN_TARGETS = {
 }
 
 
-@pytest.mark.parametrize("change", IN_TARGETS, ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    "change",
+    [
+        scale_by_all,
+        draw_to_predictions,
+        scale_by_training,
+        *(
+            pytest.param(change, marks=pytest.mark.further)
+            for change in IN_TARGETS
+            if change not in (scale_by_all, draw_to_predictions, scale_by_training)
+        ),
+    ],
+    ids=lambda change: change.__name__,
+)
 def test_what_is_planted_in_a_file_of_targets_is_found(honest, tmp_path, change):
     folder, vectors, ids = honest
     predicted = store.read_embeddings(find_artifact(folder, "retrieve") / "fold00")
@@ -821,7 +844,7 @@ IN_DATA = [
 ]
 
 
-@pytest.mark.parametrize("plant", [mark(plant) for plant in IN_DATA])
+@pytest.mark.parametrize("plant", mark(IN_DATA))
 def test_what_is_planted_in_the_data_is_found(monkeypatch, tmp_path, plant):
     make = synthetic_digits.make_synthetic_digits
     monkeypatch.setattr(

@@ -112,7 +112,7 @@ def test_no_step_finds_anything_in_a_clean_run(clean, part, step):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("split={kind: kfold, n_folds: 3}",),
+        pytest.param(("split={kind: kfold, n_folds: 3}",), marks=pytest.mark.further),
         (
             "prior={kind: spread}",
             "generator={kind: nearest}",

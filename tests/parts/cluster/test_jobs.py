@@ -634,6 +634,7 @@ def send_two_sweeps(out, cluster, release):
     assert table.groupby("run")["error"].first().to_dict().keys() == states.keys()
 
 
+@pytest.mark.further
 def test_a_second_sweep_does_not_change_what_a_first_has_sent(tmp_path, monkeypatch):
     """The second wrote its settings into the folders that the first one's jobs read when they started.
 

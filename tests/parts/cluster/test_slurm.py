@@ -111,6 +111,7 @@ def digest_results(folder):
     }
 
 
+@pytest.mark.further
 @pytest.mark.shared
 def test_an_array_of_runs_is_finished_by_the_same_command_and_equals_serial_runs(
     slurm, tmp_path, command_line

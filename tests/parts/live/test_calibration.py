@@ -188,6 +188,7 @@ def test_noise_teaches_nothing_and_is_not_used(judge):
         adapt_to_person(judge, block[:6], [str(n) for n in shown[:6]], targets)
 
 
+@pytest.mark.further
 def test_ten_pictures_of_noise_look_neither_better_nor_worse(judge):
     """Leaving out one picture and comparing it with the others gave .31 for chance, since their mean was learnt.
 

@@ -63,7 +63,7 @@ def check_access(browser):
     assert [v for v in json.loads(said) if v[1] in ("serious", "critical")] == []
 
 
-@pytest.mark.parametrize("width, height", [(1280, 800), (390, 844)])
+@pytest.mark.parametrize("width, height", [(1280, 800), pytest.param(390, 844, marks=pytest.mark.further)])
 def test_a_session_is_seen_as_it_goes(browser, page, width, height):
     script = Script()
     visit(browser, page, "/", width, height)
@@ -129,7 +129,7 @@ def test_a_session_is_seen_as_it_goes(browser, page, width, height):
     assert list_troubles(browser) == []
 
 
-@pytest.mark.parametrize("width, height", [(1280, 800), (390, 844)])
+@pytest.mark.parametrize("width, height", [pytest.param(1280, 800, marks=pytest.mark.further), (390, 844)])
 def test_a_recording_is_led_from_the_page(browser, width, height):
     page = PageListener(find_images=find_images)
     recorder = SimpleNamespace(is_recording=False, path=None, notes=[])

@@ -408,7 +408,7 @@ def make_outlet(lsl, name, source_id, *, sfreq=100.0, channels=("Fz", "Oz", "TRI
     return lsl.StreamOutlet(described)
 
 
-@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("typed", [True, pytest.param(False, marks=pytest.mark.further)])
 def test_battery_and_impedances_are_read_where_a_stream_sends_them(lsl, typed):
     """As channels of their own, with types or by their names, or as what was measured before."""
     name = f"test-{uuid.uuid4().hex[:8]}"

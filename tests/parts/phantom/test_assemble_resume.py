@@ -58,7 +58,14 @@ def test_same_call_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "c" / "Subject1.h5").read_bytes() != first["Subject1.h5"].read_bytes()
 
 
-@pytest.mark.parametrize(("name", "n_test"), [("things-meg", 2), ("things-fmri", 2), ("nod-eeg", 3)])
+@pytest.mark.parametrize(
+    ("name", "n_test"),
+    [
+        ("things-fmri", 2),
+        pytest.param("things-meg", 2, marks=pytest.mark.further),
+        pytest.param("nod-eeg", 3, marks=pytest.mark.further),
+    ],
+)
 def test_several_processes_write_the_same_bytes(tmp_path, name, n_test):
     """All have units that read what others wrote: epochs are cut from raw runs, tables from volumes."""
     arguments = {"size": SIZES[name]["tiny"], "config": CONFIG, "embed": embed}

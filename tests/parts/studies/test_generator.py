@@ -15,6 +15,7 @@ TINY = {"image_size": 16, "autoencoder_steps": 4, "denoiser_steps": 4, "denoiser
 DIGITS = ["dataset.n_train=60", "dataset.n_test=12"]
 
 
+@pytest.mark.further
 def test_embeddings_of_dinov2_reach_images(tmp_path):
     run = open_run(
         read_config("synthetic_digits", [*DIGITS, DINOV2, "generator={kind: nearest}"]), tmp_path / "run"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.cli import main
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import find_manifest
@@ -77,8 +77,11 @@ def test_sizes_come_from_what_was_published_without_data(tmp_path):
         [len(find_sizes(read_config(name), every_subject=n)[0].subjects) for n in (False, True)]
         for name in whole
     ]
-    # Parcels are the same in all people.
+    # Parcels are the same in all people. An atlas that is named later has some hundred regions, and no voxels.
     assert counted == [[1, 10], [10, 10], [1, 1], [93, 93]]
+    parcels = find_sizes(read_config("mosaic_wave"))[0]
+    assert (parcels.shape, "; 400 regions" in parcels.origin) == ((400,), True)
+    assert find_sizes(read_config("god_in_context"))[0].n_train == 4 * 1200
     with pytest.raises(ConfigError, match=r"cannot be opened.*does not give number and shape"):
         find_sizes(read_config("nsd_ridge", ["dataset.mask=cortex"]))
 
@@ -115,9 +118,12 @@ def test_what_a_network_computes_before_its_training_is_measured_in_part_and_cou
     encoder = type(config.encoder).model_validate({**config.encoder.model_dump(), "network": network})
     seen = []
 
-    def fit(config, settings, sizes, n, shape, target):
+    def fit(config, settings, sizes, n, shape, target, marks):
         seen.append(settings.network.code_updates)
-        return PieceCost(n, 0.01 * n + 0.1 * settings.network.code_updates)
+        before, step = 0.1 * settings.network.code_updates, 0.01 * settings.batch_size
+        per_epoch = -(-n // settings.batch_size)
+        marks.times += [(before + (k + 1) * step,) * 2 for k in range(2 * per_epoch)]
+        return PieceCost(n, before + 2 * per_epoch * step)
 
     monkeypatch.setattr(plan, "_fit_random", fit)
     sizes = SimpleNamespace(n_train=320, n_folds=2, shape=(300,))
@@ -126,6 +132,40 @@ def test_what_a_network_computes_before_its_training_is_measured_in_part_and_cou
     )
     assert step.seconds == pytest.approx(2 * (0.1 * 5000 + 0.01 * 320 * 10))
     assert max(seen) < 100
+
+
+@pytest.mark.parametrize(
+    ("per_trial", "measured", "epoch"),
+    [
+        (0.001, 4096, 4 * (0.2 + 1.024)),  # whole batches, four of them
+        (1.0, 16, 4 * (0.2 + 1024.0)),  # two of 1024 would take an hour
+    ],
+)
+def test_batches_that_take_longer_than_the_budget_are_measured_in_smaller_ones(per_trial, measured, epoch):
+    """A plan measured eight batches of 1024 trials whatever they took, and did not end."""
+    spent = 0.0
+
+    def fit(n):
+        nonlocal spent
+        if n < 16 and per_trial < 1:
+            raise DataError("an objective needs more trials than these")
+        seconds = 0.2 * -(-n // 1024) + per_trial * n  # a step of the optimiser, and what each trial takes
+        spent += 2 * seconds
+        return PieceCost(n, seconds, memory=1e9 + 1e6 * min(n, 1024))
+
+    pieces, found = plan._measure_training(fit, 1024, 4096, budget=20.0)
+    assert pieces[-1].size == measured
+    assert found.seconds == pytest.approx(epoch)
+    assert found.memory == pytest.approx(1e9 + 1e6 * 1024)
+    assert spent < 3 * 20.0
+
+
+def test_an_epoch_is_told_apart_from_what_comes_before():
+    marks = plan._Marks()
+    marks(0, 0, "a message")
+    assert marks.split(PieceCost(8, 10.0, 6.0)) == PieceCost(8, 5.0, 3.0)  # no progress was shown
+    marks.times = [(100.0 + k, 50.0 + k / 2) for k in range(4)]
+    assert marks.split(PieceCost(8, 10.0, 6.0)) == PieceCost(8, 2.0, 1.0, before=6.0)
 
 
 @pytest.mark.parametrize(
@@ -314,9 +354,14 @@ def test_preprocessing_of_data_that_are_not_here_is_measured_on_a_small_phantom(
     assert said[0].startswith("simulating a small ")
 
 
-def test_streamed_trials_need_no_more_memory_than_one_block(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "form", "block"),
+    # Blocks of 32 MiB hold 141 trials of 59 385 vertices; published epochs are read 256 at a time.
+    [("mosaic_ridge", "mosaic", 141), ("things_meg_ridge_small", "things-meg", 256)],
+)
+def test_streamed_trials_need_no_more_memory_than_one_block(name, form, block, tmp_path, monkeypatch):
     """A line through two small pieces would give gigabytes to a person with many trials."""
-    config = read_config("mosaic_ridge", root=make_tiny("mosaic", tmp_path / "mosaic"))
+    config = read_config(name, root=make_tiny(form, tmp_path / form))
     sizes, source = find_sizes(config)
     monkeypatch.setattr(plan, "_preprocess_start", lambda source, n: PieceCost(n, 1.0, 1.0, 1e6 * n, 1.0))
     monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
@@ -324,8 +369,7 @@ def test_streamed_trials_need_no_more_memory_than_one_block(tmp_path, monkeypatc
         plan._plan_preprocess(config, replace(sizes, n_stored=n), source, lambda words: None).memory
         for n in (100, 100_000)
     )
-    # Blocks of 32 MiB hold 141 trials of 59 385 vertices.
-    assert (few, many) == (pytest.approx(100e6), pytest.approx(141e6))
+    assert (few, many) == (pytest.approx(100e6), pytest.approx(1e6 * block))
 
 
 def test_recordings_are_opened_cut_and_given_ceilings_and_a_longer_one_needs_no_more_memory(

@@ -621,6 +621,7 @@ def test_a_site_takes_the_place_of_a_site_alone(board, tmp_path):
         make_entry_board(tmp_path / "none", tmp_path / "site")
 
 
+@pytest.mark.further
 def test_the_workflow_scores_a_folder_of_a_pull_request(split, tmp_path):
     """The steps of the template that are commands, but for the installation."""
     git = ("git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path))

@@ -15,8 +15,9 @@ Brain-IT, arXiv:2510.25976.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,10 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.store import load_tensors, write_tensors
 
 _BATCH, _VOXELS = 32, 5000  # images of a batch, and voxels that are drawn for it
 _LR, _COSINE = 1e-3, 0.1  # learning rate of Adam, and the weight of the cosine beside the squared error
 _INIT = 0.1  # scale of new codes
+_FILE, _CODES = "universal.safetensors", "codes of "
 _PREDICTED_TOGETHER = 256  # images
 _LARGEST_MIXTURE = 20_000  # voxels that a mixture is fitted on; all voxels are then assigned
 
@@ -143,6 +146,24 @@ class UniversalEncoder(nn.Module):
                 optimiser.step()
         self.requires_grad_(False).eval()
         return [one.detach() for one in own]
+
+    def write(self, folder: Path, codes: Mapping[str, Tensor]) -> None:
+        """Write the weights and the codes of each subject's voxels into a folder, which is made."""
+        folder.mkdir(parents=True)
+        tensors = {**self.state_dict(), **{f"{_CODES}{who}": own for who, own in codes.items()}}
+        write_tensors(folder / _FILE, {name: one.cpu().contiguous() for name, one in tensors.items()})
+
+    def read(self, folder: Path, n_voxels: Mapping[str, int]) -> list[Tensor] | None:
+        """Take the weights from a folder and return the codes; None if the subjects or their voxels are others."""
+        tensors = load_tensors(folder / _FILE, library="torch")
+        codes = {
+            name.removeprefix(_CODES): tensors.pop(name) for name in list(tensors) if name.startswith(_CODES)
+        }
+        if {who: len(own) for who, own in codes.items()} != dict(n_voxels):
+            return None
+        self.load_state_dict(tensors)
+        self.eval()
+        return [codes[who].to(self.position.device) for who in n_voxels]
 
     @torch.no_grad()
     def predict(self, images: np.ndarray, codes: Tensor) -> np.ndarray:

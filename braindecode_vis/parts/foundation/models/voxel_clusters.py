@@ -15,8 +15,9 @@ Brain-IT, arXiv:2510.25976. Shi et al. (2021), arXiv:2009.03509 (graph attention
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -154,7 +155,8 @@ class VoxelClusters(nn.Module):
 
         The first training fits the universal encoder, and a mixture of the codes of all its subjects gives the
         clusters. Later, with the universal encoder frozen, voxels of new subjects take cluster and decoder's code of
-        the nearest voxel that was there before.
+        the nearest voxel that was there before. A universal encoder that `fit_universal` has fitted to the same trials
+        is read instead, if the voxels are the same.
 
         Parameters
         ----------
@@ -172,10 +174,13 @@ class VoxelClusters(nn.Module):
         if not new:
             return
         people = [self._pick(trials, number) for number in new]
-        starts = [self.universal.make_codes(len(everyone[number].codes)) for number in new]
-        codes = self.universal.fit(
-            people, starts, frozen=bool(known), updates=self.new_updates if known else self.updates
-        )
+        counts = {self.signal.subjects[number]: len(everyone[number].codes) for number in new}
+        codes = None if known or trials.fitted is None else self.universal.read(trials.fitted, counts)
+        if codes is None:
+            codes = self.universal.fit(
+                people, [self.universal.make_codes(n) for n in counts.values()], frozen=bool(known),
+                updates=self.new_updates if known else self.updates,
+            )  # fmt: skip
         if known:
             places = torch.cat([one.place for one in known])
             for number, place in zip(new, codes, strict=True):
@@ -224,9 +229,10 @@ def read_person(trials: TrialPairs, number: int, n_voxels: int, n_tokens: int) -
 
 
 def fit_universal(
-    n_features: Sequence[int],
+    n_features: Mapping[str, int],
     trials: TrialPairs,
     seed: int,
+    folder: Path,
     *,
     n_tokens: int,
     code_sizes: tuple[int, int],
@@ -238,8 +244,9 @@ def fit_universal(
     with seeded(seed):
         universal = UniversalEncoder(n_tokens, size, *code_sizes)
         universal.to(choose_device("auto", setting="encoder.device"))
-        people = [read_person(trials, who, n, n_tokens) for who, n in enumerate(n_features)]
-        codes = universal.fit(people, [universal.make_codes(n) for n in n_features], updates=updates)
+        people = [read_person(trials, who, n, n_tokens) for who, n in enumerate(n_features.values())]
+        codes = universal.fit(people, [universal.make_codes(n) for n in n_features.values()], updates=updates)
+    universal.write(folder, dict(zip(n_features, codes, strict=True)))
     return lambda who, images: universal.predict(images, codes[who])
 
 

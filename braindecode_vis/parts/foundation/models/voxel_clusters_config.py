@@ -7,7 +7,8 @@ Brain-IT, arXiv:2510.25976.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -70,13 +71,13 @@ class VoxelClustersConfig(NetworkSettings):
         return self
 
     def fit_responses(
-        self, n_features: Sequence[int], trials: TrialPairs, seed: int
+        self, n_features: Mapping[str, int], trials: TrialPairs, seed: int, folder: Path
     ) -> Callable[[int, np.ndarray], np.ndarray]:
         """Fit the universal encoder to all subjects; see `NetworkSettings.fit_responses`."""
         from braindecode_vis.parts.foundation.models.voxel_clusters import fit_universal
 
         return fit_universal(
-            n_features, trials, seed, n_tokens=self.n_tokens, code_sizes=(self.code_size, self.code_width),
+            n_features, trials, seed, folder, n_tokens=self.n_tokens, code_sizes=(self.code_size, self.code_width),
             updates=self.code_updates,
         )  # fmt: skip
 

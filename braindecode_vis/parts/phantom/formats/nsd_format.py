@@ -65,6 +65,7 @@ from braindecode_vis.parts.phantom.formats.nsd_further_sessions import (
     count_imagery,
     count_synthetic,
     estimate_synthetic_bytes,
+    expect_synthetic_seconds,
     write_imagery,
     write_imagery_design,
     write_synthetic,
@@ -142,7 +143,7 @@ def count(size: PhantomSize) -> Counts:
     n_bytes = n_volumes * volume + n_images * 3.0 * size.image_size**2 + tables
     seconds = n_volumes * (1.4e-4 + 2.4e-7 * count_voxels(size.voxel_mm) + volume * 1.7e-8) + n_images * 2e-3
     n_bytes += estimate_synthetic_bytes(size) + index_bytes
-    seconds += index_seconds
+    seconds += index_seconds + expect_synthetic_seconds(size)
     n_designs = bool(size.n_imagery) + bool(size.n_synthetic)
     steps = 1 + n_images + n_designs + size.n_subjects * (1 + n_betas + n_further)
     return Counts(n_bytes, 0, size.n_subjects * size.n_trials * 4.0, 1 + seconds, steps)

@@ -138,6 +138,7 @@ def test_voxels_that_respond_alike_get_one_cluster_whoever_they_belong_to():
         group_codes(torch.cat(codes), 128, seed=0)
 
 
+@pytest.mark.further
 def test_a_new_subject_starts_from_the_nearest_voxels_and_trains_its_codes_alone(tmp_path):
     encoder = fit_two()
     assert find_top1(encoder, *make_people(("02",), 40, seed=2)) > 0.2  # chance is 0.025
