@@ -64,13 +64,13 @@ SURE_PART, LONGER = 0.5, 3.0
 #: Largest number of different settings of a sweep of which each is measured.
 MAX_MEASURED = 4
 _TRIALS_OF_A_PIECE = 64
+#: Random trials whose noise ceilings and averages are measured, in bytes.
+_PIECE_BYTES = 32 << 20
 #: Pictures of training and of test that are measured first.
 FIRST_PICTURES = (3, 2)
 #: Trials of the smallest batches of a training that are measured, and by how many times the next are larger. A training
 #: whose real batches take longer than the budget is measured in smaller ones.
 _SMALLEST_BATCH, _LARGER = 4, 4
-#: Random trials whose noise ceilings are measured, in bytes, and how often each image is repeated there.
-_CEILING_BYTES, _REPETITIONS = 32 << 20, 16
 #: Name of what a command takes beside its stages.
 START = "start"
 
@@ -396,7 +396,8 @@ def plan_run(
         f"measuring pictures through embed, reconstruct, evaluate and report, {sum(FIRST_PICTURES)} pictures first"
     )
     later, dims, started_cost = _plan_pictures(config, sizes, budget, left_out)
-    fits = [_plan_fit(config, sizes, dims, budget, tell)]
+    later = [_add_reading(one, config, sizes, source) if one.name == "embed" else one for one in later]
+    fits = [_add_averaging(_plan_fit(config, sizes, dims, budget, tell), config, sizes)]
     if config.uses_pretraining:
         fits.insert(0, _plan_pretraining(config, sizes, budget, tell))
     ordered = sorted([*steps, *later, fits[-1]], key=lambda step: STAGES.index(step.name))
@@ -584,29 +585,72 @@ def _count_block(source: Any, n: int) -> int | None:
 
 def _list_pieces(source: Any) -> list[int]:
     """Return the numbers of trials of the first part that may be measured."""
+    from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS
+
     part = source.parts[0]
     n = len(part.trials)
     if source.modality == "fmri" and part.is_computed:  # a series is read as a whole
         return [n]
-    sizes = [_TRIALS_OF_A_PIECE * 2**k for k in range(-1, 20)]
+    # A few epochs take what a file costs beside them, and nothing is seen of the trials.
+    first = _TRIALS_OF_A_PIECE // 2 if source.modality == "fmri" else BLOCK_TRIALS
+    sizes = [first * 2**k for k in range(20)]
     return [size for size in sizes if size < n] + [n]
+
+
+def _add_reading(step: Step, config: RunConfig, sizes: RunSizes, source: Any) -> Step:
+    """Add to `embed` what reading and decoding the pictures takes, where they stay in their files."""
+    of_texts = roles.complete(ImageEncoderSettings, config.target).of_texts
+    if step.seconds is None or source is None or of_texts or getattr(source, "read_image", None) is not None:
+        return step
+    pictured = source.stimuli.select_pictured()
+    if not len(pictured) or not pictured.has_pixels or pictured.pixels is not None:
+        return step
+    n = min(_TRIALS_OF_A_PIECE, len(pictured))
+    with suppress(BraindecodeVisError, OSError):  # `embed` says what is wrong with a picture
+        pictured.read_image(str(pictured.ids[0]))  # loads the library
+        with _measure(n) as piece:
+            for _ in pictured.iterate_images(pictured.ids[:n]):
+                pass
+        return _add_pieces(step, piece, sizes.n_images / n)
+    return step
+
+
+def _add_averaging(step: Step, config: RunConfig, sizes: RunSizes) -> Step:
+    """Add to `train` what reading all trials and averaging their repetitions takes."""
+    if step.seconds is None or config.repeats.train != "averaged" or sizes.n_train >= sizes.n_stored:
+        return step
+    from braindecode_vis.preprocessing.selection import average_repetitions
+
+    responses = _make_repeated(sizes, 4)
+    with tempfile.TemporaryDirectory() as made:
+        np.save(Path(made) / "data.npy", responses.data)
+        held = replace(responses, data=np.load(Path(made) / "data.npy", mmap_mode="r"))
+        with _measure(responses.n_trials) as piece:
+            average_repetitions(held)
+    return _add_pieces(step, piece, sizes.n_folds * sizes.n_stored / responses.n_trials)
+
+
+def _make_repeated(sizes: RunSizes, n_repetitions: int) -> Responses:
+    """Return random trials of images that are shown as often as that."""
+    n = max(5, _PIECE_BYTES // (4 * math.prod(sizes.shape) * n_repetitions)) * n_repetitions
+    trials = pd.DataFrame(
+        {
+            "subject": "01", "session": "01", "run": "01", "split": "test",
+            "stimulus_id": [f"image{number // n_repetitions}" for number in range(n)],
+            "repetition": np.arange(n) % n_repetitions,
+        }
+    )  # fmt: skip
+    data = np.random.default_rng(0).standard_normal((n, *sizes.shape), dtype=np.float32)
+    dims = ("trial", "channel", "time") if len(sizes.shape) == 2 else ("trial", "voxel")
+    return Responses.from_checked(data, dims, trials, "z", {})
 
 
 def _measure_ceilings(sizes: RunSizes) -> PieceCost:
     """Compute the noise ceilings of random trials, as preprocessing does at its end; the size is their number."""
     from braindecode_vis.preprocessing.noise_ceiling import write_epochs_ceilings
 
-    n = max(5, _CEILING_BYTES // (4 * math.prod(sizes.shape) * _REPETITIONS)) * _REPETITIONS
-    trials = pd.DataFrame(
-        {
-            "subject": "01", "session": "01", "run": "01", "split": "test",
-            "stimulus_id": [f"image{number // _REPETITIONS}" for number in range(n)],
-            "repetition": np.arange(n) % _REPETITIONS,
-        }
-    )  # fmt: skip
-    data = np.random.default_rng(0).standard_normal((n, *sizes.shape), dtype=np.float32)
-    responses = Responses.from_checked(data, ("trial", "channel", "time"), trials, "z", {})
-    with tempfile.TemporaryDirectory() as made, _measure(n) as piece:
+    responses = _make_repeated(sizes, 16)
+    with tempfile.TemporaryDirectory() as made, _measure(responses.n_trials) as piece:
         write_epochs_ceilings(Path(made), responses)
     return piece
 

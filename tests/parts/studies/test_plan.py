@@ -422,10 +422,23 @@ def test_recordings_are_opened_cut_and_given_ceilings_and_a_longer_one_needs_no_
 
 def test_pieces_of_a_recording_grow_until_they_tell_its_time():
     """Thirty and sixty trials take as long as what a session costs beside its trials."""
-    part = SimpleNamespace(trials=range(500), is_computed=False)
-    assert plan._list_pieces(SimpleNamespace(modality="eeg", parts=[part])) == [32, 64, 128, 256, 500]
+    part = SimpleNamespace(trials=range(700), is_computed=False)
+    assert plan._list_pieces(SimpleNamespace(modality="eeg", parts=[part])) == [256, 512, 700]
+    assert plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part])) == [32, 64, 128, 256, 512, 700]
     part.is_computed = True
-    assert plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part])) == [500]
+    assert plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part])) == [700]
+
+
+def test_pictures_in_files_are_decoded_and_repetitions_are_read_and_averaged(tmp_path):
+    """Random pictures in memory took half of what those of a data set take, and a fit began with averaged trials."""
+    config = read_config("things_eeg2_ridge", root=make_tiny("things-eeg2", tmp_path / "eeg"))
+    sizes, source = find_sizes(config)
+    step = Step("embed", 1.0, 0.5, 2.0, 1.0)
+    assert plan._add_reading(step, config, sizes, source).seconds > 1
+    assert plan._add_reading(step, config, sizes, None) == step
+    assert plan._add_averaging(step, config, sizes).seconds > 1
+    single = config.model_copy(update={"repeats": config.repeats.model_copy(update={"train": "single"})})
+    assert plan._add_averaging(step, single, sizes) == step
 
 
 def test_sizes_of_published_data_follow_the_window_and_the_folds():
