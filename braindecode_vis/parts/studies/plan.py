@@ -497,7 +497,7 @@ def _list_pieces(source: Any) -> list[int]:
     n = len(part.trials)
     if source.modality == "fmri" and part.is_computed:  # a series is read as a whole
         return [n]
-    sizes = [_TRIALS_OF_A_PIECE * 2**k for k in range(-1, 20)]
+    sizes = [_TRIALS_OF_A_PIECE // 2 * 2**k for k in range(21)]
     return [size for size in sizes if size < n] + [n]
 
 
