@@ -874,11 +874,13 @@ def _plan_epochs(
     ratio = seen * sizes.n_folds / once.size
     factor = _find_factor(ratio, once.seconds)
     stops = getattr(getattr(settings, "selection", None), "kind", "last") != "last"
+    # Batches need the same memory however many there are; the trials lie in memory as a whole, or else in their file.
+    trials = 4.0 * sizes.n_train * math.prod(sizes.shape)
+    trials = min(trials, getattr(settings, "max_device_bytes", trials))
     return Step(
         "train", seconds, seconds / factor, seconds * factor,
         sizes.n_folds * (start + slope("cpu_seconds") * seen),
-        # Batches need the same memory however many there are; the trials may lie in memory as a whole.
-        held + max(piece.memory for piece in pieces) + 4.0 * sizes.n_train * math.prod(sizes.shape),
+        held + max(piece.memory for piece in pieces) + trials,
         sizes.n_folds * once.disk,
         f"measured one epoch of {once.size:.0f} trials in batches of {batch}, extrapolated {ratio:.3g} times "
         f"({settings.epochs} epochs of {sizes.n_train} trials{'; less if it stops early' if stops else ''})",
