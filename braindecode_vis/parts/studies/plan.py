@@ -1075,11 +1075,13 @@ def _plan_epochs(
     ratio = sizes.n_train * settings.epochs * sizes.n_folds / pieces[-1].size
     factor = _find_factor(ratio, pieces[-1].seconds)
     stops = getattr(selection, "kind", "last") != "last"
+    # Batches need the same memory however many there are; the trials lie in memory as a whole, or else in their file.
+    trials = 4.0 * sizes.n_train * math.prod(sizes.shape)
+    trials = min(trials, getattr(settings, "max_device_bytes", trials))
     return Step(
         "train", seconds, seconds / factor, seconds * factor,
         sizes.n_folds * (start + settings.epochs * epoch.cpu_seconds),
-        # The trials may lie in memory as a whole.
-        held + epoch.memory + 4.0 * sizes.n_train * math.prod(sizes.shape), sizes.n_folds * epoch.disk,
+        held + epoch.memory + trials, sizes.n_folds * epoch.disk,
         f"{_tell_batches(pieces, batch, ratio)} "
         f"({settings.epochs} epochs of {sizes.n_train} trials{'; less if it stops early' if stops else ''})",
         gpu,

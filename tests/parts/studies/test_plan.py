@@ -137,6 +137,17 @@ def test_what_a_network_computes_before_its_training_is_measured_in_part_and_cou
     assert max(seen) < 100
 
 
+def test_trials_of_a_network_need_no_more_memory_than_may_lie_on_the_device(monkeypatch):
+    """Four subjects of THINGS-MEG are 17 GB, of which 4 lie in memory and the others are read from their file."""
+    config = read_config("synthetic_digits", ["encoder={kind: network, epochs: 1, batch_size: 32}"])
+    monkeypatch.setattr(plan, "_fit_random", lambda *given: PieceCost(given[3], 0.01 * given[3], memory=1e9))
+    monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
+    for n_train, wanted in ((1000, 1e9 + 4.0 * 1000 * 54_200), (79_392, 1e9 + (4 << 30))):
+        sizes = SimpleNamespace(n_train=n_train, n_folds=1, shape=(271, 200))
+        step = plan._plan_epochs(config, sizes, (768,), 60.0, tell=lambda text: None)
+        assert step.memory == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize(
     ("per_trial", "measured", "epoch"),
     [
@@ -381,18 +392,23 @@ def test_preprocessing_of_data_that_are_not_here_is_measured_on_a_small_phantom(
     assert said[0].startswith("simulating a small ")
 
 
-def test_streamed_trials_need_no_more_memory_than_one_block(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "form", "block"),
+    # Blocks of 32 MiB hold 141 trials of 59 385 vertices; published epochs are read 256 at a time.
+    [("mosaic_ridge", "mosaic", 141), ("things_meg_ridge_small", "things-meg", 256)],
+)
+def test_streamed_trials_need_no_more_memory_than_one_block(name, form, block, tmp_path, monkeypatch):
     """A line through two small pieces would give gigabytes to a person with many trials."""
-    config = read_config("mosaic_ridge", root=make_tiny("mosaic", tmp_path / "mosaic"))
+    config = read_config(name, root=make_tiny(form, tmp_path / form))
     sizes, source = find_sizes(config)
     monkeypatch.setattr(plan, "_preprocess_start", lambda source, n: PieceCost(n, 1.0, 1.0, 1e6 * n, 1.0))
+    monkeypatch.setattr(plan, "_measure_ceilings", lambda sizes: PieceCost(10, 1.0, 1.0))
     monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
     few, many = (
         plan._plan_preprocess(config, replace(sizes, n_stored=n), source, lambda words: None).memory
         for n in (100, 100_000)
     )
-    # Blocks of 32 MiB hold 141 trials of 59 385 vertices.
-    assert (few, many) == (pytest.approx(100e6), pytest.approx(141e6))
+    assert (few, many) == (pytest.approx(100e6), pytest.approx(1e6 * block))
 
 
 def test_recordings_are_opened_cut_and_given_ceilings_and_a_longer_one_needs_no_more_memory(
@@ -424,7 +440,9 @@ def test_pieces_of_a_recording_grow_until_they_tell_its_time():
     """Thirty and sixty trials take as long as what a session costs beside its trials."""
     part = SimpleNamespace(trials=range(700), is_computed=False)
     assert plan._list_pieces(SimpleNamespace(modality="eeg", parts=[part])) == [256, 512, 700]
-    assert plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part])) == [32, 64, 128, 256, 512, 700]
+    pieces = plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part]))
+    assert pieces == [32, 64, 128, 256, 512, 700]
+    assert {type(n) for n in pieces} == {int}  # they cut tables of trials
     part.is_computed = True
     assert plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part])) == [700]
 
