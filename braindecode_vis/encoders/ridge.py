@@ -904,9 +904,9 @@ def compute_inverse_errors(gram: Gram, folds: Sequence[Fold], alphas: Sequence[f
 
     n_trials, errors = len(gram.data), np.empty((len(folds), len(alphas)))
     diagonal, right = np.arange(n_trials), gram.values - gram.target_sums / n_trials
+    centred, largest = gram.centre(), gram.bound_condition(1.0)
     for column, alpha in enumerate(alphas):
-        single = gram.bound_condition(alpha) <= SINGLE_CONDITION
-        matrix = gram.centre().astype(np.float32 if single else np.float64, copy=False)
+        matrix = centred.astype(np.float32 if largest <= SINGLE_CONDITION * alpha else np.float64)
         matrix[diagonal, diagonal] += alpha
         # Transposed, as LAPACK has it: a symmetric matrix is then not copied.
         factor = cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False)

@@ -564,21 +564,20 @@ def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     squares = [level * level for level in levels]
     variances[1] += np.float32(SSIM_C2)
     squares[1] += np.float32(SSIM_C1)
-    doubled, twice_mean, twice_level = (2 * x for x in (left, means[0], levels[0]))
     table, scratch = np.empty((len(right), len(left))), _Scratch()
     # Means and variances are those of single images; only the products are filtered pair by pair.
     step = max(1, 2 * BATCH_VALUES // left[0].size)
-    for start in range(0, len(right), step):
-        rows = slice(start, start + step)
-        images = right[rows]
-        for column in range(len(left)):
-            product = scratch.take("product", images.shape, images.dtype)
-            covariance = _blur(np.multiply(images, doubled[column], out=product), (1, 2), scratch)
+    for column in range(len(left)):
+        doubled, twice_mean, twice_level = (2 * x[column] for x in (left, means[0], levels[0]))
+        for start in range(0, len(right), step):
+            rows = slice(start, start + step)
+            product = scratch.take("product", right[rows].shape, right.dtype)
+            covariance = _blur(np.multiply(right[rows], doubled, out=product), (1, 2), scratch)
             numerator = scratch.take("numerator", covariance.shape, covariance.dtype)
-            covariance -= np.multiply(means[1][rows], twice_mean[column], out=numerator)
+            covariance -= np.multiply(means[1][rows], twice_mean, out=numerator)
             covariance += np.float32(SSIM_C2)
             # Not from the products about the middle: of those, little is left beside C1 where both are black.
-            np.multiply(levels[1][rows], twice_level[column], out=numerator)
+            np.multiply(levels[1][rows], twice_level, out=numerator)
             numerator += np.float32(SSIM_C1)
             numerator *= covariance
             numerator /= np.add(squares[1][rows], squares[0][column], out=covariance)
