@@ -51,7 +51,7 @@ def find_artifact(folder, stage):
 
 
 def reseal(artifact):
-    """Write the digests of changed files, as one would who wants the change to go unseen."""
+    """Write the digests of changed files, so that the change goes unseen."""
     record = store.read_json(artifact / store.PROVENANCE)
     record["files"] = store.describe_files(artifact)
     store.write_provenance(artifact / store.PROVENANCE, record)
