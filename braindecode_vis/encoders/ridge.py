@@ -165,7 +165,7 @@ class RidgeEncoder(BrainEncoder):
         self.label_free_subjects: tuple[str, ...] = ()
 
     def bind(self, context: Context) -> None:
-        """Take whom to tell how far the fit is, and the folder that keeps the inner folds of a killed one."""
+        """Take the listener for the progress of the fit, and the folder that keeps the inner folds of a killed one."""
         self.context = context
 
     def fit(self, responses: Responses, targets: Embeddings) -> RidgeEncoder:

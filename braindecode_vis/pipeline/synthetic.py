@@ -81,7 +81,7 @@ class NewImages:
 
 
 def add_synthetic(responses: Responses, synthetic: Responses) -> Responses:
-    """Return real trials with synthetic ones behind them, told apart by the column `synthetic`."""
+    """Return real trials with synthetic ones behind them, distinguished by the column `synthetic`."""
     trials = pd.concat(
         [responses.trials.assign(synthetic=False), synthetic.trials.assign(synthetic=True)], ignore_index=True
     )
@@ -180,7 +180,7 @@ def _synthesise_fold(run: Run, number: int) -> SyntheticTrials:
 def write_synthetic(
     folder: Path, responses: Responses, targets: Embeddings, about: Mapping[str, Any], **more: Any
 ) -> dict[str, Any]:
-    """Write synthetic trials with their targets and where each image came from; return what is told of them."""
+    """Write synthetic trials with their targets and where each image came from; return what is reported of them."""
     store.write_responses(folder / "responses", responses)
     store.write_embeddings(folder / "targets", targets)
     store.write_json(folder / "images.json", {"images": about["images"]})

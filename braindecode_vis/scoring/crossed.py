@@ -79,7 +79,7 @@ class _Spread:
     terms
         Of subjects, images and seeds.
     residual, residual_df
-        Of single cells, which stand in every term. Without degrees of freedom it is taken off as of many cells.
+        Of single cells, which are in every term. Without degrees of freedom it is taken off as of many cells.
     words
         What varies.
     """
@@ -896,7 +896,7 @@ def _find_spread_of_cube(cube: np.ndarray, row: str, column: str) -> _Spread:
 def _find_spread_of_gaps(values: np.ndarray, row: str, column: str) -> _Spread:
     """Return the spread of a table of any pattern, in which an image weighs by who saw it.
 
-    Of a full table these are the formulas of `crossed_interval`. Images that few rows share stand in the means of rows
+    Of a full table these are the formulas of `crossed_interval`. Images that few rows share are in the means of rows
     as well, so that the interval is a little wide where there are many of them.
     """
     seen = np.isfinite(values)

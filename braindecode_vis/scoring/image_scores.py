@@ -165,7 +165,7 @@ def _compare_rounds(
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
     """Return metrics of each image beside its own seen image and, if there is one, of some beside the next.
 
-    By name, each the mean over rounds; of many images, `LEVEL_ROWS` evenly spaced ones stand beside the next. Metrics
+    By name, each the mean over rounds; of many images, `LEVEL_ROWS` evenly spaced ones are beside the next. Metrics
     that read images in full find those of all controls at once, so that a seen image is read and resized once for them.
     """
     truth = scored.truth

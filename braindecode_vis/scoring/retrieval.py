@@ -671,7 +671,7 @@ class GallerySearch:
         return self._asked[1]
 
     def _narrow(self, known: _Estimate, is_open: Callable[[Any], np.ndarray]) -> np.ndarray:
-        """Return the rows that are open by all that bytes tell, asking for more of them where there are many."""
+        """Return the rows that are open by all that bytes show, asking for more of them where there are many."""
         rows = np.flatnonzero(is_open(slice(None)))
         for n_bytes in (1, 2):
             if len(rows) > 256:

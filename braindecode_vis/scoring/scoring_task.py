@@ -240,7 +240,7 @@ class ScoringTask:
 
     @property
     def not_computed(self) -> list[str]:
-        """One sentence for each row of the suite that lacks its weights, and for what the test set cannot tell."""
+        """One sentence for each row of the suite that lacks its weights, and for what the test set cannot show."""
         sentences = [] if self.suite is None else list(self.suite.not_computed)
         if len(np.unique(self.ids.astype(str))) == 1:
             sentences.append(

@@ -805,7 +805,7 @@ def hold_out(
 
 
 def check_enough_images(stimuli: np.ndarray, *, where: str) -> None:
-    """Raise `DataError` unless there are two images to tell apart."""
+    """Raise `DataError` unless there are two images to distinguish."""
     n_images = len(np.unique(stimuli))
     if n_images < 2:
         raise DataError(

@@ -231,7 +231,7 @@ def test_settings_that_nothing_fits_are_named(root):
 
 
 def test_a_part_of_the_bucket_is_planned(monkeypatch, tmp_path):
-    """By subject, session and region; the pictures are said to need a form."""
+    """By subject, session and region; the plan says that the pictures need a form."""
     manifest = read_manifest("laion_fmri")
     keys = {
         LAYOUT.place(tmp_path, "region", subject="01", set="face", roi=roi)

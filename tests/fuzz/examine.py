@@ -326,7 +326,7 @@ class Examiner:
 
 
 def _read_line(ending: Ending) -> str:
-    """Return the last line of a result: the damage that preprocessing told of."""
+    """Return the last line of a result: the damage that preprocessing reported."""
     return ending.result.rpartition("\n")[2]
 
 

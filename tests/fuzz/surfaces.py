@@ -46,7 +46,7 @@ class Surface:
         Folder below the bases.
     act
         Called with the folder of the case, which holds ``in`` (the damaged base), and the damaged file; returns what
-        the result is. It ends in `SystemExit` or one of the package's errors if the damage was told.
+        the result is. It ends in `SystemExit` or one of the package's errors if the damage was reported.
     damaged
         Globs below the base of what may be damaged.
     spared

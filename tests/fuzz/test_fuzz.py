@@ -79,7 +79,7 @@ def test_a_number_makes_the_same_damage_again(tmp_path, number):
 
 
 def test_an_audit_tells_only_with_a_finding_of_its_own():
-    """Any other output once counted as told, were it the path of a file alone."""
+    """Any other output once counted as reported, were it the path of a file alone."""
 
     def write(*levels):
         return json.dumps({"findings": [{"check": str(n), "level": level} for n, level in enumerate(levels)]})

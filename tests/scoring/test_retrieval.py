@@ -56,7 +56,7 @@ def test_ranks_equal_the_slow_reference_and_ignore_gallery_order(data, dtype, n,
 
 
 def test_ranks_equal_the_reference_on_crowded_similarities():
-    """Candidates that differ from the true item by less than single-precision rounding are still told apart."""
+    """Candidates that differ from the true item by less than single-precision rounding are still distinguished."""
     rng = np.random.default_rng(0)
     base = rng.standard_normal(64)
     gallery = (base + 1e-6 * rng.standard_normal((40, 64))).astype(np.float32)

@@ -1,7 +1,7 @@
 """Where the information is: only one part of the head or brain, all but one part, and random parts of the same size.
 
 Owns regions of sensors (ATM), regions of interest of fMRI, and networks of parcels (WAVE), and the comparison that they
-share. A large part decodes better because it is large; so every part stands beside random parts of the same size. A
+share. A large part decodes better because it is large; so every part is shown beside random parts of the same size. A
 draw relabels all channels, voxels or parcels at once, so that random parts overlap as little as the true ones, and
 scores them all: the best part is compared with the best of each draw. A drop after leaving a part out says that the
 encoder used it, not that other parts do not hold the same information. Random parts lie scattered; what that cannot
@@ -114,7 +114,7 @@ class RoisConfig(PartsAnalysis):
 
 
 def list_rois(responses: Responses, sets: tuple[str, ...] | None) -> dict[str, Features]:
-    """Return the voxels of every named region; regions of the same name in two sets are told apart by their set.
+    """Return the voxels of every named region; regions of the same name in two sets are distinguished by their set.
 
     Raises
     ------

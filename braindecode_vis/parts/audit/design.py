@@ -1,6 +1,6 @@
 """Checks the order of presentation: whether concepts go together with runs, with time, or with their place in a run.
 
-In a block design all pictures of a category follow each other. Slow drifts then tell one block from another, and if
+In a block design all pictures of a category follow each other. Slow drifts then distinguish blocks, and if
 training and test trials come from the same block, a decoder of drifts looks like a decoder of pictures: EEG-ImageNet is
 built like that. Nothing here looks at responses.
 
@@ -56,7 +56,7 @@ class Association:
 def check_design(run: AuditedRun) -> list[AuditFinding]:
     """Warn where concept is confounded with run, with time, or with the place in a run.
 
-    Only concepts that stand on both sides of a fold count: where none does, no block can be known from training.
+    Only concepts that are on both sides of a fold count: where none does, no block can be known from training.
     """
     trials, names = run.trials, run.concepts.astype(str)
     shared: set[str] = set()

@@ -5,7 +5,7 @@ otherwise from what the manifest says was published. Then three pieces run on th
 through preprocessing, a tiny run of random pictures of the real size through every stage but the encoder, and fits of
 the encoder on random trials of the real shape. Times grow with what drives them: images, trials and epochs in
 proportion, a fit without epochs by the power that smaller copies of the same proportions show. What was measured and
-what was extrapolated, by how many times, is said of each step.
+what was extrapolated, by how many times, is reported of each step.
 
 Nothing has to be here for an estimate. Without the data, a small phantom of their format goes through preprocessing;
 without the weights of an image network, the same network with random weights takes the same time.
@@ -172,7 +172,7 @@ def _measure(size: float) -> Iterator[PieceCost]:
 
 
 def _read_memory(name: str) -> float:
-    """Return a line of the memory of this process in bytes; 0 where the system does not tell it."""
+    """Return a line of the memory of this process in bytes; 0 where the system does not report it."""
     with suppress(OSError):
         found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
         return 1024.0 * int(found[1]) if found else 0.0

@@ -133,7 +133,7 @@ def compute_metrics_of_rounds(
     rounds
         Arrays of shape (n_images, height, width[, 1 or 3]), or `ImageRows`: draws of one method, or of several.
     partners
-        Int arrays of shape (n_images,): which seen image stands beside each image, once for each array.
+        Int arrays of shape (n_images,): which seen image is beside each image, once for each array.
 
     Returns
     -------

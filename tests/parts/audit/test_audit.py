@@ -46,7 +46,7 @@ def copied(clean, tmp_path):
 
 
 def reseal(artifact):
-    """Write the digests of changed files, as one would who wants the change to go unseen."""
+    """Write the digests of changed files, so that the change goes unseen."""
     record = store.read_json(artifact / store.PROVENANCE)
     record["files"] = store.describe_files(artifact)
     store.write_provenance(artifact / store.PROVENANCE, record)

@@ -53,7 +53,7 @@ def measure(root):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The tiny phantom of every format, made when it is first asked for; with the steps that were told."""
+    """The tiny phantom of every format, made when it is first asked for; with the steps that were reported."""
     roots = {}
 
     def make(name):

@@ -1,4 +1,4 @@
-"""Comparisons of several subjects: of whom a difference speaks, and what it cannot tell."""
+"""Comparisons of several subjects: of whom a difference speaks, and what it cannot show."""
 
 import numpy as np
 import pandas as pd

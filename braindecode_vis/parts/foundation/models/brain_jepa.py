@@ -31,7 +31,7 @@ class GradientPlaces(nn.Module):
     n_patches
         Patches of time.
     width
-        Size of a token; half of it tells the time, half the parcel.
+        Size of a token; half of it encodes the time, half the parcel.
     """
 
     gradients: Tensor
@@ -93,7 +93,7 @@ class BrainJEPA(Backbone):
         Parameters
         ----------
         series : tensor of shape (batch, n_parcels, n_frames)
-            Fewer frames than in training stand at the beginning; a whole number of patches.
+            Fewer frames than in training are at the beginning; a whole number of patches.
         visible : integer tensor of shape (n_visible,), optional
             Tokens that the transformer sees, counted over those of `series`; all by default.
 

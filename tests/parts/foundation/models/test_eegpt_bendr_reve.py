@@ -181,7 +181,7 @@ def test_eegpt_sees_each_patch_by_itself_until_the_predictor():
 
 
 def test_bendr_reads_trials_of_any_unit():
-    """The scale row alone tells how large a trial was; rows without a channel stay zero."""
+    """The scale row alone shows how large a trial was; rows without a channel stay zero."""
     network = bendr.Bendr(range(18), value_range=40.0, **BENDR)
     data = make_input(2, 19, 96, 0.03)
     data[:, 18] = 9
