@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import yaml
@@ -25,6 +25,9 @@ from braindecode_vis.base.store import hash_file, read_json
 Config = TypeVar("Config", bound=Settings)
 # The truth of a phantom is in this folder beside its data.
 _TRUTH = "phantom_truth"
+
+#: Label of a subject, which YAML and the shell may have turned into a number (`find_label`).
+Label = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
 class ManifestFile(Settings):

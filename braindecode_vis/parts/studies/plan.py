@@ -728,16 +728,17 @@ def _plan_pictures(
         "evaluate": sizes.n_test,
     }
     large = _count_network(config.target)
-    if large is not None and sum(FIRST_PICTURES) * large.operations > budget / 2 * (
-        speed := _measure_speed()
-    ):
-        dims, seconds = large.shape, sizes.n_images * large.operations / speed
-        billions = large.operations / 1e9, speed / 1e9
-        how = "computed from {:.0f} billion operations for a picture, {:.0f} billion a second".format(
-            *billions
+    tera = PieceCost(1.0) if large is None else _measure_tera()
+    # By processor time, as a busy machine makes no network large.
+    if large is not None and sum(FIRST_PICTURES) * large.tera_operations * tera.cpu_seconds > budget / 2:
+        dims, done = large.shape, sizes.n_images * large.tera_operations
+        seconds = done * tera.seconds
+        how = (
+            f"computed from {1000 * large.tera_operations:.0f} billion operations for a picture, "
+            f"{1000 / tera.seconds:.0f} billion a second"
         )
         steps.append(Step(
-            "embed", seconds, seconds / LARGEST_FACTOR, seconds * LARGEST_FACTOR, seconds,
+            "embed", seconds, seconds / LARGEST_FACTOR, seconds * LARGEST_FACTOR, done * tera.cpu_seconds,
             held + 2.0 * large.n_bytes,  # the network and its file
             4.0 * sizes.n_images * math.prod(dims), how,
         ))  # fmt: skip
@@ -807,10 +808,10 @@ def _plan_pictures(
 
 @dataclass(frozen=True)
 class _CountedNetwork:
-    """What an image network computes for one picture: shape of the embedding, operations, and bytes of the weights."""
+    """An image network: shape of an embedding, 10^12 operations for one picture, and bytes of the weights."""
 
     shape: tuple[int, ...]
-    operations: float
+    tera_operations: float
     n_bytes: float
 
 
@@ -837,19 +838,20 @@ def _count_network(target: Any) -> _CountedNetwork | None:
     except (BraindecodeVisError, RuntimeError, TypeError, ValueError):  # some draw their weights themselves
         return None
     n_bytes = sum(one.numel() * one.element_size() for one in tower.network.parameters())
-    return _CountedNetwork(tuple(found.shape[1:]), float(counted.get_total_flops()), float(n_bytes))
+    return _CountedNetwork(tuple(found.shape[1:]), counted.get_total_flops() / 1e12, float(n_bytes))
 
 
-def _measure_speed() -> float:
-    """Return operations a second of this processor, by products of matrices as large as those of an image network."""
+def _measure_tera() -> PieceCost:
+    """Measure what 10^12 operations take here, by products of matrices as large as those of an image network."""
     import torch
 
     first, second = torch.randn(1024, 1280), torch.randn(1280, 5120)
     first @ second  # starts the threads
-    with _measure(5.0) as piece:
+    with _measure(1.0) as piece:
         for _ in range(5):
             first @ second
-    return 5 * 2.0 * 1024 * 1280 * 5120 / max(piece.seconds, 1e-6)
+    times = 1e12 / (5 * 2.0 * 1024 * 1280 * 5120)
+    return PieceCost(1.0, times * max(piece.seconds, 1e-6), times * piece.cpu_seconds)
 
 
 def _count_pairs(image_px: int, n_test: float) -> float:
@@ -1049,7 +1051,7 @@ def _plan_epochs(
     if selection := getattr(settings, "selection", None):  # a few images cannot be held out
         changes["selection"] = selection.model_copy(update={"kind": "last", "hold_out": 0.0})
     network = getattr(settings, "network", None)
-    if config.uses_pretraining:  # weights of any values take the same time
+    if network is not None and config.uses_pretraining:  # weights of any values take the same time
         network = network.model_copy(update={"pretrained": None})
     name = "" if network is None else roles.complete(NetworkSettings, network).preparation_steps
     n_steps = getattr(network, name) if name else 0

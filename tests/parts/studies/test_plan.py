@@ -185,14 +185,14 @@ def test_pictures_of_a_large_network_are_counted_and_not_computed(monkeypatch):
     assert found.shape == (4096,)
     n = sum(one.numel() for one in vgg11(init_weights=False).parameters()) - 4096 * 1000 - 1000
     assert found.n_bytes == 4 * n
-    assert found.operations == pytest.approx(
-        2 * 7.6e9, rel=0.02
-    )  # torchvision's 7.61 GFLOPS count a product as one
-    monkeypatch.setattr(plan, "_measure_speed", lambda: 1e9)
+    # torchvision's 7.61 GFLOPS count a product and its sum as one.
+    assert found.tera_operations == pytest.approx(0.0152, rel=0.02)
+    monkeypatch.setattr(plan, "_measure_tera", lambda: PieceCost(1.0, 1000.0, 900.0))
     sizes, _ = find_sizes(config)
     steps, dims, _ = plan._plan_pictures(config, sizes, 20.0)
     assert dims == (4096,)
-    assert steps[0].seconds == pytest.approx(60 * found.operations / 1e9)
+    assert steps[0].seconds == pytest.approx(60 * 1000 * found.tera_operations)
+    assert steps[0].cpu_seconds == pytest.approx(0.9 * steps[0].seconds)
     assert "computed from 15 billion operations for a picture, 1 billion a second" in steps[0].how
     assert [step.name for step in steps] == ["embed", "retrieve", "reconstruct", "evaluate", "report"]
     assert all(step.seconds is not None for step in steps)
