@@ -310,6 +310,11 @@ def plan_run(
     config, left_out = _stand_in(config)
     tell("measuring pictures through embed, reconstruct, evaluate and report, 9 pictures first")
     later, dims, started_cost = _plan_pictures(config, sizes, budget, left_out)
+    if (files := _read_pictures(source)) is not None:
+        n = sizes.n_images / files.size
+        later = [
+            _add_pieces(step, files, n) if step.name == "embed" and step.seconds else step for step in later
+        ]
     fits = [_plan_fit(config, sizes, dims, budget, tell)]
     if config.uses_pretraining:
         fits.insert(0, _plan_pretraining(config, sizes, budget, tell))
@@ -566,6 +571,21 @@ def _preprocess_pictures(source: Any) -> PieceCost | None:
         write_images(Path(made) / "warm", few)  # opens the file of the pictures
         with _measure(n * math.prod(source.read_image(0).shape[:2])) as piece:
             write_images(Path(made) / "stimuli", few)
+    return piece
+
+
+def _read_pictures(source: Any) -> PieceCost | None:
+    """Read the first pictures that lie in files of their own, as random ones do not; the size is their number."""
+    if source is None or getattr(source, "read_image", None) is not None:
+        return None
+    pictured = source.stimuli.select_pictured()
+    if not len(pictured) or not pictured.has_pixels:
+        return None
+    ids = [str(name) for name in pictured.ids[:_TRIALS_OF_A_PIECE]]
+    pictured.read_image(ids[0])  # loads libraries
+    with _measure(len(ids)) as piece:
+        for name in ids:
+            pictured.read_image(name)
     return piece
 
 

@@ -381,6 +381,19 @@ def test_pieces_of_a_recording_grow_until_they_tell_its_time():
     assert plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part])) == [500]
 
 
+def test_pictures_that_lie_in_files_are_read_for_the_time_of_embed(tmp_path):
+    """Random pictures lie in one array: opening 500 pixels of JPEG took as long as embedding them."""
+    config = read_config("things_meg_ridge_small", root=make_tiny("things-meg", tmp_path / "meg"))
+    source = find_sizes(config)[1]
+    piece = plan._read_pictures(source)
+    assert piece.size == min(64, len(source.stimuli))
+    assert piece.seconds > 0
+    assert plan._read_pictures(None) is None
+    assert (
+        plan._read_pictures(SimpleNamespace(read_image=lambda number: None)) is None
+    )  # copied by preprocessing
+
+
 def test_sizes_of_published_data_follow_the_window_and_the_folds():
     """Of three subjects, each fold of leave-one-subject-out trains on the trials of two (`_read_published`)."""
     whole, _ = find_sizes(read_config("things_eeg2_ridge", ["dataset.subjects=[1, 2, 3]"]))
