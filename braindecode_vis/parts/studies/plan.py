@@ -179,6 +179,11 @@ def _read_memory(name: str) -> float:
     return 0.0
 
 
+def _count_seconds(piece: PieceCost) -> float:
+    """Return the time of a piece without waiting for other programs, which would end the measuring too early."""
+    return min(piece.seconds, piece.cpu_seconds or piece.seconds)
+
+
 def _grow(
     sizes: Sequence[float], run: Callable[[float], PieceCost], budget: float, *, power: float = 1.0,
     wanted: float = 0.0, tell: Callable[[str], None] = lambda words: None,
@@ -189,16 +194,18 @@ def _grow(
     """
     pieces: list[PieceCost] = []
     for size in sizes:
-        next_one = pieces[-1].seconds * (size / pieces[-1].size) ** power if pieces else 0.0
+        next_one = _count_seconds(pieces[-1]) * (size / pieces[-1].size) ** power if pieces else 0.0
         if len(pieces) > 1:
             enough = pieces[-1].size >= wanted
-            if sum(piece.seconds for piece in pieces) + next_one > budget * (1.0 if enough else LONGER):
+            if sum(map(_count_seconds, pieces)) + next_one > budget * (1.0 if enough else LONGER):
                 break
             # Small pieces are mostly fixed costs; a power that was seen foretells the next one better than the largest.
             before, last = pieces[-2:]
-            longer = max(last.seconds, 1e-6) / max(before.seconds, 1e-6)
+            longer = max(_count_seconds(last), 1e-6) / max(_count_seconds(before), 1e-6)
             grown = math.log(longer) / math.log(last.size / before.size)
-            next_one = pieces[-1].seconds * (size / pieces[-1].size) ** min(power, max(power - 1, grown))
+            next_one = _count_seconds(pieces[-1]) * (size / pieces[-1].size) ** min(
+                power, max(power - 1, grown)
+            )
             if next_one > budget / 4:
                 tell(f"measuring a larger piece, about {next_one:.0f} s")
         pieces.append(run(size))

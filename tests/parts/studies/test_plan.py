@@ -114,6 +114,13 @@ def test_larger_pieces_of_a_fit_are_measured_where_its_power_is_not_known():
     assert len(plan._grow(scales, run, 3.0, power=3.0, wanted=0.5)) == 2  # too long even so
 
 
+def test_waiting_for_other_programs_does_not_end_the_measuring():
+    """On a machine with a load of 30 a ridge was planned from a copy of 1/16, at an eighth of its time."""
+    sizes = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    pieces = plan._grow(sizes, lambda s: PieceCost(s, 160 * s**2, 16 * s**2), 5.0, power=3.0)
+    assert pieces[-1].size == 1 / 4
+
+
 def test_what_a_network_computes_before_its_training_is_measured_in_part_and_counted_whole(monkeypatch):
     """Thousands of steps before each of several measured fits would take longer than what is planned."""
     config = read_config("synthetic_digits", ["encoder={kind: network, epochs: 10, batch_size: 32}"])
