@@ -3,6 +3,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.embeddings import pixels
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(12, 6, 6, 3), dtype=np.uint8)
@@ -15,6 +16,16 @@ def test_pixels_come_back_exactly(colour):
     encoder = PixelsConfig(colour=colour).build().fit(images)
     np.testing.assert_array_equal(encoder.decode(encoder.encode(images)), images)
     assert encoder.space == f"pixels/6x6x{3 if colour else 1}"
+
+
+@pytest.mark.parametrize("n_bytes", [1, 5 * 6 * 6 * 3 * 4, 1 << 20])
+def test_vectors_are_the_same_however_many_lie_in_one_array(n_bytes, monkeypatch):
+    """Small arrays between the buffers of a decoder cost 60 kB a file: a gigabyte for 16 740 pictures."""
+    monkeypatch.setattr(pixels, "_BLOCK_BYTES", n_bytes)
+    encoder = PixelsConfig(colour=True).build().fit(IMAGES)
+    wanted = IMAGES.reshape(12, -1).astype(np.float32) / 255
+    np.testing.assert_array_equal(encoder.encode(IMAGES), wanted)
+    assert encoder.encode([]).shape == (0, 108)
 
 
 def test_images_of_another_size_need_a_resize():
