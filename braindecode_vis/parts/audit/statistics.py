@@ -446,8 +446,8 @@ def _check_unrecorded_scaling(run: AuditedRun) -> list[AuditFinding]:
         return []
     n_values = int(np.prod(data.shape[1:]))
     n_picked = min(n_values, MOST_SCALED, max(FEWEST_SCALED, _SCALED_NUMBERS // max(1, len(data))))
-    places = np.unravel_index(np.linspace(0, n_values - 1, n_picked).astype(int), data.shape[1:])
-    values = np.asarray(data[(slice(None), *places)], dtype=np.float64)  # (n_trials, n_picked)
+    picked = np.linspace(0, n_values - 1, n_picked).astype(int)
+    values = np.asarray(data.reshape(len(data), -1)[:, picked], dtype=np.float64)  # (n_trials, n_picked)
     # Statistics of all trials hold over the trials of every fold.
     train, test = (np.isin(np.arange(len(data)), rows) for rows in (run.folds[0].train, run.folds[0].test))
     for name, groups in _list_groupings(run).items() if n_picked >= FEWEST_SCALED else ():
@@ -455,8 +455,8 @@ def _check_unrecorded_scaling(run: AuditedRun) -> list[AuditFinding]:
         if not shared:
             continue
         own = groups == shared[0]
-        sides = [np.flatnonzero(side[own]) for side in (train, test)]
-        if text := describe_scaling(values[own], *sides, "trials", leaves_out=_OTHERS_FIND):
+        rows = np.flatnonzero(train[own]), np.flatnonzero(test[own])
+        if text := describe_scaling(values[own], rows[0], rows[1], "trials", leaves_out=_OTHERS_FIND):
             by = "" if name == "everything" else f" per {name}"
             # Centring moves every test trial alike.
             level: Level = "transductive" if text.startswith((_CENTRED, _ONE_MEAN)) else "leak"
