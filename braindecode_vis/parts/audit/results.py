@@ -39,7 +39,11 @@ from braindecode_vis.parts.audit.differences import (
     compare_vectors,
 )
 from braindecode_vis.parts.audit.recompute import RecomputedRun, require_space
-from braindecode_vis.parts.audit.statistics import describe_targets
+from braindecode_vis.parts.audit.statistics import (
+    MOST_COMPARED,
+    describe_responses_in_targets,
+    describe_scaling,
+)
 from braindecode_vis.pipeline import decoding, learning, preparing
 from braindecode_vis.pipeline.galleries import order_by_gallery
 from braindecode_vis.pipeline.image_files import INDEX, read_image_rows
@@ -195,8 +199,13 @@ def _check_imported(
         np.unique(pd.Index(bank.embeddings.ids).get_indexer(run.responses.stimulus_ids[rows]))
         for rows in (fold.train, fold.test)
     )
-    if text := describe_targets(bank.embeddings.flat(), train, test):
+    if text := describe_scaling(bank.embeddings.flat(), train, test, "images"):
         text = f"of the imported targets, {text}: test images were used in their statistics."
+        findings.append(AuditFinding("targets", "leak", text, where))
+    if text := describe_responses_in_targets(*_pair_with_responses(run, bank.embeddings)):
+        text = (
+            f"of the imported targets, {text}: they tell the response of a test image instead of the image."
+        )
         findings.append(AuditFinding("targets", "leak", text, where))
     trained = any(part.trains_in_processes for part in roles.list_encoders(again.config.encoder))
     if not run.thorough or (trained and not run.out_of_fold):
@@ -215,6 +224,16 @@ def _check_imported(
         )
         findings.append(AuditFinding("targets", "warning", text, where))
     return findings
+
+
+def _pair_with_responses(run: AuditedRun, targets: Embeddings) -> tuple[np.ndarray, np.ndarray]:
+    """Return the targets of some images, and the mean response to each, a row an image."""
+    shown = run.responses.stimulus_ids.astype(str)
+    ids = np.unique(shown)
+    ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), MOST_COMPARED)).astype(int))]
+    data = run.responses.data
+    means = [np.asarray(data[shown == name], dtype=np.float32).mean(axis=0).reshape(-1) for name in ids]
+    return targets.select(list(ids)).flat(), np.stack(means)
 
 
 def _predict_training(run: AuditedRun, again: RecomputedRun, number: int) -> Embeddings:

@@ -10,7 +10,7 @@ shown, are recognised by their numbers too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,7 +40,14 @@ ROBUST_TOLERANCE = 5e-3  # of median and interquartile range
 
 MOST_COMPONENTS = 2048  # features whose correlations are computed
 UNCORRELATED = 1e-4  # root mean square correlation; single precision leaves 1e-6
-_UNCORRELATED = "no correlation of features holds"
+_UNCORRELATED, _CENTRED = "no correlation of features holds", "mean 0 holds"
+_ONE_MEAN = "one mean of all features holds"
+#: What `check_components` and `check_standardised` find in responses.
+_OTHERS_FIND = (_UNCORRELATED, "SD 1 holds")
+#: Values of a trial whose scaling is measured; fewer of many trials, and none if so few agree by chance.
+MOST_SCALED, FEWEST_SCALED, _SCALED_NUMBERS = 256, 5, 2_000_000
+MOST_COMPARED = 128  # images whose targets are compared with responses
+SAME = 0.999  # correlation over these images of a target feature that is a response
 MOST_CODED = 512  # trials by which codes of what was shown are looked for
 
 Verdict = Literal["none", "train", "all", "own"]
@@ -408,7 +415,7 @@ def _undo(
 def check_scaling(run: AuditedRun) -> list[AuditFinding]:
     """Measure over which trials median 0 and interquartile range 1 hold; z-scores are seen by `check_standardised`."""
     if "scaling_centre" not in run.responses.coords or run.responses.unit != "IQR":
-        return []
+        return _check_unrecorded_scaling(run)
     codes, is_training = _code_groups(run), run.is_training
     findings = []
     for code, group in enumerate(run.responses.coords["scaling_groups"]):
@@ -429,6 +436,33 @@ def check_scaling(run: AuditedRun) -> list[AuditFinding]:
             findings.append(AuditFinding("scaling", "warning", text, name))
     text = "median 0 and interquartile range 1 hold over training trials alone."
     return findings or [AuditFinding("scaling", "ok", text)]
+
+
+def _check_unrecorded_scaling(run: AuditedRun) -> list[AuditFinding]:
+    """Find scaling of single features that no record names: to a range, to unit length, by medians, by ranks."""
+    data, notes = run.responses.data, run.meta.get("provenance", {})
+    # Z-scores are judged by `check_standardised`, with what authors say of them.
+    if data.ndim < 2 or run.responses.unit == "z" or (isinstance(notes, dict) and notes.get("standardised")):
+        return []
+    n_values = int(np.prod(data.shape[1:]))
+    n_picked = min(n_values, MOST_SCALED, max(FEWEST_SCALED, _SCALED_NUMBERS // max(1, len(data))))
+    picked = np.linspace(0, n_values - 1, n_picked).astype(int)
+    values = np.asarray(data.reshape(len(data), -1)[:, picked], dtype=np.float64)  # (n_trials, n_picked)
+    # Statistics of all trials hold over the trials of every fold.
+    train, test = (np.isin(np.arange(len(data)), rows) for rows in (run.folds[0].train, run.folds[0].test))
+    for name, groups in _list_groupings(run).items() if n_picked >= FEWEST_SCALED else ():
+        shared = sorted(set(groups[train].tolist()) & set(groups[test].tolist()))
+        if not shared:
+            continue
+        own = groups == shared[0]
+        rows = np.flatnonzero(train[own]), np.flatnonzero(test[own])
+        if text := describe_scaling(values[own], rows[0], rows[1], "trials", leaves_out=_OTHERS_FIND):
+            by = "" if name == "everything" else f" per {name}"
+            # Centring moves every test trial alike.
+            level: Level = "transductive" if text.startswith((_CENTRED, _ONE_MEAN)) else "leak"
+            text = f"of the stored responses, {text}{by}: test trials were used in their scaling; no record says so."
+            return [AuditFinding("scaling", level, text)]
+    return []
 
 
 # --- components and codes ---------------------------------------------------------------------------------
@@ -453,38 +487,87 @@ def check_components(run: AuditedRun) -> list[AuditFinding]:
     return [ok]
 
 
-def describe_targets(vectors: np.ndarray, train: np.ndarray, test: np.ndarray) -> str:
-    """Say that scaling, or components, of target embeddings hold over test images and not over training images alone.
+def describe_scaling(
+    values: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    rows_are: str,
+    *,
+    leaves_out: Collection[str] = (),
+) -> str:
+    """Say that scaling, or components, of some rows hold over test rows and not over training rows alone.
 
     Parameters
     ----------
-    vectors : array of shape (n_images, n_features)
+    values : array of shape (n_rows, n_features)
+        Target embeddings, or responses.
     train, test : int arrays
-        Rows of the training and the test images; other rows are images that nobody saw.
+        Training and test rows; others are of images that nobody saw.
+    rows_are
+        What a row is, in the plural.
+    leaves_out
+        Properties that another check looks for.
 
     Examples
     --------
-    >>> vectors = np.random.default_rng(0).normal(size=(50, 4))
-    >>> describe_targets(vectors - vectors.mean(axis=0), np.arange(40), np.arange(40, 50)).split(" (")[0]
+    >>> values = np.random.default_rng(0).normal(size=(50, 4))
+    >>> describe_scaling(values - values.mean(axis=0), np.arange(40), np.arange(40, 50), "images").split(" (")[0]
     'mean 0 holds over training and test images'
     """
     sets = {
-        "training and test images": np.union1d(train, test),
-        "test images alone": test,
-        "all images": np.arange(len(vectors)),
+        f"training and test {rows_are}": np.union1d(train, test),
+        f"test {rows_are} alone": test,
+        f"all {rows_are}": np.arange(len(values)),
     }
-    by_set = {name: _measure_targets(vectors, rows) for name, rows in {**sets, "train": train}.items()}
+    by_set = {name: _measure_scaling(values, rows) for name, rows in {**sets, "train": train}.items()}
     for words, training in by_set["train"].items():
+        if words in leaves_out:
+            continue
         limit = UNCORRELATED if words == _UNCORRELATED else TOLERANCE
         for name in sets:
             off = by_set[name].get(words, np.inf)
             if off < limit and off * CLOSER < training and training > EXACT:
-                return f"{words} over {name} (off by {off:.1g}), not over training images (off by {training:.2g})"
+                return f"{words} over {name} (off by {off:.1g}), not over training {rows_are} (off by {training:.2g})"
+            if words == _CENTRED and name.endswith("alone") and max(off, training) < EXACT:
+                return f"{words} over {name}, and over training {rows_are} alone"
     return ""
 
 
-def _measure_targets(vectors: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-    """Return how far some vectors are from each property that scaling by them gives, in words of the property."""
+def describe_responses_in_targets(vectors: np.ndarray, responses: np.ndarray) -> str:
+    """Say that features of targets are features of the responses to their images; else nothing.
+
+    Parameters
+    ----------
+    vectors : array of shape (n_images, n_features)
+    responses : array of shape (n_images, n_values)
+        Averaged over the trials of each image.
+
+    Examples
+    --------
+    >>> responses = np.random.default_rng(0).normal(size=(40, 6))
+    >>> describe_responses_in_targets(3 * responses[:, :2] + 1, responses)
+    '2 feature(s) are those of the responses, first feature 0 (correlation 1)'
+    """
+    one, other = (_standardise(array) for array in (vectors, responses))
+    # (n_features,)
+    alike = np.concatenate(
+        [np.abs(one[:, k : k + 64].T @ other).max(axis=1, initial=0) for k in range(0, one.shape[1], 64)]
+    ) / len(one)
+    found = np.flatnonzero(alike > SAME)
+    if not len(found):
+        return ""
+    first = f"first feature {found[0]} (correlation {alike[found[0]]:.4g})"
+    return f"{len(found)} feature(s) are those of the responses, {first}"
+
+
+def _standardise(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values - values.mean(axis=0, dtype=np.float64), dtype=np.float32)
+    spread = values.std(axis=0)
+    return np.asarray(values / np.where(spread > 1e-6 * spread.max(initial=0), spread, np.inf))
+
+
+def _measure_scaling(vectors: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+    """Return how far some rows are from each property that scaling by them gives, in words of the property."""
     mean, spread = compute_moments(vectors, rows)
     varies = spread > 1e-6 * max(float(spread.max(initial=0.0)), 1e-30)
     if len(rows) < 2 or not varies.any():
@@ -498,14 +581,23 @@ def _measure_targets(vectors: np.ndarray, rows: np.ndarray) -> dict[str, float]:
         return float(np.sqrt(np.square(off).mean()))
 
     found = {
-        "mean 0 holds": root(mean[varies] / spread),
         "SD 1 holds": min(root(spread * factor - 1) for factor in (1.0, np.sqrt(n / (n - 1)))),
         "median 0 holds": root(median / spread),
         "interquartile range 1 holds": root(high - low - 1),
-        "one minimum and maximum of all features holds": root((ends - ends.mean(axis=1)[:, None]) / spread),
+        "length 1 of each feature holds": root(np.sqrt(n * (spread**2 + mean[varies] ** 2)) - 1),
     }
+    # Clamped values share their bounds.
+    if np.median((values == ends[1]).sum(axis=0)) < 2:
+        found["one minimum and maximum of all features holds"] = root(
+            (ends - ends.mean(axis=1)[:, None]) / spread
+        )
+    ordered = np.sort(values, axis=0)
+    found["one distribution of all features holds"] = root((ordered - ordered.mean(axis=1)[:, None]) / spread)
     if 5 <= vectors.shape[1] <= MOST_COMPONENTS:
         found[_UNCORRELATED] = _measure_correlations(vectors, rows)
+    # Last, as what is more than a shift is told first.
+    found[_CENTRED] = root(mean[varies] / spread)
+    found[_ONE_MEAN] = root((mean[varies] - mean[varies].mean()) / spread)
     return found
 
 

@@ -680,6 +680,14 @@ def whiten_by_all(vectors, n_train, predicted):
     return np.linalg.svd(centred, full_matrices=False)[0] * np.sqrt(len(vectors))
 
 
+def centre_and_add_by_all(vectors, n_train, predicted):
+    return np.log(vectors) - np.log(vectors).mean(axis=0) + 2
+
+
+def divide_by_length_of_all(vectors, n_train, predicted):
+    return vectors / np.linalg.norm(vectors, axis=0)
+
+
 def draw_to_predictions(vectors, n_train, predicted):
     return np.concatenate([vectors[:n_train], 0.5 * vectors[n_train:] + 0.5 * predicted])
 
@@ -691,7 +699,7 @@ def scale_by_training(vectors, n_train, predicted):
 
 #: What is done to the vectors, the level that the audit finds, and its words.
 IN_TARGETS = {
-    scale_by_all: ("leak", "mean 0 holds over training and test images"),
+    scale_by_all: ("leak", "SD 1 holds over training and test images"),
     centre_by_all: ("leak", "mean 0 holds over training and test images"),
     divide_by_spread_of_all: ("leak", "SD 1 holds over training and test images"),
     scale_robustly_by_all: ("leak", "median 0 holds over training and test images"),
@@ -705,6 +713,8 @@ IN_TARGETS = {
         "no correlation of features holds over training and test images",
     ),
     whiten_by_all: ("leak", "over training and test images"),
+    centre_and_add_by_all: ("leak", "one mean of all features holds over training and test images"),
+    divide_by_length_of_all: ("leak", "length 1 of each feature holds over training and test images"),
     draw_to_predictions: ("warning", "nearer to their predictions than those of training images"),
     scale_by_training: None,
 }
@@ -740,6 +750,34 @@ def test_what_is_planted_in_a_file_of_targets_is_found(honest, tmp_path, change)
         assert (item.check, item.level, wanted[1] in item.message) == ("targets", wanted[0], True), item
     # What computed a file is not known, whatever was found.
     assert {item.how for item in run.verified} == {"by record"}
+
+
+def test_responses_among_targets_are_found(honest, tmp_path):
+    """A test image's target that holds the response to it is found by the response alone."""
+    folder, vectors, ids = honest
+    found = store.read_responses(find_artifact(folder, "preprocess") / "responses")
+    rows = [list(found.stimulus_ids).index(name) for name in ids]
+    planted = np.concatenate([vectors, 3 * found.data[rows, :4] + 1], axis=1)
+    (item,) = judge_targets(run_imported(tmp_path / "made", planted, ids), thorough=False)[1]
+    assert (item.check, item.level, "4 feature(s) are those of the responses" in item.message) == (
+        "targets", "leak", True,
+    ), item  # fmt: skip
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.2])
+def test_each_side_that_is_centred_by_itself_is_transductive(monkeypatch, tmp_path, offset):
+    def centre(responses, stimuli):
+        train, test = np.split(responses.data, [N_TRAIN])
+        data = np.concatenate([train - train.mean(axis=0) + offset, test - test.mean(axis=0)])
+        return set_data(responses, data), stimuli
+
+    make = synthetic_digits.make_synthetic_digits
+    monkeypatch.setattr(
+        synthetic_digits, "make_synthetic_digits", lambda config, seed: centre(*make(config, seed=seed))
+    )
+    audit = audit_run(run_until(tmp_path / "run", RANKED[:1], pipeline.preprocess))
+    (item,) = [item for item in audit.findings if item.check == "scaling"]
+    assert (item.level, "mean 0 holds over test trials alone" in item.message) == ("transductive", True)
 
 
 def test_honest_files_of_targets_pass(honest):
@@ -830,10 +868,34 @@ def show_a_picture_compressed(responses, stimuli):
     return responses, set_pixels(stimuli, compress)
 
 
+def bring_all_trials_to_one_range(responses, stimuli):
+    data = responses.data.astype(float)
+    return set_data(responses, (data - data.min(axis=0)) / np.ptp(data, axis=0)), stimuli
+
+
+def divide_by_the_length_over_all_trials(responses, stimuli):
+    return set_data(responses, responses.data / np.linalg.norm(responses.data, axis=0)), stimuli
+
+
+def rank_over_all_trials(responses, stimuli):
+    """Each voxel becomes the same numbers in another order, as a quantile transform gives."""
+    ranks = responses.data.argsort(axis=0).argsort(axis=0) - N_TRIALS / 3
+    return set_data(responses, np.sign(ranks) * np.sqrt(np.abs(ranks))), stimuli
+
+
+def scale_robustly_over_all_trials(responses, stimuli):
+    low, median, high = np.percentile(responses.data, [25, 50, 75], axis=0)
+    return set_data(responses, (responses.data - median) / (high - low)), stimuli
+
+
 IN_DATA = [
     Plant(standardise_over_all_trials, "standardising", is_alone=True),
     Plant(whiten_over_all_trials, "whitening", words="uncorrelated"),
     Plant(take_components_of_all_trials, "components"),
+    Plant(bring_all_trials_to_one_range, "scaling", words="one minimum and maximum", is_alone=True),
+    Plant(divide_by_the_length_over_all_trials, "scaling", words="length 1", is_alone=True),
+    Plant(rank_over_all_trials, "scaling", words="over training and test trials", is_alone=True),
+    Plant(scale_robustly_over_all_trials, "scaling", words="median 0", is_alone=True),
     Plant(write_labels_into_a_voxel, "codes"),
     Plant(leave_the_trigger_in, "codes"),
     Plant(copy_a_trial_with_another_gain, "copies"),
