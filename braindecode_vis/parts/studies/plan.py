@@ -5,8 +5,8 @@ otherwise from what the manifest says was published. Then three pieces run on th
 through preprocessing (and what it takes beside its trials: opening all files, noise ceilings), a tiny run of random
 pictures of the real size through every stage but the encoder, and fits of the encoder on random trials of the real
 shape. Times grow with what drives them: images, trials and epochs in proportion, a fit without epochs by the power that
-smaller copies of the same proportions show. What was measured and what was extrapolated, by how many times, is reported of
-each step.
+smaller copies of the same proportions show. What was measured and what was extrapolated, by how many times, is
+reported of each step.
 
 Nothing has to be here for an estimate. Without the data, a small phantom of their format goes through preprocessing;
 without the weights of an image network, the same network with random weights takes the same time.
