@@ -423,11 +423,12 @@ def _collect_images(
     taken = 0
     while chosen := {names[row] for row in order[taken : taken + n_wanted - len(ids)]}:
         taken += len(chosen)
+        copies = _find_copies(run, number, chosen, read)
         with run.listener.progress("encoding new images", len(chosen)) as advance:
             for block in _iterate_blocks(read(chosen)):
                 kept_images = []
                 for name, pixels, content in block:
-                    if reason := shown.recognise(pixels, content):
+                    if reason := shown.recognise(pixels, content) or copies.get(name):
                         left_out[reason] = left_out.get(reason, 0) + 1
                         continue
                     ids.append(name)
@@ -454,6 +455,25 @@ def _collect_images(
             "trials do not have; choose another target, or leave synthetic out."
         )
     return NewImages(ids, digests, spaces, left_out)
+
+
+def _find_copies(run: Run, number: int, chosen: set[str], read: Any) -> dict[str, str]:
+    """Return the images that are test pictures with other pixels, by the detector of the audit, and the reason."""
+    from braindecode_vis.pipeline import preparing
+    from braindecode_vis.pipeline.leaks.likeness import MOST_OTHERS, find_copies
+
+    prepared = preparing.preprocess(run)
+    if not prepared.stimuli.has_pixels:
+        return {}
+    tested = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].test])
+    left = iter(sorted(chosen))
+    copies = dict[str, str]()
+    while some := set(islice(left, MOST_OTHERS)):
+        others = ((name, pixels) for name, pixels, _ in read(some))
+        copies |= {
+            name: "copies of test pictures" for name, _, _ in find_copies(prepared.stimuli, tested, others)
+        }
+    return copies
 
 
 def _open_encoders(run: Run, number: int, settings: SyntheticConfig) -> list[Any]:
