@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo live test test-further test-core test-slow fuzz mutate lint format bench bench-quick bench-live calibrate peers docs clean
+.PHONY: demo live test pytest test-further test-core test-slow fuzz mutate lint format bench bench-quick bench-live calibrate peers docs clean
 
 # what the demo needs; the tests add the tools of developers. Python comes with an old pip, which takes half as much
 # time again to find and unpack everything.
@@ -38,8 +38,11 @@ live: $(VENV)/.live
 	  trap 'kill $$stream 2>/dev/null; wait $$stream 2>/dev/null' EXIT; \
 	  $(BIN)/braindecode-vis live demo_run --stream phantom $(LIVE) $(if $(OPEN),--open)
 
-# PYTEST has further options, for example --allowed-skips=FILE, with which .ci/run refuses skips
-test: lint
+# PYTEST has further options, for example --allowed-skips=FILE, with which .ci/run refuses skips. With -j 2, the tests do
+# not wait for mypy, which uses one core.
+test: lint pytest
+
+pytest: $(READY)
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST)
 
 # what `make test` leaves out to stay short: further cases of what its tests cover, and long whole runs. .ci/run runs both.

@@ -49,16 +49,20 @@ enforce(
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-#: Files that take longest, with the longest first. One that comes last keeps a worker alone while the others wait.
+#: Files that take longest by default or in `make test-further`, with the longest first. One that comes last keeps a
+#: worker alone while the others wait.
 LONGEST = (
-    "test_config_runs.py", "api/test_decode.py", "test_pipeline.py", "parts/audit/test_plants.py", "test_cli.py",
-    "test_calibration.py", "test_parts.py", "base/test_digests.py", "api/test_exports.py", "test_notebooks.py",
-    "api/test_predict.py", "test_together.py", "parts/phantom/test_assemble.py", "test_outside.py", "test_ending.py",
-    "test_hints.py", "test_install.py", "parts/cluster/test_slurm.py", "parts/audit/test_results.py",
-    "test_contributing.py", "generation/test_latent_diffusion.py", "datasets/test_things_eeg2.py",
-    "parts/audit/test_end_of_run.py", "api/test_real_data.py", "parts/cluster/test_jobs.py", "test_low_level.py",
-    "report/test_page_browser.py", "test_failures.py", "parts/studies/test_sweep.py",
-    "parts/studies/test_imagery_runs.py",
+    "test_config_runs.py", "test_contributing.py", "test_notebooks.py", "test_calibration.py", "api/test_decode.py",
+    "parts/phantom/test_assemble.py", "test_pipeline.py", "test_parts.py", "parts/audit/test_plants.py",
+    "test_cli.py", "api/test_predict.py", "report/test_page_browser.py", "base/test_digests.py",
+    "api/test_exports.py", "test_outside.py", "test_two_users.py", "api/test_plain_module.py", "test_install.py",
+    "parts/phantom/test_assemble_resume.py", "test_together.py", "test_hints.py", "api/test_submission.py",
+    "parts/audit/test_results.py", "test_structure.py", "test_low_level.py", "parts/studies/test_tracks.py",
+    "test_examples.py", "parts/cluster/test_jobs.py", "parts/cluster/test_slurm.py",
+    "generation/test_dual_diffusion.py", "parts/audit/test_near_copies.py", "test_out_of_fold.py", "test_ending.py",
+    "generation/test_latent_diffusion.py", "datasets/test_mosaic.py", "test_reality.py",
+    "parts/live/test_page_browser.py", "parts/studies/test_sweep.py", "test_config.py",
+    "generation/priors/test_joint.py", "base/test_remote_ranges.py",
 )  # fmt: skip
 _RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
 

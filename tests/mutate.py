@@ -4,7 +4,7 @@ mutmut makes the mutants and pytest runs the tests that are near the change, lik
 fails or a budget of processor time is spent. Near are the test files that mirror or import the changed file, then those
 beside them and those that speak of the changed function. mutmut's own runner is not used: it reaches neither the
 defaults of settings, nor constants of a module, nor decorated methods, and it puts every mutant of a module into one
-file, where the checks of annotations decorate each of them at every import. Here one mutant at a time stands in
+file, where the checks of annotations decorate each of them at every import. Here one mutant at a time is in
 a copy of the working tree, which itself is never touched; a fork that has the libraries and the rest of the package
 imported already runs its tests. Mutants run in the order of the draw, so that what an interrupted run has judged is a
 random sample too, and the next call goes on there.
@@ -14,7 +14,7 @@ random sample too, and the next call goes on there.
 
 Not mutated, since no test should notice: text (f-strings, messages of errors and warnings), ``__repr__``,
 annotations, decorators, what only the type checker reads, progress, ``zip(strict=)``, ``device=``, ``copy=``.
-Equivalent mutants, each with its reason, stand in ``tests/equivalent_mutants.yaml``.
+Equivalent mutants, each with its reason, are in ``tests/equivalent_mutants.yaml``.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ OPERATORS = [
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: `place` names function and line, `number` tells equal changes of equal lines apart."""
+    """One change: `place` names function and line, `number` distinguishes equal changes of equal lines."""
 
     path: str
     function: str

@@ -51,6 +51,7 @@ def test_many_classes_have_no_auc_and_chance_follows_the_labels():
     )  # 500 permutations, uneven classes
 
 
+@pytest.mark.further
 def test_without_an_effect_the_test_keeps_its_level():
     """200 experiments of noise: about 5 % may be significant; 3 binomial SDs around that."""
     p_values = [

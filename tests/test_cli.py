@@ -461,7 +461,7 @@ def test_the_time_left_after_a_resume_is_at_the_pace_of_now(monkeypatch):
 
 
 def test_help_and_pages_name_every_format_of_the_phantom(call):
-    """And every format belongs to a data set, of which `datasets` tells how to try it without its files."""
+    """And every format belongs to a data set, of which `datasets` says how to try it without its files."""
     from braindecode_vis.datasets.manifests import read_manifests
     from braindecode_vis.parts.phantom import DRIVES, FORMATS, UNLABELLED
     from braindecode_vis.parts.phantom.verbs import PHANTOM_DRIVES, PHANTOM_FORMATS

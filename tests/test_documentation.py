@@ -295,7 +295,7 @@ def test_commands_are_real(line):
 
 
 def test_commands_of_generated_pages_are_real(pages):
-    """The catalogue told to fetch with an option that had gone."""
+    """The catalogue advised to fetch with an option that had gone."""
     lines = {
         line for name, text in pages.items() if name.startswith("generated/") for line in list_commands(text)
     }

@@ -25,7 +25,7 @@ class Listener(SilentListener):
 
 
 def finish(folder, *overrides, config=None):
-    """Return the ending, what the listener was told, and whether the stages were asked."""
+    """Return the ending, what the listener got, and whether the stages were asked."""
     run = open_run(config or read_config("synthetic_digits", [*QUICK, *overrides]), folder, Listener())
     return ending.finish_run(run), run.listener.told, "preprocess" in run.seen
 

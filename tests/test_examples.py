@@ -1,4 +1,4 @@
-"""The examples of docstrings give what stands beneath them."""
+"""The examples of docstrings give what is beneath them."""
 
 import doctest
 import importlib

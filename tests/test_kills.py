@@ -1,7 +1,7 @@
 """SIGKILL and SIGTERM at random moments of every stage, and the same command again.
 
 What is left must be what an uninterrupted call leaves, bit for bit but for times; nothing temporary stays; who reads
-in between is told in a sentence.
+in between is reported in a sentence.
 """
 
 import hashlib

@@ -1,6 +1,5 @@
 """The branches of a run: their own fits over the same trials, known to fingerprints, report and audit."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline import decoding
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.scoring.metrics.image import compute_image_metric
+from tests.generation.hub_models import write_versatile
 from tests.parts.audit.test_results import QUICK
 
 TARGET = "{kind: taesd, weights: random, image_size: 32, device: cpu}"
@@ -151,6 +151,7 @@ def test_a_branch_of_other_sizes_is_judged(tmp_path):
     assert not audit_run(tmp_path / "run").leaks
 
 
+@pytest.mark.further
 def test_a_network_learns_latents_by_l1_and_is_judged(tmp_path):
     network = "{kind: latent_decoder}"
     encoder = f"{{kind: network, network: {network}, objectives: [{{kind: l1}}], epochs: 2, device: cpu}}"
@@ -219,15 +220,6 @@ def test_photographs_keep_their_size_on_the_way_through_the_branch(shared, tmp_p
 # --- the text branch ------------------------------------------------------------------------------------------
 
 
-def write_networks(folder):
-    """Write the tiny Versatile Diffusion of the generators' tests."""
-    place = Path(__file__).parent / "generation" / "hub_models.py"
-    spec = importlib.util.spec_from_file_location("hub_models", place)
-    models = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(models)
-    return models.write_versatile(folder)
-
-
 CLIP = (
     "kind: openclip, architecture: ViT-B-32-quickgelu, weights: random, device: cpu, model_args: {embed_dim: 32, "
     "vision_cfg: {layers: 1, width: 64, image_size: 32, patch_size: 16}, text_cfg: {layers: 1, width: 32, heads: 2}}"
@@ -245,7 +237,7 @@ DUAL = [
 def test_three_encoders_lead_one_generator_to_the_end(tmp_path, monkeypatch):
     """Benchetrit et al.: tokens of image and text and latents, each rescaled by its own training statistics."""
     monkeypatch.setattr(VersatileDiffusionConfig, "n_tokens", 5)
-    weights = write_networks(tmp_path / "weights")
+    weights = write_versatile(tmp_path / "weights")
     generator = (
         f"generator={{kind: versatile_diffusion, weights: {weights}, condition_spaces: ['openclip/*'], "
         "steps: 4, image_size: 32, device: cpu, batch_size: 5}"

@@ -56,7 +56,7 @@ def test_they_are_made_for_what_learns_from_them(tmp_path, settings, needed):
 
 @pytest.mark.parametrize("prior, needed", [("mean", False), ("identity", True)])
 def test_a_generator_that_weighs_predictions_needs_them_where_no_prior_draws(prior, needed):
-    """Weights of a generator are files, so that its settings stand here without a run."""
+    """Weights of a generator are files, so that its settings are here without a run."""
     generator = roles.complete(
         GeneratorSettings, find_component("generator", "latent_diffusion").model_construct()
     )

@@ -69,7 +69,7 @@ def test_atm_s_of_subject_8_scores_as_published(atm):
 
 @pytest.mark.shared
 def test_decisions_over_all_test_items_are_another_number(atm):
-    """Hungarian matching takes top-1 of these predictions from 36 to 70 %, centring by test rows to 43; both told."""
+    """Hungarian matching takes top-1 of these predictions from 36 to 70 %, centring by test rows to 43; both named."""
     import torch
     from scipy.optimize import linear_sum_assignment
 
@@ -151,6 +151,7 @@ def test_human_and_monkey_it_agree_as_published(objects):
     np.testing.assert_allclose(again, [0.29, 0.10, 0.40, 0.12], atol=5e-3)
 
 
+@pytest.mark.further
 @pytest.mark.shared
 def test_features_of_the_images_against_human_it_with_its_ceiling(objects):
     """A network knows more of IT's geometry than engineered features; only "alive or not" lies within the ceiling."""
@@ -210,7 +211,7 @@ def test_the_images_pass_the_whole_target_side(objects, shared, tmp_path, target
 
 @pytest.mark.shared
 def test_folders_of_the_images_are_scored_as_reconstructions(objects, tmp_path):
-    """Blurred images of another size and format beside the published ones; a copy is told."""
+    """Blurred images of another size and format beside the published ones; a copy is reported."""
     for name in ("seen", "made"):
         (tmp_path / name).mkdir()
     for n, pixels in enumerate(objects["pixels"][:30]):

@@ -354,7 +354,7 @@ def test_jobs_pretrain_on_corpora_before_the_fits_that_share_it(root, tmp_path, 
 
 @pytest.mark.slow
 def test_one_command_tells_the_story_of_the_phantom(tmp_path):
-    """Visual cortex first and the default mode network next, as planted; imagined pictures are told by their texts."""
+    """Visual cortex first and the default mode network next, as planted; imagined pictures are known by their texts."""
     size = SIZES_OF["bold5000"]["tiny"].replace(
         n_train_concepts=80, n_train_exemplars=3, n_test_concepts=40, n_sessions=2, n_parcels=60, n_imagery=12,
         imagery_repetitions=6,

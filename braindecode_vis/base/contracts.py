@@ -716,6 +716,8 @@ class EncoderSettings(ComponentSettings):
     writes_captions: ClassVar[bool] = False
     #: Whether it trains a prior beside itself, which `GeneratorView.prior` is.
     trains_prior: ClassVar[bool] = False
+    #: Largest power by which the time of a fit grows with trials and features together, for a plan.
+    growth: ClassVar[float] = 3.0
 
     @property
     def pools_volumes(self) -> bool:

@@ -205,7 +205,16 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
         return f"finite and not flat in the checked pieces, {len(parts)} subjects"
 
     def _find(self) -> list[Path]:
-        return find_archives(self.find_root(), self.layout)
+        """Return the files of one layout below the root or its folder ``data``."""
+        root, named = self.find_root(), dict[Path, re.Match[str]]()
+        for folder in (root, root / "data"):
+            files = sorted(folder.glob("*.pth")) if folder.is_dir() and not named else []
+            named |= {path: match for path in files if (match := _NAME.match(path.name))}
+        there = {
+            "parts": [path for path, match in named.items() if match[1]],
+            "single": [path for path, match in named.items() if not match[1]],
+        }
+        return there[choose_layout(there, self.layout, root, title="EEG-ImageNet", expected=_EXPECTED)]
 
     def _find_images(self) -> Path | None:
         root = self.find_root()
@@ -338,27 +347,6 @@ class Archive:
         picked = np.unique(np.linspace(0, len(self.entries) - 1, 20).astype(int)).tolist()
         typical = float(np.median([self.read(row).std(axis=1) for row in picked]))
         return "V" if typical < _VOLT_BELOW else "arbitrary"
-
-
-def find_archives(root: Path, layout: str) -> list[Path]:
-    """Return the files of one layout below `root` or its folder ``data``.
-
-    Raises
-    ------
-    DataError
-        If there is none.
-    ConfigError
-        If both layouts exist and none was chosen.
-    """
-    named: dict[Path, re.Match[str]] = {}
-    for folder in (root, root / "data"):
-        files = sorted(folder.glob("*.pth")) if folder.is_dir() and not named else []
-        named |= {path: match for path in files if (match := _NAME.match(path.name))}
-    there = {
-        "parts": [path for path, match in named.items() if match[1]],
-        "single": [path for path, match in named.items() if not match[1]],
-    }
-    return there[choose_layout(there, layout, root, title="EEG-ImageNet", expected=_EXPECTED)]
 
 
 def open_archive(

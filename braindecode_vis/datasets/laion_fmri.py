@@ -30,7 +30,13 @@ from braindecode_vis.base.remote import bring, open_hdf5
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.bids.fmri_files import check_no_overlap, hash_name
 from braindecode_vis.datasets.layout import File, Layout
-from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_facts
+from braindecode_vis.datasets.manifests import (
+    CheckFinding,
+    Label,
+    check_subset,
+    collect_findings,
+    compare_facts,
+)
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasSettings,
     BetasPart,
@@ -140,7 +146,7 @@ class LaionFmriConfig(AtlasSettings):
     """
 
     kind: Literal["laion_fmri"] = "laion_fmri"
-    subjects: tuple[str, ...] | None = None
+    subjects: tuple[Label, ...] | None = None
     sessions: int | tuple[int, ...] | None = None
     mask: str = "brain"
     mask_file: Path | None = None
@@ -251,7 +257,7 @@ class LaionFmriConfig(AtlasSettings):
         wanted: Iterable[int] | None
         wanted = range(1, self.sessions + 1) if isinstance(self.sessions, int) else self.sessions
         names = None if wanted is None else [f"{number:02d}" for number in wanted]
-        what = f"below {root}, session of subject {subject}"
+        what = f"below {root}, subject {subject}, session"
         return sorted(check_subset(names, there, what=what, option="dataset.sessions"))
 
     def _list_sessions(self, root: Path, subject: str) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import yaml
@@ -25,6 +25,9 @@ from braindecode_vis.base.store import hash_file, read_json
 Config = TypeVar("Config", bound=Settings)
 # The truth of a phantom is in this folder beside its data.
 _TRUTH = "phantom_truth"
+
+#: Label of a subject, which YAML and the shell may have turned into a number (`find_label`).
+Label = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
 class ManifestFile(Settings):
@@ -432,6 +435,10 @@ def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: st
     """Return the requested labels in the requested order, all by default; a missing label is an error."""
     if wanted is None:
         return list(there)
+    if not wanted:
+        raise ConfigError(
+            f"{option} lists none; name some of {', '.join(map(str, there))}, or leave it out, which takes all."
+        )
     wanted = [find_label(label, there) for label in wanted]
     absent = [label for label in wanted if label not in there]
     if absent:

@@ -46,6 +46,7 @@ from braindecode_vis.datasets.bids.meeg_files import (
 from braindecode_vis.datasets.layout import File, Layout
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
+    Label,
     check_subset,
     collect_findings,
     compare_counts,
@@ -109,7 +110,7 @@ class _NodMeegSettings(MeegSettings):
     """What EEG and MEG share; see `NodEegConfig`."""
 
     layout: Literal["auto", "preprocessed", "raw"] = "auto"
-    subjects: tuple[str, ...] | None = None
+    subjects: tuple[Label, ...] | None = None
     sessions: tuple[str, ...] | None = None
     channels: Literal["all"] | tuple[str, ...] = "all"
     tmin: float = -0.1

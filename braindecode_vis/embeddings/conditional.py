@@ -235,7 +235,7 @@ def find_trained_values(table: AttributeTable, position: int, codes: np.ndarray)
     Raises
     ------
     DataError
-        If fewer than two values are left, so that there is nothing to tell apart.
+        If fewer than two values are left, so that there is nothing to distinguish.
     """
     name = table.names[position]
     found, counts = np.unique(codes[codes >= 0], return_counts=True)

@@ -156,7 +156,7 @@ def read_captions_or_attributes(
 
 
 def describe_captions(texts: Sequence[str]) -> Description:
-    """Return captions as a description; words are letters that stand together, in lower case."""
+    """Return captions as a description; words are letters that are together, in lower case."""
     return Description(tuple(texts), tuple(find_words(text) for text in texts))
 
 

@@ -1,6 +1,6 @@
 """Published weights: the repository, revision and files of each model, and their download into the hub's cache.
 
-Owns reading ``data_manifests/weights/published.yaml`` and the calls of `huggingface_hub`. A model that stands there is
+Owns reading ``data_manifests/weights/published.yaml`` and the calls of `huggingface_hub`. A model in that list is
 always fetched at its pinned revision, with its listed files alone, and compared with the hashes that are known; of
 another, the newest revision is taken. Asks for no consent: `weights.find_published` does.
 """

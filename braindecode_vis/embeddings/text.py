@@ -664,7 +664,7 @@ def make_tokenizer(config: OpenClipConfig, text: TextConfig) -> Any:
     ConfigError
         If open_clip brings no word pieces for it and no folder was given.
     DataError
-        If the folder's tokenizer cannot tell sentences apart.
+        If the folder's tokenizer cannot distinguish sentences.
     """
     import open_clip
 

@@ -168,7 +168,7 @@ def describe_tower(network: Any) -> Tower:
 
 
 def find_blocks(network: Any) -> list[Any]:
-    """Return the blocks of a network in the order in which they run; an empty list if they cannot be told."""
+    """Return the blocks of a network in the order in which they run; an empty list if they cannot be found."""
     for name in ("blocks", "stages", "layers"):
         if hasattr(network, name):
             return expand_blocks([getattr(network, name)])

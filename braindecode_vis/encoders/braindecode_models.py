@@ -68,7 +68,7 @@ class BraindecodeConfig(NetworkSettings):
                 f"braindecode's {self.model} cannot be built for {signal.shape[0]} channels x {signal.shape[1]} "
                 f"samples with encoder.network.settings {self.settings}: {error}"
             ) from error
-        return wrap_model(model, self.model, signal, n_outputs)
+        return self._wrap(model, signal, n_outputs)
 
     def _choose_arguments(self, model_class: type, signal: Signal, n_outputs: int) -> dict[str, Any]:
         accepted = inspect.signature(model_class).parameters
@@ -88,58 +88,40 @@ class BraindecodeConfig(NetworkSettings):
         arguments = _describe_signal(signal, n_outputs, with_channels="chs_info" in accepted)
         return {name: value for name, value in arguments.items() if name in accepted}
 
+    def _wrap(self, model: nn.Module, signal: Signal, n_outputs: int) -> nn.Module:
+        """Return the network, called with the trials and their subjects as all networks here are; zeros are tried."""
+        import torch
+        from torch import Tensor, nn
 
-def wrap_model(model: nn.Module, name: str, signal: Signal, n_outputs: int) -> nn.Module:
-    """Return a braindecode network that is called with the trials and their subjects, as all networks here are.
+        class BraindecodeNetwork(nn.Module):
+            """A braindecode network; the class is made here because settings must not load torch."""
 
-    Parameters
-    ----------
-    model
-        Built for this signal.
-    name
-        Its class name, for messages.
-    signal
-        Trials of channel x time.
-    n_outputs
-        Size of the output.
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
 
-    Raises
-    ------
-    ConfigError
-        If a trial of zeros is not answered by one vector of `n_outputs`.
-    """
-    import torch
-    from torch import Tensor, nn
+            def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+                """Map trials (batch, n_channels, n_times) to (batch, n_outputs); the subject plays no part."""
+                return self.model(data)
 
-    class BraindecodeNetwork(nn.Module):
-        """A braindecode network; the class is made here because settings must not load torch."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, data: Tensor, subject: Tensor) -> Tensor:
-            """Map trials (batch, n_channels, n_times) to (batch, n_outputs); the subject plays no part."""
-            return self.model(data)
-
-    was_training = model.training
-    model.eval()  # the trial of zeros must not enter the statistics of batch norms
-    try:
-        with torch.no_grad():
-            answer = model(torch.zeros(2, *signal.shape))
-    except Exception as error:  # whatever a network raises for sizes that do not fit
-        raise ConfigError(
-            f"braindecode's {name} was built, but fails on a trial of {signal.shape[0]} channels x "
-            f"{signal.shape[1]} samples: {error}"
-        ) from error
-    model.train(was_training)
-    if not isinstance(answer, Tensor) or answer.shape != (2, n_outputs):
-        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise ConfigError(
-            f"braindecode's {name} must return for 2 trials an array of shape (2, {n_outputs}), but gives "
-            f"{found}; choose a network that pools over time, or change encoder.network.settings."
-        )
-    return BraindecodeNetwork()
+        was_training = model.training
+        model.eval()  # the trial of zeros must not enter the statistics of batch norms
+        try:
+            with torch.no_grad():
+                answer = model(torch.zeros(2, *signal.shape))
+        except Exception as error:  # whatever a network raises for sizes that do not fit
+            raise ConfigError(
+                f"braindecode's {self.model} was built, but fails on a trial of {signal.shape[0]} channels x "
+                f"{signal.shape[1]} samples: {error}"
+            ) from error
+        model.train(was_training)
+        if not isinstance(answer, Tensor) or answer.shape != (2, n_outputs):
+            found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise ConfigError(
+                f"braindecode's {self.model} must return for 2 trials an array of shape (2, {n_outputs}), but gives "
+                f"{found}; choose a network that pools over time, or change encoder.network.settings."
+            )
+        return BraindecodeNetwork()
 
 
 def find_model(name: str) -> type:

@@ -117,7 +117,7 @@ class LinearGaussianEncoder(BrainEncoder):
         Parameters
         ----------
         responses
-            Training trials; repetitions of an image tell the noise. Where none is repeated, the covariance of all
+            Training trials; repetitions of an image show the noise. Where none is repeated, the covariance of all
             responses stands for that of the noise.
         targets
             One row per trial, in the order of `responses`.

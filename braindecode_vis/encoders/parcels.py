@@ -1,7 +1,7 @@
 """The parcel encoder and the weights that it starts from.
 
 `ParcelEncoder` turns trials into tokens, all of them or the visible ones only; `ParcelNetwork` pools and projects
-them. What predicts hidden tokens stands in `training.pretraining_model`. Weights are read from pretraining or
+them. What predicts hidden tokens is in `training.pretraining_model`. Weights are read from pretraining or
 from a foreign file, never unpickled: safetensors, or torch files through ``weights_only``. Every tensor of the encoder
 must be found and every tensor of the file used, or named as ignored. Knows nothing of training.
 
@@ -211,11 +211,11 @@ class ParcelEncoder(nn.Module):
         Parameters
         ----------
         data : tensor of shape (batch, n_parcels) or (batch, n_parcels, n_times)
-            Where times are told in seconds, their number may differ from that of the signal.
+            Where times are given in seconds, their number may differ from that of the signal.
         visible : integer tensor of shape (batch, n_visible), optional
             Which tokens the transformer gets to see; all by default.
         interval : tensor of shape (batch,), optional
-            Seconds between samples, where times are told in seconds; that of the signal by default.
+            Seconds between samples, where times are given in seconds; that of the signal by default.
         kept : boolean tensor of shape (batch, n_visible), optional
             Tokens without data (False) are attended to by none; what comes out in their place means nothing.
 
@@ -252,7 +252,7 @@ class PlaceEmbedding(nn.Module):
     own_places
         Take the places that came with the signal, in the place of a learned vector per parcel.
     patch_times
-        Samples of a patch where times are told in seconds, by waves of their own periods; None for a learned vector
+        Samples of a patch where times are given in seconds, by waves of their own periods; None for a learned vector
         per patch.
     """
 
@@ -316,7 +316,7 @@ class PlaceEmbedding(nn.Module):
         Parameters
         ----------
         n_patches
-            Where times are told in seconds: how many there are now.
+            Where times are given in seconds: how many there are now.
         interval : tensor of shape (batch,), optional
             Seconds between samples of each trial; the result then has the shape (batch, n_tokens, width).
         """
@@ -533,7 +533,7 @@ def read_content(file: Path, *, allowed: Sequence[type] = ()) -> Any:
     file
         Safetensors, or a torch file.
     allowed
-        Classes that may stand in a torch file beside tensors and plain values.
+        Classes that may be in a torch file beside tensors and plain values.
 
     Raises
     ------

@@ -7,8 +7,9 @@ training trials, as in the final fit. Knows nothing of images or test trials. Wh
 were shown (`subject_alignment`), the alignment is learnt anew in every inner fold.
 
 All of it comes from one Gram matrix, trials by trials or features by features, whichever is smaller: that of an inner
-fold is a part of it or what a subtraction leaves, one eigendecomposition of it serves all penalties and all targets,
-and the final weights are a Cholesky solution. Trials and targets stay in single precision and are summed in double.
+fold is a part of it or what a subtraction leaves, one eigendecomposition of it serves all penalties and all targets
+(or, for few trials and penalties, one inverse a penalty), and the final weights are a Cholesky solution. Trials and
+targets stay in single precision and are summed in double.
 Where there is nothing to choose and the penalty is large (`solve_ridge`), sums are in single precision too, as in
 scikit-learn.
 
@@ -22,10 +23,10 @@ Hoerl and Kennard (1970), Ridge regression, doi:10.1080/00401706.1970.10488634.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -64,6 +65,9 @@ ADAPTED_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 #: Largest ratio of the largest eigenvalue to the penalty at which a fit in single precision is kept.
 SINGLE_CONDITION = 250.0
 _EIGH = 9  # n cubed multiplications of a product take as long as the eigendecomposition of n rows
+_INVERTED = 12  # matrices that are inverted in the time of the eigendecomposition of one
+#: The same of an inverse in double precision, which holds six digits then.
+DOUBLE_CONDITION = 1e9
 _BLOCK_BYTES = 128 * 1024**2  # of a matrix in double precision that is held for one product
 
 
@@ -161,7 +165,7 @@ class RidgeEncoder(BrainEncoder):
         self.label_free_subjects: tuple[str, ...] = ()
 
     def bind(self, context: Context) -> None:
-        """Take whom to tell how far the fit is, and the folder that keeps the inner folds of a killed one."""
+        """Take the listener for the progress of the fit, and the folder that keeps the inner folds of a killed one."""
         self.context = context
 
     def fit(self, responses: Responses, targets: Embeddings) -> RidgeEncoder:
@@ -281,9 +285,21 @@ class RidgeEncoder(BrainEncoder):
             setting="encoder.n_inner_folds",
             always=responses.is_synthetic,
         )
+        alphas, path_errors = self.config.alphas, None
+
+        def compute(number: int) -> np.ndarray:
+            nonlocal path_errors
+            if sizes != [None] or self._uses_images() or not is_inverted(whole, folds, alphas):
+                gram = self._make_fold_gram(whole, responses, folds[number])
+                return compute_fold_errors(gram, folds[number], sizes, alphas)
+            if path_errors is None:  # of all folds at once
+                path_errors = compute_inverse_errors(whole, folds, alphas)
+            return path_errors[number][None]
+
+        shape = (len(sizes), len(alphas))
         # Folds weigh alike, whatever the number of their trials.
         errors = np.mean(
-            [self._look_at_fold(whole, responses, number, fold, sizes) for number, fold in enumerate(folds)],
+            [self._look_at_fold(number, partial(compute, number), shape) for number in range(len(folds))],
             axis=0,
         )
         best = np.unravel_index(int(np.argmin(errors)), errors.shape)
@@ -295,20 +311,18 @@ class RidgeEncoder(BrainEncoder):
         return sizes[best[0]], self.config.alphas[best[1]], choices
 
     def _look_at_fold(
-        self, whole: Gram, responses: Responses, number: int, fold: Fold, sizes: Sequence[int | None]
+        self, number: int, compute: Callable[[], np.ndarray], shape: tuple[int, int]
     ) -> np.ndarray:
         """Return the errors of an inner fold; a fit that was killed finds those that it had."""
         self._tell(number, f"inner fold {number + 1} of {self.config.n_inner_folds}")
         folder = self.context.checkpoints
         if folder is None:
-            gram = self._make_fold_gram(whole, responses, fold)
-            return compute_fold_errors(gram, fold, sizes, self.config.alphas)
+            return compute()
         path = folder / f"inner_fold{number}.npy"
         with suppress(OSError, ValueError, EOFError):  # none yet, or cut short
-            if (found := np.load(path)).shape == (len(sizes), len(self.config.alphas)):
+            if (found := np.load(path)).shape == shape:
                 return np.asarray(found)
-        gram = self._make_fold_gram(whole, responses, fold)
-        errors = compute_fold_errors(gram, fold, sizes, self.config.alphas)
+        errors = compute()
         folder.mkdir(parents=True, exist_ok=True)
         with replace_atomically(path) as temporary:
             np.save(temporary, errors)
@@ -687,13 +701,19 @@ class Gram:
         """Sum of each target over all trials."""
         return self.backend.take(self.values.sum(axis=0, dtype=np.float64))
 
+    def centre(self) -> Any:
+        """Return the matrix of trials, centred over all of them."""
+        by_trial = self.matrix.mean(0)
+        centred = self.matrix - by_trial
+        centred -= by_trial[:, None] - by_trial.mean()
+        return centred
+
     @cached_property
     def spectrum(self) -> tuple[Any, Any, Any]:
         """Eigenvalues and eigenvectors of the matrix, and the targets along these, both centred over all trials."""
         n_trials = len(self.data)
         if self.products is None:
-            by_trial = self.matrix.mean(0)
-            centred = self.matrix - by_trial - by_trial[:, None] + by_trial.mean()
+            centred = self.centre()
             right = self.backend.take(self.values) - self.target_sums / n_trials
         else:
             mean = self.feature_sums / n_trials
@@ -860,6 +880,45 @@ def _compute_residual_errors(gram: Gram, fold: Fold, alphas: Sequence[float]) ->
             residual = gram._solve(-block - 1 / n_trials, rest - right, 1.0)
         errors.append(float((residual**2).mean()))
     return np.array(errors)
+
+
+def is_inverted(gram: Gram, folds: Sequence[Fold], alphas: Sequence[float]) -> bool:
+    """Say whether `compute_inverse_errors` is quicker than eigendecompositions and precise enough."""
+    n_trials = len(gram.data)
+    cubes = min(n_trials**3, sum(len(fold.train) ** 3 for fold in folds))  # of all trials, or of each fold
+    return (
+        gram.products is None
+        and gram.backend.device == "cpu"
+        and len(alphas) * n_trials**3 <= _INVERTED * cubes
+        and gram.bound_condition(min(alphas)) <= DOUBLE_CONDITION
+    )
+
+
+def compute_inverse_errors(gram: Gram, folds: Sequence[Fold], alphas: Sequence[float]) -> np.ndarray:
+    """Return the mean squared error of every penalty on every inner fold, shape (n_folds, n_alphas).
+
+    As `_compute_residual_errors`, for a matrix of trials: S is computed once for each penalty and all folds. As in
+    `solve_ridge`, single precision is enough for large penalties.
+    """
+    from scipy.linalg import cho_solve, cholesky, get_lapack_funcs
+
+    n_trials, errors = len(gram.data), np.empty((len(folds), len(alphas)))
+    diagonal, right = np.arange(n_trials), gram.values - gram.target_sums / n_trials
+    centred, largest = gram.centre(), gram.bound_condition(1.0)
+    for column, alpha in enumerate(alphas):
+        matrix = centred.astype(np.float32 if largest <= SINGLE_CONDITION * alpha else np.float64)
+        matrix[diagonal, diagonal] += alpha
+        # Transposed, as LAPACK has it: a symmetric matrix is then not copied.
+        factor = cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False)
+        along = cho_solve((factor, True), right.astype(factor.dtype, copy=False), check_finite=False)
+        (invert,) = get_lapack_funcs(("trtri",), (factor,))
+        inverse, _ = invert(factor, lower=1, overwrite_c=1)
+        for row, fold in enumerate(folds):
+            held = inverse[:, fold.test]  # S is its square
+            block = held.T @ held - 1 / (alpha * n_trials)
+            residual = gram._solve(block, along[fold.test], 0.0)
+            errors[row, column] = (residual**2).mean(dtype=np.float64)
+    return errors
 
 
 def _compute_path_errors(gram: Gram, fold: Fold, alphas: Sequence[float]) -> np.ndarray:

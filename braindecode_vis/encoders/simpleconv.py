@@ -1,6 +1,6 @@
 """SimpleConv: virtual channels, subject matrices, gated dilated convolutions, time aggregation.
 
-Knows nothing of training. `SpatialAttention` and `SubjectLayer` stand on their own.
+Knows nothing of training. `SpatialAttention` and `SubjectLayer` need nothing else.
 
 References
 ----------

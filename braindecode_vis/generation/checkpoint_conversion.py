@@ -61,7 +61,7 @@ def convert_unclip(
     folder
         Must not hold a network yet.
     head_size
-        Features of one head of attention, which cannot be told from tensors (SDXL: 64).
+        Features of one head of attention, which tensors do not show (SDXL: 64).
     half
         Store the network in half precision, half of the space. The autoencoder stays in single precision.
     tell

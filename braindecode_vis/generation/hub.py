@@ -128,7 +128,7 @@ class HubGenerator(ImageGenerator):
     Raises
     ------
     ConfigError
-        If the condition is none that the network was trained with, as far as names tell.
+        If the condition is none that the network was trained with, as far as names show.
     """
 
     def __init__(self, data: GeneratorData, config: Any, adapter: Adapter | None = None) -> None:

@@ -1,6 +1,6 @@
 """Draw an image again so that it shows what its embedding names: a guide for the sampler of the embedded generator.
 
-An embedding tells the texture of an object better than the denoiser paints it. Two networks say by name what they see
+An embedding shows the texture of an object better than the denoiser paints it. Two networks say by name what they see
 (its shape, colour and texture): one in an embedding, one in an image. The image gets some noise back, and on the way
 down each estimate of the clean latents takes a few steps towards images in which the second network reads what the
 first one read. The steps go through the decoder, so that only what latents can hold is painted. Both networks learn
@@ -71,7 +71,7 @@ class ImageReader(nn.Module):
 
 
 class EmbeddingReader(nn.Module):
-    """Names what an embedding tells, from its components.
+    """Names what an embedding shows, from its components.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def repaint(
 def _pull(
     model: Any, clean: Tensor, told: Mapping[str, Tensor], noise: Tensor, shift: Sequence[int]
 ) -> Tensor:
-    """Return latents a step closer to images in which the reader finds the names that are told."""
+    """Return latents a step closer to images in which the reader finds the given names."""
     with torch.enable_grad():
         start = clean.detach().requires_grad_(True)
         seen = (

@@ -383,28 +383,6 @@ def make_tested_fold(run: Run, number: int, predicted: Embeddings, embeddings: E
     )
 
 
-def fit_images(
-    run: Run,
-    number: int,
-    data: GeneratorData,
-    embeddings: Embeddings,
-    predicted: Embeddings,
-    writer: ImageWriter,
-    fits: Path,
-) -> FittedFold:
-    """Fit what makes the images of a fold into the folder `fits`; see `reconstruction.fit_fold`."""
-    from braindecode_vis.pipeline.reconstruction import fit_fold
-
-    config = run.config
-    prior = roles.build(Prior, run.prior, seed=derive_seed(config.seed, "fit prior", number))
-    with lend_context(run, f"prior{number:02d}", _name_fit(run, "prior", number)) as context:
-        prior.bind(replace(context, encoder=train(run)[number].encoder))
-        tested = embeddings.select(pd.unique(predicted.ids))
-        return fit_fold(
-            config, data, preprocess(run).stimuli, tested, number, prior=prior, writer=writer, fits=fits
-        )
-
-
 def fit_once(
     run: Run,
     number: int,
@@ -419,14 +397,20 @@ def fit_once(
     After a kill, or in another process, those are read: a second fit need not be the first to the last bit, and images
     of both would be mixed.
     """
-    from braindecode_vis.pipeline.reconstruction import open_fits
+    from braindecode_vis.pipeline.reconstruction import fit_fold, open_fits
 
+    config, tested = run.config, embeddings.select(pd.unique(predicted.ids))
     if (fits := find_shared_fits(folder, number)) is not None:
-        return open_fits(fits, run.config, data, embeddings.select(pd.unique(predicted.ids)), number)
+        return open_fits(fits, config, data, tested, number)
     fits = folder / "fits" / name_fold(number)
     shutil.rmtree(fits, ignore_errors=True)
     fits.mkdir(parents=True)
-    fitted = fit_images(run, number, data, embeddings, predicted, writer, fits)
+    prior = roles.build(Prior, run.prior, seed=derive_seed(config.seed, "fit prior", number))
+    with lend_context(run, f"prior{number:02d}", _name_fit(run, "prior", number)) as context:
+        prior.bind(replace(context, encoder=train(run)[number].encoder))
+        fitted = fit_fold(
+            config, data, preprocess(run).stimuli, tested, number, prior=prior, writer=writer, fits=fits
+        )
     # Last: it says that all of them are there, and as they were written.
     store.write_json(fits.with_suffix(".json"), store.describe_files(fits))
     return fitted

@@ -27,7 +27,7 @@ _MAX_KEPT = 1024
 
 @dataclass(frozen=True)
 class Ending:
-    """What stands at the end of a run.
+    """What is reported at the end of a run.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Ending:
 
 
 def finish_run(run: Run, analyze: Callable[[Run], None] = lambda run: None) -> Ending:
-    """Run every stage, reuse what is there, and return what is said of it; for nothing but that if nothing changed.
+    """Run every stage, reuse what is there, and return what is reported of it; for nothing but that if nothing changed.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def _keep(run: Run, asked: str, **said: Any) -> None:
 
 
 def _recall(run: Run, asked: str) -> Ending | None:
-    """Return what was kept of a run of which nothing changed, having told its stages; None otherwise."""
+    """Return what was kept of a run of which nothing changed, having reported its stages; None otherwise."""
     folder = run.folder.path
     if run.produced:  # several processes have trained together
         return None

@@ -74,7 +74,7 @@ def read_every_file(run: Run) -> None:
     ------
     DataError
         If a file is not as the run wrote it. Recordings that changed make another run, and those that are not available
-        are left out; an audit tells both.
+        are left out; an audit reports both.
     """
     folder = run.folder.path
     with digests.hash_anew(), digests.show_hashing(run.listener.watch):

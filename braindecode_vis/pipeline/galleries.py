@@ -201,7 +201,7 @@ class TextSide:
 
     @cached_property
     def fill(self) -> np.ndarray:
-        """What stands in an embedding where texts say nothing: what the centre takes off."""
+        """What is in an embedding where texts say nothing: what the centre takes off."""
         bank, names = self.source.bank, self.source.train_ids
         if self.source.settings.centre == "none":
             return np.zeros(bank.vectors.shape[1:], np.float32)

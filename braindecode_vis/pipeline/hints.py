@@ -82,7 +82,7 @@ def _list_firsts(part: Retrieval) -> list[Any]:
 
 
 def _judge_updates(networks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say that a network was updated too rarely to tell images apart; it learns their mean first."""
+    """Say that a network was updated too rarely to distinguish images; it learns their mean first."""
     counts = [count_updates(record) for record in networks]
     if not counts or max(counts) >= FEW_UPDATES:
         return []

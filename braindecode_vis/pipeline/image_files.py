@@ -193,7 +193,7 @@ class ImageWriter:
         drawn
             What is made, with rows counted from 0.
         first
-            Where its first row stands among all rows of the methods.
+            Where its first row is among all rows of the methods.
         advance
             Called with the number of images that are there; by one of several processes, with those of all.
         whole
@@ -339,7 +339,7 @@ class ImageWriter:
         return self._files[name]
 
     def _find_finished(self, name: str) -> np.ndarray:
-        """Return which rows an earlier process has finished: those whose pixels have the digest that stands there."""
+        """Return which rows an earlier process has finished: those whose pixels have the written digest."""
         done = np.zeros(self.sizes[name], bool)
         try:
             pixels = np.load(self._find(name), mmap_mode="r", allow_pickle=False)
@@ -382,7 +382,7 @@ def _read_part(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None
 
 
 def _digest(image: np.ndarray) -> int:
-    """Return a digest that is never 0, which stands where nothing was written."""
+    """Return a digest that is never 0, which is there where nothing was written."""
     found = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest()
     return int.from_bytes(found, "little") or 1
 
@@ -400,7 +400,7 @@ def name_file(name: str, *, rows: str | None = None, repeats: int = 1) -> dict[s
     rows
         Column of the table that says which image of the file a row shows; by default its own.
     repeats
-        Draws beside which one image stands.
+        Draws that share one image.
     """
     return {"file": f"{name}.npy", "rows": rows, "repeats": repeats}
 

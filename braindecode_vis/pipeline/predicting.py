@@ -70,7 +70,7 @@ class PictureGallery:
     place
         Of a gallery of descriptions: ``place(source, subject)`` returns them in the space of the comparison.
     texts
-        Of such a gallery: what is said of each candidate.
+        Of such a gallery: the description of each candidate.
     unnamed
         Whether the pictures are an array, whose ids are places alone: no number that a trial or a marker says is one.
     """
@@ -103,7 +103,7 @@ class RunPredictions:
         The run.
     trials : DataFrame of n_trials rows
         The predicted trials, repetitions averaged where the run averages those of its test trials. The column `known`
-        says whether a trial says what it showed, and `row` where it (or its first repetition) stands among the trials
+        says whether a trial says what it showed, and `row` where it (or its first repetition) is among the trials
         that were given.
     folds
         Folds that predicted.
@@ -207,7 +207,7 @@ class RunPredictions:
     def retrieved(self) -> pd.DataFrame:
         """The nearest pictures of the gallery: columns trial, place (from 1), picture and similarity (cosine).
 
-        In a gallery of descriptions a column `description` says what is told of each.
+        In a gallery of descriptions a column `description` describes each.
         """
         if self.predicted is None:
             raise NoResultError("the run decodes categories and searches no gallery; see classes.")
@@ -556,7 +556,7 @@ def predict(
 def _take_first(
     run: FinishedRun, new: NewTrials, trials: Responses, limit: int | None
 ) -> tuple[Responses, list[str]]:
-    """Return the first trials and the notes so far, and tell whoever waits how many trials there are."""
+    """Return the first trials and the notes so far, and report how many trials there are."""
     notes, n = list(new.notes), trials.n_trials
     taken = n if limit is None else min(int(limit), n)
     words = f"{taken} trials" if taken == n else f"the first {taken} of {n} trials"

@@ -451,7 +451,7 @@ def build_encoder(run: Run, number: int, context: Context | None = None) -> Brai
     number
         Number of the fold, for the seed.
     context
-        Where its checkpoints go, and who is told how it goes; see `lend_context`.
+        Where its checkpoints go, and who gets its progress; see `lend_context`.
     """
     encoder = roles.build(BrainEncoder, run.encoder, seed=derive_seed(run.config.seed, "train", number))
     lent = Context(device=run.config.retrieval.device) if context is None else context

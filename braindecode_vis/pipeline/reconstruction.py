@@ -398,7 +398,7 @@ def _decode_rows(decoder: CaptionDecoder, embeddings: Embeddings, rows: range) -
 
 
 def _group(texts: Sequence[str], n_rows: int) -> list[list[str]]:
-    """Return the texts of each row, which stand one after another."""
+    """Return the texts of each row, which follow one another."""
     each = len(texts) // max(n_rows, 1)
     return [list(texts[row * each : (row + 1) * each]) for row in range(n_rows)]
 
@@ -794,7 +794,7 @@ def _take_rows(
     prompts: Sequence[str] | None = None,
     texts: Embeddings | None = None,
 ) -> tuple[Embeddings, dict[str, Any]]:
-    """Return a part of the embeddings, and what `generate` is told beside: prompts, texts, the number of the first row.
+    """Return a part of the embeddings, and what `generate` gets beside: prompts, texts, the number of the first row.
 
     A generator that takes no parts gets all of them.
     """

@@ -34,7 +34,7 @@ PAGE_VERSION = 5
 
 @remember
 def check_leaks(run: Run) -> Audit | None:
-    """Audit the finished run by the checks that are cheap, and tell the listener how long they took.
+    """Audit the finished run by the checks that are cheap, and report to the listener how long they took.
 
     None if they could not be made; the report says why.
     """

@@ -90,7 +90,7 @@ class Run:
     `follows` is true in a process that trains together with others of which another one writes. `passes_by` are stages
     of which a process makes some artifacts while others make the rest: it does not hold the folder, and leaves an
     artifact to whoever makes it (`locks.BeingMade`). `produced` are the artifacts that were reused or computed, by
-    what the listener was told of them.
+    what the listener got of them.
     """
 
     config: RunConfig
@@ -169,7 +169,7 @@ class Run:
         compute: Compute,
         unit: str = "",
     ) -> store.Artifact:
-        """Reuse or compute one artifact and tell the listener."""
+        """Reuse or compute one artifact and report to the listener."""
         started, name = time.perf_counter(), f"{stage} {unit}".strip()
         is_there = partial(self.has, stage, fields, upstream, unit)
         with self.share(stage, compute, is_there) as shared:
@@ -286,7 +286,7 @@ def watch_lazily(listener: ProgressListener, description: str) -> Iterator[Calla
 
 @contextmanager
 def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
-    """Yield what a component that learns is lent: a folder for checkpoints and someone to tell.
+    """Yield what a component that learns is lent: a folder for checkpoints and a listener.
 
     The folder outlives a killed run and is removed when the component is done, with those of other settings.
 
@@ -455,7 +455,7 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def _made_before(folder: Path, rows: Any) -> bool:
-    """Return whether an earlier version of `evaluate` made these rows; False where nothing tells."""
+    """Return whether an earlier version of `evaluate` made these rows; False where nothing says so."""
     try:
         place = folder / "stages" / "evaluate" / str(rows[0]["fingerprint"]) / store.PROVENANCE
         return bool(rows[0]["fingerprint"]) and int(store.read_json(place)["version"]) < CROSSED_SINCE

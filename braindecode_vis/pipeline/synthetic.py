@@ -81,7 +81,7 @@ class NewImages:
 
 
 def add_synthetic(responses: Responses, synthetic: Responses) -> Responses:
-    """Return real trials with synthetic ones behind them, told apart by the column `synthetic`."""
+    """Return real trials with synthetic ones behind them, distinguished by the column `synthetic`."""
     trials = pd.concat(
         [responses.trials.assign(synthetic=False), synthetic.trials.assign(synthetic=True)], ignore_index=True
     )
@@ -180,7 +180,7 @@ def _synthesise_fold(run: Run, number: int) -> SyntheticTrials:
 def write_synthetic(
     folder: Path, responses: Responses, targets: Embeddings, about: Mapping[str, Any], **more: Any
 ) -> dict[str, Any]:
-    """Write synthetic trials with their targets and where each image came from; return what is told of them."""
+    """Write synthetic trials with their targets and where each image came from; return what is reported of them."""
     store.write_responses(folder / "responses", responses)
     store.write_embeddings(folder / "targets", targets)
     store.write_json(folder / "images.json", {"images": about["images"]})
@@ -260,10 +260,11 @@ def draw_synthetic(
                 explained[who] = float(model.inner_explained.mean())
             n = len(images.ids) if counts is None else counts[who]
             if settings.noise == "none" and n > len(images.ids):
+                other = ", or synthetic.noise residual" * (settings.by == "ridge")
                 raise DataError(
                     f"{settings.images} has {len(images.ids)} images that were not shown, but synthetic.share "
                     f"{settings.share:g} of the training of subject {who} needs {n} trials, which would "
-                    "repeat without noise; give more images, a lower share, or synthetic.noise residual."
+                    f"repeat without noise; give more images or a lower share{other}."
                 )
             generator = make_generator(seed, "trials", place)
             # All images once before any comes again with other noise.
@@ -412,28 +413,33 @@ def _collect_images(
         raise DataError(
             f"{settings.images} holds no image that may be used: all were shown, or show tested concepts."
         )
-    wanted = np.arange(len(names))
-    if n_wanted is not None and n_wanted < len(names):
-        wanted = np.sort(make_generator(seed, "images").permutation(len(names))[:n_wanted])
+    n_wanted, order = len(names) if n_wanted is None else n_wanted, np.arange(len(names))
+    if n_wanted < len(names):
+        order = make_generator(seed, "images").permutation(len(names))
     encoders = _open_encoders(run, number, settings)
     ids: list[str] = []
     digests: list[str] = []
     rows: list[list[np.ndarray]] = [[] for _ in encoders]
-    with run.listener.progress("encoding new images", len(wanted)) as advance:
-        chosen = {names[row] for row in wanted}
-        for block in _iterate_blocks(read(chosen)):
-            kept_images = []
-            for name, pixels, content in block:
-                if reason := shown.recognise(pixels, content):
-                    left_out[reason] = left_out.get(reason, 0) + 1
-                    continue
-                ids.append(name)
-                digests.append(hash_pixels(pixels))
-                kept_images.append(pixels)
-            if kept_images:
-                for place, encoder in enumerate(encoders):
-                    rows[place].append(np.asarray(encoder.encode(iter(kept_images)), np.float32))
-            advance(len(block))
+    taken = 0
+    while chosen := {names[row] for row in order[taken : taken + n_wanted - len(ids)]}:
+        taken += len(chosen)
+        with run.listener.progress("encoding new images", len(chosen)) as advance:
+            for block in _iterate_blocks(read(chosen)):
+                kept_images = []
+                for name, pixels, content in block:
+                    if reason := shown.recognise(pixels, content):
+                        left_out[reason] = left_out.get(reason, 0) + 1
+                        continue
+                    ids.append(name)
+                    digests.append(hash_pixels(pixels))
+                    kept_images.append(pixels)
+                if kept_images:
+                    for place, encoder in enumerate(encoders):
+                        rows[place].append(np.asarray(encoder.encode(iter(kept_images)), np.float32))
+                advance(len(block))
+        # Images come again with other noise. Without noise, others take the place of those that were left out.
+        if settings.noise != "none":
+            break
     if not ids:
         raise DataError(f"{settings.images} holds no image that was not shown; give others.")
     spaces = {}

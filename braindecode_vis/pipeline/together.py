@@ -234,7 +234,7 @@ def reconstruct_share(run: Run, worker: int, n_workers: int) -> bool:
     Returns
     -------
     bool
-        Whether the stage is finished; otherwise the listener was told what is missing.
+        Whether the stage is finished; otherwise the listener knows what is missing.
 
     Raises
     ------

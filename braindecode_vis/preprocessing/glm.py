@@ -177,7 +177,7 @@ def find_cut_off(power: np.ndarray) -> np.ndarray:
 
 
 def find_axes(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the scale, eigenvalues and eigenvectors of a Gram matrix of trials that can be told apart."""
+    """Return the scale, eigenvalues and eigenvectors of a Gram matrix of distinguishable trials."""
     # Scaled to ones on the diagonal: eigenvalues then tell of overlap, not of durations.
     scale = 1 / np.sqrt(gram.diagonal())
     values, vectors = np.linalg.eigh(gram * scale[:, None] * scale)

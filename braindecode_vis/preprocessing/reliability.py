@@ -45,10 +45,6 @@ class SignalToNoise:
     ncsnr: np.ndarray
     n_images: int
 
-    def compute_ceiling(self, n_averaged: int = 1) -> np.ndarray:
-        """Return the share of variance that can be explained when `n_averaged` repetitions are averaged, in 0..1."""
-        return self.ncsnr**2 / (self.ncsnr**2 + 1 / n_averaged)
-
 
 def compute_ncsnr(responses: Responses, rows: np.ndarray | None = None) -> SignalToNoise:
     """Estimate signal and noise from images that were shown at least twice.

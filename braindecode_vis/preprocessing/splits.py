@@ -199,51 +199,6 @@ def make_split(
     return Split(protocol, folds, table, tuple(dict.fromkeys([*found, *must])))
 
 
-def hold_out_concepts(concepts: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split training rows into rows to fit on and rows to validate on, which share no concept and so no image.
-
-    Parameters
-    ----------
-    concepts : array of shape (n_rows,)
-        Concept of each training row.
-    fraction
-        Share of the concepts that is held out, above 0 and below 1; at least one is held out, and at least one stays.
-    seed
-        Chooses them.
-
-    Returns
-    -------
-    fit_rows, validation_rows : ascending integer arrays
-        Together all rows.
-
-    Raises
-    ------
-    ConfigError
-        If the fraction is not between 0 and 1.
-    DataError
-        If there are fewer than two concepts.
-
-    Examples
-    --------
-    >>> fit, validation = hold_out_concepts(np.array(["owl", "owl", "cup", "key"]), fraction=0.3, seed=0)
-    >>> len(fit) + len(validation)
-    4
-    """
-    if not 0 < fraction < 1:
-        raise ConfigError(f"the share of concepts to hold out must lie between 0 and 1, but is {fraction:g}.")
-    names, codes = np.unique(np.asarray(concepts, dtype=str), return_inverse=True)
-    if len(names) < 2:
-        raise DataError(
-            f"validation by concepts needs two concepts or more, but the training trials show {len(names)}; "
-            "validate on other trials, or train for a fixed number of epochs."
-        )
-    # One concept at least on both sides, whatever the fraction rounds to.
-    n_held = min(max(1, round(fraction * len(names))), len(names) - 1)
-    held = make_generator(seed, "split", "held-out-concepts").permutation(len(names))[:n_held]
-    is_held = np.isin(codes, held)
-    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
-
-
 class SplitSettings(Settings):
     """What a configuration needs from a split before trials are read."""
 

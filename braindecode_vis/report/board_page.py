@@ -71,7 +71,7 @@ class BoardRow:
     images: tuple[np.ndarray, np.ndarray] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything but the images, as it stands in ``experiment.json``."""
+        """Return everything but the images, as it is in ``experiment.json``."""
         texts = (
             "name",
             "path",
@@ -103,7 +103,7 @@ class Validation:
     basis
         What it was computed on; only scores of one basis are compared.
     n_images
-        Held-out images that were told apart; None for errors.
+        Held-out images that were distinguished; None for errors.
     """
 
     name: str
@@ -454,7 +454,7 @@ def _view_parallel(table: SettingsTable, metrics: Sequence[str]) -> dict[str, An
 
 
 def _place_on_axis(title: str, values: Sequence[Any], direction: int = 1) -> dict[str, Any]:
-    """Return where values stand on an axis, in percent, and its ticks; better scores stand to the right."""
+    """Return where values are on an axis, in percent, and its ticks; better scores are to the right."""
     spread = _Spread.of(values)
     names, low, high = spread.names, spread.place(spread.names[0]), spread.place(spread.names[-1])
 

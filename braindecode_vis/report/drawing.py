@@ -13,9 +13,6 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.preprocessing.voxel_geometry import inverse_transform
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -34,10 +31,10 @@ def mark_chance(axes: Axes, level: float | None) -> None:
         axes.axhline(level, color="C2", lw=1, ls="--", label="chance")
 
 
-def mark_spans(axes: Axes, spans: Iterable[tuple[float, float]], *, colour: str = "C0") -> None:
+def mark_spans(axes: Axes, spans: Iterable[tuple[float, float]]) -> None:
     """Draw a bar along the bottom for each span that is significant."""
     for start, stop in spans:
-        axes.plot([start, stop], [0.02, 0.02], transform=axes.get_xaxis_transform(), color=colour, lw=4)
+        axes.plot([start, stop], [0.02, 0.02], transform=axes.get_xaxis_transform(), color="C0", lw=4)
 
 
 def mark_stimulus(axes: Axes) -> None:
@@ -45,14 +42,11 @@ def mark_stimulus(axes: Axes) -> None:
     axes.axvline(0.0, color="C4", lw=0.8)
 
 
-def draw_bars(
-    axes: Axes, rows: pd.DataFrame, labels: Sequence[str], *, colour: str = "C0", shift: float = 0.0,
-    height: float = 0.7, label: str = "",
-) -> None:  # fmt: skip
+def draw_bars(axes: Axes, rows: pd.DataFrame, labels: Sequence[str]) -> None:
     """Draw `value` as horizontal bars from top to bottom, with intervals."""
-    place = np.arange(len(rows)) + shift
+    place = np.arange(len(rows))
     value = rows["value"].to_numpy(float)
-    axes.barh(place, value, height=height, color=colour, label=label or None)
+    axes.barh(place, value, height=0.7, color="C0")
     axes.hlines(place, rows["ci_low"].astype(float), rows["ci_high"].astype(float), color="C5", lw=1)
     axes.set_yticks(np.arange(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)  # the first row on top

@@ -40,7 +40,7 @@ _ROW_ORDER = (
 def order_rows(names: Iterable[str]) -> list[str]:
     """Return method names as a gallery shows them: the system, its branches, the oracle, then the controls.
 
-    Names that are not known stand behind the branches of the system, in their given order; draws of one method stay
+    Names that are not known come after the branches of the system, in their given order; draws of one method stay
     together.
 
     Examples
@@ -264,7 +264,7 @@ class GalleryContent:
         return np.mean(draws, axis=0) if draws else np.full(len(self), np.nan)
 
     def find_caption(self, label: str, item: int) -> str:
-        """Return the caption of one image, or an empty text; that of a method stands at its first draw."""
+        """Return the caption of one image, or an empty text; that of a method is at its first draw."""
         for method, texts in self.captions.items():
             if label in (method, name_draw(method, 0)):
                 return str(texts[item])

@@ -39,7 +39,7 @@ class _Words:
 
 @dataclass
 class _Layout:
-    """What stands where, in pixels from the upper left corner."""
+    """What is where, in pixels from the upper left corner."""
 
     width: int
     height: int
@@ -61,7 +61,7 @@ def make_gallery_grid(
     Parameters
     ----------
     gallery
-        Images, scores and the rules that pick items. Below each image stands its own score, where it is known; below
+        Images, scores and the rules that pick items. Below each image is its own score, where it is known; below
         each column every metric of the first method.
     path
         Where to write the picture; the suffix chooses the format (``.png``, ``.webp``, ``.pdf``). Not written
@@ -346,7 +346,7 @@ def _paint_pdf(layout: _Layout, path: Path) -> None:
 
 
 def _contain(image: np.ndarray, x: int, y: int, width: int, height: int) -> tuple[int, int, int, int]:
-    """Return where an image stands within its cell, in its own aspect: that of the seen image may be another one."""
+    """Return where an image is within its cell, in its own aspect: that of the seen image may be another one."""
     high, wide = image.shape[:2]
     if abs(width * high - height * wide) < max(high, wide):  # but for rounding
         return x, y, width, height

@@ -196,7 +196,7 @@ class ReportContent:
     sections
         Further analyses, in order.
     leaks
-        What an audit found that no score survives; stands above everything else.
+        What an audit found that no score survives; it is above everything else.
     warnings
         What a reader must know before any number, for example that the design is blocked.
     hints
@@ -363,7 +363,7 @@ def _name_methods(content: ReportContent) -> list[tuple[str, str]]:
 
 # ---- figures and tables
 def _view_profile(stages: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the table of what each stage took; None if no record tells it."""
+    """Return the table of what each stage took; None if no record has it."""
     rows = [
         [(name, False), *((text, True) for text in describe_profile({**about, **about["profile"]}))]
         for name, about in stages.items()

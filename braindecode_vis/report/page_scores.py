@@ -146,7 +146,7 @@ def view_methods(names: Sequence[str], notes: Mapping[str, str]) -> list[tuple[s
 
 # ---- cards
 def _get_order(metric: str) -> int:
-    """Return the place of a metric; the best of several draws is another protocol and stands behind."""
+    """Return the place of a metric; the best of several draws is another protocol and comes after."""
     found = find_metric(metric)
     return LAST if found.n_draws else found.metric.order
 
@@ -263,7 +263,7 @@ def judge(
         Decoded less control with the paired 95 % interval, as in ``differences.json``. Without an entry, as in runs of
         earlier versions, the value of the control must lie outside the interval of the score.
     direction
-        1 if higher is better, -1 if lower is; of 0 nothing is said.
+        1 if higher is better, -1 if lower is; 0 has no direction.
 
     Examples
     --------

@@ -110,12 +110,12 @@ class MetricNote:
 
 
 def describe_metric(metric: str, notes: Mapping[str, MetricNote] | None = None) -> MetricNote:
-    """Return the words for a metric name; what stands behind ``@`` (its protocol) is part of the label.
+    """Return the words for a metric name; what follows ``@`` (its protocol) is part of the label.
 
     Parameters
     ----------
     metric
-        Name as it stands in a score row, for example ``pixcorr`` or ``ssim@28``.
+        Name as it is in a score row, for example ``pixcorr`` or ``ssim@28``.
     notes
         Words that take precedence, by full metric name or by the part before ``@``.
 
@@ -213,7 +213,7 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
     Parameters
     ----------
     encoder
-        Settings as they stand in ``config.yaml``.
+        Settings as they are in ``config.yaml``.
     fitted
         What was chosen in training, where that is known: `alpha`, or the numbers of the candidates that were `chosen`,
         one of each fold.
@@ -290,7 +290,7 @@ def describe_objectives(encoder: Mapping[str, Any]) -> str:
     Parameters
     ----------
     encoder
-        Settings as they stand in ``config.yaml``.
+        Settings as they are in ``config.yaml``.
 
     Examples
     --------

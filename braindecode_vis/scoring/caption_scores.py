@@ -277,7 +277,7 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
 
 
 def join_sources(sources: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return one text per row: captions of several sources stand together, each with its name, as none is best for all.
+    """Return one text per row: captions of several sources are together, each with its name, as none is best for all.
 
     Examples
     --------

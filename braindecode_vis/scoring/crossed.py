@@ -79,7 +79,7 @@ class _Spread:
     terms
         Of subjects, images and seeds.
     residual, residual_df
-        Of single cells, which stand in every term. Without degrees of freedom it is taken off as of many cells.
+        Of single cells, which are in every term. Without degrees of freedom it is taken off as of many cells.
     words
         What varies.
     """
@@ -176,33 +176,6 @@ def crossed_interval(
     return CrossedInterval(
         mean, *_clip(mean - half, mean + half, proportion), half, f"{spread.words} (crossed)"
     )
-
-
-def crossed_half_width(table: np.ndarray, *, level: float = 0.95) -> float:
-    """Return h of `crossed_interval`, the half-width of the interval of the mean.
-
-    Parameters
-    ----------
-    table : array of shape (n_subjects, n_images), or (n_subjects, n_seeds, n_images)
-        As for `crossed_interval`.
-    level
-        Coverage.
-
-    Raises
-    ------
-    DataError
-        If there are fewer than three subjects (or seeds), one image, or all values are equal.
-
-    Examples
-    --------
-    >>> table = np.array([[0.1, 0.2, 0.3, 0.4], [0.2, 0.4, 0.3, 0.5], [0.0, 0.3, 0.4, 0.3]])
-    >>> round(crossed_half_width(table), 6)
-    0.24381
-    """
-    values = _check_table(table)
-    if why := _find_lack(values, "subject", "image"):
-        raise DataError(f"there is no crossed interval: {why}.")
-    return _find_spread(values, "subject", "image").half_width(1 - level)
 
 
 def half_width_of_parts(
@@ -923,7 +896,7 @@ def _find_spread_of_cube(cube: np.ndarray, row: str, column: str) -> _Spread:
 def _find_spread_of_gaps(values: np.ndarray, row: str, column: str) -> _Spread:
     """Return the spread of a table of any pattern, in which an image weighs by who saw it.
 
-    Of a full table these are the formulas of `crossed_interval`. Images that few rows share stand in the means of rows
+    Of a full table these are the formulas of `crossed_interval`. Images that few rows share are in the means of rows
     as well, so that the interval is a little wide where there are many of them.
     """
     seen = np.isfinite(values)

@@ -165,26 +165,40 @@ def _compare_rounds(
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
     """Return metrics of each image beside its own seen image and, if there is one, of some beside the next.
 
-    By name, each the mean over rounds; of many images, `LEVEL_ROWS` evenly spaced ones stand beside the next.
+    By name, each the mean over rounds; of many images, `LEVEL_ROWS` evenly spaced ones are beside the next. Metrics
+    that read images in full find those of all controls at once, so that a seen image is read and resized once for them.
     """
     truth = scored.truth
     following = scored.following[truth] if scored.can_permute else None
     sides = [truth] if following is None or len(truth) > LEVEL_ROWS else [truth, following]
     values: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
     for whole in (False, True):
-        asked = [name for name in names if _reads_whole(name) == whole]
+        asked = tuple(name for name in names if _reads_whole(name) == whole)
         if not asked:
             continue
-        rounds, seen = _show_rounds(scored, method, whole)
-        distinct = take_rows(seen, scored.first)
-        own = compare_rounds(asked, rounds, distinct, sides)
-        others = own
-        if following is not None and len(sides) == 1:
-            some = np.linspace(0, len(truth) - 1, LEVEL_ROWS).astype(np.intp)
-            others = compare_rounds(asked, [made[some] for made in rounds], distinct, [following[some]])
-        for name in asked:
-            level = None if following is None else others[name][:, -1].mean(axis=0)
-            values[name] = (own[name][:, 0].mean(axis=0), level)
+        known = scored.compared.setdefault(asked, {})
+        if method not in known:
+            together = [method] if not whole or method == "decoded" else scored.task.controls
+            shown = {name: _show_rounds(scored, name, whole) for name in together}
+            distinct = take_rows(shown[method][1], scored.first)
+            rounds = [made for several, _ in shown.values() for made in several]
+            own = compare_rounds(asked, rounds, distinct, sides)
+            others = own
+            if following is not None and len(sides) == 1:
+                some = np.linspace(0, len(truth) - 1, LEVEL_ROWS).astype(np.intp)
+                others = compare_rounds(asked, [made[some] for made in rounds], distinct, [following[some]])
+            start = 0
+            for name, (several, _) in shown.items():
+                draws = slice(start, start + len(several))
+                start = draws.stop
+                known[name] = {
+                    metric: (
+                        own[metric][draws, 0].mean(axis=0),
+                        None if following is None else others[metric][draws, -1].mean(axis=0),
+                    )
+                    for metric in asked
+                }
+        values |= known[method]
     return values
 
 

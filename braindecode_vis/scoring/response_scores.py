@@ -1,6 +1,6 @@
 """Scores of responses: whether reconstructions explain the measured responses.
 
-Owns the encoding model of each fold and subject, its regions, and the noise ceilings that stand beside it. The model is
+Owns the encoding model of each fold and subject, its regions, and the noise ceilings beside it. The model is
 fitted on training trials alone; test responses are opened for the comparison only. ``seen`` is the ceiling of the model
 (the image that was really on the screen), ``noise_ceiling`` that of the recording. A decoded image carries the noise of
 the response it was decoded from, which is the one it is compared with here, so it can score above ``seen``.

@@ -459,11 +459,6 @@ def compute_top_k_hits(retrieval: Retrieval, k: int, *, ties: HitRule = "against
     return np.clip((k - retrieval.n_above) / (1 + retrieval.n_tied), 0.0, 1.0)
 
 
-def compute_top_k_accuracy(retrieval: Retrieval, k: int, *, ties: HitRule = "against") -> float:
-    """Return the mean of `compute_top_k_hits`; ties count against the query. Chance is k / gallery size."""
-    return float(compute_top_k_hits(retrieval, k, ties=ties).mean())
-
-
 def compute_k_way_hits(retrieval: Retrieval, k: int, *, ties: TieRule = "shared") -> np.ndarray:
     """Return the exact probability that each true item beats k - 1 random other candidates.
 
@@ -500,35 +495,6 @@ def compute_k_way_hits(retrieval: Retrieval, k: int, *, ties: TieRule = "shared"
     total = np.concatenate([[0.0], np.cumsum(wins)])
     shared = (total[retrieval.worst_ranks] - total[retrieval.n_above]) / (1 + retrieval.n_tied)
     return np.where(retrieval.n_tied > 0, shared, wins[retrieval.n_above])
-
-
-def compute_k_way_curve(retrieval: Retrieval) -> np.ndarray:
-    """Return the exact k-way accuracy for every k from 2 to the size of the gallery.
-
-    Tied candidates share their places. The cost depends on the size of the gallery, not on the queries.
-
-    Returns
-    -------
-    float array of shape (n_gallery - 1,)
-        Entry i is the (i + 2)-way accuracy.
-    """
-    size = retrieval.gallery_size
-    share = 1.0 / (1 + retrieval.n_tied)
-    edges = np.bincount(retrieval.n_above, share, size + 1) - np.bincount(
-        retrieval.worst_ranks, share, size + 1
-    )
-    places = np.cumsum(edges)[:size] / retrieval.n_queries  # how often the true item takes each place
-    curve, wins = np.zeros(size - 1), np.ones(size - 1)  # of k = 2 ... n_gallery, wins at place 1
-    falling = np.arange(size - 1.0, -1.0, -1.0)
-    n_alive = size - 1
-    for r in range(1, int(retrieval.worst_ranks.max()) + 1):
-        n_alive = min(n_alive, size - r)  # k - 1 of the size - r worse candidates have to be drawn
-        if r % 32 == 0:  # a probability below 1e-30 adds nothing, and tiny numbers are slow
-            n_alive = int(np.count_nonzero(wins[:n_alive] > 1e-30))
-        curve[:n_alive] += places[r - 1] * wins[:n_alive]
-        wins[:n_alive] *= falling[r : r + n_alive]  # size - r - (k - 1)
-        wins[:n_alive] /= max(1, size - r)
-    return curve
 
 
 def compute_reciprocal_ranks(retrieval: Retrieval) -> np.ndarray:
@@ -705,7 +671,7 @@ class GallerySearch:
         return self._asked[1]
 
     def _narrow(self, known: _Estimate, is_open: Callable[[Any], np.ndarray]) -> np.ndarray:
-        """Return the rows that are open by all that bytes tell, asking for more of them where there are many."""
+        """Return the rows that are open by all that bytes show, asking for more of them where there are many."""
         rows = np.flatnonzero(is_open(slice(None)))
         for n_bytes in (1, 2):
             if len(rows) > 256:
@@ -993,8 +959,8 @@ def _double_similarities(left: _Rows, right: _Rows, q: slice, g: slice) -> Any:
     """Return the double-precision cosines of a block; shape (n_queries, n_gallery)."""
     import torch
 
-    a = left.raw(q).double() / torch.from_numpy(left.norms[q]).to(left.device)[:, None]
-    b = right.raw(g).double() / torch.from_numpy(right.norms[g]).to(left.device)[:, None]
+    a = left.raw(q).double().div_(torch.from_numpy(left.norms[q]).to(left.device)[:, None])
+    b = right.raw(g).double().div_(torch.from_numpy(right.norms[g]).to(left.device)[:, None])
     return a @ b.T
 
 

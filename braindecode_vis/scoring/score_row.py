@@ -1,6 +1,6 @@
 """Scores: values per item become one row with mean, 95 % interval, chance and n.
 
-Knows nothing of files: rows are written elsewhere. What a metric is stands in `metric_registry`.
+Knows nothing of files: rows are written elsewhere. What a metric is, `metric_registry` says.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def lacks_interval(row: Mapping[Any, Any]) -> bool:
 
 
 def name_population(words: str, *, several: bool = False) -> str:
-    """Return of whom and what an interval speaks, from the words on what it resampled; empty if they do not tell.
+    """Return of whom and what an interval speaks, from the words on what it resampled; empty if they do not say.
 
     Parameters
     ----------

@@ -219,6 +219,11 @@ class ScoringTask:
         height, width = self.seen.shape[1:3]
         return find_comparison_size(height, width)
 
+    @property
+    def controls(self) -> list[str]:
+        """Methods with images of their own, but for the decoded system."""
+        return [name for name in self.images if name not in ("decoded", "shuffled")]
+
     def list_asked(self, on: str) -> list[str]:
         """Return the further metrics of ``images`` or of ``embeddings``."""
         return [name for name in self.metrics if find_metric(name).metric.on == on]
@@ -235,7 +240,7 @@ class ScoringTask:
 
     @property
     def not_computed(self) -> list[str]:
-        """One sentence for each row of the suite that lacks its weights, and for what the test set cannot tell."""
+        """One sentence for each row of the suite that lacks its weights, and for what the test set cannot show."""
         sentences = [] if self.suite is None else list(self.suite.not_computed)
         if len(np.unique(self.ids.astype(str))) == 1:
             sentences.append(
@@ -320,6 +325,8 @@ class ScoredGroup:
 
     def __init__(self, task: ScoringTask, group: Group) -> None:
         self.task, self.subject, self.rows = task, group.subject, group.rows
+        #: What metrics of pairs of images gave, by their names and the method; see `image_scores`.
+        self.compared: dict[tuple[str, ...], dict[str, Any]] = {}
         self.split = task.split if group.condition is None else f"{task.split}, {group.condition}"
         self.has_ceiling = group.condition is None
         self.ids, self.concepts = task.ids[group.rows], task.concepts[group.rows]

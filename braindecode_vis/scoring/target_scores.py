@@ -132,7 +132,9 @@ def _decide(task: TargetTask, position: int) -> tuple[CategoryTask, CategoryTask
         values = np.stack([prototypes[number][code] for code in shared])
         seen = task.banks[number].select(list(predicted.ids))
         for method, given in (("decoded", predicted), ("oracle", seen)):
-            decisions[method].append(compare_answers(given.vectors[:, position], values, means[number]))
+            # Cosines with the mean answer of each value; the mean answer of all training images is taken off both.
+            answers = normalise_rows(given.vectors[:, position] - means[number])
+            decisions[method].append(answers @ normalise_rows(values - means[number]).T)
     classes = tuple(table.values[name][code] for code in shared)
     labels = np.array([table.values[name][code] for code in truth[rows]], dtype=object)
     decoded = CategoryTask(
@@ -142,22 +144,6 @@ def _decide(task: TargetTask, position: int) -> tuple[CategoryTask, CategoryTask
         over_folds=task.over_folds,
     )  # fmt: skip
     return decoded, replace(decoded, decisions=np.concatenate(decisions["oracle"])[rows], n_permutations=1)
-
-
-def compare_answers(tokens: np.ndarray, prototypes: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return how alike each token is to the mean answer of each value, cosines of shape (n_rows, n_values).
-
-    Parameters
-    ----------
-    tokens : array of shape (n_rows, n_features)
-        Answers to one question.
-    prototypes : array of shape (n_values, n_features)
-        Mean answer of the training images of each value.
-    mean : array of shape (n_features,)
-        Mean answer of all training images, which is taken off both.
-    """
-    similar: np.ndarray = normalise_rows(tokens - mean) @ normalise_rows(prototypes - mean).T
-    return similar
 
 
 def _correct(scores: Sequence[Score]) -> list[Score]:

@@ -180,7 +180,7 @@ def find_exchangeable(stimuli: np.ndarray, units: Units | None) -> dict[str, int
     """Return a class for each stimulus, within which a null may exchange stimuli; None if all may be exchanged.
 
     Items of one stimulus always move together. Where units have one stimulus each, exchanging stimuli exchanges whole
-    units. Otherwise only stimuli that stand in the very same units are exchanged: what sets one unit off from another
+    units. Otherwise only stimuli that are in the very same units are exchanged: what sets one unit off from another
     would else be taken for a decoded stimulus.
 
     Parameters

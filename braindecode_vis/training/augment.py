@@ -359,7 +359,7 @@ def _require_sfreq(signal: Signal, kind: str) -> float:
 
 
 def find_sfreq(signal: Signal) -> float | None:
-    """Return the sampling rate of trials in Hz; None if they do not tell it."""
+    """Return the sampling rate of trials in Hz; None if they do not have it."""
     if signal.sfreq is not None or signal.times is None or len(signal.times) < 2:
         return signal.sfreq
     return float((len(signal.times) - 1) / (signal.times[-1] - signal.times[0]))

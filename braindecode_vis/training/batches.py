@@ -118,7 +118,7 @@ def make_batches(
         ``even`` makes all batches of nearly one size; ``smaller`` makes full ones and one of what is left (a unit
         alone is left out); ``dropped`` leaves that out.
     neighbours : int array of shape (n_stimuli,), optional
-        Image that shall stand in a batch with each image, -1 if any may: see `pair_neighbours`.
+        Image that shall be in a batch with each image, -1 if any may: see `pair_neighbours`.
     per_image
         Units of one image that come one after the other: see `gather_images`.
     """

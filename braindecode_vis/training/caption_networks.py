@@ -340,11 +340,11 @@ def train_rows(
     how
         Epochs, batches, rates and seed.
     data
-        What tells the training data from others, for the checkpoint.
+        What distinguishes the training data from others, for the checkpoint.
     workspace
         Folder of the checkpoint, which is written after each epoch; None keeps none.
     progress
-        Is told of every epoch.
+        Gets the progress of every epoch.
     """
     optimiser = torch.optim.AdamW(network.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
     device = next(network.parameters()).device

@@ -87,7 +87,7 @@ class Descriptions:
     concepts : int64 array of shape (n_trials,) or None
         Concept of each trial by the numbers of the lexicon; new ones follow behind it.
     neighbours : int64 array of shape (n_images,) or None
-        The image of the same parts that shall stand in a batch with each image, -1 where there is none.
+        The image of the same parts that shall be in a batch with each image, -1 where there is none.
     """
 
     lexicon: Lexicon

@@ -89,7 +89,7 @@ class Extras:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """One batch to read: where it stands in the training, its units, and the trials and captions drawn for them."""
+    """One batch to read: where it is in the training, its units, and the trials and captions drawn for them."""
 
     update: int
     units: np.ndarray
@@ -172,7 +172,7 @@ class Feed:
         self._used = used
 
     def _check_described(self) -> None:
-        """Put what is said of the images on the device: a few hundred bytes of each."""
+        """Put the descriptions of the images on the device: a few hundred bytes of each."""
         found = self.described
         if found is None:
             return

@@ -457,14 +457,14 @@ def extend_signal(known: Signal, found: Signal) -> Signal:
 
 
 def imagine_subject(signal: Signal) -> Signal:
-    """Return the signal with one more subject, whose weights are then told from those that all share."""
+    """Return the signal with one more subject, whose weights are then distinguished from those that all share."""
     counts = signal.n_voxels
     wider = (*counts, counts[-1]) if counts else ()
     return replace(signal, subjects=(*signal.subjects, "\0"), n_voxels=wider)
 
 
 def digest_weights(weights: dict[str, Tensor]) -> str:
-    """Return what tells these weights from others."""
+    """Return what distinguishes these weights from others."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode() + weights[name].float().numpy().tobytes())

@@ -71,7 +71,7 @@ GROUP_KEYS = ("params", "lr", "lr_scale", "weight_decay")
 
 @dataclass
 class Counters:
-    """Where a training stands.
+    """The state of a training.
 
     Parameters
     ----------
@@ -295,7 +295,7 @@ class Trainer:
         return stage.lr_scale
 
     def _fit_images(self) -> None:
-        """Find how many trials of an image stand together, and let full batches end between images."""
+        """Find how many trials of an image are together, and let full batches end between images."""
         asked, most = self.settings.trials_per_image, int(np.bincount(self.feed.train.stimuli).max())
         self.per_image = 1 if asked is None else min(asked, most)
         if self.per_image == 1:
@@ -517,7 +517,7 @@ class Trainer:
         return broadcast_flag(due) if self.sharded else due and not self.rank
 
     def _resume(self) -> None:
-        """Go to where the checkpoint of the workspace stands, if there is one, together with all processes."""
+        """Go to the state of the checkpoint of the workspace, if there is one, together with all processes."""
         path = None if self.workspace is None else self.workspace / CHECKPOINT
         found = None if path is None else read_checkpoint(path, self.identity)
         if found is not None:
@@ -738,7 +738,7 @@ def _open_wandb(workspace: Path, config: dict[str, Any]) -> Any:
 
 
 def name_top_k(n_gallery: int) -> tuple[str, int]:
-    """Return the name and the k of the accuracy that a gallery of this size can tell: top-5, or top-1 below 20."""
+    """Return the name and the k of the accuracy that a gallery of this size can show: top-5, or top-1 below 20."""
     return (f"top{TOP_K}", TOP_K) if n_gallery >= SMALL_GALLERY else ("top1", 1)
 
 

@@ -248,7 +248,7 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
         16 540), the last one is (``smaller``, UBP, NICE), or they are left out of the epoch (``dropped``, ATM,
         NeuroBridge, MindEye).
     trials_per_image
-        Trials of one image that stand together in a batch, of other subjects or repetitions; 9 in
+        Trials of one image that are together in a batch, of other subjects or repetitions; 9 in
         Neurobridge_ssl, so that a batch of 1024 has 1017 trials of 113 images. An image with more comes back in the
         epoch, one with fewer gives all. With ``last_batch: even`` a batch may end within an image. None
         draws trials whatever they show.
@@ -493,7 +493,7 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
             remember_digest(self, key.removesuffix("_digest"))
 
     def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields and the digests of what is said of images."""
+        """Return the plain fields and the digests of descriptions of images."""
         fields = super().hashed_fields()
         for key in _DIGESTS:
             name = key.removesuffix("_digest")
@@ -504,7 +504,7 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
         return fields
 
     def check_files(self) -> None:
-        """Raise `ConfigError` or `DataError` unless what is said of images can be read."""
+        """Raise `ConfigError` or `DataError` unless descriptions of images can be read."""
         self.hashed_fields()
         # A file that was seen before and is gone is missed by a training alone.
         if self.captions is not None and self.captions.expanduser().exists():

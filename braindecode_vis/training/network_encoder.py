@@ -606,21 +606,6 @@ class NetworkEncoder(BrainEncoder):
         """Whether each subject's predictions must be searched in a gallery of its own; see `map_targets`."""
         return self.require_fit().model.has_subject_galleries
 
-    def describe_fusion(self) -> dict[str, list[float]]:
-        """Return the learned weight of each layer: under ``all``, or by subject with their mean under ``unknown``.
-
-        Raises
-        ------
-        DataError
-            If the encoder has no fusion.
-        """
-        fit = self.require_fit()
-        if fit.model.fusion is None:
-            raise DataError(
-                "this encoder was trained without encoder.fusion, so it has no weights of layers."
-            )
-        return fit.model.fusion.describe(fit.signal.subjects)
-
     @property
     def comparison_space(self) -> str:
         """Name of the space that `predict` predicts: the target space, or the learned one by its weights."""
@@ -820,7 +805,7 @@ def hold_out(
 
 
 def check_enough_images(stimuli: np.ndarray, *, where: str) -> None:
-    """Raise `DataError` unless there are two images to tell apart."""
+    """Raise `DataError` unless there are two images to distinguish."""
     n_images = len(np.unique(stimuli))
     if n_images < 2:
         raise DataError(

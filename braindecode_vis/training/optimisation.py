@@ -442,12 +442,12 @@ def _show_difference(old: Any, new: Any, name: str = "") -> tuple[str, str]:
 
 
 def list_shapes(network: nn.Module) -> list[list[Any]]:
-    """Return name and shape of each tensor of a network, which tell it from another architecture."""
+    """Return name and shape of each tensor of a network, which distinguish it from another architecture."""
     return [[name, list(tensor.shape)] for name, tensor in network.state_dict().items()]
 
 
 def sum_rows(arrays: Iterable[np.ndarray | None]) -> list[Any]:
-    """Return the shape and two sums of each array, which tell it from other data without hashing it.
+    """Return the shape and two sums of each array, which distinguish it from other data without hashing it.
 
     The second sum weighs rows by their place, so that the same rows in another order are other data.
     """

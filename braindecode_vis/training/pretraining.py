@@ -1,7 +1,7 @@
 """Self-supervised pretraining of the parcel encoder, no labels: one loop for all objectives and all kinds of data.
 
 Owns statistics, steps, the held-out error, the log with its probes, and the files that `encoders.parcels` starts from.
-What is learnt stands in `pretraining_model`, what is read in `pretraining_data`.
+What is learnt is in `pretraining_model`, what is read in `pretraining_data`.
 
 References
 ----------

@@ -69,7 +69,7 @@ class Material(Protocol):
         """Return the rows of each batch of an epoch."""
 
     def identify(self) -> Any:
-        """Return plain values that tell these rows from others."""
+        """Return plain values that distinguish these rows from others."""
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what is written down about the corpora; nothing for a run."""

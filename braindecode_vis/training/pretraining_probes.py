@@ -5,7 +5,7 @@ steps nor losses. Test trials of a labelled set never come here.
 
 References
 ----------
-Finn et al. (2015), doi:10.1038/nn.4135 (persons are told from connectivity). Ortega Caro et al. (2024), BrainLM
+Finn et al. (2015), doi:10.1038/nn.4135 (persons are recognised by connectivity). Ortega Caro et al. (2024), BrainLM
 (probes of a pretrained encoder of fMRI).
 """
 

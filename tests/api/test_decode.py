@@ -53,7 +53,7 @@ def test_public_names_are_few_and_all_there():
 
 
 def test_stub_names_what_the_package_exports():
-    """The types of the lazily loaded names stand in a stub, which must not fall behind."""
+    """The types of the lazily loaded names are in a stub, which must not fall behind."""
     import ast
 
     tree = ast.parse(Path(bdv.__file__).with_suffix(".pyi").read_text())
@@ -175,6 +175,7 @@ def test_noise_is_at_chance():
     assert row["ci_low"] < 0.5 < row["ci_high"]
 
 
+@pytest.mark.further
 def test_a_picture_under_two_ids_is_split_as_one():
     """Such a picture was trained on and tested: pixel correlation 0.963 instead of 0.85 without a word."""
     X, pictures, shown = make_experiment(noise=30.0)
@@ -318,7 +319,7 @@ def test_bad_input_is_one_sentence_in_the_packages_own_exception(call, message):
 
 
 def test_the_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
-    """README shows how arrays become a report; what it shows must work as it stands."""
+    """README shows how arrays become a report; what it shows must work unchanged."""
     text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     block, following = re.findall(r"```python\n(.*?)```", text, re.S)[:2]
     X, pictures, ids = make_experiment()

@@ -322,7 +322,7 @@ def read_png(path):
 
 
 def test_images_and_gallery_from_the_shell(tmp_path, command_line):
-    """PNGs of the seen and decoded images are those of the run, under names that tell image and subject."""
+    """PNGs of the seen and decoded images are those of the run, under names that show image and subject."""
     rng = np.random.default_rng(0)
     pictures = {f"a picture/{n}": picture for n, picture in enumerate(rng.random((12, 6, 6)))}
     X = np.stack([picture.ravel() for picture in pictures.values()]).repeat(2, axis=0)

@@ -136,8 +136,9 @@ class NearestTrialConfig(Settings):
 """
 
 
+@pytest.mark.further
 def test_an_installed_package_with_old_paths_still_works(tmp_path):
-    """Its kind is found by entry point, its classes are ours, and its author is told once for each path."""
+    """Its kind is found by entry point, its classes are ours, and its author is warned once for each path."""
     site, out = tmp_path / "site", tmp_path / "run"
     (site / "old_tools").mkdir(parents=True)
     (site / "old_tools" / "__init__.py").touch()

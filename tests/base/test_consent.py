@@ -90,7 +90,7 @@ def test_no_part_of_a_configuration_imports_code(changes, mark, tmp_path):
 
 
 def test_consent_is_of_the_call(mark, tmp_path):
-    """By an option, by the kind in that very call, or by an import of one's own; the refusal tells."""
+    """By an option, by the kind in that very call, or by an import of one's own; the refusal says so."""
     folder = write_config(tmp_path / "run", encoder=EVIL)
     with pytest.raises(ConsentError, match=REFUSED), give_consent(code="payload"):
         read_config(folder)

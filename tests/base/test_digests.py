@@ -47,7 +47,7 @@ def forget():
 
 
 def write_old(path, content):
-    """Write a file and wait until its times are told apart from those of a later write."""
+    """Write a file and wait until its times differ from those of a later write."""
     path.write_bytes(content)
     time.sleep(0.06)
     return path
@@ -443,7 +443,7 @@ def test_the_command_says_what_it_verified(copied, command_line):
 
 
 def lose_bits(path):
-    """Change a file whose size, times and inode tell nothing, as a disk does, after this process had read it."""
+    """Change a file whose size, times and inode show nothing, as a disk does, after this process had read it."""
     digest = digests.digest_file(path)
     flip_bit(path)
     identity = digests.identify_file(path)

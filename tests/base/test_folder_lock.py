@@ -88,7 +88,7 @@ def test_other_settings_are_refused_and_the_same_wait_until_the_holder_is_gone(t
 
 
 def test_only_a_lock_whose_holder_cannot_be_seen_may_be_deleted(tmp_path, holder, monkeypatch):
-    """Whoever waited for a process that was at work beside him was told to delete its lock, if it was gone."""
+    """Whoever waited for a process that was at work beside him was advised to delete its lock, if it was gone."""
     note = json.loads((tmp_path / HOLDER).read_text())
     told = []
     for elsewhere in ({**note, "host": "another"}, {}):

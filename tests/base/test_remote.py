@@ -204,7 +204,7 @@ def test_room_is_made_among_files_of_the_cache_alone(bucket, tmp_path):
 
 
 def test_addresses_hold_no_passwords(tmp_path):
-    """What is read from an address stands in run folders, logs and names of the cache."""
+    """What is read from an address is in run folders, logs and names of the cache."""
     from braindecode_vis.config import check_files, read_config
 
     there = tmp_path / "x.yaml"

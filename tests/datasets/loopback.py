@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(files: dict[str, bytes] | None = None) -> Iterator[SimpleNamespace]:
-    """Serve files by their path and query; the state tells what was asked, and how to misbehave."""
+    """Serve files by their path and query; the state says what was asked, and how to misbehave."""
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.daemon_threads = True
     httpd.state = SimpleNamespace(

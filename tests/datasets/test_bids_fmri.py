@@ -147,7 +147,7 @@ def test_spaces_must_be_chosen_from(tmp_path):
 
 
 def test_events_may_be_inherited(tmp_path):
-    """One table for all runs stands in the upper folder; a run's own wins."""
+    """One table for all runs is in the upper folder; a run's own wins."""
     for run in ("01", "02"):
         write_run(tmp_path, f"sub-01_task-see_run-{run}")
     (tmp_path / "sub-01/func/sub-01_task-see_run-01_events.tsv").unlink()

@@ -97,7 +97,7 @@ def test_nothing_moves_before_the_terms_are_accepted(server, tmp_path):
 
 
 def test_a_look_at_a_host_that_does_not_answer_tells_what_is_known(server, tmp_path, monkeypatch):
-    """A dry run of NSD wanted its terms accepted and its bucket to answer, before it told a single address."""
+    """A dry run of NSD needed its terms accepted and its bucket to answer, before it named a single address."""
     monkeypatch.setitem(hosts.BASES, "openneuro", "http://127.0.0.1:9")
     parts = [
         make_part(name=name, host="openneuro", place="ds0", patterns=("sub-*",))
@@ -142,7 +142,7 @@ def test_a_transfer_that_brings_nothing_more_is_told_and_resumed_by_the_next_cal
 
 
 def test_a_file_that_changed_at_its_source_is_not_glued_to_the_old_start(server, tmp_path):
-    """The old half and the new half would fit in length; only the version tag and the hash tell."""
+    """The old half and the new half would fit in length; only the version tag and the hash show it."""
     server.breaks = [400_000, 0]
     plain = entry(server, checksum="", bytes=None)
     assert not fetch(make_manifest(plain), tmp_path)[0].ok
@@ -393,7 +393,7 @@ def test_a_redirection_leads_to_a_public_https_address_or_nowhere(
 
 
 def test_a_redirection_to_a_public_address_is_followed(server, tmp_path):
-    """The stand-in lies on this machine, which the test allows; a chain without end is told."""
+    """The stand-in lies on this machine, which the test allows; a chain without end is reported."""
     server.redirects["/old.bin"] = "/a.bin"
     moved = entry(server, at=f"{server.url}/old.bin")
     assert fetch(make_manifest(moved), tmp_path)[0].ok
@@ -515,7 +515,7 @@ def fetch_archive(server, root, content, *, name="x.zip", unpack="sub-01"):
 
 
 def test_an_archive_is_unpacked_once_and_its_folder_not_doubled(server, tmp_path):
-    """Some publishers pack sub-01/a.npy into sub-01.zip, others a.npy; a reader wants sub-01/a.npy."""
+    """Some publishers pack sub-01/a.npy into sub-01.zip, others a.npy; a reader needs sub-01/a.npy."""
     members = {"sub-01/a.npy": b"a" * 5000, "sub-01/deep/b.npy": b"b", "__MACOSX/sub-01/._a.npy": b"?"}
     packed = make_zip(**members)
     assert "unpacked 2 files" in fetch_archive(server, tmp_path, packed).message

@@ -206,8 +206,12 @@ def test_settings_that_nothing_fits_are_named(root):
             LaionFmriConfig(root=root, sessions=sessions)
     refuse(ConfigError, "dataset.split .*did you mean 'tau'", split="tao")
     refuse(ConfigError, "dataset.mask of subject 01 .*brain", mask="V9")
-    refuse(DataError, "session of subject 01 03 is not there", sessions=[3])
-    refuse(DataError, "subject 02 is not there; found 01, 03", subjects=("02",))
+    refuse(DataError, "subject 01, session 03 is not there", sessions=[3])
+    # The shell and YAML turn 02 into a number, as --subject 2 is one.
+    for label in ("02", 2):
+        refuse(DataError, "subject 0?2 is not there; found 01, 03", subjects=(label,))
+    assert open_one(root, subjects=(3,)).parts[0].trials["subject"].iloc[0] == "03"
+    refuse(ConfigError, "dataset.subjects lists none; name some of 01, 03, or leave it out", subjects=())
     refuse(ConfigError, "do not correspond: read one subject at a time")
     for pool in ("sub-01", "sub-03"):
         path = LAYOUT.find(root, "split", pool=pool, split="tau")
@@ -230,7 +234,7 @@ def test_settings_that_nothing_fits_are_named(root):
 
 
 def test_a_part_of_the_bucket_is_planned(monkeypatch, tmp_path):
-    """By subject, session and region; the pictures are said to need a form."""
+    """By subject, session and region; the plan says that the pictures need a form."""
     manifest = read_manifest("laion_fmri")
     keys = {
         LAYOUT.place(tmp_path, "region", subject="01", set="face", roi=roi)

@@ -1,4 +1,4 @@
-"""Layouts: what is written is what is read in every form, and what does not fit is said in a sentence."""
+"""Layouts: what is written is what is read in every form, and what does not fit is named in a sentence."""
 
 import zipfile
 

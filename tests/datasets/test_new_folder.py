@@ -1,4 +1,4 @@
-"""`new` writes what a folder lacks, overwrites nothing, says what it cannot tell, and `run` goes on from there."""
+"""`new` writes what a folder lacks, overwrites nothing, says what it cannot know, and `run` goes on from there."""
 
 import numpy as np
 import pandas as pd

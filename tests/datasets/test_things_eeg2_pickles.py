@@ -173,7 +173,7 @@ def test_a_short_file_cannot_ask_for_much(tmp_path, content):
 
 
 def test_values_may_be_shared_as_numpy_shares_them(tmp_path):
-    """Ten thousand numbers of one type name the same type, and an array may stand under two names."""
+    """Ten thousand numbers of one type name the same type, and an array may have two names."""
     array = np.arange(50_000.0)
     content = {
         "one": array,

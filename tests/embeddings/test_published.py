@@ -258,7 +258,7 @@ def test_the_list_of_a_configuration_is_what_its_components_load(name, monkeypat
 
 
 def test_a_path_that_a_setting_names_wrongly_is_corrected_and_not_fetched(command_line):
-    """The list told to fetch 6.9 GB, which a run whose setting names another place does not look for."""
+    """The list advised to fetch 6.9 GB, which a run whose setting names another place does not look for."""
     changes = ("things_eeg2_ridge", "--set", "target.weights=nowhere.pth")
     fetched = command_line("weights", "fetch", *changes)
     assert "correct target.weights, as no file is there, or leave it out" in fetched.stdout
@@ -272,7 +272,7 @@ def test_a_path_that_a_setting_names_wrongly_is_corrected_and_not_fetched(comman
 
 
 def test_the_missing_package_of_the_small_encoder_is_named(monkeypatch):
-    """Every run without it was told to name a path, and of no package."""
+    """Every run without it was asked to name a path, and of no package."""
     target = read_config("things_eeg2_ridge").target
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
     (missing,) = target.list_weights()

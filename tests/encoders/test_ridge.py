@@ -15,6 +15,8 @@ from braindecode_vis.encoders.ridge import (
     Backend,
     RidgeConfig,
     compute_fold_errors,
+    compute_inverse_errors,
+    is_inverted,
     make_gram,
     score_features,
     solve_ridge,
@@ -86,8 +88,13 @@ def test_errors_of_inner_folds_equal_a_plain_loop(n_features, n_targets):
     folds = make_inner_folds(responses.stimulus_ids, n_folds=4, generator=np.random.default_rng(0))
     sizes, alphas = [15, 150, None], [1.0, 100.0, 1e4]
     gram = make_gram(scaled.astype(np.float32), values.astype(np.float32), Backend(np))
-    for fold in folds:
+    # Where trials are fewer than features, also from an inverse for each penalty, for all folds at once.
+    inverted = compute_inverse_errors(gram, folds, alphas) if is_inverted(gram, folds, alphas) else None
+    assert (inverted is None) == (n_features == 20)
+    for number, fold in enumerate(folds):
         errors = compute_fold_errors(gram, fold, sizes, alphas)
+        if inverted is not None:
+            np.testing.assert_allclose(inverted[number], errors[-1], rtol=1e-5)
         for row, size in enumerate(sizes):
             order = np.argsort(-score_features(scaled[fold.train], values[fold.train]), kind="stable")
             kept = slice(None) if size is None else order[:size]
@@ -171,7 +178,7 @@ def test_a_penalty_below_rounding_leaves_out_what_carries_nothing():
 
 def test_a_killed_fit_finds_the_inner_folds_that_it_had_and_tells_how_far_it_is(tmp_path, monkeypatch):
     """A full-size fit took 13 minutes without a sign of life and began anew after a kill."""
-    responses, targets = make_task()
+    responses, targets = make_task(n_features=20)
     told = []
     context = Context(checkpoints=tmp_path / "new" / "work", progress=lambda *what: told.append(what))
     whole = RidgeConfig().build(seed=0).fit(responses, targets)

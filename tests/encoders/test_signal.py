@@ -1,4 +1,4 @@
-"""What networks are told of their trials: read back as written, lengths at another rate, windows that fit."""
+"""What networks know of their trials: read back as written, lengths at another rate, windows that fit."""
 
 import dataclasses
 from contextlib import nullcontext

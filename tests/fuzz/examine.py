@@ -7,6 +7,7 @@ killed when it hangs, and takes nothing down with it.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -17,8 +18,10 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +69,32 @@ def import_everything() -> None:
     import scipy.io  # noqa: F401
     import sklearn.linear_model  # noqa: F401
     import torch  # noqa: F401
+    import typer.main
 
     import braindecode_vis.api.decoding_run
     import braindecode_vis.cli
     import braindecode_vis.parts.studies.score_outputs
-    import braindecode_vis.pipeline  # noqa: F401
+    import braindecode_vis.pipeline
     from braindecode_vis.base.store import collect_provenance
 
     collect_provenance()  # versions and commit are kept for the process, and asking git takes longer than most cases
+    # Building the command from the signatures of its verbs takes a third of a short case.
+    typer.main.get_command = functools.cache(typer.main.get_command)
+    typer.main.get_command(braindecode_vis.cli.app)
+    _freeze()
+
+
+def import_what_is_used(names: Iterable[str]) -> None:
+    """Import modules that a child needed, so that the next one has them."""
+    missing = [name for name in names if name not in sys.modules]
+    for name in missing:
+        with suppress(ImportError):  # of modules that are no files
+            import_module(name)
+    if missing:
+        _freeze()
+
+
+def _freeze() -> None:
     gc.collect()
     gc.freeze()  # a child that collects would copy every page of what it was given
 
@@ -85,7 +106,7 @@ def in_child(folder: Path, act: Callable[[], str], *, timeout: float = TIMEOUT_S
     started = time.monotonic()
     process = os.fork()
     if process == 0:
-        _live_in(folder)
+        _live_in(folder, timeout)
         code = 1
         try:
             (folder / "result").write_text(act())
@@ -98,21 +119,19 @@ def in_child(folder: Path, act: Callable[[], str], *, timeout: float = TIMEOUT_S
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    while (waited := os.waitpid(process, os.WNOHANG))[0] == 0:
-        if time.monotonic() - started > timeout:
-            os.killpg(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            waited = (process, signal.SIGALRM)
-            break
-        time.sleep(0.003)
+    _, status = os.waitpid(process, 0)
+    with suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)  # what it started and left
     said = (folder / "stderr").read_text(errors="replace")
     result = (folder / "result").read_text() if (folder / "result").is_file() else ""
-    return Ending(os.waitstatus_to_exitcode(waited[1]), said, result, time.monotonic() - started)
+    return Ending(os.waitstatus_to_exitcode(status), said, result, time.monotonic() - started)
 
 
-def _live_in(folder: Path) -> None:
-    """Give this process a home, a cache, a folder for temporary files and files for what it says."""
+def _live_in(folder: Path, timeout: float) -> None:
+    """Give this process a time to live, a home, a cache, a folder for temporary files and files for what it says."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, timeout)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -207,7 +226,7 @@ class Examiner:
         suffix = formats[int(rng.integers(len(formats)))]
         of_format = [path for path in files if path.suffix == suffix]
         file = of_format[int(rng.integers(len(of_format)))]
-        intact = self._run_intact(surface, file)
+        intact = self.run_intact(surface, file)
         case = self._copy(surface, file)
         damage = mutate(case / "in" / file, rng)
         before = look(case)
@@ -216,11 +235,20 @@ class Examiner:
         said = ending.said if kind not in GOOD else ending.said.strip().rpartition("\n")[2]
         return Verdict(name, kind, damage, str(file), strip(said, case), ending.seconds)
 
-    def _run_intact(self, surface: Surface, file: Path) -> Ending:
+    def run_intact(self, surface: Surface, file: Path) -> Ending:
+        """Return how the case of an undamaged file ends."""
         key = (surface.name, str(file) if surface.base in ("configs", "recipes") else "")
         if key not in self.intact:
             case = self._copy(surface, file)
-            self.intact[key] = in_child(case, lambda: surface.act(case, case / "in" / file))
+
+            def act() -> str:
+                try:
+                    return surface.act(case, case / "in" / file)
+                finally:
+                    (case / "modules").write_text("\n".join(sys.modules))
+
+            self.intact[key] = in_child(case, act)
+            import_what_is_used((case / "modules").read_text().splitlines())
             if surface.base != "configs" and self.intact[key].code:
                 raise RuntimeError(f"{surface.name} fails without damage:\n{self.intact[key].said}")
             if surface.name.endswith("/rerun") and self.intact[key].result != REUSED:
@@ -298,7 +326,7 @@ class Examiner:
 
 
 def _read_line(ending: Ending) -> str:
-    """Return the last line of a result: the damage that preprocessing told of."""
+    """Return the last line of a result: the damage that preprocessing reported."""
     return ending.result.rpartition("\n")[2]
 
 

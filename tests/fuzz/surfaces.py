@@ -46,7 +46,7 @@ class Surface:
         Folder below the bases.
     act
         Called with the folder of the case, which holds ``in`` (the damaged base), and the damaged file; returns what
-        the result is. It ends in `SystemExit` or one of the package's errors if the damage was told.
+        the result is. It ends in `SystemExit` or one of the package's errors if the damage was reported.
     damaged
         Globs below the base of what may be damaged.
     spared
@@ -133,9 +133,18 @@ def digest_run(run: Path) -> str:
 _READ = ("--set", "target={kind: pixels}")
 
 
+def _embed(dataset: str, root: Path, out: Path, more: tuple[str, ...]) -> None:
+    call("embed", dataset, *_point(root, more), "--out", out, *_READ)
+
+
+def _point(root: Path, more: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the root as an option, and the settings with their files below it."""
+    return ("--root", str(root), *(word.replace("ROOT", str(root)) for word in more))
+
+
 def _read(dataset: str, *more: str) -> Callable[[Path, Path], str]:
     def act(case: Path, damaged: Path) -> str:
-        call("embed", dataset, "--root", case / "in", "--out", case / "out", *_READ, *more)
+        _embed(dataset, case / "in", case / "out", more)
         return f"{_digest_read(case / 'out')}\n{_read_told(case / 'out')}"
 
     return act
@@ -160,9 +169,9 @@ def _rerun(dataset: str, *more: str) -> Callable[[Path, Path], str]:
 
     def act(case: Path, damaged: Path) -> str:
         shutil.copytree(case / "in/.run", case / "out")
-        call("embed", dataset, "--root", case / "in", "--out", case / "out", *_READ, *more)
+        _embed(dataset, case / "in", case / "out", more)
         told, made = _digest_read(case / "out"), len(list((case / "out/stages/preprocess").glob("*")))
-        call("embed", dataset, "--root", case / "in", "--out", case / "out/fresh", *_READ, *more)
+        _embed(dataset, case / "in", case / "out/fresh", more)
         if told != _digest_read(case / "out/fresh"):
             return "reused what these files do not give"
         return REUSED if made == 1 else "computed again"
@@ -172,10 +181,20 @@ def _rerun(dataset: str, *more: str) -> Callable[[Path, Path], str]:
 
 def _check(dataset: str, *more: str) -> Callable[[Path, Path], str]:
     def act(case: Path, damaged: Path) -> str:
-        call("check", dataset, "--root", case / "in", *more)
+        call("check", dataset, *_point(case / "in", more))
         return ""
 
     return act
+
+
+#: What a phantom needs besides its folder, which is ROOT here.
+_ATLAS = (
+    "--set", "dataset.atlas.files=[ROOT/phantom_truth/parcels.dlabel.nii]",
+    "--set", "dataset.atlas.labels=ROOT/phantom_truth/parcels.txt",
+)  # fmt: skip
+_NEEDED = {
+    "mosaic": _ATLAS, "mosaic-merged": _ATLAS, "things-eeg2-ubp": ("--set", "dataset.trust_pickle=true"),
+}  # fmt: skip
 
 
 def list_loaders() -> dict[tuple[str, str], tuple[str, ...]]:
@@ -185,8 +204,7 @@ def list_loaders() -> dict[tuple[str, str], tuple[str, ...]]:
     found = {}
     for path in sorted(find_package_data("data_manifests").glob("*.yaml")):
         for form in yaml.safe_load(path.read_text()).get("phantoms", []):
-            trust = ("--set", "dataset.trust_pickle=true") if form == "things-eeg2-ubp" else ()
-            found[path.stem, form] = trust
+            found[path.stem, form] = _NEEDED.get(form, ())
     return found
 
 
@@ -199,7 +217,7 @@ def _make_phantom(form: str) -> Callable[[Path], None]:
         make_phantom(form, folder, size=size, config=PhantomConfig(snr=0.3), embed=embed)
         for (dataset, of), more in list_loaders().items():
             if of == form and form not in _ONCE:
-                call("embed", dataset, "--root", folder, "--out", folder / ".run", *_READ, *more)
+                _embed(dataset, folder, folder / ".run", more)
 
     return make
 
@@ -273,7 +291,8 @@ def _open_in_python(case: Path, damaged: Path) -> str:
     parts = [run.scores.to_json(), run.ranks.to_json(), run.items.to_json()]
     parts += [hashlib.sha256(run.predictions.vectors.tobytes()).hexdigest(), str(list(run.predictions.ids))]
     parts += [
-        f"{name} {hashlib.sha256(made.tobytes()).hexdigest()}" for name, made in run.reconstructions.items()
+        f"{name} {hashlib.sha256(np.asarray(made).tobytes()).hexdigest()}"
+        for name, made in run.reconstructions.items()
     ]
     return strip("\n".join(parts), case)
 

@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as drawn
 import braindecode_vis as bdv
 from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.config import read_config
-from tests.fuzz.examine import names_finding
+from tests.fuzz.examine import Examiner, make_base, names_finding
 from tests.fuzz.mutator import mutate
+from tests.fuzz.surfaces import MAKERS, SURFACES, list_loaders
 
 # Reading is cheap in these; `make fuzz` goes through all of them.
 FAST = ("god/read", "bold5000-betas", "score", "new", "configs")
@@ -41,6 +42,28 @@ def test_damage_is_told_or_changes_nothing():
     assert "25 cases" in done.stdout
 
 
+def test_every_loader_is_given_what_it_reads_besides_its_folder():
+    """The data set mosaic was listed without its atlas, so that no case of any surface could be made."""
+    for (dataset, form), more in list_loaders().items():
+        config = read_config(dataset, more[1::2])
+        atlas = getattr(config.dataset, "atlas", None)
+        assert atlas is None or atlas.files, (dataset, form)
+
+
+@pytest.mark.parametrize(
+    "base", [pytest.param(base, marks=[] if base == "digits" else [pytest.mark.slow]) for base in MAKERS]
+)
+def test_every_surface_ends_well_without_damage(tmp_path, base):
+    """What fails before it was damaged ends the whole call; the cheapest run folder is looked at every day."""
+    (tmp_path / "bases").mkdir()
+    surfaces = [surface for surface in SURFACES.values() if surface.base == base]
+    make_base(tmp_path / "bases", base)
+    examiner = Examiner(tmp_path / "bases", tmp_path / "work")
+    for surface in surfaces:
+        (file, *_) = surface.list_files(tmp_path / "bases" / base)
+        examiner.run_intact(surface, file)
+
+
 @pytest.mark.parametrize("number", range(40))
 def test_a_number_makes_the_same_damage_again(tmp_path, number):
     made = []
@@ -56,7 +79,7 @@ def test_a_number_makes_the_same_damage_again(tmp_path, number):
 
 
 def test_an_audit_tells_only_with_a_finding_of_its_own():
-    """Any other output once counted as told, were it the path of a file alone."""
+    """Any other output once counted as reported, were it the path of a file alone."""
 
     def write(*levels):
         return json.dumps({"findings": [{"check": str(n), "level": level} for n, level in enumerate(levels)]})

@@ -29,7 +29,7 @@ PLACES = np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32)
 
 
 def embed(codes, n_tokens=0, noise=0.1):
-    """Colour and thing stand side by side in the embedding, with a little noise."""
+    """Colour and thing are side by side in the embedding, with a little noise."""
     rng = np.random.default_rng(len(codes))
     rows = np.concatenate([PLACES[codes[:, 0]], PLACES[3 + codes[:, 1]]], axis=1)
     rows = rows if not n_tokens else np.repeat(rows[:, None], n_tokens, axis=1)

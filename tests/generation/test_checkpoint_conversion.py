@@ -1,8 +1,6 @@
 """A checkpoint with sgm's names becomes a folder of diffusers that makes the same images."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,16 +13,8 @@ from braindecode_vis.generation import checkpoint_conversion
 from braindecode_vis.generation.checkpoint_conversion import AUTOENCODER, UNET, convert_folder, convert_unclip
 from braindecode_vis.generation.token_unclip import TokenUnclipConfig
 from tests.constants import replace_constants
+from tests.generation import hub_models as models
 
-
-def load_models():
-    spec = importlib.util.spec_from_file_location("hub_models", Path(__file__).with_name("hub_models.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-models = load_models()
 N_BLOCKS = 2  # resnets of each level, as in SDXL
 RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",

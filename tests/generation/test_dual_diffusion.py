@@ -1,9 +1,7 @@
 """Generators that are led by an image and a text at once, what saves memory, and what comes out broken."""
 
-import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,16 +16,8 @@ from braindecode_vis.generation.hub_config import (
     VersatileDiffusionConfig,
 )
 from tests.constants import replace_constants
+from tests.generation import hub_models as models
 
-
-def load_models():
-    spec = importlib.util.spec_from_file_location("hub_models", Path(__file__).with_name("hub_models.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-models = load_models()
 PLUS = "openclip/ViT-H-14/random-0/layer=-2/tokens/raw/x"
 PROJECTED = "openclip/ViT-L-14-quickgelu/random-0/output/tokens-projected/class-unit/x"
 COMMON = {"steps": 2, "image_size": 32, "device": "cpu", "batch_size": 2}

@@ -299,7 +299,7 @@ def test_training_leaves_the_global_random_state_alone(tmp_path):
 
 @pytest.mark.further
 def test_more_training_lowers_the_loss(tmp_path):
-    """Smooth images of two kinds, told apart by their embedding: both networks must learn something."""
+    """Smooth images of two kinds, distinguished by their embedding: both networks must learn something."""
     rng = np.random.default_rng(1)
     kind = rng.integers(0, 2, 64)
     ramp = np.linspace(0, 1, 16)[:, None, None] * np.ones((16, 16, 3))
@@ -783,7 +783,7 @@ def test_images_are_repainted_row_by_row(reading):
 
 
 def test_repainting_goes_where_both_readers_find_the_same(coloured, monkeypatch):
-    """Here the readers of images and embeddings know the three colours, and the latter tells the first of them."""
+    """Here the readers of images and embeddings know the three colours, and the latter shows the first of them."""
     told = torch.tensor([9.0, 0, 0])
     model = replace(
         load_model(coloured, "cpu"),

@@ -1,7 +1,5 @@
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,16 +15,7 @@ from braindecode_vis.generation.hub_config import (
     check_pipeline,
     digest_folder,
 )
-
-
-def load_models():
-    spec = importlib.util.spec_from_file_location("hub_models", Path(__file__).with_name("hub_models.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-models = load_models()
+from tests.generation import hub_models as models
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,3 @@
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -8,16 +5,8 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.generation.token_unclip import TokenUnclipConfig
 from tests.constants import replace_constants
+from tests.generation import hub_models as models
 
-
-def load_models():
-    spec = importlib.util.spec_from_file_location("hub_models", Path(__file__).with_name("hub_models.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-models = load_models()
 TOKENS = "openclip/ViT-bigG-14/random-0/output/patches/raw/x"
 
 

@@ -327,7 +327,7 @@ def test_windows_beyond_the_run_are_refused(tree, tmp_path):
 
 @pytest.mark.parametrize("keep", ["mean", "times"])
 def test_one_late_trial_is_left_out_not_the_whole_set(tree, keep, tmp_path):
-    """A run that was stopped a moment early refused the data set; a single trial is now told and left out."""
+    """A run that was stopped a moment early refused the data set; a single trial is now reported and left out."""
     model = make_window(start=4.0, stop=8.0, keep=keep)
     source = make_config(tree[0], model=model).open_bold()
     run = source.runs[0]

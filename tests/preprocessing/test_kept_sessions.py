@@ -281,7 +281,7 @@ def test_a_run_goes_on_with_the_same_settings_alone(series, tmp_path, stop_after
 
 
 class Told(SilentListener):
-    """Keeps what is said."""
+    """Keeps all sentences."""
 
     def __init__(self):
         self.said = []

@@ -1,4 +1,4 @@
-"""What no brain and no machine gives is found while trials are read: told up to a bound, refused above it."""
+"""What no brain and no machine gives is found while trials are read: reported up to a bound, refused above it."""
 
 import re
 from dataclasses import replace
@@ -237,7 +237,7 @@ def test_a_single_damaged_epoch_is_named_once(tmp_path):
 
 
 def test_a_channel_that_is_flat_for_a_part_of_a_stretch_is_told():
-    """Zeros in 61 % of a channel were told of by nobody, since the stretch that was read did not hold zeros alone."""
+    """Zeros in 61 % of a channel were reported by nothing, since the stretch that was read did not hold zeros alone."""
     watch = DamageWatch()
     signal = np.random.default_rng(0).standard_normal((3, 5100))
     signal[1, 1200:2300] = 0
@@ -340,7 +340,7 @@ def settle(config, parts, **options):
 
 
 def test_missing_sessions_of_a_known_set_are_refused():
-    """A session that was not fetched left a smaller set, which was told and trained on."""
+    """A session that was not fetched left a smaller set, which was reported and trained on."""
     config = ThingsEeg2Config(root=Path("nowhere"))
     parts = list_parts(("01", "02", "04"))
     with pytest.raises(DataError) as caught:

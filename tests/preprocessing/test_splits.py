@@ -16,7 +16,6 @@ from braindecode_vis.preprocessing.splits import (
     LeaveOneSubjectOutConfig,
     PublishedSplitConfig,
     Split,
-    hold_out_concepts,
     make_inner_folds,
 )
 
@@ -211,33 +210,6 @@ def test_a_record_that_was_tampered_with_or_is_old(tmp_path):
         Split.from_json({**record, "by": ["galaxy"]}, trials)
     with pytest.raises(DataError, match="no column concept"):
         Split("x", (Fold(np.arange(8), np.arange(8, 12)),), trials, ("concept",))
-
-
-def test_validation_concepts_are_never_fitted_on():
-    concepts = np.repeat([f"c{n:02d}" for n in range(20)], 5)
-    concepts = concepts[np.random.default_rng(0).permutation(100)]
-    fit, validation = hold_out_concepts(concepts, fraction=0.15, seed=3)
-    assert len(validation) == 15
-    assert not set(concepts[fit]) & set(concepts[validation])
-    np.testing.assert_array_equal(np.sort(np.r_[fit, validation]), np.arange(100))
-    again = hold_out_concepts(concepts, fraction=0.15, seed=3)[1]
-    np.testing.assert_array_equal(validation, again)
-    assert set(validation) != set(hold_out_concepts(concepts, fraction=0.15, seed=4)[1])
-    # The choice is one of concepts: the order of the rows does not move it.
-    order = np.argsort(concepts, kind="stable")
-    moved = hold_out_concepts(concepts[order], fraction=0.15, seed=3)[1]
-    assert set(concepts[order][moved]) == set(concepts[validation])
-    names = np.repeat([f"concept{k}" for k in range(10)], 2)
-    for fraction, n_held in ((0.12, 1), (0.3, 3), (0.96, 9)):
-        fit, held = hold_out_concepts(names, fraction=fraction, seed=1)
-        assert len(set(names[held])) == n_held
-        assert sorted([*fit, *held]) == list(range(20))
-    assert len(hold_out_concepts(np.array(["a", "b"]), fraction=0.01, seed=0)[1]) == 1
-    assert len(hold_out_concepts(np.array(["a", "b"]), fraction=0.99, seed=0)[0]) == 1
-    with pytest.raises(DataError, match="needs two concepts"):
-        hold_out_concepts(np.array(["a", "a"]), fraction=0.5, seed=0)
-    with pytest.raises(ConfigError, match="between 0 and 1"):
-        hold_out_concepts(concepts, fraction=1.0, seed=0)
 
 
 def test_two_groups_are_enough_to_leave_one_out():

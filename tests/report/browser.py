@@ -3,12 +3,15 @@
 import base64
 import contextlib
 import fcntl
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 CHROMIUM = next(
     (
@@ -121,3 +124,17 @@ class Browser:
             self.process.wait()
         os.close(self.to)
         os.close(self.back)
+
+
+def check_access(browser):
+    """Demand that axe-core, which comes with the extra dev, finds no serious violation in the open page."""
+    found = importlib.util.find_spec("axe_playwright_python")  # for its script alone
+    if found is None:
+        pytest.skip("axe_playwright_python, which brings axe-core, is not installed")
+    browser.call("Page.setBypassCSP", enabled=True)
+    browser.ask((Path(found.submodule_search_locations[0]) / "axe.min.js").read_text() + "; 1")
+    said = browser.ask(
+        "axe.run(document).then((r) => JSON.stringify(r.violations.map((v) => [v.id, v.impact, v.nodes[0].html])))"
+    )
+    browser.call("Page.setBypassCSP", enabled=False)
+    assert [v for v in json.loads(said) if v[1] in ("serious", "critical")] == []

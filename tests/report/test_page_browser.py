@@ -1,14 +1,12 @@
 """The page in a real browser: what it shows, what it fetches, and how mouse and keyboard move in it."""
 
-import importlib.util
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from braindecode_vis.report import page
-from tests.report.browser import CHROMIUM, Browser
+from tests.report.browser import CHROMIUM, Browser, check_access
 from tests.report.material import EVIL, make_content, make_gallery, make_rich_gallery
 from tests.report.test_page_access import make_board
 
@@ -190,6 +188,7 @@ def test_details_hold_every_row_caption_and_score(browser, rich):
     assert browser.ask("detail.scrollWidth <= detail.clientWidth")
 
 
+@pytest.mark.further
 def test_two_hundred_items_of_eight_rows_stay_light(browser, tmp_path):
     """The page stays below 7 MB and shows its first tiles at once: only what is shown is decoded."""
     rng = np.random.default_rng(0)
@@ -232,11 +231,7 @@ def test_a_phone_shows_images_soon_and_all_but_details_within_8000_pixels(browse
     "width, scheme", [(1280, "light"), pytest.param(390, "dark", marks=pytest.mark.further)]
 )
 def test_axe_finds_no_serious_violation(browser, tmp_path, width, scheme):
-    """Report, board and, where it was built, the home page of the site; axe-core comes with the extra dev."""
-    found = importlib.util.find_spec("axe_playwright_python")  # for its script alone
-    if found is None:
-        pytest.skip("axe_playwright_python, which brings axe-core, is not installed")
-    script = Path(found.submodule_search_locations[0]) / "axe.min.js"
+    """Report, board and, where it was built, the home page of the site."""
     content = make_content(gallery=make_rich_gallery(40), result="36 of 40.", counted="1 subject.")
     path = page.write_report(tmp_path / "report.html", content)
     board = tmp_path / "board.html"
@@ -245,13 +240,7 @@ def test_axe_finds_no_serious_violation(browser, tmp_path, width, scheme):
     for each in filter(Path.is_file, (path, board, home)):
         browser.open(each, width, 844, scheme=scheme)
         browser.ask("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        browser.call("Page.setBypassCSP", enabled=True)
-        browser.ask(script.read_text() + "; 1")
-        said = browser.ask(
-            "axe.run(document).then((r) => JSON.stringify(r.violations.map((v) => [v.id, v.impact])))"
-        )
-        browser.call("Page.setBypassCSP", enabled=False)
-        assert [v for v in json.loads(said) if v[1] in ("serious", "critical")] == [], each
+        check_access(browser)
 
 
 def test_the_board_sorts_and_filters(browser, tmp_path):

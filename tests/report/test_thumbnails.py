@@ -62,6 +62,7 @@ def test_thumbnails_shrink_before_items_are_left_out():
     assert decode(bounded.images[0]).shape == (80, 80, 3)
 
 
+@pytest.mark.further
 def test_two_hundred_natural_pictures_with_all_controls_stay_below_two_megabytes():
     """The page of a THINGS-EEG2 subject was up to 7 MB, which no mail takes."""
     rng = np.random.default_rng(0)

@@ -234,21 +234,25 @@ def test_rows_without_an_interval_say_why():
     assert told["accuracy"][1] == "4 subjects (t)"
 
 
+def score_all(by, owners, truth, who, decisions):
+    """Return the rows of all people together by their metric; trials of one owner have its label."""
+    exchanged = keep_decisions(
+        by, owners, truth, [np.arange(len(truth))], decisions, most=99, generator=np.random.default_rng(0)
+    )
+    task = CategoryTask(
+        decisions=decisions, classes=("a", "b"), labels=np.array(["a", "b"], dtype=object)[truth[owners]],
+        runs=who.astype(object), subjects=who.astype(object), protocol="toy", split="test", seed=0, n_bootstrap=50,
+        n_permutations=50, exchanged=exchanged,
+    )  # fmt: skip
+    rows = compute_category_scores(task)[0]
+    return {row.metric: row for row in rows if (row.subject, row.method) == ("all", "decoded")}
+
+
 def test_families_of_several_people_are_exchanged_as_wholes():
     """The owner of a label is the family: two people each, so that the row over all people has 6 owners, not 12."""
     truth, who = np.array([0, 0, 0, 1, 1, 1]), np.repeat(np.arange(12), 3)
     decisions = np.eye(2)[truth[who // 2]] + 0.01 * np.random.default_rng(0).random((36, 2))
-    exchanged = keep_decisions(
-        "group", who // 2, truth, [np.arange(6)], decisions, most=99, generator=np.random.default_rng(0)
-    )
-    task = CategoryTask(
-        decisions=decisions, classes=("a", "b"), labels=np.array(["a", "b"], dtype=object)[truth[who // 2]],
-        runs=who.astype(object), subjects=who.astype(object), protocol="toy", split="test", seed=0, n_bootstrap=50,
-        n_permutations=50, exchanged=exchanged,
-    )  # fmt: skip
-    rows = {
-        s.metric: s for s in compute_category_scores(task)[0] if (s.subject, s.method) == ("all", "decoded")
-    }
+    rows = score_all("group", who // 2, truth, who, decisions)
     assert set(rows) == {"accuracy", "balanced_accuracy", "auc"}
     for row in rows.values():
         assert (row.value, row.p_value) == (1.0, pytest.approx(1 / 20))
@@ -258,17 +262,7 @@ def test_families_of_several_people_are_exchanged_as_wholes():
 def test_a_test_of_one_class_has_no_area_and_no_small_p():
     decisions = np.eye(2)[np.repeat([1, 1, 0, 1], 3)]
     who, truth = np.repeat(np.arange(4), 3), np.ones(4, int)
-    exchanged = keep_decisions(
-        "subject", who, truth, [np.arange(4)], decisions, most=99, generator=np.random.default_rng(0)
-    )
-    task = CategoryTask(
-        decisions=decisions, classes=("a", "b"), labels=np.full(12, "b", dtype=object), runs=who.astype(object),
-        subjects=who.astype(object), protocol="toy", split="test", seed=0, n_bootstrap=50, n_permutations=50,
-        exchanged=exchanged,
-    )  # fmt: skip
-    rows = {
-        s.metric: s for s in compute_category_scores(task)[0] if (s.subject, s.method) == ("all", "decoded")
-    }
+    rows = score_all("subject", who, truth, who, decisions)
     assert set(rows) == {"accuracy", "balanced_accuracy"}
     assert rows["accuracy"].p_value == 1
     assert "no p below 1" in rows["accuracy"].protocol

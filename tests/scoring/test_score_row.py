@@ -1,4 +1,4 @@
-"""A score row carries its interval, chance and n, and no value stands without them."""
+"""A score row carries its interval, chance and n, and no value is without them."""
 
 import numpy as np
 import pytest

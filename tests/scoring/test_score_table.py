@@ -601,7 +601,7 @@ def test_a_subject_with_one_image_has_no_identification_by_a_network():
 
 
 def test_the_class_of_one_image_a_fold_is_beside_one_of_all_classes():
-    """Nothing can be exchanged, so that no null tells `score_classes` what chance is."""
+    """Nothing can be exchanged, so that no null shows `score_classes` what chance is."""
     classes = np.array(["c0", "c1", "c2", "c3"] * 2, dtype=object)
     task = make_folds(n_folds=N, whole=True, concepts=classes, decoded_concepts=classes)
     score = find(compute_scores(task)[0], "accuracy")

@@ -36,7 +36,7 @@ def make_task(table, vectors, noise, *, subjects=("01",), concepts=None, seed=0,
 
 
 def make_attribute_task(folder, noise, **options):
-    """Return a task of one token that tells three values, and one that tells nothing."""
+    """Return a task of one token that shows three values, and one that shows nothing."""
     codes = np.arange(len(IDS)) % 3
     coin = np.random.default_rng(3).integers(0, 2, len(IDS))
     table = pd.DataFrame(

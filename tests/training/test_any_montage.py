@@ -77,7 +77,7 @@ def test_neuralbench_accepts_our_encoders(fitted):
 
 
 def test_networks_of_neuraltrain_train_here():
-    """The module that docs/OUTSIDE.md shows, as it stands."""
+    """The module that docs/OUTSIDE.md shows, unchanged."""
     pytest.importorskip("neuraltrain.models", reason="the extra neuralbench needs Python 3.12 or later")
     (text,) = re.findall(r"```python\n# neuraltrain_nets\.py\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     names: dict = {"__name__": "neuraltrain_nets"}

@@ -1,4 +1,4 @@
-"""Which trials stand in which batch."""
+"""Which trials are in which batch."""
 
 import threading
 

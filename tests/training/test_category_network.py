@@ -1,32 +1,12 @@
 import numpy as np
-import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.training.category_network import NetworkCategoriesConfig, NetworkCategoryDecoder
+from tests.encoders.test_categories import make_trials
 from tests.references import assert_close
-
-
-def make_trials(signal=1.0, n_classes=3, n_trials=120, seed=0):
-    generator = np.random.default_rng(seed)
-    codes = np.arange(n_trials) % n_classes
-    data = 1e-6 * generator.normal(size=(n_trials, 3, 8))
-    data += 1e-6 * signal * generator.normal(size=(n_classes, 3, 8))[codes]
-    names = np.array(["face", "house", "shoe"], dtype=object)[codes]
-    trials = pd.DataFrame(
-        {
-            "subject": "01",
-            "session": "01",
-            "run": "01",
-            "stimulus_id": names,
-            "repetition": 0,
-            "split": "train",
-        }
-    )
-    return Responses(data.astype(np.float32), ("trial", "channel", "time"), trials, "V"), names
 
 
 def make_config(**changes):
@@ -44,7 +24,7 @@ def decode(decoder, responses):
 )
 def test_classes_are_found_where_there_is_a_signal(signal, low, high):
     """The interval of chance is that of 40 trials of three classes, widely drawn."""
-    responses, labels = make_trials(signal)
+    responses, labels = make_trials(3, signal=signal, n_runs=1)
     decoder = make_config().build(seed=0).fit(responses.select(np.arange(80)), labels[:80])
     held = responses.select(np.arange(80, 120))
     assert low <= (decode(decoder, held) == labels[80:]).mean() <= high
@@ -52,7 +32,7 @@ def test_classes_are_found_where_there_is_a_signal(signal, low, high):
 
 
 def test_probabilities_are_a_softmax_over_the_learned_prototypes():
-    responses, labels = make_trials()
+    responses, labels = make_trials(3, n_runs=1)
     decoder = make_config().build(seed=0).fit(responses, labels)
     fit = decoder.encoder.require_fit()
     projector = fit.model.image_projector
@@ -70,7 +50,7 @@ def test_probabilities_are_a_softmax_over_the_learned_prototypes():
 
 
 def test_a_seed_decides_the_decoder_which_survives_the_disk(tmp_path):
-    responses, labels = make_trials()
+    responses, labels = make_trials(3, n_runs=1)
     config = make_config(epochs=2)
     decided = [config.build(seed=seed).fit(responses, labels) for seed in (1, 1, 2)]
     first, again, other = (decoder.decision(responses) for decoder in decided)
@@ -86,7 +66,7 @@ def test_a_seed_decides_the_decoder_which_survives_the_disk(tmp_path):
 
 
 def test_bad_input_is_named():
-    responses, labels = make_trials()
+    responses, labels = make_trials(3, n_runs=1)
     decoder = make_config().build(seed=0)
     with pytest.raises(DataError, match="labels of shape"):
         decoder.fit(responses, labels[:5])

@@ -81,7 +81,7 @@ def test_hidden_parcels_of_new_persons_are_predicted_better_than_by_the_mean(cor
 
 @pytest.mark.parametrize("objectives", [{"masked": 1.0}, ALL])
 def test_missing_parcels_are_neither_seen_nor_predicted(objectives, tmp_path, corpora, monkeypatch):
-    """Whatever stands where nothing was recorded, the weights come out the same."""
+    """Whatever is where nothing was recorded, the weights come out the same."""
     run(tmp_path / "a", objectives=objectives)
     read = CorpusRows.read
 
@@ -310,7 +310,7 @@ def test_the_held_out_contrast_is_between_persons(corpora, tmp_path):
 
 
 def test_an_encoder_that_is_trained_on_tells_whom_it_learnt_from_before(corpora, tmp_path):
-    """Only those of the last corpus were told, so that a subject of an earlier one could be tested unseen."""
+    """Only those of the last corpus were named, so that a subject of an earlier one could be tested unseen."""
     corpora["two"] = ToyCorpus(n_persons=4, seed=3, prefix="q")
     run(tmp_path / "first", n_epochs=1)
     for number, start in enumerate(("first/out", "first/state/pretrain.safetensors")):

@@ -48,7 +48,7 @@ def contrast(rank):
 
 
 def gather(rank, n_ranks=2):
-    """Return gathered outputs of what is said of images, of which a process has its share."""
+    """Return gathered outputs of descriptions of images, of which a process has its share."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -281,7 +281,7 @@ SHARDED = {
 
 @pytest.mark.slow  # an option that few take, of four trainings
 def test_a_network_of_which_each_process_keeps_a_part_learns_the_same(tmp_path, monkeypatch):
-    """FSDP, as accelerate is told to use it; on CPUs torch does what accelerate does on GPUs alone."""
+    """FSDP, as accelerate is set to use it; on CPUs torch does what accelerate does on GPUs alone."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     responses, targets = make_task(**TASK)

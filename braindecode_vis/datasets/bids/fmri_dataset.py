@@ -47,6 +47,7 @@ from braindecode_vis.datasets.bids.fmri_files import (
 )
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
+    Label,
     check_root,
     collect_findings,
     list_recordings,
@@ -107,7 +108,7 @@ class BoldSettings(AtlasSettings):
     derivatives: Path | None = None
     raw: bool = False
     space: str | None = None
-    subjects: tuple[str, ...] | None = None
+    subjects: tuple[Label, ...] | None = None
     sessions: tuple[str, ...] | None = None
     skip: tuple[str, ...] = ()
     t_r: float | None = Field(default=None, gt=0)

@@ -43,7 +43,7 @@ from braindecode_vis.datasets.bids.meeg_files import (
     open_recording,
     read_text_table,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, look_at
+from braindecode_vis.datasets.manifests import CheckFinding, Label, check_subset, collect_findings, look_at
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     MeegSettings,
@@ -307,7 +307,7 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
     kind: Literal["bids_meeg"] = "bids_meeg"
     datatype: Literal["auto", "eeg", "meg"] = "auto"
     task: str | None = None
-    subjects: tuple[str, ...] | None = None
+    subjects: tuple[Label, ...] | None = None
     sessions: tuple[str, ...] | None = None
     runs: tuple[str, ...] | None = None
     sidecars: bool = True

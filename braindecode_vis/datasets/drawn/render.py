@@ -245,9 +245,15 @@ def _paint_object(canvas: Array, look: Look, scene: Scene, axis: Array) -> None:
     parts = [(paint, *measure_part(part, u, v)) for paint, part in read_objects()[look.shape][1]]
     # The union of signed distances is their minimum.
     silhouette = np.minimum.reduce([distance for _, distance, _ in parts])
-    _cast_shadow(
-        patch, silhouette, x / scene.scale, y / scene.scale, scene.light, pixel, scene.background in _GROUNDS
-    )
+    # The side away from the light is darker, and so is the ground below the object. The shadow is the silhouette, moved
+    # away from the light and blurred by its distance field.
+    light = scene.light
+    fallen = _move(silhouette, -0.16 * light[1] / pixel, -0.16 * light[0] / pixel)
+    patch *= 1 - 0.42 * _ease(0.5 - fallen / 0.22)
+    if scene.background in _GROUNDS:
+        right, down = x / scene.scale + 0.3 * light[0], y / scene.scale - 0.97
+        below = np.square(right / 0.85) + np.square(down / 0.2)
+        patch *= 1 - 0.5 * np.exp(-1.5 * below)
     # Each of shape (3, 1, 1), over rows and columns of the patch.
     colours = {name: np.array(rgb, np.float32)[:, None, None] for name, rgb in _PAINTS.items()}
     shift = scene.jitter.astype(np.float32)[:, None, None]
@@ -280,24 +286,6 @@ def _paint_object(canvas: Array, look: Look, scene: Scene, axis: Array) -> None:
         colour -= under
         colour *= _cover(d, pixel)
         under += colour
-
-
-def _cast_shadow(
-    patch: Array,
-    silhouette: Array,
-    x: Array,
-    y: Array,
-    light: tuple[float, float, float],
-    pixel: float,
-    on_ground: bool,
-) -> None:
-    """Darken the side away from the light, and the ground below the object, in place."""
-    # The shadow is the silhouette, moved away from the light and blurred by its distance field.
-    fallen = _move(silhouette, -0.16 * light[1] / pixel, -0.16 * light[0] / pixel)
-    patch *= 1 - 0.42 * _ease(0.5 - fallen / 0.22)
-    if on_ground:
-        below = np.square((x + 0.3 * light[0]) / 0.85) + np.square((y - 0.97) / 0.2)
-        patch *= 1 - 0.5 * np.exp(-1.5 * below)
 
 
 def _move(field: Array, down: float, right: float) -> Array:

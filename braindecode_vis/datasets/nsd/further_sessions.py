@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import StimulusSet, resize_image
 from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry, keep_rows
 
 if TYPE_CHECKING:
@@ -65,7 +65,9 @@ def join_sessions(
         def read_image(row: int) -> np.ndarray:
             # The table begins with the training images.
             return (
-                read_core(int(rows[row])) if row < len(rows) else crop_square(read_own(row - len(rows)), size)
+                read_core(int(rows[row]))
+                if row < len(rows)
+                else resize_image(read_own(row - len(rows)), size, size)
             )
 
     notes = {**core.notes, "protocol": protocol, "tasks": list(tasks)}
@@ -80,14 +82,3 @@ def describe_standardising(zscore: str, untrained: str) -> str:
     if untrained == "pooled":
         return "standardised with the core sessions"
     return f"standardised per {zscore} with its own test trials (transductive)"
-
-
-def crop_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Crop the largest square from the middle, as NSD cropped its own pictures, and scale it."""
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(image[top : top + side, left : left + side])
-    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))

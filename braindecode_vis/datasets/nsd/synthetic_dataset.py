@@ -24,7 +24,7 @@ from pydantic import model_validator
 
 from braindecode_vis.base.checks import DataError, check_file, is_there
 from braindecode_vis.base.digests import digest_files
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import StimulusSet, resize_image
 from braindecode_vis.datasets.layout import Array, File, Layout
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.nsd.beta_files import (
@@ -40,7 +40,6 @@ from braindecode_vis.datasets.nsd.beta_files import (
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.datasets.nsd.experiment_design import ImageBrick
 from braindecode_vis.datasets.nsd.further_sessions import (
-    crop_square,
     describe_standardising,
     join_sessions,
     open_training,
@@ -278,7 +277,8 @@ class NsdSyntheticConfig(NsdConfig):
         if read_own is not None:
             # NSD's own images have 425 pixels.
             def read_image(row: int) -> np.ndarray:
-                return crop_square(read_own(row), self.image_size or 425)
+                size = self.image_size or 425
+                return resize_image(read_own(row), size, size)
 
         stimuli = StimulusSet(own.drop(columns="synthetic_id"))
         return FmriSource((tested,), stimuli, self.make_plan(), UNIT, geometry, None, read_image, notes)

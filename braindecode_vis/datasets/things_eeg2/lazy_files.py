@@ -80,14 +80,9 @@ def open_held(
     for item in held:
         listed = images if item.split is None else images[images["split"] == item.split]
         if item.layout == "raw":
-            part = make_raw_part(
-                open_raw(item.path, read_dict(item)), listed, ch_names, subject=f"{item.subject:02d}",
-                session=f"{item.session or 1:02d}", run="training" if item.split == "train" else "test",
-                max_dropped=options.max_dropped,
-            )  # fmt: skip
-            parts.append(part)
+            parts.append(_open_raw_part(item, options, listed, ch_names))
         elif item.layout == "bids":
-            parts.append(open_bids(item.path, item.subject, item.session, options, listed, ch_names))
+            parts.append(_open_bids(item, options, listed, ch_names))
         elif item.layout in ("official", "250hz"):
             content = read_dict(item)
             check_columns(content, ("preprocessed_eeg_data", "ch_names", "times"), what=item.where)
@@ -311,34 +306,15 @@ def read_pulses(raw: RawFile) -> tuple[np.ndarray, np.ndarray]:
     return samples, stim[samples].astype(np.int64)
 
 
-def make_raw_part(
-    raw: RawFile,
-    images: pd.DataFrame,
-    ch_names: Sequence[str],
-    *,
-    subject: str,
-    session: str,
-    run: str,
-    max_dropped: float,
+def _open_raw_part(
+    item: LaidOutFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str]
 ) -> ContinuousPart:
-    """Pair the pulses of a file with the images of its partition.
-
-    Parameters
-    ----------
-    images : DataFrame
-        Rows of the image list that belong to this partition, in the order of their codes.
-    ch_names
-        Channels to read, in this order.
-    max_dropped
-        Largest share of missing or surplus events, compared with the usual number of repetitions.
-
-    Raises
-    ------
-    DataError
-        If a channel is missing, a code is not that of an image, or events do not match the images.
-    """
+    """Pair the pulses of a file with the images of its partition, in the order of their codes."""
     import pandas as pd
 
+    raw = open_raw(item.path, read_dict(item))
+    subject, session = f"{item.subject:02d}", f"{item.session or 1:02d}"
+    run = "training" if item.split == "train" else "test"
     where = f"subject {subject}, session {session}, file {raw.path}"
     rows = find_channels(raw.ch_names, ch_names, where)
     # From rows of the EEG channels to rows of the file, which also has the stim channel.
@@ -347,7 +323,7 @@ def make_raw_part(
     # Target trials show a toy of the task and not an image of the set.
     shown = codes != TARGET_CODE
     samples, codes = samples[shown], codes[shown]
-    check_codes(codes, images, where, max_dropped)
+    check_codes(codes, images, where, options.max_dropped)
     listed = images.iloc[codes - 1]
     events = pd.DataFrame(
         {
@@ -392,31 +368,14 @@ IMAGE_COLUMNS = ("stimulus_id", "stim_file", "image", "image_file", "stimulus", 
 """Columns that may name the image, in the order in which they are tried."""
 
 
-def open_bids(
-    path: Path,
-    subject: int,
-    session: int | None,
-    options: Any,
-    images: pd.DataFrame,
-    ch_names: Sequence[str],
+def _open_bids(
+    item: LaidOutFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str]
 ) -> ContinuousPart:
-    """Open one recording and pair its events with the images.
-
-    Parameters
-    ----------
-    options
-        Has `event_column` (None to guess) and `max_dropped`.
-    images
-        The whole image list.
-
-    Raises
-    ------
-    DataError
-        If the events table is missing or no column names the images.
-    """
+    """Open one recording and pair its events with the images of the whole list."""
     import pandas as pd
 
-    where = f"subject {subject:02d}, session {session or 1:02d}, file {path}"
+    path, subject, session = item.path, f"{item.subject:02d}", f"{item.session or 1:02d}"
+    where = f"subject {subject}, session {session}, file {path}"
     raw = open_recording(path, where)
     find_channels(raw.ch_names, ch_names, where)
     events_path = path.with_name(re.sub(r"_eeg\.\w+$", "_events.tsv", path.name))
@@ -441,9 +400,8 @@ def open_bids(
     events["repetition"] = 0
     run = re.search(r"_run-([A-Za-z0-9]+)", path.name)
     recording = Recording(
-        f"{subject:02d}", f"{session or 1:02d}", run[1] if run else "01", "eeg", (path,), events,
-        frozenset(images["stimulus_id"]),
-    )  # fmt: skip
+        subject, session, run[1] if run else "01", "eeg", (path,), events, frozenset(images["stimulus_id"])
+    )
     return make_part(recording, raw, tuple(ch_names), ("eeg",), where)
 
 

@@ -254,11 +254,11 @@ class BrainTokenTransformer(nn.Module):
 
     A sequence is the condition, one token of time and the noised target, to which learnt places are added; the places
     of the target are read out. Attention compares directions: queries and keys have length one, all heads share one
-    key and one value, and one learnt key and value stand before the others. A sample without a condition, or without
+    key and one value, and one learnt key and value come before the others. A sample without a condition, or without
     noised tokens, sees learnt tokens in their place. There is no dropout.
 
     Distances enter twice, by rotary positions and by a bias of T5's buckets that counts backwards only: everything
-    that follows a token is at distance 0. The key that stands before the others shifts the count by one.
+    that follows a token is at distance 0. The key before the others shifts the count by one.
 
     Parameters
     ----------

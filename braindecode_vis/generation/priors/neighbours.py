@@ -2,7 +2,7 @@
 
 The images that exist, as embeddings, are the prior: Naselaris et al. weighed six million photographs by how well each
 explains a response. Here the mean of the nearest images stands for the manifold of images, and the prediction is moved
-part of the way to it; halfway, what tells one prediction from another is kept. Directions are compared from the
+part of the way to it; halfway, what distinguishes predictions is kept. Directions are compared from the
 training mean, as in retrieval, so that neither a shrunk prediction nor one of unit length needs a scale of its own. A
 brain encoder that knows how likely an image is can weigh the images by that instead, as Naselaris et al. did.
 Nothing is random, and no prediction of training trials is needed.

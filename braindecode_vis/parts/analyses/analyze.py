@@ -91,7 +91,7 @@ def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], 
 
 
 def analyze_in_run(run: Run) -> None:
-    """Make the analyses of a configuration that asks for them with the run; one that does not fit is told, and no more.
+    """Make the analyses of a configuration that asks for them with the run; one that does not fit is only reported.
 
     The report takes up what they found.
     """

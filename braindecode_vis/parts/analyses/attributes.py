@@ -322,7 +322,7 @@ def _make_indicators(
     columns: dict[str, slice],
     rows: np.ndarray,
 ) -> Embeddings:
-    """Return indicators of all values of every stimulus; an unknown value stands at the mean of the training images."""
+    """Return indicators of all values of every stimulus; an unknown value is the mean of the training images."""
     vectors = np.zeros((len(codes), sum(map(len, kept.values()))), np.float32)
     for position, name in enumerate(table.names):
         own = (codes[:, position, None] == kept[name]).astype(np.float32)

@@ -2,7 +2,7 @@
 
 Owns the fit on each subject's training trials, the comparison with its test responses (repetitions averaged), and the
 maps. The noise ceiling, of the same test trials, says what a perfect model would reach; a value divided by it compares
-places of different noise, and does not bound a score from above. Subjects are fitted and told apart: nothing is shared.
+places of different noise, and does not bound a score from above. Subjects are fitted and reported separately.
 
 References
 ----------

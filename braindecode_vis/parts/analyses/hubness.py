@@ -155,7 +155,7 @@ def bound_geometry(value: float, draws: np.ndarray, n_units: int, unit: str) -> 
     """Return the 95 % interval of a quantity of one subject from its resamples, and what it resamples.
 
     A resample repeats some images, which lowers dimensions and moves centres apart; the plain percentiles may then
-    leave out the value that they are to describe. They are moved by their bias, so that they stand around the value.
+    leave out the value that they are to describe. They are moved by their bias, so that they are around the value.
     """
     moved = draws - draws.mean() + value
     found = resampled_interval(value, moved, n_units, unit=unit, ends=(-np.inf, np.inf))

@@ -85,7 +85,7 @@ class JointRetrievalConfig(RetrievalAnalysis):
             if place.name in studies:
                 raise DataError(
                     f"two of the other runs are in folders of the name {place.name!r}; rename one, so that their rows "
-                    "can be told apart."
+                    "can be distinguished."
                 )
             studies[place.name] = make_study(open_finished(place))
             check_retrieval(studies[place.name], self.kind)

@@ -2,7 +2,7 @@
 
 Owns what every analysis by retrieval shares: fitting on changed trials fold by fold, the metric of each test trial, and
 a null that permutes which image belongs to which prediction. All decodings of one analysis see the same permutations,
-so that curves and matrices can be tested as a whole. What all fits will take is told before they begin, and what was
+so that curves and matrices can be tested as a whole. The time of all fits is reported before they begin, and what was
 measured of each is kept until the analysis is complete. Fits nothing itself: encoders come from the study.
 """
 
@@ -460,7 +460,7 @@ def refit(
         advance: Callable[[int], None] | None = None
 
         def begin(seconds: float) -> None:
-            """Tell what the fits will take, and open the bar."""
+            """Report the time that the fits will take, and open the bar."""
             nonlocal advance
             if n_left * seconds >= _WORTH_TELLING_S:
                 kept = f", of which {n_kept} are kept from an earlier call" if n_kept else ""

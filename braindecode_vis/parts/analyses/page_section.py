@@ -33,7 +33,7 @@ def describe_analyses(run: Run) -> Addition:
 def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> tuple[list[Path], list[str]]:
     """Return the artifacts of analyses that belong to the present configuration, and what is wrong with damaged ones.
 
-    Of several of a kind the newest is taken; to whom a damaged one belonged, nobody can tell.
+    Of several of a kind the newest is taken; to whom a damaged one belonged is not known.
 
     Parameters
     ----------

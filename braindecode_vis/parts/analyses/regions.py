@@ -1,7 +1,7 @@
 """Where the information is: only one part of the head or brain, all but one part, and random parts of the same size.
 
 Owns regions of sensors (ATM), regions of interest of fMRI, and networks of parcels (WAVE), and the comparison that they
-share. A large part decodes better because it is large; so every part stands beside random parts of the same size. A
+share. A large part decodes better because it is large; so every part is shown beside random parts of the same size. A
 draw relabels all channels, voxels or parcels at once, so that random parts overlap as little as the true ones, and
 scores them all: the best part is compared with the best of each draw. A drop after leaving a part out says that the
 encoder used it, not that other parts do not hold the same information. Random parts lie scattered; what that cannot
@@ -75,10 +75,7 @@ class SensorRegionsConfig(PartsAnalysis):
         check_retrieval(study, self.kind)
         assigned = np.array(assign_regions(study.responses))
         groups: dict[str, Features] = {name: assigned == name for name in REGIONS if (assigned == name).any()}
-        return ablate(
-            study, groups, metric=self.metric, n_random=self.n_random, outside=self.outside, kind=self.kind,
-            title="Regions of sensors", noun="sensor",
-        )  # fmt: skip
+        return ablate(self, study, groups, title="Regions of sensors", noun="sensor")
 
 
 class RoisConfig(PartsAnalysis):
@@ -113,14 +110,11 @@ class RoisConfig(PartsAnalysis):
         }
         for name in self.include:
             check_option("the region of interest", name, rois)
-        return ablate(
-            study, groups, metric=self.metric, n_random=self.n_random, outside=self.outside, kind=self.kind,
-            title="Regions of interest", noun="voxel",
-        )  # fmt: skip
+        return ablate(self, study, groups, title="Regions of interest", noun="voxel")
 
 
 def list_rois(responses: Responses, sets: tuple[str, ...] | None) -> dict[str, Features]:
-    """Return the voxels of every named region; regions of the same name in two sets are told apart by their set.
+    """Return the voxels of every named region; regions of the same name in two sets are distinguished by their set.
 
     Raises
     ------
@@ -168,10 +162,7 @@ class NetworkAblationConfig(PartsAnalysis):
                 "the analysis network_ablation needs parcels that belong to networks; average over Schaefer's atlas "
                 "with dataset.atlas."
             )
-        return ablate(
-            study, groups, metric=self.metric, n_random=self.n_random, outside=self.outside, kind=self.kind,
-            title="Networks of the brain", noun="parcel",
-        )  # fmt: skip
+        return ablate(self, study, groups, title="Networks of the brain", noun="parcel")
 
 
 def list_networks(responses: Responses) -> dict[str, Features]:
@@ -210,26 +201,16 @@ SMOOTH_FALSE_POSITIVES = (0.73, 0.84)
 
 
 def ablate(
-    study: Study,
-    groups: Mapping[str, Features],
-    *,
-    metric: str,
-    n_random: int,
-    outside: Outside,
-    kind: str,
-    title: str,
-    noun: str,
+    settings: PartsAnalysis, study: Study, groups: Mapping[str, Features], *, title: str, noun: str
 ) -> Findings:
     """Decode from only each group, from all but each group, and from the groups of relabelled features.
 
     Parameters
     ----------
+    settings
+        The analysis: its kind, metric and number of relabellings, and what becomes of the features outside.
     groups
         Name to the features of each group.
-    n_random
-        Relabellings of all features; 0 draws none.
-    outside
-        ``cut`` leaves features out; ``zero`` sets them to zero, for networks that need them all.
     noun
         What a feature is called.
 
@@ -238,6 +219,7 @@ def ablate(
     DataError
         If there are fewer than two groups, or one holds every feature.
     """
+    kind, n_random, outside = settings.kind, settings.n_random, settings.outside
     if len(groups) < 2:
         raise DataError(
             f"the analysis {kind} needs at least two groups of {noun}s, found {', '.join(groups) or 'none'}."
@@ -259,7 +241,7 @@ def ablate(
     measured = measure_changes(
         study,
         changes,
-        metric,
+        settings.metric,
         permute=lambda condition: condition[2] == 0,  # the others are a null themselves
         what=kind.replace("_", " "),
     )
@@ -268,7 +250,7 @@ def ablate(
         _make_row(study, condition, size, measured, n_random, p_random.get(condition, np.nan))
         for condition, size in sizes.items()
     ]
-    return _report(pd.DataFrame(rows), metric, kind, title, noun, n_random)
+    return _report(pd.DataFrame(rows), settings.metric, kind, title, noun, n_random)
 
 
 def _keep_group(

@@ -161,7 +161,7 @@ class RsaConfig(Analysis):
                 if label in others:
                     raise DataError(
                         f"two of the other runs are in folders of the name {place.name!r}; rename one, so that their "
-                        "rows can be told apart."
+                        "rows can be distinguished."
                     )
                 others[label] = part
         return others

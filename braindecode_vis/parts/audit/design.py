@@ -1,6 +1,6 @@
 """Checks the order of presentation: whether concepts go together with runs, with time, or with their place in a run.
 
-In a block design all pictures of a category follow each other. Slow drifts then tell one block from another, and if
+In a block design all pictures of a category follow each other. Slow drifts then distinguish blocks, and if
 training and test trials come from the same block, a decoder of drifts looks like a decoder of pictures: EEG-ImageNet is
 built like that. Nothing here looks at responses.
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.pipeline.leaks.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first
 from braindecode_vis.preprocessing.splits import find_shared, make_groups
 from braindecode_vis.scoring.design_control import ORDER_COLUMNS
@@ -56,7 +56,7 @@ class Association:
 def check_design(run: AuditedRun) -> list[AuditFinding]:
     """Warn where concept is confounded with run, with time, or with the place in a run.
 
-    Only concepts that stand on both sides of a fold count: where none does, no block can be known from training.
+    Only concepts that are on both sides of a fold count: where none does, no block can be known from training.
     """
     trials, names = run.trials, run.concepts.astype(str)
     shared: set[str] = set()
@@ -64,13 +64,7 @@ def check_design(run: AuditedRun) -> list[AuditFinding]:
         shared |= set(names[fold.train].tolist()) & set(names[fold.test].tolist())
     rows = np.flatnonzero(np.isin(names, sorted(shared)))
     if len(shared) < 2:
-        return [
-            AuditFinding(
-                "design",
-                "ok",
-                "no two concepts are in both training and test, so no block can be recognised.",
-            )
-        ]
+        return _find("ok", "no two concepts are in both training and test, so no block can be recognised.")
     runs = np.unique(make_groups(trials, "run").astype(str), return_inverse=True)[1]
     subjects = np.unique(trials["subject"].astype(str), return_inverse=True)[1]
     order, how = find_order(run)
@@ -85,7 +79,11 @@ def check_design(run: AuditedRun) -> list[AuditFinding]:
     ]
     findings += _check_subjects(run, rows)
     text = f"{len(shared)} concepts are spread over runs and time as chance spreads them."
-    return findings or [AuditFinding("design", "ok", text)]
+    return findings or _find("ok", text)
+
+
+def _find(level: Level, text: str) -> list[AuditFinding]:
+    return [AuditFinding("design", level, text)]
 
 
 def _check_subjects(run: AuditedRun, rows: np.ndarray) -> list[AuditFinding]:
@@ -98,12 +96,12 @@ def _check_subjects(run: AuditedRun, rows: np.ndarray) -> list[AuditFinding]:
     if any(
         set(subjects.tolist()) & set(find_shared(make_groups(run.trials, "subject"), f)) for f in run.folds
     ):
-        return [AuditFinding("design", "warning", f"{text}, and is in both training and test: see identity.")]
+        return _find("warning", f"{text}, and is in both training and test: see identity.")
     text += (
         "; no subject is in both training and test, but another difference between these subjects can predict the "
         "class"
     )
-    return [AuditFinding("design", "ok", f"{text}.")]
+    return _find("ok", f"{text}.")
 
 
 def find_order(run: AuditedRun) -> tuple[np.ndarray, str]:
@@ -129,18 +127,8 @@ def _check_runs(
     only = f"; {len(single)} concept(s) are in one run only, first {list_first(single)}" if single else ""
     text = f"concept and run go together: Cramér's V {found.value:.2f} ({format_p_value(found.p, in_words=True)}){only}"
     if is_within:
-        return [
-            AuditFinding(
-                "design",
-                "warning",
-                f"{text}; trials of one run are in both training and test (block design).",
-            )
-        ]
-    return [
-        AuditFinding(
-            "design", "ok", f"{text}; but no run is in both training and test, so this does not help."
-        )
-    ]
+        return _find("warning", f"{text}; trials of one run are in both training and test (block design).")
+    return _find("ok", f"{text}; but no run is in both training and test, so this does not help.")
 
 
 def _check_order(
@@ -158,16 +146,8 @@ def _check_order(
         f"({format_p_value(found.p, in_words=True)}, {how}): concepts come in blocks"
     )
     if is_within:
-        return [
-            AuditFinding(
-                "design", "warning", f"{text}, whose trials are in both training and test (block design)."
-            )
-        ]
-    return [
-        AuditFinding(
-            "design", "ok", f"{text}; but no run is in both training and test, so this does not help."
-        )
-    ]
+        return _find("warning", f"{text}, whose trials are in both training and test (block design).")
+    return _find("ok", f"{text}; but no run is in both training and test, so this does not help.")
 
 
 def _check_places(codes: np.ndarray, runs: np.ndarray, seed: int) -> list[AuditFinding]:
@@ -188,7 +168,7 @@ def _check_places(codes: np.ndarray, runs: np.ndarray, seed: int) -> list[AuditF
         f"({format_p_value(found.p, in_words=True)}); drift within a run can predict the seen image, in "
         "other runs too."
     )
-    return [AuditFinding("design", "warning", text)]
+    return _find("warning", text)
 
 
 def compute_cramers_v(first: np.ndarray, second: np.ndarray) -> float:

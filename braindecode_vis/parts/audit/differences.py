@@ -147,7 +147,7 @@ def find_difference(
     skip
         Keys that are not compared.
     path
-        Where the values stand, for the words.
+        Where the values are, for the words.
 
     Examples
     --------

@@ -2,7 +2,7 @@
 
 Owns the order of the checks and their verdict. Each check works from the files of a run folder alone: trial table,
 stored numbers, pixels, ``split.json`` and the provenance of each artifact. What can be recomputed is not believed. What
-leaves no trace in a run folder is listed in ``docs/AUDIT.md``. How each part was verified is told by the checks; see
+leaves no trace in a run folder is listed in ``docs/AUDIT.md``. The checks report how each part was verified; see
 `braindecode_vis.pipeline.leaks.findings`.
 """
 
@@ -110,7 +110,7 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     Parameters
     ----------
     folder
-        A run folder, finished or not; stages that are missing are said to be.
+        A run folder, finished or not; stages that are missing are reported.
     refit
         Also preprocess the recordings again, and fit every fold twice, on clean and on poisoned test trials; see
         `check_prepared` and `check_refit`.
@@ -147,7 +147,7 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
 
 
 def check_branches(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFinding]:
-    """Judge the fits of every branch like those of the encoder; what was told already is not repeated."""
+    """Judge the fits of every branch like those of the encoder; what was reported already is not repeated."""
     findings = []
     made = run.reconstructed
     asked = {} if made is None else made.fields.get("reconstruction") or {}

@@ -1,11 +1,11 @@
 """Checks that the statistics of preprocessing were fitted on training trials: standardising, whitening, scaling.
 
 Data that were standardised with the trials of a set have exactly mean 0 and standard deviation 1 over that set, and
-over no other; whitened data have the identity as their covariance. So the stored numbers tell which trials a statistic
+over no other; whitened data have the identity as their covariance. So the stored numbers show which trials a statistic
 was fitted on, whatever the record says: each is worked out again from the stored responses, once from training trials
 and once from all. The record is asked only for what cannot be seen in the numbers (independent components, thresholds
 of artefacts, what authors did before they published). Features that are components of all trials, or codes of what was
-shown, are told by their numbers too.
+shown, are recognised by their numbers too.
 """
 
 from __future__ import annotations

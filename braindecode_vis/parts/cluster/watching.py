@@ -1,7 +1,7 @@
 """Reports the states of the jobs of a folder, waits for them, and ends them.
 
 Owns what is made of the notes that jobs write, of Slurm's queue and of the processes of this machine. Works without
-Slurm's accounting: where ``sacct`` fails, a job that left the queue without a note is told as such.
+Slurm's accounting: where ``sacct`` fails, a job that left the queue without a note is reported as such.
 """
 
 from __future__ import annotations
@@ -501,7 +501,7 @@ _GONE = "Invalid job id|already complet"
 
 
 def list_stages(job: SentJob) -> list[str]:
-    """Return the stages that a job has finished, as its log tells."""
+    """Return the stages that a job has finished, as its log says."""
     with suppress(OSError):
         text = Path(job.log).read_text(errors="replace")
         return list(dict.fromkeys(re.findall(r"^(\w[\w -]*?)\s+(?:computed|reused)\s", text, re.MULTILINE)))

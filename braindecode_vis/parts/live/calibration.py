@@ -163,7 +163,7 @@ class CalibrationBlock(Listener):
     out
         Folder for the adapted decoder; must not hold one. None keeps it in memory.
     tell
-        Is told sentences.
+        Gets sentences.
     **plan
         As for `plan_block`.
     """
@@ -560,7 +560,7 @@ class Adaptation:
         elif self.gain[2] < 0:
             used = "The adaptation made it worse: the run is not changed."
         else:
-            used = "The gain cannot be told from 0: the run is not changed; more pictures or rounds may help."
+            used = "The gain cannot be distinguished from 0: the run is not changed; more pictures or rounds may help."
         return (
             f"{self.n_trials} trials of {self.n_images} pictures; two-way identification, {self.left_out} left out: "
             f"{say(self.before)} before, {say(self.after)} after, chance 0.5, gain {say(self.gain)}. {used}"
@@ -727,8 +727,8 @@ class RunningStatistics:
     """What the run applies to a trial, and then whitening and z-score of the trials of this session so far.
 
     Channels are brought to the covariance (around their mean) that they have in the run's training trials, voxels to
-    their mean and variance. Past trials alone count, the latest most; at the beginning the run's own statistics stand
-    in for them.
+    their mean and variance. Past trials alone count, the latest most; first the run's own statistics are
+    used.
 
     Parameters
     ----------

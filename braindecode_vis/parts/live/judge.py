@@ -174,7 +174,7 @@ class Judge:
         return f"There are only similarities, no probabilities yet, since {self._unscaled}. {come}"
 
     def learn_from(self, unit: np.ndarray, shown: str | None) -> str:
-        """Count in a decision that was told, where probabilities are fitted on those; returns what changed, in words.
+        """Count in a reported decision, where probabilities are fitted on those; returns what changed, in words.
 
         Parameters
         ----------
@@ -308,7 +308,7 @@ class Judge:
         return tuple(str(name) for name in self.search.ids[rows])
 
     def describe(self, *averaging: str, named: bool = True) -> dict[str, Any]:
-        """Return the facts that all decoders tell.
+        """Return the facts that all decoders report.
 
         Parameters
         ----------

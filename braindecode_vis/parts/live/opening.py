@@ -174,7 +174,7 @@ def open_session(
     source, source_options
         See `open_source`.
     listeners
-        Whom to tell, in this order.
+        Listeners, in this order.
     duration, decisions
         As for `LiveSession`.
     **options

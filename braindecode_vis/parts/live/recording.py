@@ -69,7 +69,7 @@ class BidsRecorder(Listener):
     unit
         Of the samples where the stream does not say it.
     notify
-        Is told sentences: that the disk is full, and where the recording lies.
+        Gets sentences: that the disk is full, and where the recording lies.
     waits
         Whether nothing is recorded before `start`.
 
@@ -225,7 +225,7 @@ class BidsRecorder(Listener):
     def note(self, text: str) -> None:
         """Add a note to the recording, at the time of its newest sample.
 
-        It stands in ``*_notes.tsv`` beside the decisions: seconds from the start of the recording, the time of day, and
+        It is in ``*_notes.tsv`` beside the decisions: seconds from the start of the recording, the time of day, and
         the words.
         """
         self._guard(self._write_note, text)

@@ -1,7 +1,7 @@
 """A live session: passes chunks from a source through a decoder to listeners, until it ends.
 
 Owns the loop and its ends: a signal, the end of the stream, a duration, a number of decisions, an error. Whatever ends
-it, every listener hears the end. A listener that fails is told to the others and dropped; the rest goes on.
+it, every listener hears the end. A listener that fails is reported to the others and dropped; the rest goes on.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Tally:
 
 
 class LiveSession:
-    """Reads a source, decodes, and tells listeners.
+    """Reads a source, decodes, and informs listeners.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ class LiveSession:
     decoder
         Turns them into decisions.
     listeners
-        Whom to tell, in this order; one that keeps the recording should be the first.
+        Listeners, in this order; one that keeps the recording should be the first.
     duration
         Seconds after which the session ends; None for no end.
     decisions
@@ -164,7 +164,7 @@ class LiveSession:
         self._n_counted = 0
 
     def add(self, listener: Listener) -> None:
-        """Tell one more listener; before `run`."""
+        """Add one more listener; before `run`."""
         self._listeners.append(listener)
 
     def inject(self, marker: Marker) -> None:
@@ -308,7 +308,7 @@ class LiveSession:
                 self.tell(str(error), "error")
 
     def _pass_on(self, found: Iterable[Decision | str]) -> bool:
-        """Tell decisions and sentences, and say whether as many were made as were asked for."""
+        """Report decisions and sentences, and return whether as many were made as were asked for."""
         for one in found:
             if isinstance(one, str):
                 self.tell(one, "warning")
@@ -330,7 +330,7 @@ class LiveSession:
         self._has_common_choice = bool(sentence)
 
     def tell(self, sentence: str, level: Literal["info", "warning", "error"] = "info") -> None:
-        """Tell all listeners that something happened to the session."""
+        """Inform all listeners that something happened to the session."""
         self._tell_all("tell", sentence, level)
 
     def _tell_all(self, method: str, *what: Any) -> None:

@@ -88,7 +88,7 @@ class SignalWatch:
         self._sum = np.zeros((len(ch_names),) * 2)
 
     def look(self, raw: np.ndarray) -> Iterator[str]:
-        """Look at an epoch of shape (n_channels, n_times), in the unit of the stream, and yield what is to be told.
+        """Look at an epoch of shape (n_channels, n_times), in the unit of the stream, and yield what is to be reported.
 
         Raises
         ------

@@ -129,7 +129,7 @@ class SampleClock:
         return times, notes
 
     def _tell_hidden(self, step: float, span: float) -> list[str]:
-        """Add a step of the times to those of the last seconds, and tell what they add up to if it is a loss."""
+        """Add a step of the times to those of the last seconds, and report their sum if it is a loss."""
         at, total = self._moved[-1]
         self._moved.append((at + span, total + step))
         while self._moved[0][0] < at + span - self.looks_back_s:

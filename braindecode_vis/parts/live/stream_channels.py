@@ -83,7 +83,7 @@ def simplify(name: str) -> str:
 
 
 def read_pairs(path: Path, what: str) -> dict[str, str]:
-    """Return a table of two columns, separated by tab or comma: what stands in the stream, and what the run calls it.
+    """Return a table of two columns, separated by tab or comma: the name in the stream, and that in the run.
 
     Parameters
     ----------

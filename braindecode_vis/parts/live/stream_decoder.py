@@ -1,6 +1,6 @@
 """EEG and MEG decoded while they arrive: samples to epochs, epochs to ranked pictures, by a finished run.
 
-Owns what stands between a stream and the parts of a run: which samples an epoch needs and when they are there, and what
+Owns what is between a stream and the parts of a run: which samples an epoch needs and when they are there, and what
 becomes of a marker whose samples never come. Every step is the run's own (`cut_stretch`, `LearntStatistics`, its
 encoders, centre and gallery); filters alone are causal ones (`preprocessing.causal`). Nothing is fitted but one number,
 the temperature of `evidence`. Knows no source and no listener.

@@ -167,7 +167,7 @@ class Decision:
         than 65 536, where `top` alone says whether it is among the best.
     latency : mapping of str to float
         In ms: ``wait`` (from the last sample that was needed, when it arrived, to the decision), and its parts
-        ``preprocess``, ``predict``, ``rank``; ``delay`` is how far causal filters stand behind its end.
+        ``preprocess``, ``predict``, ``rank``; ``delay`` is how far causal filters are behind its end.
     image
         What was reconstructed: uint8 of shape (height, width, 3); None if nothing was.
     epoch : array of shape (n_channels, n_times), optional
@@ -217,7 +217,7 @@ class Decision:
 def make_plain(value: Any) -> Any:
     """Return what JSON can hold: numbers that are not finite become null, and what it does not know becomes text.
 
-    Arrays keep nine digits, which tell all numbers of single precision apart.
+    Arrays keep nine digits, which distinguish all numbers of single precision.
 
     Examples
     --------
@@ -249,7 +249,7 @@ class StreamDecoder(Protocol):
         ...
 
     def feed(self, chunk: Chunk) -> Iterable[Decision | str]:
-        """Take samples in, and yield each decision as soon as it is made, and sentences that listeners are to be told.
+        """Take samples in, and yield each decision as soon as it is made, and sentences for listeners.
 
         An image that is made of a decision comes later: the same decision again, with the same number and `image` set.
         """

@@ -111,7 +111,7 @@ class ScanSoFar:
         Raises
         ------
         DataError
-            If no volume of the window is there, or the trial cannot be told from the others.
+            If no volume of the window is there, or the trial cannot be distinguished from the others.
         """
         assert self._first is not None
         assert self._power is not None

@@ -76,15 +76,6 @@ class PhantomTruth:
     subjects: tuple[dict[str, Any], ...]
     networks: dict[str, float]
 
-    def get_ideal_top1(self, n_repetitions: int) -> float:
-        """Return the accuracy of the ideal observer for 1 or all test repetitions, averaged over subjects."""
-        key = str(n_repetitions)
-        missing = [person["subject"] for person in self.subjects if key not in person["ideal_top1"]]
-        if missing:
-            known = ", ".join(self.subjects[0]["ideal_top1"])
-            raise DataError(f"the ideal observer of this phantom was computed for {known} trials, not {key}.")
-        return float(np.mean([person["ideal_top1"][key] for person in self.subjects]))
-
     def read_people(self) -> pd.DataFrame:
         """Return the table of subjects and sites of a phantom without labels, one row per subject and site."""
         return pd.read_csv(self.folder / "people.tsv", sep="\t", dtype={"person": str, "subject": str})

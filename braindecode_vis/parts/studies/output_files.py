@@ -104,7 +104,7 @@ def read_given(source: Any, what: str) -> Given:
 
 
 def read_ids(source: Any, n: int, what: str) -> pd.DataFrame:
-    """Return a table with `stimulus_id` as text, and what else is said of the rows.
+    """Return a table with `stimulus_id` as text, and what else is known of the rows.
 
     Parameters
     ----------

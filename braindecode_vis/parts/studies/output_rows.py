@@ -26,7 +26,7 @@ _DRAW = re.compile(r"(.+?)[_/](?:draw|sample|seed)?[_-]?(\d+)")
 
 @dataclass(frozen=True)
 class OutputRows:
-    """What is said of the rows of one side.
+    """What is known of the rows of one side.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class OutputRows:
 
     @property
     def has_concepts(self) -> bool:
-        """Whether it is said what each row shows."""
+        """Whether it is known what each row shows."""
         return "concept" in self.table
 
     @property
@@ -85,7 +85,7 @@ class OutputRows:
 
 
 def name_rows(given: Given, source: Any, what: str, *, other: int | None = None) -> OutputRows:
-    """Return what is said of the rows of one side.
+    """Return what is known of the rows of one side.
 
     Parameters
     ----------
@@ -333,7 +333,7 @@ def is_one_hot(values: np.ndarray) -> bool:
 def find_classes(
     given: Given, true: Given, ids: Any, target_ids: Any
 ) -> tuple[np.ndarray, list[str], np.ndarray, OutputRows, list[str]]:
-    """Return a score per class, the classes, the true labels, and what is said of the trials.
+    """Return a score per class, the classes, the true labels, and what is known of the trials.
 
     Parameters
     ----------

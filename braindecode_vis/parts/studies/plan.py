@@ -5,8 +5,8 @@ otherwise from what the manifest says was published. Then three pieces run on th
 through preprocessing (and what it takes beside its trials: opening all files, noise ceilings), a tiny run of random
 pictures of the real size through every stage but the encoder, and fits of the encoder on random trials of the real
 shape. Times grow with what drives them: images, trials and epochs in proportion, a fit without epochs by the power that
-smaller copies of the same proportions show. What was measured and what was extrapolated, by how many times, is said of
-each step.
+smaller copies of the same proportions show. What was measured and what was extrapolated, by how many times, is reported
+of each step.
 
 Nothing has to be here for an estimate. Without the data, a small phantom of their format goes through preprocessing;
 without the weights of an image network, the same network with random weights takes the same time.
@@ -42,6 +42,7 @@ from braindecode_vis.base.contracts import (
 from braindecode_vis.base.stimuli import StimulusSet, find_comparison_size
 from braindecode_vis.config import RunConfig, list_weights, validate_config
 from braindecode_vis.datasets.manifests import find_manifest
+from braindecode_vis.embeddings.pixels import PixelsConfig
 from braindecode_vis.parts.studies.run_sizes import (
     RunSizes,
     find_sizes,
@@ -172,11 +173,16 @@ def _measure(size: float) -> Iterator[PieceCost]:
 
 
 def _read_memory(name: str) -> float:
-    """Return a line of the memory of this process in bytes; 0 where the system does not tell it."""
+    """Return a line of the memory of this process in bytes; 0 where the system does not report it."""
     with suppress(OSError):
         found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
         return 1024.0 * int(found[1]) if found else 0.0
     return 0.0
+
+
+def _count_seconds(piece: PieceCost) -> float:
+    """Return the time of a piece without waiting for other programs, which would end the measuring too early."""
+    return min(piece.seconds, piece.cpu_seconds or piece.seconds)
 
 
 def _grow(
@@ -189,16 +195,18 @@ def _grow(
     """
     pieces: list[PieceCost] = []
     for size in sizes:
-        next_one = pieces[-1].seconds * (size / pieces[-1].size) ** power if pieces else 0.0
+        next_one = _count_seconds(pieces[-1]) * (size / pieces[-1].size) ** power if pieces else 0.0
         if len(pieces) > 1:
             enough = pieces[-1].size >= wanted
-            if sum(piece.seconds for piece in pieces) + next_one > budget * (1.0 if enough else LONGER):
+            if sum(map(_count_seconds, pieces)) + next_one > budget * (1.0 if enough else LONGER):
                 break
             # Small pieces are mostly fixed costs; a power that was seen foretells the next one better than the largest.
             before, last = pieces[-2:]
-            longer = max(last.seconds, 1e-6) / max(before.seconds, 1e-6)
+            longer = max(_count_seconds(last), 1e-6) / max(_count_seconds(before), 1e-6)
             grown = math.log(longer) / math.log(last.size / before.size)
-            next_one = pieces[-1].seconds * (size / pieces[-1].size) ** min(power, max(power - 1, grown))
+            next_one = _count_seconds(pieces[-1]) * (size / pieces[-1].size) ** min(
+                power, max(power - 1, grown)
+            )
             if next_one > budget / 4:
                 tell(f"measuring a larger piece, about {next_one:.0f} s")
         pieces.append(run(size))
@@ -290,7 +298,7 @@ def _make_step(
         times * extrapolate(pieces, "cpu_seconds", size, power=power, beside=beside),
         more + (
             pieces[-1].memory if in_batches
-            else extrapolate(pieces, "memory", size, power=None if power is None else 2.0)
+            else extrapolate(pieces, "memory", size, power=None if power is None else min(power, 2.0))
         ),
         times * extrapolate(pieces, "disk", size, power=None if power is None else 2.0),
         f"measured {what}, {told}", on_gpu,
@@ -554,8 +562,13 @@ def _simulate_source(
     tell(f"simulating a small {forms[0]} for preprocessing, about ten seconds, as the data are not here")
     make_phantom(forms[0], folder / "phantom", size=SIZES[forms[0]]["tiny"], snr=0.1, seed=0)
     fields = type(data).model_fields
-    nobody = {name: fields[name].default for name in ("subjects", "subject", "sessions") if name in fields}
-    small = data.model_copy(update={"root": folder / "phantom", **nobody})
+    changes = {name: fields[name].default for name in ("subjects", "subject", "sessions") if name in fields}
+    if getattr(data, "atlas", None) is not None:  # that of the phantom, whether the real one is here or not
+        truth = folder / "phantom" / "phantom_truth"
+        own = {"files": tuple(sorted(truth.glob("parcels.*nii*")))[:1], "fetch": None, "template": None}
+        labels = next(truth.glob("parcels.txt"), None)
+        changes["atlas"] = data.atlas.model_copy(update=own | {"labels": labels})
+    small = data.model_copy(update={"root": folder / "phantom", **changes})
     source = open_source(small, roles.find_source(small), folder / "opened")
     # With an atlas, the voxels that are read count, not the parcels that are kept.
     published = find_manifest(data.kind).size
@@ -713,7 +726,7 @@ def _plan_pictures(
     start
         What the first of these runs took beside its stages, and more than the next one; None if nothing was measured.
     """
-    held = _read_memory("VmRSS")
+    held, steps = _read_memory("VmRSS"), list[Step]()
     records: list[tuple[int, int, dict[str, PieceCost]]] = []
     dims: tuple[int, ...] = (1024,)
     names = {
@@ -722,11 +735,32 @@ def _plan_pictures(
         "reconstruct": sizes.n_test,
         "evaluate": sizes.n_test,
     }
+    large = _count_network(config.target)
+    tera = PieceCost(1.0) if large is None else _measure_tera()
+    # By processor time, as a busy machine makes no network large.
+    if large is not None and sum(FIRST_PICTURES) * large.tera_operations * tera.cpu_seconds > budget / 2:
+        dims, done = large.shape, sizes.n_images * large.tera_operations
+        seconds = done * tera.seconds
+        how = (
+            f"computed from {1000 * large.tera_operations:.0f} billion operations for a picture, "
+            f"{1000 / tera.seconds:.0f} billion a second"
+        )
+        steps.append(Step(
+            "embed", seconds, seconds / LARGEST_FACTOR, seconds * LARGEST_FACTOR, done * tera.cpu_seconds,
+            held + 2.0 * large.n_bytes,  # the network and its file
+            4.0 * sizes.n_images * math.prod(dims), how,
+        ))  # fmt: skip
+        del names["embed"]
+        # Values as many as those of an embedding, for the other stages.
+        side = max(2, round(math.sqrt(math.prod(dims))))
+        config = config.model_copy(update={"target": PixelsConfig(size=side)})
     try:
-        first, dims = _run_pictures(config, sizes, *FIRST_PICTURES)  # loads libraries and weights
+        first, shape = _run_pictures(config, sizes, *FIRST_PICTURES)  # loads libraries and weights
+        dims = dims if steps else shape
         # The first run also loads libraries, which says nothing of the time of a picture. Of a large network, which
-        # takes most of it, the first pictures are enough.
-        spent = 0.0 if first["embed"].seconds <= budget else math.inf
+        # takes most of it, the first pictures are enough. A busy machine makes no network large.
+        opening = first["embed"]
+        spent = 0.0 if min(opening.seconds, opening.cpu_seconds) <= budget else math.inf
         for n_train, n_test in ((6, 3), (24, 8), (48, 24), (48, 60)):
             if records:
                 before, last = records[-1][:2], records[-1][2]
@@ -734,11 +768,11 @@ def _plan_pictures(
                 spent += last["evaluate"].cpu_seconds * n_test / before[1]
             if spent > LONGER * budget:  # a large network
                 break
-            found, dims = _run_pictures(config, sizes, n_train, n_test)
+            found = _run_pictures(config, sizes, n_train, n_test)[0]
             records.append((n_train, n_test, found))
     except BraindecodeVisError as error:
         why = f"not measured: {' '.join(str(error).split())[:200]}"
-        return [Step(name, None, how=why) for name in (*names, "report")], dims, None
+        return [*steps, *(Step(name, None, how=why) for name in (*names, "report"))], dims, None
     start = first.get(START, PieceCost(1.0))
     for name, piece in first.items() if records else ():
         if name != START and name in records[0][2]:
@@ -747,7 +781,6 @@ def _plan_pictures(
             start.cpu_seconds += max(0.0, piece.cpu_seconds - warm.cpu_seconds)
     records = records or [(*FIRST_PICTURES, first)]
     gpu = _uses_gpu()
-    steps = []
     for name, size in names.items():
         pieces = [
             replace(found[name], size=n_train + n_test if name == "embed" else n_test)
@@ -779,6 +812,54 @@ def _plan_pictures(
         _make_step("report", [replace(report, size=1.0)], 1.0, "page and checks of a small run", more=held)
     )
     return steps, dims, start
+
+
+@dataclass(frozen=True)
+class _CountedNetwork:
+    """An image network: shape of an embedding, 10^12 operations for one picture, and bytes of the weights."""
+
+    shape: tuple[int, ...]
+    tera_operations: float
+    n_bytes: float
+
+
+def _count_network(target: Any) -> _CountedNetwork | None:
+    """Count the operations of an image network without weights and memory; None where that cannot be done.
+
+    On a GPU nothing is counted, as pictures are measured quickly there.
+    """
+    from braindecode_vis.embeddings.layer_readout import read_layers
+    from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
+
+    if not isinstance(target, VisionNetworkConfig) or _uses_gpu():
+        return None
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    try:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counted:
+            tower = target.model_copy(update={"weights": "random"}).make_tower()
+            picture = torch.empty(1, 3, *[target.make_transform().size] * 2)
+            found = read_layers(
+                tower, picture, layers=target.layers, pooling=target.pooling, project=target.project
+            )
+    except (BraindecodeVisError, RuntimeError, TypeError, ValueError):  # some draw their weights themselves
+        return None
+    n_bytes = sum(one.numel() * one.element_size() for one in tower.network.parameters())
+    return _CountedNetwork(tuple(found.shape[1:]), counted.get_total_flops() / 1e12, float(n_bytes))
+
+
+def _measure_tera() -> PieceCost:
+    """Measure what 10^12 operations take here, by products of matrices as large as those of an image network."""
+    import torch
+
+    first, second = torch.randn(1024, 1280), torch.randn(1280, 5120)
+    first @ second  # starts the threads
+    with _measure(1.0) as piece:
+        for _ in range(5):
+            first @ second
+    times = 1e12 / (5 * 2.0 * 1024 * 1280 * 5120)
+    return PieceCost(1.0, times * max(piece.seconds, 1e-6), times * piece.cpu_seconds)
 
 
 def _count_pairs(image_px: int, n_test: float) -> float:
@@ -978,7 +1059,7 @@ def _plan_epochs(
     if selection := getattr(settings, "selection", None):  # a few images cannot be held out
         changes["selection"] = selection.model_copy(update={"kind": "last", "hold_out": 0.0})
     network = getattr(settings, "network", None)
-    if config.uses_pretraining:  # weights of any values take the same time
+    if network is not None and config.uses_pretraining:  # weights of any values take the same time
         network = network.model_copy(update={"pretrained": None})
     name = "" if network is None else roles.complete(NetworkSettings, network).preparation_steps
     n_steps = getattr(network, name) if name else 0
@@ -1004,11 +1085,13 @@ def _plan_epochs(
     ratio = sizes.n_train * settings.epochs * sizes.n_folds / pieces[-1].size
     factor = _find_factor(ratio, pieces[-1].seconds)
     stops = getattr(selection, "kind", "last") != "last"
+    # Batches need the same memory however many there are; the trials lie in memory as a whole, or else in their file.
+    trials = 4.0 * sizes.n_train * math.prod(sizes.shape)
+    trials = min(trials, getattr(settings, "max_device_bytes", trials))
     return Step(
         "train", seconds, seconds / factor, seconds * factor,
         sizes.n_folds * (start + settings.epochs * epoch.cpu_seconds),
-        # The trials may lie in memory as a whole.
-        held + epoch.memory + 4.0 * sizes.n_train * math.prod(sizes.shape), sizes.n_folds * epoch.disk,
+        held + epoch.memory + trials, sizes.n_folds * epoch.disk,
         f"{_tell_batches(pieces, batch, ratio)} "
         f"({settings.epochs} epochs of {sizes.n_train} trials{'; less if it stops early' if stops else ''})",
         gpu,
@@ -1024,20 +1107,21 @@ def _plan_whole_fit(
 ) -> Step:
     held = _read_memory("VmRSS")
     scales = [s for s in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0) if s * sizes.n_train >= 50] or [1.0]
+    # Grams of trials and features together grow by the third power.
+    power = roles.complete(EncoderSettings, config.encoder).growth
     tell("measuring smaller copies of the fit")
     _fit_scaled(config, sizes, scales[0], target)
     pieces = _grow(
         scales,
         lambda s: _fit_scaled(config, sizes, s, target),
         budget,
-        power=3.0,
+        power=power,
         wanted=SURE_PART,
         tell=tell,
     )
     part = pieces[-1].size
     what = f"a fit of 1/{1 / part:.0f} of the trials and features" if part < 1 else "a whole fit"
-    # Grams of trials and features together grow by the third power.
-    return _make_step("train", pieces, 1.0, what, times=sizes.n_folds, power=3.0, more=held)
+    return _make_step("train", pieces, 1.0, what, times=sizes.n_folds, power=power, more=held)
 
 
 def _fit_scaled(config: RunConfig, sizes: RunSizes, scale: float, target: tuple[int, ...]) -> PieceCost:

@@ -486,7 +486,7 @@ def _find_lowest(matrix: np.ndarray) -> np.ndarray:
 
 
 def _score_ranking(ranking: _Ranking, asked: Asked, given: Given, true: Given | None) -> ScoredOutputs:
-    """Score ranks, the gallery of texts and further protocols, and put together what is said of them."""
+    """Score ranks, the gallery of texts and further protocols, and put together what is reported of them."""
     ranked, rows, gallery = ranking.ranked, ranking.rows, ranking.gallery
     if ranked.gallery_size < 2:
         raise DataError("a single candidate is always found; give a gallery of at least two.")

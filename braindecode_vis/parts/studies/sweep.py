@@ -75,7 +75,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
     Parameters
     ----------
     texts
-        ``key=a,b,c``; a value that itself holds commas stands in brackets, as in ``dataset.subjects=[1],[2]``.
+        ``key=a,b,c``; a value that itself holds commas is in brackets, as in ``dataset.subjects=[1],[2]``.
         A range of whole numbers may be written ``0..4``.
 
     Raises
@@ -151,7 +151,7 @@ def _write_name(value: str) -> str:
 
 
 def _name_setting(key: str, value: str) -> str:
-    """Return the part of a folder's name that tells one setting; objectives by their kinds and weights."""
+    """Return the part of a folder's name that shows one setting; objectives by their kinds and weights."""
     path = key.split(".")
     if path[-1] == "objectives":
         try:

@@ -1,7 +1,7 @@
 """The results of an audit: findings, and how each part of a run was verified.
 
-A check adds to both. It returns findings (`AuditFinding`), and it tells `AuditedRun.state` how it verified the part of
-the run that it looks at, whatever it found there::
+A check adds to both. It returns findings (`AuditFinding`), and reports to `AuditedRun.state` how it verified the part
+of the run that it looks at, whatever it found there::
 
     run.state("prediction", "recomputed", "predictions")
     run.state("score", "by record", "two_way_clip", "its network takes minutes; add --refit")

@@ -213,7 +213,7 @@ def name_fold(number: int) -> str:
 
 
 def drop_digests(fields: Any) -> Any:
-    """Return hashed settings without the digests of files that stand beside them, as the settings' own type takes them.
+    """Return hashed settings without the digests of files that are beside them, as the settings' own type takes them.
 
     Examples
     --------

@@ -70,7 +70,7 @@ def check_rows(run: AuditedRun) -> list[AuditFinding]:
 
 
 def check_sides(run: AuditedRun) -> list[AuditFinding]:
-    """Name what stands on both sides of a fold, and whether the split and its protocol allow that."""
+    """Name what is on both sides of a fold, and whether the split and its protocol allow that."""
     findings = []
     for side in SIDES:
         if side == "trial" or (side == "group" and "group" not in run.trials):
@@ -181,7 +181,7 @@ def measure_known_classes(
 ) -> tuple[float, list[str]]:
     """Return how many more test trials than by chance lie in trained groups of one class, and these groups.
 
-    Of all folds together: the few test trials of one of many folds tell little.
+    Of all folds together: the few test trials of one of many folds say little.
 
     Parameters
     ----------

@@ -283,7 +283,7 @@ def leave_out_images(
     """Return n-way identification without each image in turn, which leaves as query and as distractor.
 
     Two predictions that share a distractor are not independent, so that a bootstrap of queries is too narrow; how far
-    the score moves without an image tells how sure it is (see `uncertainty.jackknife_interval`).
+    the score moves without an image shows how sure it is (see `uncertainty.jackknife_interval`).
 
     Parameters
     ----------
@@ -292,7 +292,7 @@ def leave_out_images(
     truths : per gallery, int array of shape (n_predictions,)
         True column of each row.
     names : per gallery, sequence of length n_stimuli
-        Image of each column; one image may stand in several galleries.
+        Image of each column; one image may be in several galleries.
     n
         Number of alternatives.
     groups : per gallery, sequence of length n_stimuli or None

@@ -133,7 +133,7 @@ def compute_metrics_of_rounds(
     rounds
         Arrays of shape (n_images, height, width[, 1 or 3]), or `ImageRows`: draws of one method, or of several.
     partners
-        Int arrays of shape (n_images,): which seen image stands beside each image, once for each array.
+        Int arrays of shape (n_images,): which seen image is beside each image, once for each array.
 
     Returns
     -------
@@ -564,22 +564,24 @@ def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     squares = [level * level for level in levels]
     variances[1] += np.float32(SSIM_C2)
     squares[1] += np.float32(SSIM_C1)
-    table = np.empty((len(right), len(left)))
+    table, scratch = np.empty((len(right), len(left))), _Scratch()
     # Means and variances are those of single images; only the products are filtered pair by pair.
     step = max(1, 2 * BATCH_VALUES // left[0].size)
-    for start in range(0, len(right), step):
-        rows = slice(start, start + step)
-        for column in range(len(left)):
-            covariance = _blur(right[rows] * (2 * left[column]), (1, 2))
-            numerator = means[1][rows] * (2 * means[0][column])
-            covariance -= numerator
+    for column in range(len(left)):
+        doubled, twice_mean, twice_level = (2 * x[column] for x in (left, means[0], levels[0]))
+        for start in range(0, len(right), step):
+            rows = slice(start, start + step)
+            product = scratch.take("product", right[rows].shape, right.dtype)
+            covariance = _blur(np.multiply(right[rows], doubled, out=product), (1, 2), scratch)
+            numerator = scratch.take("numerator", covariance.shape, covariance.dtype)
+            covariance -= np.multiply(means[1][rows], twice_mean, out=numerator)
             covariance += np.float32(SSIM_C2)
             # Not from the products about the middle: of those, little is left beside C1 where both are black.
-            np.multiply(levels[1][rows], 2 * levels[0][column], out=numerator)
+            np.multiply(levels[1][rows], twice_level, out=numerator)
             numerator += np.float32(SSIM_C1)
             numerator *= covariance
-            numerator /= squares[1][rows] + squares[0][column]
-            numerator /= variances[1][rows] + variances[0][column]
+            numerator /= np.add(squares[1][rows], squares[0][column], out=covariance)
+            numerator /= np.add(variances[1][rows], variances[0][column], out=covariance)
             table[rows, column] = numerator.mean(axis=(1, 2), dtype=np.float64)
     return table
 

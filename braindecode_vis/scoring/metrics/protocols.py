@@ -250,7 +250,7 @@ def make_concept_templates(
     """Return a gallery whose item for each test image is the mean embedding of *other* images of its concept.
 
     NICE ranks among such templates. They are smoother than single images and give higher numbers, so results carry
-    ``@concept-templates`` in their name and never stand beside those of the exact images.
+    ``@concept-templates`` in their name and are never beside those of the exact images.
 
     Parameters
     ----------

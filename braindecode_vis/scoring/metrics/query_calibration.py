@@ -3,7 +3,7 @@
 Owns the corrections that papers apply at the test: centring and per-dimension standardising of the queries, CSLS,
 SATTC's whitening with adaptive CSLS, and SCORE's rotation onto the gallery. None of them sees which image belongs to
 which query, and all of them see all queries at once, so that one prediction by itself cannot be made this way: every
-score made of them is named ``@transductive-...`` and stands in a column of its own, never for the run. Pairing
+score made of them is named ``@transductive-...`` and is in a column of its own, never for the run. Pairing
 queries and gallery one to one (Sinkhorn, Hungarian) uses more than that and is not offered.
 
 References

@@ -311,43 +311,6 @@ def _are_unique(labels: Tensor) -> bool:
     return labels.device.type == "cpu" and len(labels.unique()) == len(labels)
 
 
-def compute_paired_cross_entropy(
-    logits: Tensor, labels: Tensor | None, *, duplicates: str, symmetric: bool
-) -> Tensor:
-    """Return the cross-entropy of a square matrix of logits whose diagonal is right.
-
-    Parameters
-    ----------
-    logits : tensor of shape (n, n)
-    labels : integer tensor of shape (n,), optional
-        Rows of the same label show the same; all differ if None.
-    duplicates
-        Off the diagonal, what shows the same is ``positive`` (the target is uniform over all that are right), ``mask``
-        (left out of the softmax) or ``negative`` (treated like any other).
-    symmetric
-        Average both directions; otherwise rows alone.
-    """
-    allowed = None
-    picked = logits.diagonal()
-    picked_columns = picked
-    if labels is not None and duplicates == "mask":
-        allowed = ~find_duplicates(labels)
-    elif labels is not None and duplicates == "positive" and _are_unique(labels):
-        # No bit changes: taken twice, gradients add up in the order that they have below.
-        picked_columns = logits.diagonal()
-    elif labels is not None and duplicates == "positive":
-        same = find_same(labels).to(logits.dtype)
-        count = same.sum(-1)
-        # cross-entropy with a uniform target over all right answers: the mean of their logits
-        picked = (same * logits).sum(-1) / count
-        picked_columns = (same * logits).sum(0) / count
-    normaliser = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
-    rows = (normaliser.logsumexp(1) - picked).mean()
-    if not symmetric:
-        return rows
-    return (rows + (normaliser.logsumexp(0) - picked_columns).mean()) / 2
-
-
 def compute_clip_loss(
     brain: Tensor,
     image: Tensor,
@@ -388,7 +351,25 @@ def compute_clip_loss(
     logits = scale * compare_pairs(
         brain, image, normalise_brain=normalise_brain, normalise_image=normalise_image
     )
-    return compute_paired_cross_entropy(logits, stimuli, duplicates=duplicates, symmetric=symmetric)
+    allowed = None
+    picked = logits.diagonal()
+    picked_columns = picked
+    if stimuli is not None and duplicates == "mask":
+        allowed = ~find_duplicates(stimuli)
+    elif stimuli is not None and duplicates == "positive" and _are_unique(stimuli):
+        # No bit changes: taken twice, gradients add up in the order that they have below.
+        picked_columns = logits.diagonal()
+    elif stimuli is not None and duplicates == "positive":
+        same = find_same(stimuli).to(logits.dtype)
+        count = same.sum(-1)
+        # cross-entropy with a uniform target over all right answers: the mean of their logits
+        picked = (same * logits).sum(-1) / count
+        picked_columns = (same * logits).sum(0) / count
+    normaliser = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
+    rows = (normaliser.logsumexp(1) - picked).mean()
+    if not symmetric:
+        return rows
+    return (rows + (normaliser.logsumexp(0) - picked_columns).mean()) / 2
 
 
 class Objective(nn.Module):

@@ -2,7 +2,7 @@
 
 Alignment and uniformity on the sphere work against the gap that the contrast leaves between brain and image. MV-InfoNCE
 and MV-DHEL contrast more than two views at once: repetition halves, the image and its degraded forms, or further
-modalities of the same trial. The mean discrepancy (MMD) brings the two clouds together before pairs are told apart, as
+modalities of the same trial. The mean discrepancy (MMD) brings the two clouds together before pairs are contrasted, as
 SAMGA does in its first stage. SepCLR splits the output in two: a common part that any stretch of the recording has, and
 a salient part that only the response to an image may fill. The formula is that of the authors' released training
 scripts (the kernel joint entropy variant), which we read; the paper itself we did not check it against. What is ours:

@@ -45,7 +45,7 @@ def test_each_image_counts_once_and_test_rows_never(tmp_path):
 def test_the_mean_of_many_images_far_from_zero_is_exact():
     """Sums of ten thousand rows of one thousand have no digit behind the point left in single precision.
 
-    Their mean is then off by several times what single precision itself can tell apart there, 6e-5.
+    Their mean is then off by several times what single precision itself can distinguish there, 6e-5.
     """
     generator = np.random.default_rng(0)
     images = (1000 + 0.05 * generator.normal(size=(20_000, 2))).astype(np.float32)

@@ -21,7 +21,7 @@ from braindecode_vis.parts.analyses.rsa import (
     compute_noise_ceiling,
     compute_rdm,
 )
-from braindecode_vis.scoring.crossed import crossed_half_width, half_width_of_parts
+from braindecode_vis.scoring.crossed import crossed_interval, half_width_of_parts
 
 RNG = np.random.default_rng(0)
 
@@ -245,7 +245,7 @@ def test_intervals_of_the_geometry_of_several_subjects_are_crossed():
     ]
     low, high, words = cross_geometry(float(table.mean()), draws, (5, 30), "image")
     # 4000 resamples know a spread to 1.1 %; of single cells subjects and images are not taken off.
-    assert (high - low) / 2 == pytest.approx(crossed_half_width(table), rel=0.05)
+    assert (high - low) / 2 == pytest.approx(crossed_interval(table).half_width, rel=0.05)
     assert words == "5 subjects and 30 images (crossed)"
     low, high, words = cross_geometry(0.0, draws, (2, 30), "image")
     assert np.isnan(low)

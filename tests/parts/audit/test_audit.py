@@ -20,7 +20,7 @@ from braindecode_vis.pipeline.leaks.findings import Audit, Verified
 from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.runs import open_run
 from tests.parts.audit.small_runs import find
-from tests.parts.audit.test_results import QUICK
+from tests.parts.audit.test_results import QUICK, find_artifact
 
 N_TRAIN = 60
 
@@ -45,13 +45,8 @@ def copied(clean, tmp_path):
     return Path(shutil.copytree(clean, tmp_path / "run"))
 
 
-def find_artifact(folder, stage):
-    (path,) = (folder / "stages" / stage).iterdir()
-    return path
-
-
 def reseal(artifact):
-    """Write the digests of changed files, as one would who wants the change to go unseen."""
+    """Write the digests of changed files, so that the change goes unseen."""
     record = store.read_json(artifact / store.PROVENANCE)
     record["files"] = store.describe_files(artifact)
     store.write_provenance(artifact / store.PROVENANCE, record)

@@ -855,7 +855,7 @@ def test_what_is_planted_in_the_data_is_found(monkeypatch, tmp_path, plant):
 
 
 def test_a_caption_bank_of_test_images_is_found(tmp_path):
-    """Each test image has the very sentence of a training image, so that the nearest one tells what was seen."""
+    """Each test image has the very sentence of a training image, so that the nearest one shows what was seen."""
 
     def copy_captions(captions):
         ids = list(captions)

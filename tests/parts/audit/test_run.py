@@ -1,4 +1,4 @@
-"""The order of the checks: what one has found stands beside what the next one finds."""
+"""The order of the checks: what one has found is beside what the next one finds."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Stored numbers tell which trials standardising and whitening were fitted on, and which features are codes."""
+"""Stored numbers show which trials standardising and whitening were fitted on, and which features are codes."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""Jobs through submitit: what is sent, what is said of it, and what is left when it ends early."""
+"""Jobs through submitit: what is sent, what is reported of it, and what is left when it ends early."""
 
 import errno
 import json

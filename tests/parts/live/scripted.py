@@ -93,7 +93,7 @@ class Script:
         )  # fmt: skip
 
     def play(self, listener, n_decisions=12, *, speed=None):
-        """Tell a listener of chunks and decisions; at `speed` times the real pace, or at once."""
+        """Send a listener chunks and decisions; at `speed` times the real pace, or at once."""
         for n in range(n_decisions):
             for _ in range(10):
                 listener.hear(self.make_chunk(markers=[Marker(self.time, "x")]))
@@ -103,7 +103,7 @@ class Script:
 
 
 class Block:
-    """A calibration block that keeps what it is told."""
+    """A calibration block that keeps what it gets."""
 
     def __init__(self, n=4, duration=0.1, pause=0.1):
         self.showings = [Showing(IDS[i % len(IDS)], duration, pause) for i in range(n)]

@@ -209,7 +209,7 @@ def test_ten_pictures_of_noise_look_neither_better_nor_worse(judge):
     ("gain", "words"),
     [
         ((0.1, 0.02, 0.2), "It is used from now on."),
-        ((0.1, -0.02, 0.2), "cannot be told from 0"),
+        ((0.1, -0.02, 0.2), "cannot be distinguished from 0"),
         ((-0.5, -0.6, -0.4), "made it worse: the run is not changed"),
     ],
 )

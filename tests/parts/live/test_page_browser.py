@@ -1,9 +1,7 @@
 """The live page and its calibration block in a real browser, at the width of a laptop and of a phone."""
 
 import dataclasses
-import importlib.util
 import itertools
-import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +10,7 @@ import pytest
 
 from braindecode_vis.parts.live.page.server import PageListener
 from tests.parts.live.scripted import FACTS, IDS, INFO, Block, Script, find_images
-from tests.report.browser import CHROMIUM, Browser
+from tests.report.browser import CHROMIUM, Browser, check_access
 
 pytest.importorskip("uvicorn")
 
@@ -48,19 +46,6 @@ def list_troubles(browser):
     return [
         e["params"] for e in browser.events if e["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")
     ]
-
-
-def check_access(browser):
-    found = importlib.util.find_spec("axe_playwright_python")  # for its script alone
-    if found is None:
-        pytest.skip("axe_playwright_python, which brings axe-core, is not installed")
-    browser.call("Page.setBypassCSP", enabled=True)
-    browser.ask((Path(found.submodule_search_locations[0]) / "axe.min.js").read_text() + "; 1")
-    said = browser.ask(
-        "axe.run(document).then((r) => JSON.stringify(r.violations.map((v) => [v.id, v.impact, v.nodes[0].html])))"
-    )
-    browser.call("Page.setBypassCSP", enabled=False)
-    assert [v for v in json.loads(said) if v[1] in ("serious", "critical")] == []
 
 
 @pytest.mark.parametrize("width, height", [(1280, 800), pytest.param(390, 844, marks=pytest.mark.further)])

@@ -162,7 +162,7 @@ def test_volumes_are_drawn_as_means_of_regions():
 
 
 class Told(Listener):
-    """Keeps what it is told."""
+    """Keeps what it gets."""
 
     def __init__(self):
         self.sentences, self.summary = [], {}

@@ -79,7 +79,7 @@ def read(root, run="01"):
 
 @pytest.mark.filterwarnings("ignore:.*electrodes.tsv:RuntimeWarning")
 def test_a_session_is_a_bids_recording_at_every_moment(tmp_path):
-    """Also before its end, as after a kill: nothing is closed here, and half a sample stands at the end."""
+    """Also before its end, as after a kill: nothing is closed here, and half a sample is at the end."""
     values = np.random.default_rng(0).normal(size=(len(NAMES), 400)) * 20
     recorder, told = record(tmp_path, make_chunks(values=values, gap=300), end=False)
     with recorder.path.with_suffix(".eeg").open("ab") as file:

@@ -1,4 +1,4 @@
-"""What is played as a stream, in this process: nothing is lost but what a fault takes away, and that is told."""
+"""What is played as a stream, in this process: nothing is lost but what a fault takes away, and that is reported."""
 
 from dataclasses import replace
 from itertools import islice

@@ -23,7 +23,7 @@ from braindecode_vis.parts.live.stream_roles import Chunk, Decision, StreamInfo,
 
 
 def follow(jitter_s, *, sfreq=250.0, drop=0.01, drift=1e-4, n_chunks=1500, seed=0):
-    """Return lost samples as they were and as they were told, and the errors of times in s, mean lateness taken off."""
+    """Return lost samples as they were and as they were reported, and errors of times in s, mean lateness taken off."""
     rng, clock = np.random.default_rng(seed), SampleClock(sfreq)
     errors, n_lost, told, due, last = [], 0, 0, 0.0, -1.0
     start = []
@@ -88,7 +88,7 @@ def test_a_clock_that_is_set_makes_no_jump():
 class Buffer:
     """Stands in for a FieldTrip buffer, written from the description of its protocol, version 1.
 
-    It answers in the byte order of the client, which the version of a request tells.
+    It answers in the byte order of the client, which the version of a request shows.
     """
 
     def __init__(self, values, sfreq=250.0, kind=9, names=(), resolutions=(), kept=10_000):

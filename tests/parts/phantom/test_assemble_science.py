@@ -68,6 +68,7 @@ def test_without_signal_nothing_is_decoded(decode):
     assert decode(0.0, n_test=1) == pytest.approx(1 / 20, abs=3 * np.sqrt(0.05 * 0.95 / 320))
 
 
+@pytest.mark.further
 def test_accuracy_rises_with_signal_repetitions_and_training(decode):
     assert decode(0.0, n_test=2) < decode(0.1, n_test=2) < decode(1.0, n_test=2)
     assert decode(0.1, n_test=1) < decode(0.1, n_test=4) <= decode(0.1, n_test=16)

@@ -54,7 +54,7 @@ def read_runs(truth):
 
 
 def test_runs_hold_the_person_and_the_film(corpus):
-    """Connectivity tells who it is, also at another site; pictures drive the parcels that they should."""
+    """Connectivity shows who it is, also at another site; pictures drive the parcels that they should."""
     runs = read_runs(corpus)
     connectivity, driven = [], {"movie": [], "rest": []}
     for run, values, t_r in runs:

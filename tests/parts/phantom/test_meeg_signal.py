@@ -249,7 +249,7 @@ def test_ideal_observer_matches_a_plain_matched_filter():
 
 
 def test_an_endless_recording_is_noise_and_the_responses_to_what_is_shown(person, eeg):
-    """Responses reach from chunk to chunk, and each onset is told with the chunk that it lies in."""
+    """Responses reach from chunk to chunk, and each onset comes with the chunk that it lies in."""
     length = round(CHUNK_S * eeg.sfreq)
     quiet = person.config.model_copy(update={"trial_gain_sd": 0.0, "trial_latency_sd_s": 0.0})
     still = replace(person, config=quiet)

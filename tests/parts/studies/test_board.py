@@ -288,7 +288,7 @@ def test_the_table_names_each_run_beside_long_words(tmp_path, capsys):
     ],
 )
 def test_rows_of_an_earlier_version_say_which_method_made_them(tmp_path, version, words):
-    """Their intervals took images that all subjects saw for independent; the scores stand."""
+    """Their intervals took images that all subjects saw for independent; the scores are unchanged."""
     folder = write_run(tmp_path / "run")
     rows = [row | {"resampled": "subjects, then images"} for row in store.read_json(folder / "scores.json")]
     shuffled = {**rows[0], "method": "shuffled", "resampled": "one shuffle"}

@@ -1,4 +1,4 @@
-"""Comparisons of several subjects: of whom a difference speaks, and what it cannot tell."""
+"""Comparisons of several subjects: of whom a difference speaks, and what it cannot show."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,7 @@ import pytest
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.parts.studies import compare
-from braindecode_vis.scoring.crossed import crossed_half_width, crossed_p, image_signs_p, subject_signs_p
+from braindecode_vis.scoring.crossed import crossed_interval, crossed_p, image_signs_p, subject_signs_p
 
 N = 20
 
@@ -51,7 +51,7 @@ def test_a_difference_speaks_of_whom_it_was_asked_for(n_subjects, population, wo
         assert row["p_value"] == p(table)
     assert (row["ci_low"] is None) == words.startswith("no interval")
     if words.endswith("(crossed)"):
-        assert row["ci_high"] - row["difference"] == pytest.approx(crossed_half_width(table))
+        assert row["ci_high"] - row["difference"] == pytest.approx(crossed_interval(table).half_width)
 
 
 def test_groups_that_do_not_hold_whole_images_give_way_to_images():

@@ -99,6 +99,9 @@ def test_a_range_is_no_wider_than_a_factor_of_four_unless_the_power_of_a_fit_is_
         "train", [PieceCost(1 / 16, 1.0), PieceCost(1 / 8, 5.0)], 1.0, "eighth", power=3.0
     )
     assert small.high > 8 * small.low
+    # Steps of a network take the same time, or grow in proportion.
+    steps = plan._make_step("train", [PieceCost(1 / 16, 20.0), PieceCost(1 / 8, 21.0)], 1.0, "", power=1.0)
+    assert 21.0 < steps.seconds < 8 * 21.0 < steps.high
 
 
 def test_larger_pieces_of_a_fit_are_measured_where_its_power_is_not_known():
@@ -109,6 +112,13 @@ def test_larger_pieces_of_a_fit_are_measured_where_its_power_is_not_known():
     assert [piece.size for piece in pieces] == [1 / 8, 1 / 4, 1 / 2]
     assert said == ["measuring a larger piece, about 10 s"]
     assert len(plan._grow(scales, run, 3.0, power=3.0, wanted=0.5)) == 2  # too long even so
+
+
+def test_waiting_for_other_programs_does_not_end_the_measuring():
+    """On a machine with a load of 30 a ridge was planned from a copy of 1/16, at an eighth of its time."""
+    sizes = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    pieces = plan._grow(sizes, lambda s: PieceCost(s, 160 * s**2, 16 * s**2), 5.0, power=3.0)
+    assert pieces[-1].size == 1 / 4
 
 
 def test_what_a_network_computes_before_its_training_is_measured_in_part_and_counted_whole(monkeypatch):
@@ -132,6 +142,17 @@ def test_what_a_network_computes_before_its_training_is_measured_in_part_and_cou
     )
     assert step.seconds == pytest.approx(2 * (0.1 * 5000 + 0.01 * 320 * 10))
     assert max(seen) < 100
+
+
+def test_trials_of_a_network_need_no_more_memory_than_may_lie_on_the_device(monkeypatch):
+    """Four subjects of THINGS-MEG are 17 GB, of which 4 lie in memory and the others are read from their file."""
+    config = read_config("synthetic_digits", ["encoder={kind: network, epochs: 1, batch_size: 32}"])
+    monkeypatch.setattr(plan, "_fit_random", lambda *given: PieceCost(given[3], 0.01 * given[3], memory=1e9))
+    monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
+    for n_train, wanted in ((1000, 1e9 + 4.0 * 1000 * 54_200), (79_392, 1e9 + (4 << 30))):
+        sizes = SimpleNamespace(n_train=n_train, n_folds=1, shape=(271, 200))
+        step = plan._plan_epochs(config, sizes, (768,), 60.0, tell=lambda text: None)
+        assert step.memory == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +179,30 @@ def test_batches_that_take_longer_than_the_budget_are_measured_in_smaller_ones(p
     assert found.seconds == pytest.approx(epoch)
     assert found.memory == pytest.approx(1e9 + 1e6 * 1024)
     assert spent < 3 * 20.0
+
+
+def test_pictures_of_a_large_network_are_counted_and_not_computed(monkeypatch):
+    """Nine pictures of ViT-bigG took minutes, and its random weights 8 GB, which ended the process."""
+    from torchvision.models import vgg11
+
+    asked = {"kind": "torchvision", "architecture": "vgg11", "weights": "random"}
+    changes = [f"target={json.dumps(asked)}", "generator={kind: nearest}"]
+    config = read_config("synthetic_digits", [*QUICK, *changes])
+    found = plan._count_network(config.target)
+    assert found.shape == (4096,)
+    n = sum(one.numel() for one in vgg11(init_weights=False).parameters()) - 4096 * 1000 - 1000
+    assert found.n_bytes == 4 * n
+    # torchvision's 7.61 GFLOPS count a product and its sum as one.
+    assert found.tera_operations == pytest.approx(0.0152, rel=0.02)
+    monkeypatch.setattr(plan, "_measure_tera", lambda: PieceCost(1.0, 1000.0, 900.0))
+    sizes, _ = find_sizes(config)
+    steps, dims, _ = plan._plan_pictures(config, sizes, 20.0)
+    assert dims == (4096,)
+    assert steps[0].seconds == pytest.approx(60 * 1000 * found.tera_operations)
+    assert steps[0].cpu_seconds == pytest.approx(0.9 * steps[0].seconds)
+    assert "computed from 15 billion operations for a picture, 1 billion a second" in steps[0].how
+    assert [step.name for step in steps] == ["embed", "retrieve", "reconstruct", "evaluate", "report"]
+    assert all(step.seconds is not None for step in steps)
 
 
 def test_an_epoch_is_told_apart_from_what_comes_before():
@@ -364,6 +409,7 @@ def test_streamed_trials_need_no_more_memory_than_one_block(name, form, block, t
     config = read_config(name, root=make_tiny(form, tmp_path / form))
     sizes, source = find_sizes(config)
     monkeypatch.setattr(plan, "_preprocess_start", lambda source, n: PieceCost(n, 1.0, 1.0, 1e6 * n, 1.0))
+    monkeypatch.setattr(plan, "_measure_ceilings", lambda sizes: PieceCost(10, 1.0, 1.0))
     monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
     few, many = (
         plan._plan_preprocess(config, replace(sizes, n_stored=n), source, lambda words: None).memory
@@ -401,7 +447,9 @@ def test_pieces_of_a_recording_grow_until_they_tell_its_time():
     """Thirty and sixty trials take as long as what a session costs beside its trials."""
     part = SimpleNamespace(trials=range(700), is_computed=False)
     assert plan._list_pieces(SimpleNamespace(modality="eeg", parts=[part])) == [256, 512, 700]
-    assert plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part])) == [32, 64, 128, 256, 512, 700]
+    pieces = plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part]))
+    assert pieces == [32, 64, 128, 256, 512, 700]
+    assert {type(n) for n in pieces} == {int}  # they cut tables of trials
     part.is_computed = True
     assert plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part])) == [700]
 

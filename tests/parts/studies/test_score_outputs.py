@@ -110,7 +110,7 @@ def test_half_precision_keeps_its_ties_and_constant_rows_are_told():
 
 
 def test_repetitions_in_an_axis_or_by_id_and_their_average(vectors):
-    """Intervals resample images, not rows; single trials stand beside averaged predictions."""
+    """Intervals resample images, not rows; single trials are beside averaged predictions."""
     predicted, targets = vectors
     rng = np.random.default_rng(2)
     trials = predicted[:, None] + 2 * rng.standard_normal((N, 3, D)).astype(np.float32)
@@ -293,7 +293,7 @@ def test_counts_of_the_test_set_used_for_decisions_are_told():
 
 
 def test_an_assignment_is_named_transductive(vectors):
-    """Hungarian matching lifts these predictions; whoever reports it is told that it is another number."""
+    """Hungarian matching lifts these predictions; a sentence says that it is another number."""
     from scipy.optimize import linear_sum_assignment
 
     predicted, targets = vectors

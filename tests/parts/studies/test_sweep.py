@@ -61,7 +61,7 @@ def test_names_of_folders_are_cut_at_80_letters(tmp_path):
 
 
 def test_a_sweep_runs_one_after_the_other_unless_more_are_asked_for(tmp_path, monkeypatch):
-    """What starts a run is told how many share the machine; all of them fail here."""
+    """What starts a run knows how many share the machine; all of them fail here."""
     told = []
     monkeypatch.setattr(
         sweeping, "_run_one", lambda folder, n_jobs, consents: told.append(n_jobs) or "no run"

@@ -69,7 +69,7 @@ def test_a_check_that_could_not_be_made_leaves_its_part_unverified(tmp_path, mon
 
 
 def test_an_artifact_that_is_still_being_written_is_left_out(tmp_path):
-    """Its folder has a hidden name, which stands before all others."""
+    """Its folder has a hidden name, which comes before all others."""
     prepared = write_prepared(tmp_path, DATA, FOLDS)
     fit = write_trained(tmp_path, prepared, write_bank(tmp_path, prepared, NAMES, DATA))
     half = fit.with_name(".tmp-" + fit.name)
@@ -107,7 +107,7 @@ def test_the_low_level_branch_is_a_run_without_a_branch_of_its_own(tmp_path):
 
 
 def test_a_run_without_its_settings_is_not_computed_again(tmp_path):
-    """The reason stands in brackets, so that it must not end as a sentence does."""
+    """The reason is in brackets, so that it must not end as a sentence does."""
     write_run(tmp_path)
     run = open_audited(tmp_path)
     (found,) = check_results(run, [])

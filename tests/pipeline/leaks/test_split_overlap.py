@@ -1,4 +1,4 @@
-"""What stands on both sides of a fold is named: images, concepts, sessions, pictures, trials, and what may not."""
+"""What is on both sides of a fold is named: images, concepts, sessions, pictures, trials, and what may not."""
 
 import numpy as np
 import pytest

@@ -99,7 +99,7 @@ def test_chance_of_two_stimuli_is_that_of_their_permutations():
 
 
 def test_stimuli_are_permuted_within_their_block(tmp_path):
-    """Large tables hold the pairs within a block only; whatever stands elsewhere must not enter chance."""
+    """Large tables hold the pairs within a block only; whatever is elsewhere must not enter chance."""
     references, found = [["a"], ["b"], ["c"], ["d"]], ["a", "x", "c", "y"]
     table = np.full((4, 4), 99.0)
     table[:2, :2], table[2:, 2:] = [[1, 0], [0.5, 0]], [[1, 0.25], [0.5, 0]]

@@ -16,54 +16,32 @@ def _images(n, size, channels, seed=0):
     return rng.integers(0, 256, (n, size, size, channels), dtype=np.uint8)
 
 
+REFERENCES = {
+    "pixcorr": references.pearson, "mse": lambda x, y: np.mean((x - y) ** 2), "ssim": references.ssim,
+    "ssim_legacy": lambda x, y: references.ssim(x, y, legacy=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", REFERENCES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [11, 28, 120])
-def test_native_metrics_equal_the_references(size, channels):
+def test_native_metrics_equal_the_references(size, channels, metric):
     truth, decoded = _images(4, size, channels), _images(4, size, channels, seed=1) // 2
-    a, b = truth / 255, decoded / 255
+    expected = [REFERENCES[metric](x, y) for x, y in zip(truth / 255, decoded / 255, strict=True)]
     # Double precision in both: rounding only.
-    close = {"rtol": 0, "atol": 1e-10}
-    pairs = list(zip(a, b, strict=True))
-    np.testing.assert_allclose(
-        image.compute_image_metric("pixcorr", truth, decoded),
-        [references.pearson(x, y) for x, y in pairs],
-        **close,
-    )
-    np.testing.assert_allclose(
-        image.compute_image_metric("mse", truth, decoded), [np.mean((x - y) ** 2) for x, y in pairs], **close
-    )
-    np.testing.assert_allclose(
-        image.compute_image_metric("ssim", truth, decoded), [references.ssim(x, y) for x, y in pairs], **close
-    )
-    np.testing.assert_allclose(
-        image.compute_image_metric("ssim_legacy", truth, decoded),
-        [references.ssim(x, y, legacy=True) for x, y in pairs],
-        **close,
-    )
+    got = image.compute_image_metric(metric, truth, decoded)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("metric", ["pixcorr", "mse", "ssim"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("sizes", [(28, 40), (300, 425)])  # made larger alone; made smaller first
-def test_425_metrics_equal_the_references(sizes, channels):
+def test_425_metrics_equal_the_references(sizes, channels, metric):
     truth, decoded = _images(2, sizes[0], channels), _images(2, sizes[1], channels, seed=1)
-    pairs = list(zip(references.resize_425(truth / 255), references.resize_425(decoded / 255), strict=True))
+    pairs = zip(references.resize_425(truth / 255), references.resize_425(decoded / 255), strict=True)
+    got = image.compute_image_metric(metric, truth, decoded, protocol="425")
     # In single precision beside double.
-    close = {"rtol": 0, "atol": 1e-6}
-    np.testing.assert_allclose(
-        image.compute_image_metric("pixcorr", truth, decoded, protocol="425"),
-        [references.pearson(x, y) for x, y in pairs],
-        **close,
-    )
-    np.testing.assert_allclose(
-        image.compute_image_metric("ssim", truth, decoded, protocol="425"),
-        [references.ssim(x, y) for x, y in pairs],
-        **close,
-    )
-    np.testing.assert_allclose(
-        image.compute_image_metric("mse", truth, decoded, protocol="425"),
-        [np.mean((x - y) ** 2) for x, y in pairs],
-        **close,
-    )
+    np.testing.assert_allclose(got, [REFERENCES[metric](x, y) for x, y in pairs], rtol=0, atol=1e-6)
 
 
 def test_legacy_425_takes_samples_where_425_averages():

@@ -25,7 +25,7 @@ CPU = {"device": "cpu", "pixels": False, "semantic_ways": ()}
 
 
 def make_images(*shape, seed=0):
-    """Return smooth random images, which networks tell apart better than noise."""
+    """Return smooth random images, which networks distinguish better than noise."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (*shape, 6, 6, 3), dtype=np.uint8)
     return np.repeat(np.repeat(coarse, 8, axis=-3), 8, axis=-2)
@@ -51,7 +51,7 @@ def slow_distance(truth, decoded):
 
 
 def save_random(network, path):
-    """Save random weights and return the network; its normalisations know these images, or it could not tell any."""
+    """Save random weights and return the network; its normalisations know these images, or all would be equal."""
     network.eval()
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for module in norms:

@@ -75,7 +75,7 @@ def test_clip_loss_equals_open_clip():
 
 
 def test_perfect_alignment_has_the_smallest_loss_that_duplicates_allow():
-    """Two trials of one image cannot be told apart, so a positive pair leaves log 2 for each; a mask leaves nothing."""
+    """Two trials of one image are the same to it, so a positive pair leaves log 2 for each; a mask leaves nothing."""
     image = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 2]]
     stimuli = torch.tensor([0, 0, 1, 2])
     options = {"scale": 200.0, "stimuli": stimuli}

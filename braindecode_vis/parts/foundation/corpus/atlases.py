@@ -176,7 +176,7 @@ class CorpusAtlas:
         return self._placed[key]
 
     def match_names(self, names: Sequence[str]) -> np.ndarray:
-        """Return where each channel stands among the `names` of parcellated data, -1 where it does not.
+        """Return where each channel is among the `names` of parcellated data, -1 where it does not.
 
         Names agree if they do without the prefix of their networks, ``_ROI`` behind them, case, and the kind of dash.
         Numbers alone, from 0 or 1 on, name the parcels in their order and have to be as many.
@@ -184,7 +184,7 @@ class CorpusAtlas:
         Raises
         ------
         DataError
-            If none agrees, a name stands there twice, or parcels without names are of another number.
+            If none agrees, a name is there twice, or parcels without names are of another number.
         """
         own = self.channels.names
         if all(re.fullmatch(r"(parcel|roi|region)?[ _-]?\d+", name, re.IGNORECASE) for name in names):
@@ -333,7 +333,7 @@ def _digest(files: list[Path], labels: Path | None, forms: list[Atlas], names: t
 
 
 def _pair_hemispheres(files: list[Path]) -> list[tuple[Path, Path]]:
-    """Return the files of surfaces as pairs of left and right, told by their names."""
+    """Return the files of surfaces as pairs of left and right, recognised by their names."""
     right = re.compile(r"(^|[._-])(rh|R|hemi-R)([._-]|$)")
     pairs: dict[str, dict[bool, Path]] = {}
     for path in files:

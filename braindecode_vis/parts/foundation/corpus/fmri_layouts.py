@@ -40,7 +40,6 @@ _NO_SERIES = re.compile(r"desc-confounds|desc-(ICA|MELODIC)|_echo-|_part-phase")
 _OF_IMAGE = re.compile(r"_(space|res|den|cohort|hemi|desc|seg|atlas|stat|label|model)-[a-zA-Z0-9+]+")
 #: What the sidecar of a table may call the list of its parcels.
 NAME_KEYS = ("Parcels", "ParcelNames", "Columns", "Labels")
-_SIDECAR_KEYS = ("RepetitionTime", "SamplingFrequency", *NAME_KEYS)
 _MNINONLINEAR, _RESULTS = "MNINonLinear", "Results"
 
 

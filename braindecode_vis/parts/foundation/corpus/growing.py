@@ -480,7 +480,7 @@ def _begin(folder: Path, roots: Sequence[Path], config: CorpusConfig, sources: S
 
 
 def _compare_atlas(manifest: CorpusManifest, now: Channels, tell: Callable[[str], None]) -> None:
-    """Raise `ConfigError` if the files that define the channels are of others by now; tell of other files of them."""
+    """Raise `ConfigError` if the files that define the channels are of others by now; report other files of them."""
     if now.names != manifest.channels.names:
         raise ConfigError(
             f"the corpus has {len(manifest.channels.names)} channels, first "
@@ -679,7 +679,7 @@ def _hold_out(
 
 
 def _tell_merged(manifest: CorpusManifest, before: _Before, tell: Callable[[str], None]) -> CorpusManifest:
-    """Tell of persons who were trained on and are held out from now on; return the manifest with all their names."""
+    """Report persons who were trained on and are held out from now on; return the manifest with all their names."""
     names, held = manifest.name_people(), manifest.find_held_out()
     seen = sorted({names[subject] for subject in before.trained if names[subject] in held})
     if seen:

@@ -3,7 +3,7 @@
 Owns which sensor of a recording is which channel of the corpus (other spellings, names of the older 10-20 system,
 pairs that the user gives), what a recording lacks, and the order of the steps on samples: repair, reference, notch and
 band of each stretch between joins, rate. Events are of no interest, but for joins. A finder reads headers and sidecars
-and a few seconds of samples, which tell dead sensors; the rest is read when a run is asked for, in stretches, and at
+and a few seconds of samples, which show dead sensors; the rest is read when a run is asked for, in stretches, and at
 the recorded rate it lies on disk rather than in memory where it is large.
 
 References
@@ -86,7 +86,7 @@ def read_meeg_channels(config: MeegChannels, roots: Sequence[Path]) -> Channels:
     ConfigError
         If an electrode is named that no system of electrodes has, or a sensor is there twice.
     DataError
-        If a MEG recording must tell the sensors, and there is none.
+        If a MEG recording must name the sensors, and there is none.
     """
     names = config.names
     if len(set(names)) != len(names):
@@ -256,7 +256,7 @@ def _describe(held: HeldRecording, root: Path, card: SourceCard, config: MeegCha
 
 
 def _open(held: HeldRecording, root: Path) -> Any:
-    """Open a recording with its sidecars, which tell types, bad channels and places of sensors."""
+    """Open a recording with its sidecars, which name types, bad channels and places of sensors."""
 
     def read_with_sidecars() -> Any:
         import mne_bids

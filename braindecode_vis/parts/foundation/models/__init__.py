@@ -27,7 +27,7 @@ class WeightsLayout:
     prefix_may_lack
         Whether a file in which no name has the prefix is read as it is.
     beside
-        Starts of names of parts that stand beside it and keep their names; they are read if the network has them.
+        Starts of names of parts that are beside it and keep their names; they are read if the network has them.
     ignored
         Starts of names (after the prefix) of parts that decoding does not use.
     absent

@@ -3,8 +3,7 @@
 450 parcels (50 subcortical of Tian's scale 3, then 400 of Schaefer with 17 networks) of 160 frames, 16 frames a token.
 A token's place is a sine code of its patch of time and a linear map of its parcel's row in a table of functional
 gradients, scaled to -1 .. 1 over the whole table; that table is part of the method, not of the weights. `BrainJEPA`
-and `JepaPredictor` carry the published names in their state dicts. Written from the description; knows neither files
-nor training.
+carries the published names in its state dict. Written from the description; knows neither files nor training.
 
 References
 ----------
@@ -32,7 +31,7 @@ class GradientPlaces(nn.Module):
     n_patches
         Patches of time.
     width
-        Size of a token; half of it tells the time, half the parcel.
+        Size of a token; half of it encodes the time, half the parcel.
     """
 
     gradients: Tensor
@@ -94,7 +93,7 @@ class BrainJEPA(Backbone):
         Parameters
         ----------
         series : tensor of shape (batch, n_parcels, n_frames)
-            Fewer frames than in training stand at the beginning; a whole number of patches.
+            Fewer frames than in training are at the beginning; a whole number of patches.
         visible : integer tensor of shape (n_visible,), optional
             Tokens that the transformer sees, counted over those of `series`; all by default.
 
@@ -110,53 +109,3 @@ class BrainJEPA(Backbone):
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
-
-
-class JepaPredictor(nn.Module):
-    """Predicts the encoder's tokens at hidden places from those at visible ones.
-
-    Parameters
-    ----------
-    gradients, n_frames, patch, width
-        As for `BrainJEPA`.
-    inner, depth, n_heads
-        Of the predictor (384, 6, 12).
-    """
-
-    def __init__(
-        self,
-        gradients: Tensor,
-        *,
-        n_frames: int = 160,
-        patch: int = 16,
-        width: int = 768,
-        inner: int = 384,
-        depth: int = 6,
-        n_heads: int = 12,
-    ) -> None:
-        super().__init__()
-        self.mask_token = nn.Parameter(torch.randn(1, 1, inner) * 0.02)
-        self.predictor_embed = nn.Linear(width, inner)
-        self.predictor_2dpe_proj = GradientPlaces(gradients, n_frames // patch, inner)
-        self.predictor_blocks = nn.ModuleList(
-            Block(inner, JointAttention(inner, n_heads)) for _ in range(depth)
-        )
-        self.predictor_norm = nn.LayerNorm(inner, eps=EPS)
-        self.predictor_proj = nn.Linear(inner, width)
-
-    def forward(self, tokens: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
-        """Return predicted tokens, (batch, n_hidden, width).
-
-        Parameters
-        ----------
-        tokens : tensor of shape (batch, n_visible, width)
-        visible, hidden : integer tensors of shapes (n_visible,) and (n_hidden,)
-            Places of the given and of the wanted tokens.
-        """
-        places = self.predictor_2dpe_proj()
-        given = self.predictor_embed(tokens) + places[visible]
-        wanted = (self.mask_token + places[hidden]).expand(len(tokens), -1, -1)
-        tokens = torch.cat([given, wanted], dim=1)
-        for block in self.predictor_blocks:
-            tokens = block(tokens)
-        return self.predictor_proj(self.predictor_norm(tokens)[:, len(visible) :])

@@ -149,55 +149,6 @@ class Predictor(nn.Module):
         return self.predictor_proj(self.predictor_norm(tokens)).unflatten(1, shape)
 
 
-class ChannelReconstructor(nn.Module):
-    """Attention of channels that are asked for over the summaries of all patches; decoding does not need it.
-
-    Parameters
-    ----------
-    rows
-        Row of each channel in `CH_NAMES`.
-    size, depth, n_heads
-        As in the encoder.
-    """
-
-    rows: Tensor
-    mask_token: Tensor
-
-    def __init__(self, rows: Sequence[int], size: int = 512, depth: int = 8, n_heads: int = 8) -> None:
-        super().__init__()
-        self.register_buffer("rows", torch.tensor(list(rows), dtype=torch.long), persistent=False)
-        self.register_buffer("mask_token", torch.zeros(1, 1, size))
-        self.reconstructor_embed = nn.Linear(size, size)
-        self.time_embed = Rates(size // n_heads)
-        self.chan_embed = nn.Embedding(len(CH_NAMES), size)
-        self.reconstructor_blocks = nn.ModuleList(
-            Block(size, RotaryAttention(size, n_heads)) for _ in range(depth)
-        )
-        self.reconstructor_norm = nn.LayerNorm(size, eps=EPS)
-        self.reconstructor_proj = nn.Linear(size, PATCH)
-
-    def forward(self, summaries: Tensor, patches: Tensor) -> Tensor:
-        """Return the samples of all channels in some patches, shape (batch, n_asked, n_channels, 64).
-
-        Parameters
-        ----------
-        summaries : tensor of shape (batch, n_patches, 4, size)
-            Of all patches, those that were hidden as the predictor fills them.
-        patches : integer tensor of shape (n_asked,)
-            Which patches are asked for.
-        """
-        tokens = self.reconstructor_embed(summaries)
-        asked = self.mask_token[0] + self.chan_embed(self.rows)  # channels, size
-        asked = asked.expand(len(tokens), len(patches), -1, -1).flatten(1, 2)
-        own = torch.arange(tokens.shape[1], device=tokens.device).repeat_interleave(N_SUMMARIES)
-        angles = self.time_embed(torch.cat([own, patches.repeat_interleave(len(self.rows))]))
-        tokens = torch.cat([tokens.flatten(1, 2), asked], dim=1)
-        for block in self.reconstructor_blocks:
-            tokens = block(tokens, angles)
-        found = self.reconstructor_proj(self.reconstructor_norm(tokens[:, -asked.shape[1] :]))
-        return found.unflatten(1, (len(patches), len(self.rows)))
-
-
 class Rates(nn.Module):
     """By what angles half of the features of a head turn with time; the other half stays.
 

@@ -307,7 +307,7 @@ def mix_channels(
     rows
         Own channel of each name of the model that is there, of `EegModelConfig.find_rows`.
     table
-        Names that the model wants, in its order.
+        Names that the model needs, in its order.
     title
         Name of the model, in messages.
     missing
@@ -454,7 +454,7 @@ def load_backbone(
     source
         Path of the file, in messages.
     layout
-        What may be absent, or stand beside.
+        What may be absent, or beside it.
 
     Raises
     ------

@@ -530,7 +530,7 @@ class BendrConfig(EegModelConfig):
     contextualizer_digest
         Digest of that file, as `pretrained_digest` is of the first.
     value_range
-        Largest minus smallest value of the data set, in the unit of the responses: a row of its input tells how much of
+        Largest minus smallest value of the data set, in the unit of the responses: a row of its input says how much of
         that a trial spans. None writes 0, a middle, into that row.
     missing
         What happens with channels that the data do not have: they are zero (``zero``, as published), interpolated from

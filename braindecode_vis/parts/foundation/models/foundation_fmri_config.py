@@ -160,7 +160,7 @@ class ParcelModelConfig(FoundationConfig):
             )
 
     def find_table(self) -> tuple[str, int, int]:
-        """Return the tensor whose size tells the atlas, its axis, and the size there."""
+        """Return the tensor whose size shows the atlas, its axis, and the size there."""
         raise NotImplementedError
 
 
@@ -309,7 +309,7 @@ class BrainLMConfig(ParcelModelConfig):
         return max(0, (before + n_frames) // patch * patch - before)
 
     def find_table(self) -> tuple[str, int, int]:
-        """Return the table of places; the older model has none, and is told by its names."""
+        """Return the table of places; the older model has none, and is recognised by its names."""
         side = -(-self.n_parcels // self.sizes["patch"])
         return "vit.embeddings.position_embeddings", 1, 1 + side * side
 
@@ -467,9 +467,9 @@ NEUROSTORM_T_R = 0.8
 class NeuroStormConfig(FoundationConfig):
     """NeuroSTORM (Wang et al. 2026): volumes of the whole brain over time through windows of state-space layers.
 
-    Reads voxels of one grid in MNI space that all subjects share. The nearest voxel stands in each place of the
+    Reads voxels of one grid in MNI space that all subjects share. The nearest voxel is in each place of the
     model's volume of 96 x 96 x 96 voxels of 2 mm; trials are interpolated linearly to 0.8 s and z-scored over voxels
-    and frames together, and the least value stands outside of the brain. Four frames are a window, others are left out.
+    and frames together, and the least value is outside of the brain. Four frames are a window, others are left out.
     Every layer is a recurrence over 256 steps, which is slow without a GPU.
     """
 

@@ -102,6 +102,7 @@ class InContextConfig(EncoderSettings, DeviceSettings):
     people_steps: int = Field(default=100, ge=0)
 
     may_know_likelihood: ClassVar[bool] = False
+    growth: ClassVar[float] = 1.0  # steps of the network, whose number and voxels do not depend on the trials
 
     def build(self, *, seed: int) -> InContextEncoder:
         """Return the unfitted encoder."""

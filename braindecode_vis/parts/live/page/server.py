@@ -1,6 +1,6 @@
 """The server of the live page: one thread beside the session, on this machine only, protected by a token.
 
-Owns addresses, who may read them, the pace at which browsers are told, and the clock of a calibration block. The
+Owns addresses, who may read them, the pace of messages to browsers, and the clock of a calibration block. The
 session never waits: a listener's calls append to a list, and the thread of the server does the rest. Every browser has
 a place in one bounded log of events; one that fell behind gets the whole state anew, so that no decision is missing in
 counts. What is shown is `PageState`'s business.
@@ -77,7 +77,7 @@ class Showing:
     duration
         How long it stays on the screen, in s.
     pause
-        How long the fixation cross stands alone before it, in s.
+        How long the fixation cross is alone before it, in s.
     """
 
     stimulus_id: str
@@ -292,7 +292,7 @@ class PageListener(Listener):
         self._post("tell", sentence, level, time.time())
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Tell every browser, then stop; what a browser shows stays there."""
+        """Inform every browser, then stop; what a browser shows stays there."""
         self._post("end", dict(summary))
         self.close()
 
@@ -420,7 +420,7 @@ class PageListener(Listener):
             await work
 
     async def _work(self) -> None:
-        """Take in what the session left, and wake those who tell browsers."""
+        """Take in what the session left, and wake those who inform browsers."""
         assert self._wake is not None
         judged = 0.0
         while True:
@@ -692,7 +692,7 @@ class PageListener(Listener):
             self._calibrating = None
 
     async def _learn(self, block: Calibration, complete: bool) -> None:
-        """Finish a block, and tell the page that shows it."""
+        """Finish a block, and inform the page that shows it."""
         from starlette.concurrency import run_in_threadpool
 
         try:

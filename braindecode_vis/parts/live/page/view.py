@@ -97,7 +97,7 @@ class Traces:
 def judge_channels(samples: np.ndarray, *, microvolts: bool) -> list[str]:
     """Say of each channel whether it is ``good``, ``missing``, ``flat``, ``railed`` or ``noisy``.
 
-    Railed is a channel of which a tenth of the samples stands at its extreme; noisy one whose steps from sample to
+    Railed is a channel of which a tenth of the samples is at its extreme; noisy one whose steps from sample to
     sample are five times those of the median channel, or whose standard deviation without its slope is above 150 µV.
 
     Parameters

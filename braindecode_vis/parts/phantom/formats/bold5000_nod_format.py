@@ -195,34 +195,21 @@ def _write_bold5000_run(
     design = make_design(job, person.index, TIMING)
     trials = design[(design["session"] == session) & (design["run"] == run)]
     place = (name_subject(person), f"{session:02d}", TASK, run)
-    events = make_bold5000_events(trials, job.table, person.index + 1)
-    return write_raw_run(job, person, place, trials, events, TIMING.stimulus, TIMING.tail, progress)
-
-
-def make_bold5000_events(trials: pd.DataFrame, table: pd.DataFrame, subject: int) -> pd.DataFrame:
-    """Return the event table of one run, in the columns of the published ones.
-
-    Parameters
-    ----------
-    trials : DataFrame
-        `session`, `run`, `onset` (s), `row` of the image and its `repetition`.
-    table : DataFrame
-        The images: `file_name`, `kind` and `split`.
-    """
-    shown = table.iloc[trials["row"].to_numpy()]
+    shown = job.table.iloc[trials["row"].to_numpy()]
     onset = trials["onset"].to_numpy()
     kinds = shown["kind"].to_numpy().astype(object)
     # The third presentation of a repeated picture has no mark, as in some published tables.
     marked = (shown["split"] == "test").to_numpy() & (trials["repetition"].to_numpy() != 2)
-    return pd.DataFrame(
+    events = pd.DataFrame(
         {
-            "onset": onset, "duration": TIMING.stimulus, "Subj": subject, "Sess": trials["session"].to_numpy(),
+            "onset": onset, "duration": TIMING.stimulus, "Subj": person.index + 1, "Sess": trials["session"].to_numpy(),
             "Run": trials["run"].to_numpy(), "Trial": np.arange(1, len(trials) + 1),
             "ImgName": shown["file_name"].to_numpy(), "ImgType": np.where(marked, "rep_" + kinds, kinds),
             "StimOn(s)": onset, "StimOff(s)": onset + TIMING.stimulus, "Response": 1, "RT": 2.5,
             "stim_file": shown["file_name"].to_numpy(),
         }
     )  # fmt: skip
+    return write_raw_run(job, person, place, trials, events, TIMING.stimulus, TIMING.tail, progress)
 
 
 # --- BOLD5000: betas -----------------------------------------------------------------------------------------------

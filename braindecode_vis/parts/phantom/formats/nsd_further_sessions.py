@@ -198,8 +198,8 @@ def estimate_synthetic_bytes(size: PhantomSize) -> float:
 def expect_synthetic_seconds(size: PhantomSize) -> float:
     """Return the time that a usual machine needs to draw the images: grey ones for all and again for each subject."""
     n_grey, n_colour = count_kinds(size)
-    # The blur is as wide as the image is large: 0.25 s at 714 x 1360 pixels, and the third power of the side.
-    each = 0.25 * (size.image_size / 425) ** 3
+    # The blur is as wide as the image is large: the third power of the side, 0.37 s at 714 x 1360 pixels.
+    each = 0.37 * (size.image_size / 425) ** 3
     return each * (n_grey + size.n_subjects * (n_grey + n_colour))
 
 

@@ -41,7 +41,6 @@ from braindecode_vis.parts.phantom.sizes import PhantomSize, estimate_image_byte
 
 Repack = Literal["mindeye1", "mindeye2", "brain-diffuser"]
 USES = ("n_runs", "voxel_mm")
-MINDEYE2_TRIALS = 750  # of a session, by which its readers tell sessions apart
 _PER_TAR = 500
 _GENERAL_SHARE = 0.22  # of cortical voxels that nsdgeneral has, for the estimate alone
 

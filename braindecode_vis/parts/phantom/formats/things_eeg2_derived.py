@@ -334,7 +334,6 @@ def write_ubp(
     texts: Sequence[str],
     sessions: np.ndarray,
     ch_names: Sequence[str],
-    n_times: int = 250,
 ) -> Path:
     """Write ``Preprocessed_data_250Hz_whiten/sub-XX/{train,test}.pt``: a dictionary in the zip of `torch.save`.
 
@@ -351,7 +350,7 @@ def write_ubp(
     """
     check_option("partition", partition, PARTITIONS)
     n_images, n_repetitions = np.shape(sessions)
-    array = PendingArray((n_images, n_repetitions, len(ch_names), n_times), np.dtype("<f2"))
+    array = PendingArray((n_images, n_repetitions, len(ch_names), 250), np.dtype("<f2"))
 
     def repeat(values: np.ndarray) -> np.ndarray:
         return np.tile(

@@ -116,7 +116,6 @@ def make_design(size: PhantomSize, seed: int, subject: int) -> list[SessionDesig
         train_repetitions=size.train_repetitions // (size.n_sessions // 2),
         test_repetitions=size.test_repetitions // size.n_sessions,
         n_recordings=size.runs,
-        target_fraction=TARGET_FRACTION,
         # The published range of 1.5 to 2.85 s around its mean.
         pause_s=(0.69 * size.pause_s, 1.31 * size.pause_s),
     )
@@ -252,7 +251,6 @@ def make_things_eeg2_design(
     train_repetitions: int = 2,
     test_repetitions: int = 20,
     n_recordings: int = 5,
-    target_fraction: float = 0.06,
     pause_s: tuple[float, float] = PAUSE_S,
 ) -> list[SessionDesign]:
     """Return the order and times of images, session by session.
@@ -269,15 +267,13 @@ def make_things_eeg2_design(
         Root of the random order and of the pauses.
     n_recordings
         Recordings that are joined in a training file.
-    target_fraction
-        Share of the shown images that are targets.
     pause_s
         Shortest and longest blank between two sequences, in s.
 
     Raises
     ------
     ConfigError
-        If a size is not positive or `target_fraction` is not below one half.
+        If a size is not positive.
 
     Examples
     --------
@@ -287,10 +283,10 @@ def make_things_eeg2_design(
     (40, 20)
     """
     sizes = (n_train_concepts, n_train_exemplars, n_test_concepts, n_sessions, n_recordings)
-    if min(*sizes, train_repetitions, test_repetitions) < 1 or not 0 <= target_fraction < 0.5:
+    if min(*sizes, train_repetitions, test_repetitions) < 1:
         raise ConfigError(
-            "a THINGS-EEG2 design needs positive sizes and a share of targets below 0.5, "
-            f"not {sizes} with {train_repetitions} and {test_repetitions} repetitions, {target_fraction}."
+            f"a THINGS-EEG2 design needs positive sizes, not {sizes} with {train_repetitions} and {test_repetitions} "
+            "repetitions."
         )
     n_train = n_train_concepts * n_train_exemplars
     seen = np.zeros(n_train, dtype=int)
@@ -302,14 +298,12 @@ def make_things_eeg2_design(
         half = order if half.size == 0 else half  # a single image has one half only
         rng = make_generator(seed, "things-eeg2", "training", session)
         shown = _make_passes(half, train_repetitions, rng)
-        training = _lay_out(
-            shown, seen[shown] + _count_before(shown), n_recordings, target_fraction, pause_s, rng
-        )
+        training = _lay_out(shown, seen[shown] + _count_before(shown), n_recordings, pause_s, rng)
         np.add.at(seen, shown, 1)
         rng = make_generator(seed, "things-eeg2", "test", session)
         shown = _make_passes(np.arange(n_test_concepts), test_repetitions, rng)
         repetition = session * test_repetitions + _count_before(shown)
-        test = _lay_out(shown, repetition, 1, target_fraction, pause_s, rng)
+        test = _lay_out(shown, repetition, 1, pause_s, rng)
         sessions.append(SessionDesign(session + 1, training, test))
     return sessions
 
@@ -332,13 +326,12 @@ def _lay_out(
     conditions: np.ndarray,
     repetitions: np.ndarray,
     n_recordings: int,
-    target_fraction: float,
     pause_s: tuple[float, float],
     rng: np.random.Generator,
 ) -> PartitionDesign:
     """Add targets, divide the trials into sequences and recordings, and set their times."""
     # The share is of all shown images, targets included.
-    n_targets = round(len(conditions) * target_fraction / (1 - target_fraction))
+    n_targets = round(len(conditions) * TARGET_FRACTION / (1 - TARGET_FRACTION))
     n_trials = len(conditions) + n_targets
     is_target = np.zeros(n_trials, dtype=bool)
     is_target[rng.choice(n_trials, n_targets, replace=False)] = True

@@ -1,7 +1,7 @@
 """The board of entries: a static site of sealed entries, and ``entries.json``.
 
-Owns the pages: one with all tracks, one a track, one an entry, and the history. Entries stand in three columns that are
-never mixed, with floors in every table; published results stand apart and are not sorted among measured ones. The site
+Owns the pages: one with all tracks, one a track, one an entry, and the history. Entries are in three columns that are
+never mixed, with floors in every table; published results are apart and are not sorted among measured ones. The site
 loads nothing, so that it opens from a folder. How entries are scored and placed is in `entry_scores`.
 
 ::

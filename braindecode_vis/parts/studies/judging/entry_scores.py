@@ -50,7 +50,7 @@ class EntryScores:
     Parameters
     ----------
     column
-        Where the entry stands in the table.
+        The place of the entry in the table.
     rows
         Scores of each subject and of all together: the entry (``decoded``) and the floors that need nothing else.
     items
@@ -358,7 +358,7 @@ def find_main(scores: Mapping[str, Any], metric: str, method: str = "decoded") -
 
 
 def _give_places(track: Track, rows: Sequence[TableRow]) -> list[TableRow]:
-    """Return rows with their places, best first; ties of the headline stand in the order of their names."""
+    """Return rows with their places, best first; ties of the headline are in the order of their names."""
     ordered = sorted(rows, key=lambda row: (-float(row.main["value"]), row.folder.name))
     placed = list[TableRow]()
     for number, row in enumerate(ordered, 1):

@@ -1,7 +1,7 @@
 """Hidden labels: the public half of a test set for everybody, and the sealed half for its holder.
 
 Owns the two halves, the commitment that is published before anybody answers, and the ledger that gives a team one score
-a day. A query has a name that says nothing; which picture it showed stands in the sealed half alone. Knows nothing of
+a day. A query has a name that says nothing; which picture it showed is in the sealed half alone. Knows nothing of
 how an entry is scored.
 
 ::

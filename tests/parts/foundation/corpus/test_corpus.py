@@ -286,7 +286,7 @@ def test_a_recording_that_changed_takes_the_place_of_what_was_stored(tmp_path, r
 
 
 def test_a_repetition_time_that_was_corrected_makes_a_run_new(tmp_path, root):
-    """It stands in a sidecar, so that the files of samples are the same, and the run kept the wrong one."""
+    """It is in a sidecar, so that the files of samples are the same, and the run kept the wrong one."""
 
     class Corrected(ToySources):
         def _open(self, path, root):

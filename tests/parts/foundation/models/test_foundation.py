@@ -193,7 +193,7 @@ def test_other_files_are_refused(tmp_path, change, words):
 
 
 def test_reading_runs_no_code(tmp_path):
-    """A Namespace may stand in a file; what it holds beside plain values may not."""
+    """A Namespace may be in a file; what it holds beside plain values may not."""
     path = tmp_path / "file.pth"
     torch.save({"args": argparse.Namespace(call=print)}, path)
     with pytest.raises(DataError, match="cannot be read"):
@@ -378,7 +378,7 @@ def test_a_fitted_network_needs_the_file_no_more(tmp_path):
 
 
 def test_scaled_responses_need_a_scale(tmp_path):
-    """The default scaling takes the unit away, which the network is told."""
+    """The default scaling takes the unit away, which the network knows."""
     network = {"kind": "labram"}
     responses, targets = make_trials()
     with pytest.raises(ConfigError, match="sees 'scaled'"):

@@ -1,4 +1,4 @@
-"""In-context decoding: a new person's pairs are enough, voxels have no order, and what cannot be decoded is said."""
+"""In-context decoding: a new person's pairs are enough, voxels have no order, and what cannot be decoded is named."""
 
 from dataclasses import replace
 
