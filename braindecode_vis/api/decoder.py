@@ -868,7 +868,7 @@ class Decoder(BaseEstimator):
 
 def _holds_pictures(y: Any) -> bool:
     """Return whether `y` holds arrays of pictures; numpy cannot stack a list of several sizes to count its axes."""
-    return np.ndim(y[0]) >= 2 if isinstance(y, Sequence) and len(y) else np.ndim(y) > 2
+    return np.ndim(y[0]) >= 2 if isinstance(y, Sequence) and len(y) else np.asarray(y).ndim > 2
 
 
 def _count(images: Iterable[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
