@@ -143,7 +143,7 @@ def test_images_that_were_shown_are_left_out(trained, tmp_path):
     # Without noise no image comes twice: others take the place of those that are left out.
     asked = SyntheticConfig(images=str(pictures), noise="none", share=0.05)
     config = trained.config.model_copy(update={"synthetic": asked})
-    other = replace(trained, config=config, seen={"preprocess": preparing.preprocess(trained)})
+    other = open_run(config, tmp_path / "other")
     made = synthesise_fold(other, 0).responses
     assert sorted(made.stimulus_ids) == [f"{PREFIX}new{n}" for n in range(3)]
     for path in pictures.glob("new*.png"):
