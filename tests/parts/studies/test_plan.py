@@ -13,16 +13,10 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.cli import main
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import find_manifest
-from braindecode_vis.parts.studies import plan
-from braindecode_vis.parts.studies.plan import (
-    PieceCost,
-    RunPlan,
-    RunSizes,
-    Step,
-    extrapolate,
-    find_sizes,
-    plan_runs,
-)
+from braindecode_vis.parts.studies import plan, plan_pictures, plan_pieces
+from braindecode_vis.parts.studies.plan import RunPlan, plan_runs
+from braindecode_vis.parts.studies.plan_pieces import PieceCost, Step, extrapolate
+from braindecode_vis.parts.studies.run_sizes import RunSizes, find_sizes
 from tests.datasets.test_bids_fmri import write_run
 from tests.parts.phantom.tiny import make_tiny
 
@@ -91,16 +85,18 @@ def test_a_range_is_no_wider_than_a_factor_of_four_unless_the_power_of_a_fit_is_
     for seconds in (0.01, 0.5, 2.0, 30.0):
         for ratio in (1.0, 8.0, 1e3, 1e6):
             pieces = [PieceCost(1.0, seconds / 2), PieceCost(2.0, seconds)]
-            step = plan._make_step("embed", pieces, 2.0 * ratio, "pieces")
+            step = plan_pieces.make_step("embed", pieces, 2.0 * ratio, "pieces")
             assert step.low <= step.seconds <= step.high <= 4.001 * step.low
-    half = plan._make_step("train", [PieceCost(0.25, 1.0), PieceCost(0.5, 5.0)], 1.0, "half", power=3.0)
+    half = plan_pieces.make_step("train", [PieceCost(0.25, 1.0), PieceCost(0.5, 5.0)], 1.0, "half", power=3.0)
     assert half.low <= half.seconds <= half.high <= 4.001 * half.low
-    small = plan._make_step(
+    small = plan_pieces.make_step(
         "train", [PieceCost(1 / 16, 1.0), PieceCost(1 / 8, 5.0)], 1.0, "eighth", power=3.0
     )
     assert small.high > 8 * small.low
     # Steps of a network take the same time, or grow in proportion.
-    steps = plan._make_step("train", [PieceCost(1 / 16, 20.0), PieceCost(1 / 8, 21.0)], 1.0, "", power=1.0)
+    steps = plan_pieces.make_step(
+        "train", [PieceCost(1 / 16, 20.0), PieceCost(1 / 8, 21.0)], 1.0, "", power=1.0
+    )
     assert 21.0 < steps.seconds < 8 * 21.0 < steps.high
 
 
@@ -108,16 +104,16 @@ def test_larger_pieces_of_a_fit_are_measured_where_its_power_is_not_known():
     said = []
     run = lambda size: PieceCost(size, 40.0 * size**2)  # noqa: E731
     scales = [1 / 8, 1 / 4, 1 / 2, 1.0]
-    pieces = plan._grow(scales, run, 10.0, power=3.0, wanted=0.5, tell=said.append)
+    pieces = plan_pieces.grow(scales, run, 10.0, power=3.0, wanted=0.5, tell=said.append)
     assert [piece.size for piece in pieces] == [1 / 8, 1 / 4, 1 / 2]
     assert said == ["measuring a larger piece, about 10 s"]
-    assert len(plan._grow(scales, run, 3.0, power=3.0, wanted=0.5)) == 2  # too long even so
+    assert len(plan_pieces.grow(scales, run, 3.0, power=3.0, wanted=0.5)) == 2  # too long even so
 
 
 def test_waiting_for_other_programs_does_not_end_the_measuring():
     """On a machine with a load of 30 a ridge was planned from a copy of 1/16, at an eighth of its time."""
     sizes = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-    pieces = plan._grow(sizes, lambda s: PieceCost(s, 160 * s**2, 16 * s**2), 5.0, power=3.0)
+    pieces = plan_pieces.grow(sizes, lambda s: PieceCost(s, 160 * s**2, 16 * s**2), 5.0, power=3.0)
     assert pieces[-1].size == 1 / 4
 
 
@@ -148,7 +144,7 @@ def test_trials_of_a_network_need_no_more_memory_than_may_lie_on_the_device(monk
     """Four subjects of THINGS-MEG are 17 GB, of which 4 lie in memory and the others are read from their file."""
     config = read_config("synthetic_digits", ["encoder={kind: network, epochs: 1, batch_size: 32}"])
     monkeypatch.setattr(plan, "_fit_random", lambda *given: PieceCost(given[3], 0.01 * given[3], memory=1e9))
-    monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
+    monkeypatch.setattr(plan, "read_memory", lambda name: 0.0)
     for n_train, wanted in ((1000, 1e9 + 4.0 * 1000 * 54_200), (79_392, 1e9 + (4 << 30))):
         sizes = SimpleNamespace(n_train=n_train, n_folds=1, shape=(271, 200))
         step = plan._plan_epochs(config, sizes, (768,), 60.0, tell=lambda text: None)
@@ -174,7 +170,7 @@ def test_batches_that_take_longer_than_the_budget_are_measured_in_smaller_ones(p
         spent += 2 * seconds
         return PieceCost(n, seconds, memory=1e9 + 1e6 * min(n, 1024))
 
-    pieces, found = plan._measure_training(fit, 1024, 4096, budget=20.0)
+    pieces, found = plan_pieces.measure_training(fit, 1024, 4096, budget=20.0)
     assert pieces[-1].size == measured
     assert found.seconds == pytest.approx(epoch)
     assert found.memory == pytest.approx(1e9 + 1e6 * 1024)
@@ -188,15 +184,15 @@ def test_pictures_of_a_large_network_are_counted_and_not_computed(monkeypatch):
     asked = {"kind": "torchvision", "architecture": "vgg11", "weights": "random"}
     changes = [f"target={json.dumps(asked)}", "generator={kind: nearest}"]
     config = read_config("synthetic_digits", [*QUICK, *changes])
-    found = plan._count_network(config.target)
+    found = plan_pictures._count_network(config.target)
     assert found.shape == (4096,)
     n = sum(one.numel() for one in vgg11(init_weights=False).parameters()) - 4096 * 1000 - 1000
     assert found.n_bytes == 4 * n
     # torchvision's 7.61 GFLOPS count a product and its sum as one.
     assert found.tera_operations == pytest.approx(0.0152, rel=0.02)
-    monkeypatch.setattr(plan, "_measure_tera", lambda: PieceCost(1.0, 1000.0, 900.0))
+    monkeypatch.setattr(plan_pictures, "_measure_tera", lambda: PieceCost(1.0, 1000.0, 900.0))
     sizes, _ = find_sizes(config)
-    steps, dims, _ = plan._plan_pictures(config, sizes, 20.0)
+    steps, dims, _ = plan_pictures.plan_pictures(config, sizes, 20.0)
     assert dims == (4096,)
     assert steps[0].seconds == pytest.approx(60 * 1000 * found.tera_operations)
     assert steps[0].cpu_seconds == pytest.approx(0.9 * steps[0].seconds)
@@ -206,7 +202,7 @@ def test_pictures_of_a_large_network_are_counted_and_not_computed(monkeypatch):
 
 
 def test_an_epoch_is_told_apart_from_what_comes_before():
-    marks = plan._Marks()
+    marks = plan_pieces.Marks()
     marks(0, 0, "a message")
     assert marks.split(PieceCost(8, 10.0, 6.0)) == PieceCost(8, 5.0, 3.0)  # no progress was shown
     marks.times = [(100.0 + k, 50.0 + k / 2) for k in range(4)]
@@ -410,7 +406,7 @@ def test_streamed_trials_need_no_more_memory_than_one_block(name, form, block, t
     sizes, source = find_sizes(config)
     monkeypatch.setattr(plan, "_preprocess_start", lambda source, n: PieceCost(n, 1.0, 1.0, 1e6 * n, 1.0))
     monkeypatch.setattr(plan, "_measure_ceilings", lambda sizes: PieceCost(10, 1.0, 1.0))
-    monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
+    monkeypatch.setattr(plan, "read_memory", lambda name: 0.0)
     few, many = (
         plan._plan_preprocess(config, replace(sizes, n_stored=n), source, lambda words: None).memory
         for n in (100, 100_000)
@@ -429,7 +425,7 @@ def test_recordings_are_opened_cut_and_given_ceilings_and_a_longer_one_needs_no_
     assert sizes.n_repeated == shown[shown > 1].sum() > 0
     monkeypatch.setattr(plan, "_preprocess_start", lambda source, n: PieceCost(n, 1.0, 1.0, 1e6 * n, 1.0))
     monkeypatch.setattr(plan, "_measure_ceilings", lambda sizes: PieceCost(10, 5.0, 5.0, 7e6))
-    monkeypatch.setattr(plan, "_read_memory", lambda name: 0.0)
+    monkeypatch.setattr(plan, "read_memory", lambda name: 0.0)
 
     def count(n, n_repeated, opened):
         larger = replace(sizes, n_stored=n, n_repeated=n_repeated)
@@ -459,8 +455,8 @@ def test_pictures_in_files_are_decoded_and_repetitions_are_read_and_averaged(tmp
     config = read_config("things_eeg2_ridge", root=make_tiny("things-eeg2", tmp_path / "eeg"))
     sizes, source = find_sizes(config)
     step = Step("embed", 1.0, 0.5, 2.0, 1.0)
-    assert plan._add_reading(step, config, sizes, source).seconds > 1
-    assert plan._add_reading(step, config, sizes, None) == step
+    assert plan_pictures.add_reading(step, config, sizes, source).seconds > 1
+    assert plan_pictures.add_reading(step, config, sizes, None) == step
     assert plan._add_averaging(step, config, sizes).seconds > 1
     single = config.model_copy(update={"repeats": config.repeats.model_copy(update={"train": "single"})})
     assert plan._add_averaging(step, single, sizes) == step
@@ -485,9 +481,9 @@ def test_pictures_are_embedded_all_and_other_stages_grow_with_the_test_rows(monk
         found = {name: PieceCost(1.0, n / 10, n / 10, 1e6, 8.0 * n) for name, n in cost.items()}
         return {**found, "report": PieceCost(1.0, 2.0, 2.0, 1e6, 1e5)}, (7,)
 
-    monkeypatch.setattr(plan, "_run_pictures", run)
+    monkeypatch.setattr(plan_pictures, "_run_pictures", run)
     sizes = RunSizes("here", 500, (3,), 4, 400, 16, 1, 300, 300, 100, ("01",))
-    steps, dims, _ = plan._plan_pictures(read_config("synthetic_digits", QUICK), sizes)
+    steps, dims, _ = plan_pictures.plan_pictures(read_config("synthetic_digits", QUICK), sizes)
     assert dims == (7,)
     seconds = {step.name: step.seconds for step in steps}
     assert seconds["report"] == pytest.approx(2.0)
@@ -505,6 +501,8 @@ def test_memory_of_a_fit_grows_with_the_square_and_of_other_steps_in_proportion(
     pieces = [PieceCost(10, 1.0, 1.0, 100.0, 100.0), PieceCost(20, 8.0, 8.0, 400.0, 400.0)]
     wanted = {(None, False): 400 + 30 * 20, (3.0, False): 400 * 4, (None, True): 400, (3.0, True): 400}
     for (power, in_batches), memory in wanted.items():
-        step = plan._make_step("train", pieces, 40.0, "pieces", power=power, in_batches=in_batches, more=7.0)
+        step = plan_pieces.make_step(
+            "train", pieces, 40.0, "pieces", power=power, in_batches=in_batches, more=7.0
+        )
         assert step.memory == pytest.approx(7 + memory), (power, in_batches)
         assert step.disk == pytest.approx(1000 if power is None else 1600)

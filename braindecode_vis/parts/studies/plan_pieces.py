@@ -1,0 +1,318 @@
+"""Measures pieces of a run that grow, and extrapolates time, memory and disk from them to a step of the real size."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from braindecode_vis.base.checks import BraindecodeVisError
+
+#: Seconds that one piece may take, about.
+BUDGET_S = 20.0
+#: A piece as large as the real one is off by this factor on a shared machine (benchmarks/scale_growth.py): one below a
+#: second, where first calls and other work weigh most, and a longer one. Each doubling of what is extrapolated adds to
+#: it, up to a factor of two: numbers that grow in proportion stay in proportion.
+SURE_IF_SHORT, SURE, EACH_DOUBLING, LARGEST_FACTOR = 1.8, 1.4, 1.06, 2.0
+#: Part of a fit that is measured at least, as its power is not known from smaller ones, and times the budget that this
+#: may take.
+SURE_PART, LONGER = 0.5, 3.0
+#: Trials or pictures of a piece, where more of them take proportionally longer.
+TRIALS_OF_A_PIECE = 64
+#: Trials of the smallest batches of a training that are measured, and by how many times the next are larger. A training
+#: whose real batches take longer than the budget is measured in smaller ones.
+SMALLEST_BATCH, _LARGER = 4, 4
+#: Name of what a command takes beside its stages.
+START = "start"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run.
+
+    Parameters
+    ----------
+    name
+        Stage.
+    seconds, low, high
+        Estimate and its range; None if it could not be measured.
+    cpu_seconds
+        Processor time of all threads.
+    memory, disk
+        Bytes at the peak, and on the disk once it is done.
+    how
+        What was measured, and by how many times that was extrapolated; or why there is no estimate.
+    on_gpu
+        Whether it was measured on a GPU.
+    """
+
+    name: str
+    seconds: float | None
+    low: float | None = None
+    high: float | None = None
+    cpu_seconds: float | None = None
+    memory: float | None = None
+    disk: float | None = None
+    how: str = ""
+    on_gpu: bool = False
+
+
+@dataclass
+class PieceCost:
+    """What one piece took: seconds, processor seconds, bytes of memory beyond the process before, and bytes written."""
+
+    size: float
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+    before: float = 0.0  # seconds that a training took before its epochs, which are not among `seconds`
+
+
+class Marks:
+    """When a training showed its progress, so that an epoch is told apart from what comes before."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, float]] = []
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        """Note the time of one step of progress; a total of 0 is a message."""
+        if total:
+            self.times.append((time.perf_counter(), time.process_time()))
+
+    def split(self, piece: PieceCost) -> PieceCost:
+        """Return what the second of two epochs took, and what the whole took before both."""
+        steps = [(0.0, 0.0), (piece.seconds / 2, piece.cpu_seconds / 2)]  # where no progress was shown
+        if len(self.times) > 1:
+            steps = [self.times[len(self.times) // 2 - 1], self.times[-1]]
+        seconds, cpu = (after - before for before, after in zip(*steps, strict=True))
+        return replace(piece, seconds=seconds, cpu_seconds=cpu, before=max(0.0, piece.seconds - 2 * seconds))
+
+
+@contextmanager
+def measure(size: float) -> Iterator[PieceCost]:
+    """Yield a piece that is filled with what the block took."""
+    piece = PieceCost(size)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
+    held, cpu, started = read_memory("VmRSS"), time.process_time(), time.perf_counter()
+    yield piece
+    piece.seconds, piece.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+    piece.memory = max(0.0, read_memory("VmHWM") - held)
+
+
+def read_memory(name: str) -> float:
+    """Return a line of the memory of this process in bytes; 0 where the system does not report it."""
+    with suppress(OSError):
+        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return 1024.0 * int(found[1]) if found else 0.0
+    return 0.0
+
+
+def count_seconds(piece: PieceCost) -> float:
+    """Return the time of a piece without waiting for other programs, which would end the measuring too early."""
+    return min(piece.seconds, piece.cpu_seconds or piece.seconds)
+
+
+def grow(
+    sizes: Sequence[float], run: Callable[[float], PieceCost], budget: float, *, power: float = 1.0,
+    wanted: float = 0.0, tell: Callable[[str], None] = lambda words: None,
+) -> list[PieceCost]:  # fmt: skip
+    """Run pieces of growing size, the time of which grows by a power, while the next one should fit; at least two.
+
+    Up to the `wanted` size, pieces may take a few times the budget, which is announced.
+    """
+    pieces: list[PieceCost] = []
+    for size in sizes:
+        next_one = count_seconds(pieces[-1]) * (size / pieces[-1].size) ** power if pieces else 0.0
+        if len(pieces) > 1:
+            enough = pieces[-1].size >= wanted
+            if sum(map(count_seconds, pieces)) + next_one > budget * (1.0 if enough else LONGER):
+                break
+            # Small pieces are mostly fixed costs; a power that was seen foretells the next one better than the largest.
+            before, last = pieces[-2:]
+            longer = max(count_seconds(last), 1e-6) / max(count_seconds(before), 1e-6)
+            grown = math.log(longer) / math.log(last.size / before.size)
+            next_one = count_seconds(pieces[-1]) * (size / pieces[-1].size) ** min(
+                power, max(power - 1, grown)
+            )
+            if next_one > budget / 4:
+                tell(f"measuring a larger piece, about {next_one:.0f} s")
+        pieces.append(run(size))
+    return pieces
+
+
+def extrapolate(
+    pieces: Sequence[PieceCost], name: str, size: float, *, power: float | None = None,
+    beside: Callable[[float], float] | None = None,
+) -> float:  # fmt: skip
+    """Return a number of the pieces at another size: in proportion beyond the last two, or by a power.
+
+    Parameters
+    ----------
+    pieces
+        Of growing size.
+    name
+        ``seconds``, ``cpu_seconds``, ``memory`` or ``disk``.
+    size
+        Of the real one.
+    power
+        Largest power that is believed, and one less the smallest; None grows in proportion.
+    beside
+        Work of a size that does not grow in proportion. With three pieces or more, the number is the sum of a constant,
+        of a part in proportion, and of a part that follows this work.
+
+    Examples
+    --------
+    >>> extrapolate([PieceCost(10, 3.0), PieceCost(20, 5.0)], "seconds", 100)
+    21.0
+    >>> round(extrapolate([PieceCost(0.25, 1.0), PieceCost(0.5, 8.0)], "seconds", 1.0, power=3))
+    64
+    >>> pieces = [PieceCost(n, 2.0 + n + 0.1 * n**2) for n in (3, 8, 24)]
+    >>> round(extrapolate(pieces, "seconds", 100, beside=lambda n: min(n, 50) ** 2))
+    352
+    """
+    last = pieces[-1]
+    value = float(getattr(last, name))
+    if beside is not None and len(pieces) > 2 and value > 0:
+        from scipy.optimize import nnls
+
+        terms = np.array([[1.0, piece.size, beside(piece.size)] for piece in pieces])
+        values = np.array([max(getattr(piece, name), 1e-9) for piece in pieces])
+        weights = nnls(terms / values[:, None], np.ones(len(values)))[0]  # errors are shares of each value
+        return max(value if size > last.size else 0.0, float(weights @ (1.0, size, beside(size))))
+    if len(pieces) == 1 or last.size == size:
+        return value * (size / last.size if len(pieces) == 1 else 1.0)
+    before = pieces[-2]
+    earlier = float(getattr(before, name))
+    if power is not None:
+        found = power
+        if value > 0 and earlier > 0:
+            found = math.log(value / earlier) / math.log(last.size / before.size)
+        # Small copies are mostly fixed costs, which would foretell too little of a large one.
+        return value * (size / last.size) ** min(power, max(power - 1, found))
+    slope = max(0.0, (value - earlier) / (last.size - before.size))
+    return max(value if size > last.size else 0.0, value + slope * (size - last.size))
+
+
+def find_factor(ratio: float, seconds: float) -> float:
+    """Return by how much a time may be off that was extrapolated so many times from one that was measured."""
+    sure = SURE if seconds >= 1 else SURE_IF_SHORT
+    return min(LARGEST_FACTOR, sure * EACH_DOUBLING ** math.log2(max(1.0, ratio)))
+
+
+def make_step(
+    name: str, pieces: Sequence[PieceCost], size: float, what: str, *, times: float = 1.0, power: float | None = None,
+    more: float = 0.0, in_batches: bool = False, on_gpu: bool = False,
+    beside: Callable[[float], float] | None = None,
+) -> Step:  # fmt: skip
+    """Return a step of `times` equal parts of a size; `more` are bytes of memory held beside.
+
+    What works in batches needs no more memory for more of them.
+    """
+    last = pieces[-1].size
+    seconds = times * extrapolate(pieces, "seconds", size, power=power, beside=beside)
+    ratio = seconds / pieces[-1].seconds if pieces[-1].seconds > 0 else size / last * times
+    factor = find_factor(ratio, pieces[-1].seconds)
+    told = "as large as the real one" if times * size <= last else f"its time extrapolated {ratio:.3g} times"
+    low, high = seconds / factor, seconds * factor
+    if power is not None and size > last:
+        # Which of the two powers a fit of the real size grows by is not known from smaller ones.
+        bounds = [times * pieces[-1].seconds * (size / last) ** each for each in (power - 1, power)]
+        sure = find_factor(1.0, pieces[-1].seconds)
+        low, high = bounds[0] / sure, bounds[1] * sure
+        seconds = min(max(seconds, low), high)
+    return Step(
+        name, seconds, low, high,
+        times * extrapolate(pieces, "cpu_seconds", size, power=power, beside=beside),
+        more + (
+            pieces[-1].memory if in_batches
+            else extrapolate(pieces, "memory", size, power=None if power is None else min(power, 2.0))
+        ),
+        times * extrapolate(pieces, "disk", size, power=None if power is None else 2.0),
+        f"measured {what}, {told}", on_gpu,
+    )  # fmt: skip
+
+
+def measure_training(
+    fit: Callable[[int], PieceCost], batch: int, n: int, budget: float
+) -> tuple[list[PieceCost], PieceCost]:
+    """Measure an epoch of a few trials, then of more while it fits the budget; at least two, if there are so many.
+
+    Parameters
+    ----------
+    fit
+        Trains two epochs of some trials, in batches of at most `batch`, and returns a piece of `Marks.split`.
+    batch, n
+        Trials of a batch and of an epoch of the real training.
+    budget
+        Seconds that all together may take, about.
+
+    Returns
+    -------
+    pieces
+        Of growing size.
+    epoch
+        What an epoch of `n` trials takes. A batch that is larger than those which were measured costs a constant and a
+        part in proportion to its trials.
+
+    Raises
+    ------
+    BraindecodeVisError
+        If none could be trained; an objective may need more trials than the first ones.
+    """
+    batch = min(batch, n)
+    small = [SMALLEST_BATCH * _LARGER**k for k in range(20) if SMALLEST_BATCH * _LARGER**k < batch]
+    sizes = [*small, *(k * batch for k in (1, 2, 4, 8, 16, 32) if k == 1 or k * batch <= n)]
+    pieces: list[PieceCost] = []
+    spent = 0.0
+    for size, larger in zip(sizes, [*sizes[1:], math.inf], strict=True):
+        try:
+            pieces.append(fit(size))
+        except BraindecodeVisError:
+            if larger == math.inf or pieces:
+                raise
+            continue
+        last = pieces[-1]
+        spent += last.before + 2 * last.seconds
+        if len(pieces) > 1 and spent + last.before + 2 * last.seconds * larger / size > budget:
+            break
+    whole = [piece for piece in pieces if piece.size >= batch]
+    known, size = (whole[-2:], float(n)) if whole else (pieces[-2:], float(batch))
+    times = n / size
+    return pieces, PieceCost(
+        n, times * extrapolate(known, "seconds", size), times * extrapolate(known, "cpu_seconds", size),
+        # Batches need the same memory however many there are.
+        max(piece.memory for piece in whole) if whole else extrapolate(known, "memory", size), pieces[-1].disk,
+    )  # fmt: skip
+
+
+def describe_batches(pieces: Sequence[PieceCost], batch: int, ratio: float) -> str:
+    """Return in words which epoch of a training was measured, and by how many times it was extrapolated."""
+    last = pieces[-1].size
+    real = "" if last >= batch else f", smaller than those of {batch}"
+    measured = f"measured an epoch of {last:.0f} trials in batches of {min(last, batch):.0f}"
+    return f"{measured}{real}, extrapolated {ratio:.3g} times"
+
+
+def add_pieces(step: Step, piece: PieceCost, times: float) -> Step:
+    """Return a step that also takes so many times what a piece took."""
+    more, factor = times * piece.seconds, find_factor(times, piece.seconds)
+    seconds, low, high = (value or 0.0 for value in (step.seconds, step.low, step.high))
+    return replace(
+        step, seconds=seconds + more, low=low + more / factor, high=high + more * factor,
+        cpu_seconds=(step.cpu_seconds or 0.0) + times * piece.cpu_seconds,
+    )  # fmt: skip
+
+
+def uses_gpu() -> bool:
+    """Return whether networks run on a GPU here."""
+    from braindecode_vis.base.devices import choose_device
+
+    return choose_device("auto", setting="device") == "cuda"
