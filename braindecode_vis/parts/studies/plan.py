@@ -247,13 +247,11 @@ def _plan_preprocess(
         pictures = _preprocess_pictures(source)
     for piece in pieces:
         piece.seconds, piece.cpu_seconds = piece.seconds * larger, piece.cpu_seconds * larger
-    whole = [piece for piece in pieces if piece.size > 0]
     step = make_step(
-        "preprocess", whole[-2:] if whole[0].size < whole[-1].size else whole[-1:], sizes.n_stored,
-        f"{whole[-1].size:.0f} {what}", more=memory, in_batches=simulated,
+        "preprocess", pieces[-2:], sizes.n_stored, f"{pieces[-1].size:.0f} {what}", more=memory, in_batches=simulated
     )  # fmt: skip
     if not simulated and (block := _count_block(source, sizes.n_stored)):
-        blocks = [piece for piece in whole if piece.size <= block][-2:] or whole[:1]
+        blocks = [piece for piece in pieces if piece.size <= block][-2:] or pieces[:1]
         step = replace(step, memory=memory + extrapolate(blocks, "memory", block))
     if not simulated and opened is not None:
         step = add_pieces(step, opened, 1.0)
@@ -462,9 +460,8 @@ def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: C
         quick = settings.model_copy(update=changes | {"batch_size": min(number, batch)})
 
         def show(words: str, total: int | None) -> Any:
-            return nullcontext(
-                lambda done: marks(done, done, words)
-            )  # an epoch is done, or none at the start
+            # An epoch is done, or none at the start.
+            return nullcontext(lambda done: marks(done, done, words))
 
         with tempfile.TemporaryDirectory() as made:
             with measure(number) as piece:

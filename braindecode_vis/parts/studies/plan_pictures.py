@@ -31,6 +31,7 @@ from braindecode_vis.parts.studies.plan_pieces import (
     PieceCost,
     Step,
     add_pieces,
+    count_seconds,
     make_step,
     measure,
     read_memory,
@@ -88,9 +89,8 @@ def plan_pictures(
         first, shape = _run_pictures(config, sizes, *FIRST_PICTURES)  # loads libraries and weights
         dims = dims if steps else shape
         # The first run also loads libraries, which says nothing of the time of a picture. Of a large network, which
-        # takes most of it, the first pictures are enough. A busy machine makes no network large.
-        opening = first["embed"]
-        spent = 0.0 if min(opening.seconds, opening.cpu_seconds) <= budget else math.inf
+        # takes most of it, the first pictures are enough.
+        spent = 0.0 if count_seconds(first["embed"]) <= budget else math.inf
         for n_train, n_test in ((6, 3), (24, 8), (48, 24), (48, 60)):
             if records:
                 before, last = records[-1][:2], records[-1][2]

@@ -23,7 +23,7 @@ SURE_IF_SHORT, SURE, EACH_DOUBLING, LARGEST_FACTOR = 1.8, 1.4, 1.06, 2.0
 #: Part of a fit that is measured at least, as its power is not known from smaller ones, and times the budget that this
 #: may take.
 SURE_PART, LONGER = 0.5, 3.0
-#: Trials or pictures of a piece, where more of them take proportionally longer.
+#: Pictures of a piece; the first piece of fMRI has half as many trials.
 TRIALS_OF_A_PIECE = 64
 #: Trials of the smallest batches of a training that are measured, and by how many times the next are larger. A training
 #: whose real batches take longer than the budget is measured in smaller ones.
@@ -76,7 +76,7 @@ class PieceCost:
 
 
 class Marks:
-    """When a training showed its progress, so that an epoch is told apart from what comes before."""
+    """When a training showed its progress, so that an epoch is distinguished from what comes before."""
 
     def __init__(self) -> None:
         self.times: list[tuple[float, float]] = []
@@ -130,18 +130,15 @@ def grow(
     """
     pieces: list[PieceCost] = []
     for size in sizes:
-        next_one = count_seconds(pieces[-1]) * (size / pieces[-1].size) ** power if pieces else 0.0
         if len(pieces) > 1:
-            enough = pieces[-1].size >= wanted
-            if sum(map(count_seconds, pieces)) + next_one > budget * (1.0 if enough else LONGER):
+            small, large = pieces[-2:]
+            before, last = count_seconds(small), count_seconds(large)
+            larger, enough = size / large.size, large.size >= wanted
+            if sum(map(count_seconds, pieces)) + last * larger**power > budget * (1.0 if enough else LONGER):
                 break
             # Small pieces are mostly fixed costs; a power that was seen foretells the next one better than the largest.
-            before, last = pieces[-2:]
-            longer = max(count_seconds(last), 1e-6) / max(count_seconds(before), 1e-6)
-            grown = math.log(longer) / math.log(last.size / before.size)
-            next_one = count_seconds(pieces[-1]) * (size / pieces[-1].size) ** min(
-                power, max(power - 1, grown)
-            )
+            grown = math.log(max(last, 1e-6) / max(before, 1e-6)) / math.log(large.size / small.size)
+            next_one = last * larger ** min(power, max(power - 1, grown))
             if next_one > budget / 4:
                 tell(f"measuring a larger piece, about {next_one:.0f} s")
         pieces.append(run(size))
@@ -268,7 +265,7 @@ def measure_training(
         If none could be trained; an objective may need more trials than the first ones.
     """
     batch = min(batch, n)
-    small = [SMALLEST_BATCH * _LARGER**k for k in range(20) if SMALLEST_BATCH * _LARGER**k < batch]
+    small = [few for k in range(20) if (few := SMALLEST_BATCH * _LARGER**k) < batch]
     sizes = [*small, *(k * batch for k in (1, 2, 4, 8, 16, 32) if k == 1 or k * batch <= n)]
     pieces: list[PieceCost] = []
     spent = 0.0

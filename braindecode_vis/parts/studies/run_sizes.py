@@ -205,14 +205,11 @@ def _read_published(config: RunConfig, every_subject: bool) -> RunSizes | None:
         start, stop = data.window
         shape: tuple[int, ...] = (n_channels, round((stop - start) * (data.sfreq or size.sfreq)))
     else:
-        n_voxels = size.n_voxels or 0
-        if (
-            getattr(data, "atlas", None) is not None
-        ):  # a network of parcels on all voxels would be no run at all
-            n_voxels, assumed = ASSUMED_REGIONS, f"; {ASSUMED_REGIONS} regions, as the atlas is not here"
-        if (n_parcels := _count_parcels(data)) is not None:
-            n_voxels, assumed = n_parcels, ""
-        shape = (n_voxels,)
+        n_features = _count_parcels(data)
+        if n_features is None and getattr(data, "atlas", None) is not None:
+            # A network of parcels on all voxels would be no run at all.
+            n_features, assumed = ASSUMED_REGIONS, f"; {ASSUMED_REGIONS} regions, as the atlas is not here"
+        shape = ((size.n_voxels or 0) if n_features is None else n_features,)
     train = size.n_train_images * (1 if config.repeats.train == "averaged" else size.train_repetitions)
     test = size.n_test_images * (1 if config.repeats.test == "averaged" else size.test_repetitions)
     stored = size.n_train_images * size.train_repetitions + size.n_test_images * size.test_repetitions

@@ -201,7 +201,7 @@ def test_pictures_of_a_large_network_are_counted_and_not_computed(monkeypatch):
     assert all(step.seconds is not None for step in steps)
 
 
-def test_an_epoch_is_told_apart_from_what_comes_before():
+def test_an_epoch_is_distinguished_from_what_comes_before():
     marks = plan_pieces.Marks()
     marks(0, 0, "a message")
     assert marks.split(PieceCost(8, 10.0, 6.0)) == PieceCost(8, 5.0, 3.0)  # no progress was shown
@@ -439,7 +439,7 @@ def test_recordings_are_opened_cut_and_given_ceilings_and_a_longer_one_needs_no_
     assert count(100_000, 0, None).memory == count(1_000_000, 0, None).memory == pytest.approx(256e6)
 
 
-def test_pieces_of_a_recording_grow_until_they_tell_its_time():
+def test_pieces_of_a_recording_grow_until_they_show_its_time():
     """Thirty and sixty trials take as long as what a session costs beside its trials."""
     part = SimpleNamespace(trials=range(700), is_computed=False)
     assert plan._list_pieces(SimpleNamespace(modality="eeg", parts=[part])) == [256, 512, 700]
@@ -456,6 +456,8 @@ def test_pictures_in_files_are_decoded_and_repetitions_are_read_and_averaged(tmp
     sizes, source = find_sizes(config)
     step = Step("embed", 1.0, 0.5, 2.0, 1.0)
     assert plan_pictures.add_reading(step, config, sizes, source).seconds > 1
+    copied = SimpleNamespace(read_image=lambda number: None)  # by preprocessing
+    assert plan_pictures.add_reading(step, config, sizes, copied) == step
     assert plan_pictures.add_reading(step, config, sizes, None) == step
     assert plan._add_averaging(step, config, sizes).seconds > 1
     single = config.model_copy(update={"repeats": config.repeats.model_copy(update={"train": "single"})})
