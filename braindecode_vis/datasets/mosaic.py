@@ -355,8 +355,9 @@ def find_people(root: Path) -> dict[str, PersonPlace]:
                 for name, betas in groups.items()
             }
         places |= {match[0]: PersonPlace(path, "person") for name in own if (match := _PERSON.match(name))}
-        if not places and _PERSON.fullmatch(path.stem):
-            raise DataError(f"{path} is named like the file of a person, but holds no responses; {_HINT}.")
+        if _PERSON.fullmatch(path.stem) and path.stem not in places:
+            held = f"the responses of {next(iter(places))}" if places else "no responses"
+            raise DataError(f"{path} is named like the file of a person, but holds {held}; {_HINT}.")
         for name, place in places.items():
             if name not in found or order.index(place.kind) < order.index(found[name].kind):
                 found[name] = place

@@ -211,6 +211,12 @@ def test_what_does_not_fit_is_named(roots, root, tmp_path):
     spoil("400 values in a response, but MOSAIC has 91282", shorten)
     spoil("named like the file of a person, but holds no responses", lambda file: file.move("betas", "beta"))
 
+    moved = path.rename(path.with_name("sub-07_NSD.hdf5"))
+    refuse(
+        DataError, "sub-07_NSD.hdf5 is named like the file of a person, but holds the responses of sub-01_NSD"
+    )
+    moved.rename(path)
+
     def hide(file):
         del file["nan_indices_all"]
         file["nan_indices_all"] = np.arange(91282)
