@@ -40,7 +40,7 @@ class Away(torch.Tensor):
 
 
 class _Tensors(TorchFunctionMode):
-    """Send what ``torch.tensor`` makes to the device, and know places in numpy, of which torch has no other mode."""
+    """Send what ``torch.tensor`` makes to the device, and know places in numpy, which torch shows to no other mode."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

@@ -117,8 +117,8 @@ def pytest_generate_tests(metafunc):
     """Parametrise over the kinds without importing the benchmark at collection."""
     if "kind" in metafunc.fixturenames:
         # An interval and a p-value that are drawn quickly stand for the others.
-        marks = {"Wilson": (), "permutation of images": ()}
-        kinds = [pytest.param(kind, marks=marks.get(kind, pytest.mark.further)) for kind in KINDS]
+        quick = ("Wilson", "permutation of images")
+        kinds = [pytest.param(kind, marks=() if kind in quick else pytest.mark.further) for kind in KINDS]
         metafunc.parametrize("kind", kinds)
 
 

@@ -1,7 +1,7 @@
 """SIGKILL and SIGTERM at random moments of every stage, and the same command again.
 
-What is left must be what an uninterrupted call leaves, bit for bit but for times; nothing temporary stays; who reads
-in between is reported in a sentence.
+What is left must be what an uninterrupted call leaves, bit for bit but for times; nothing temporary stays; whoever
+reads in between gets one sentence.
 """
 
 import hashlib

@@ -158,7 +158,7 @@ class SentenceEncoder:
         """Return float32 unit vectors of shape (n_texts, n_features).
 
         What exceeds the window of the network (256 word pieces of all-MiniLM-L6-v2) is cut. A `Notice` reports texts
-        that were cut, and of those that are mostly letters or words which the vocabulary does not know.
+        that were cut, and those that are mostly letters or words which the vocabulary does not know.
 
         Raises
         ------

@@ -146,9 +146,8 @@ def load_weights(network: Any, path: Path, architecture: str) -> None:
 def describe_tower(network: Any, architecture: str) -> Tower:
     """Return what must be known of one of torchvision's networks; its classifier is taken off."""
     remove_classifier(network)
-    for (
-        module
-    ) in network.modules():  # in place, the ReLU after a layer would change what was read of that layer
+    # In place, the ReLU after a layer would change what was read of that layer.
+    for module in network.modules():
         if hasattr(module, "inplace"):
             module.inplace = False
     blocks = [m for m in network.modules() if _BLOCKS.fullmatch(type(m).__name__)]

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -285,16 +285,15 @@ class RidgeEncoder(BrainEncoder):
             setting="encoder.n_inner_folds",
             always=responses.is_synthetic,
         )
-        alphas, path_errors = self.config.alphas, None
+        alphas = self.config.alphas
+        inverts = sizes == [None] and not self._uses_images() and is_inverted(whole, folds, alphas)
+        invert = cache(partial(compute_inverse_errors, whole, folds, alphas))  # of all folds at once
 
         def compute(number: int) -> np.ndarray:
-            nonlocal path_errors
-            if sizes != [None] or self._uses_images() or not is_inverted(whole, folds, alphas):
-                gram = self._make_fold_gram(whole, responses, folds[number])
-                return compute_fold_errors(gram, folds[number], sizes, alphas)
-            if path_errors is None:  # of all folds at once
-                path_errors = compute_inverse_errors(whole, folds, alphas)
-            return path_errors[number][None]
+            if inverts:
+                return invert()[number][None]
+            gram = self._make_fold_gram(whole, responses, folds[number])
+            return compute_fold_errors(gram, folds[number], sizes, alphas)
 
         shape = (len(sizes), len(alphas))
         # Folds weigh alike, whatever the number of their trials.
@@ -306,9 +305,9 @@ class RidgeEncoder(BrainEncoder):
         choices = [
             {"n_features": size, "alpha": alpha, "mse": float(errors[i, j])}
             for i, size in enumerate(sizes)
-            for j, alpha in enumerate(self.config.alphas)
+            for j, alpha in enumerate(alphas)
         ]
-        return sizes[best[0]], self.config.alphas[best[1]], choices
+        return sizes[best[0]], alphas[best[1]], choices
 
     def _look_at_fold(
         self, number: int, compute: Callable[[], np.ndarray], shape: tuple[int, int]

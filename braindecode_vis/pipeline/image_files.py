@@ -382,7 +382,7 @@ def _read_part(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None
 
 
 def _digest(image: np.ndarray) -> int:
-    """Return a digest that is never 0, which is there where nothing was written."""
+    """Return a digest that is never 0, the value of rows that were not written."""
     found = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest()
     return int.from_bytes(found, "little") or 1
 

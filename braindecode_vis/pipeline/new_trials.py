@@ -149,12 +149,17 @@ def _write_anew(
         geometry=read_geometry(own) if single else None,
     )  # fmt: skip
     responses, stimuli = read_dataset(work)
-    notes = [f"{where}: {words}." for where, words in learnt.used.items()]
-    if whiten_new:
-        notes = [_OF_ALL if part is None else _OF_TRAINING]
+    notes = _describe_learnt(learnt, whiten_new=whiten_new, part=part)
     responses = responses.with_trials(responses.trials.assign(known=True))
     transductive = whiten_new and part != "test"
     return NewTrials(_fit_in(run, _pick_part(responses, part)), stimuli, tuple(notes), transductive)
+
+
+def _describe_learnt(learnt: LearntStatistics, *, whiten_new: bool, part: str | None) -> list[str]:
+    """Return sentences on the trials from which whitening and scaling were learnt."""
+    if whiten_new:
+        return [_OF_ALL if part is None else _OF_TRAINING]
+    return [f"{where}: {words}." for where, words in learnt.used.items()]
 
 
 def prepare_trials(
@@ -186,7 +191,6 @@ def prepare_trials(
     DataError
         If the axes are not those of the run, or nothing says whether the trials are whitened already.
     """
-    given, responses = responses, _pick_part(responses, part)
     if "known" not in responses.trials:
         responses = responses.with_trials(responses.trials.assign(known=True))
     learnt, transductive, notes = find_learnt(run), False, []
@@ -195,6 +199,7 @@ def prepare_trials(
     if (responses.trials["subject"] == UNSTATED).all() and len(subjects) == 1:
         responses = responses.with_trials(responses.trials.assign(subject=subjects[0]))
         notes.append(f"No subject was given: using {subjects[0]}, the subject of the run.")
+    given, responses = responses, _pick_part(responses, part)
     # Before whitening, whose matrix only says that shapes differ and not which channel is missing.
     check_axes(find_responses(run), responses)
     check_finite(responses.data, what="the new recording", row_names=responses.stimulus_ids, unit="trial")
@@ -207,10 +212,7 @@ def prepare_trials(
             taught = _pick_part(given, None if part is None else "train")
             learnt, transductive = learnt.learn_anew(np.asarray(taught.data), taught.trials), part != "test"
         responses = replace(responses, data=learnt.apply_to_trials(data, responses.trials), unit=learnt.unit)
-        if whiten_new:
-            notes.append(_OF_ALL if part is None else _OF_TRAINING)
-        else:
-            notes += [f"{where}: {words}." for where, words in learnt.used.items()]
+        notes += _describe_learnt(learnt, whiten_new=whiten_new, part=part)
     elif whiten_new:
         raise ConfigError(
             "there is no whitening to compute: the run has no whitening or scaling, or the trials are "

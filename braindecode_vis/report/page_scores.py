@@ -263,7 +263,7 @@ def judge(
         Decoded less control with the paired 95 % interval, as in ``differences.json``. Without an entry, as in runs of
         earlier versions, the value of the control must lie outside the interval of the score.
     direction
-        1 if higher is better, -1 if lower is; 0 has no direction.
+        1 if higher is better, -1 if lower is; 0 gives no verdict.
 
     Examples
     --------

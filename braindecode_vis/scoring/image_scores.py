@@ -51,6 +51,8 @@ LEVEL_ROWS = 1000
 SMALLEST_SSIM = 11  # pixels, the window of the metric
 SMALLEST_425 = 200  # pixels
 Rows = dict[tuple[int, str], list[tuple[Score, np.ndarray]]]
+#: Metric to the values of each image beside its own seen image, and of some beside the next.
+Compared = dict[str, tuple[np.ndarray, np.ndarray | None]]
 
 
 def score_images(scored: ScoredGroup, method: str) -> Iterator[tuple[Score, np.ndarray]]:
@@ -160,18 +162,13 @@ def score_pairs(scored: ScoredGroup, method: str, names: Sequence[str]) -> Itera
         yield scored.score(own, name, method, chance=None if others is None else float(others.mean())), own
 
 
-def _compare_rounds(
-    scored: ScoredGroup, method: str, names: Sequence[str]
-) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+def _compare_rounds(scored: ScoredGroup, method: str, names: Sequence[str]) -> Compared:
     """Return metrics of each image beside its own seen image and, if there is one, of some beside the next.
 
     By name, each the mean over rounds; of many images, `LEVEL_ROWS` evenly spaced ones are beside the next. Metrics
     that read images in full find those of all controls at once, so that a seen image is read and resized once for them.
     """
-    truth = scored.truth
-    following = scored.following[truth] if scored.can_permute else None
-    sides = [truth] if following is None or len(truth) > LEVEL_ROWS else [truth, following]
-    values: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+    values: Compared = {}
     for whole in (False, True):
         asked = tuple(name for name in names if _reads_whole(name) == whole)
         if not asked:
@@ -179,26 +176,37 @@ def _compare_rounds(
         known = scored.compared.setdefault(asked, {})
         if method not in known:
             together = [method] if not whole or method == "decoded" else scored.task.controls
-            shown = {name: _show_rounds(scored, name, whole) for name in together}
-            distinct = take_rows(shown[method][1], scored.first)
-            rounds = [made for several, _ in shown.values() for made in several]
-            own = compare_rounds(asked, rounds, distinct, sides)
-            others = own
-            if following is not None and len(sides) == 1:
-                some = np.linspace(0, len(truth) - 1, LEVEL_ROWS).astype(np.intp)
-                others = compare_rounds(asked, [made[some] for made in rounds], distinct, [following[some]])
-            start = 0
-            for name, (several, _) in shown.items():
-                draws = slice(start, start + len(several))
-                start = draws.stop
-                known[name] = {
-                    metric: (
-                        own[metric][draws, 0].mean(axis=0),
-                        None if following is None else others[metric][draws, -1].mean(axis=0),
-                    )
-                    for metric in asked
-                }
+            known |= _compare_methods(scored, together, asked, whole)
         values |= known[method]
+    return values
+
+
+def _compare_methods(
+    scored: ScoredGroup, methods: Sequence[str], asked: Sequence[str], whole: bool
+) -> dict[str, Compared]:
+    """Return for each method what `_compare_rounds` returns, of metrics that read images of one size."""
+    truth = scored.truth
+    following = scored.following[truth] if scored.can_permute else None
+    sides = [truth] if following is None or len(truth) > LEVEL_ROWS else [truth, following]
+    shown = {method: _show_rounds(scored, method, whole) for method in methods}
+    distinct = take_rows(shown[methods[0]][1], scored.first)
+    rounds = [made for several, _ in shown.values() for made in several]
+    own = compare_rounds(asked, rounds, distinct, sides)
+    others = own
+    if following is not None and len(sides) == 1:
+        some = np.linspace(0, len(truth) - 1, LEVEL_ROWS).astype(np.intp)
+        others = compare_rounds(asked, [made[some] for made in rounds], distinct, [following[some]])
+    values, start = dict[str, Compared](), 0
+    for method, (several, _) in shown.items():
+        draws = slice(start, start + len(several))
+        start = draws.stop
+        values[method] = {
+            name: (
+                own[name][draws, 0].mean(axis=0),
+                None if following is None else others[name][draws, -1].mean(axis=0),
+            )
+            for name in asked
+        }
     return values
 
 

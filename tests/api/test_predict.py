@@ -282,6 +282,11 @@ def test_its_own_whitening_only_when_asked_and_then_named(eeg):
     np.testing.assert_allclose(
         in_memory.embeddings.vectors, tested.embeddings.vectors, rtol=0, atol=1e-3 * scale
     )
+    # Trials without a subject are those of the run's only one; each session keeps the statistics that it has learnt.
+    unnamed = read_unwhitened(folder)
+    unnamed = unnamed.with_trials(unnamed.trials.assign(subject="unstated"))
+    again = own.predict(unnamed, split="test", whiten_new=True)
+    np.testing.assert_array_equal(again.embeddings.vectors, in_memory.embeddings.vectors)
     with pytest.raises(ConfigError, match="the run decodes things_eeg2, so it cannot read synthetic_digits"):
         own.predict(bdv.load("synthetic_digits"))
 

@@ -192,9 +192,8 @@ def test_folders_of_closed_or_renamed_sessions_are_not_read_and_named(root):
         "not read of subject 01: ses-2, ses-31. Only ses-01 to ses-30 with betas of the same name are read; "
         "correct the name of a folder that was renamed."
     )
-    (root / "phantom_truth").rename(
-        root.with_name("truth")
-    )  # as the real data set, whose sessions must all be there
+    # As the real data set, whose sessions must all be there.
+    (root / "phantom_truth").rename(root.with_name("truth"))
     found = [finding for finding in LaionFmriConfig(root=root, subjects=("01",)).check() if not finding.ok]
     assert any("1 of 30 declared sessions are read, without 02, 03" in finding.message for finding in found)
 

@@ -272,7 +272,7 @@ def test_a_path_that_a_setting_names_wrongly_is_corrected_and_not_fetched(comman
 
 
 def test_the_missing_package_of_the_small_encoder_is_named(monkeypatch):
-    """Every run without it was asked to name a path, and of no package."""
+    """Every run without it was asked to name a path, and no package was named."""
     target = read_config("things_eeg2_ridge").target
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
     (missing,) = target.list_weights()

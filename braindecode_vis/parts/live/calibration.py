@@ -727,7 +727,7 @@ class RunningStatistics:
     """What the run applies to a trial, and then whitening and z-score of the trials of this session so far.
 
     Channels are brought to the covariance (around their mean) that they have in the run's training trials, voxels to
-    their mean and variance. Past trials alone count, the latest most; first the run's own statistics are
+    their mean and variance. Past trials alone count, the latest most; at the beginning, the run's own statistics are
     used.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Concepts that go together with runs, with time, or with their place in a run differ from those that do not."""
+"""Concepts that go together with runs, with time, or with their place in a run are distinguished from others."""
 
 import numpy as np
 import pandas as pd

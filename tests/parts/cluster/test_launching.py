@@ -74,7 +74,7 @@ def test_processes_become_settings_of_sbatch_and_srun():
 
 
 def test_processes_on_two_nodes_meet_on_the_first(monkeypatch):
-    """As Slurm informs the third of four tasks."""
+    """In the environment that Slurm gives to the third of four tasks."""
     told = {
         "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2",
         "SLURM_NODEID": "1", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "gpu[03-04]",

@@ -148,7 +148,7 @@ def _open_run(
 class _Reader:
     """Reads and cleans one run.
 
-    There is one for each of many thousand runs, so that it holds what says how, and tables are read again.
+    There is one for each of many thousand runs, so that it only knows how to read, and tables are read again.
     """
 
     image: SeriesImage

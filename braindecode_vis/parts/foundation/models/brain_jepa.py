@@ -93,7 +93,7 @@ class BrainJEPA(Backbone):
         Parameters
         ----------
         series : tensor of shape (batch, n_parcels, n_frames)
-            Fewer frames than in training are at the beginning; a whole number of patches.
+            A whole number of patches. Fewer frames than in training take the first places.
         visible : integer tensor of shape (n_visible,), optional
             Tokens that the transformer sees, counted over those of `series`; all by default.
 

@@ -86,7 +86,7 @@ class CortexMAE(Backbone):
         Parameters
         ----------
         series : tensor of shape (batch, n_parcels, n_frames)
-            Fewer frames than in training are at the beginning; a whole number of patches.
+            A whole number of patches. Fewer frames than in training take the first places.
 
         Returns
         -------

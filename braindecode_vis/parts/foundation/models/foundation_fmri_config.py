@@ -467,10 +467,10 @@ NEUROSTORM_T_R = 0.8
 class NeuroStormConfig(FoundationConfig):
     """NeuroSTORM (Wang et al. 2026): volumes of the whole brain over time through windows of state-space layers.
 
-    Reads voxels of one grid in MNI space that all subjects share. The nearest voxel is in each place of the
-    model's volume of 96 x 96 x 96 voxels of 2 mm; trials are interpolated linearly to 0.8 s and z-scored over voxels
-    and frames together, and the least value is outside of the brain. Four frames are a window, others are left out.
-    Every layer is a recurrence over 256 steps, which is slow without a GPU.
+    Reads voxels of one grid in MNI space that all subjects share. Each place of the model's volume of 96 x 96 x 96
+    voxels of 2 mm takes the nearest voxel; trials are interpolated linearly to 0.8 s and z-scored over voxels and
+    frames together, and places outside of the brain take the least value. Four frames are a window, others are left
+    out. Every layer is a recurrence over 256 steps, which is slow without a GPU.
     """
 
     kind: Literal["neurostorm"] = "neurostorm"

@@ -378,7 +378,7 @@ def test_a_fitted_network_needs_the_file_no_more(tmp_path):
 
 
 def test_scaled_responses_need_a_scale(tmp_path):
-    """The default scaling takes the unit away, which the network knows."""
+    """The default scaling takes the unit away, which the network needs."""
     network = {"kind": "labram"}
     responses, targets = make_trials()
     with pytest.raises(ConfigError, match="sees 'scaled'"):

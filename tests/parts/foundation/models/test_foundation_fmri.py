@@ -533,7 +533,7 @@ def test_a_checkpoint_of_another_atlas_is_refused(name, key, shape, make_config,
 
 @pytest.mark.parametrize("name", ["brainlm", "cortex_mae"])
 def test_a_training_starts_from_a_public_file_and_is_read_again(name, make_config, tmp_path):
-    """Only `robust` states to BrainLM that values are in its unit; the fit brings parcels and their order along."""
+    """Only `robust` says that values are in BrainLM's unit; the fit brings parcels and their order along."""
     path, signal = tmp_path / "public.pth", SIGNALS[name]
     write_public_file(name, make_config(name).build(signal, 6).backbone, path)
     toy, targets = make_task(n_images=12, n_repetitions=1)
