@@ -47,7 +47,6 @@ from braindecode_vis.parts.audit.statistics import (
 )
 from braindecode_vis.parts.audit.synthetic_trials import check_synthetic, check_synthetic_again
 from braindecode_vis.pipeline.leaks.findings import LEVELS, Audit, AuditFinding, Part, PartStatus
-from braindecode_vis.pipeline.leaks.likeness import check_likeness
 from braindecode_vis.pipeline.leaks.quick import FIRST, make_checks
 from braindecode_vis.pipeline.leaks.records import (
     check_held_out,
@@ -61,6 +60,7 @@ from braindecode_vis.pipeline.leaks.records import (
 from braindecode_vis.pipeline.leaks.run_files import BRANCH_WORDS, AuditedRun, open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import (
     check_identity,
+    check_likeness,
     check_near_copies,
     check_pixels,
     check_sides,

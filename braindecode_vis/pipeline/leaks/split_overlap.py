@@ -20,6 +20,7 @@ from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.base.store import read_json
 from braindecode_vis.datasets.trial_values import COPY_CORRELATION, MAX_CORRELATED, find_copied_trials
 from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
+from braindecode_vis.pipeline.leaks.likeness import LARGEST_DISTANCE, find_like_pictures
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first, name_fold
 from braindecode_vis.preprocessing.splits import (
     SIDES,
@@ -236,6 +237,49 @@ def _is_class(groups: np.ndarray, labels: np.ndarray, subjects: np.ndarray) -> b
 
 
 # --- the same picture, the same trial ---------------------------------------------------------------------
+
+
+def check_likeness(run: AuditedRun) -> list[AuditFinding]:
+    """Look for one picture under two ids with other pixels; see `find_like_pictures`."""
+    if run.decodes_categories and set(run.responses.stimulus_ids) == set(run.concepts):
+        return []  # `check_pixels` says that nothing is known of pictures
+    stimuli = run.stimuli.select_pictured()
+    pictured = set(stimuli.ids.tolist())
+    shown = [name for name in dict.fromkeys(run.responses.stimulus_ids.tolist()) if name in pictured]
+    if not stimuli.has_pixels or len(shown) < 2:
+        return [AuditFinding("likeness", "warning", "no picture is available for the comparison.")]
+    try:
+        found = find_like_pictures(stimuli, shown, set(run.responses.stimulus_ids[run.is_tested].tolist()))
+    except DataError as error:
+        return [AuditFinding("likeness", "warning", f"pictures were not compared: {error}")]
+    findings = []
+    digests = {}
+    if found.pairs:  # reads every pixel
+        digests = dict(zip(run.stimuli.ids.tolist(), hash_images(run.stimuli)[0].tolist(), strict=True))
+    for number, fold in enumerate(run.folds):
+        train, test = (set(run.responses.stimulus_ids[rows].tolist()) for rows in (fold.train, fold.test))
+        # What is on both sides under one id is told by `check_sides`, equal pixels by `check_pixels`.
+        shared = [
+            (a, b, how) for first, second, how in found.pairs for a, b in ((first, second), (second, first))
+            if a in train - test and b in test - train and (digests[a] is None or digests[a] != digests[b])
+        ]  # fmt: skip
+        if not shared:
+            continue
+        first, second, how = shared[0]
+        level: Level = "warning" if run.decodes_categories else "leak"
+        text = (
+            f"{len(shared)} picture(s) are in both training and test with slightly different pixels, "
+            f"first {first} and {second}{how}; leave one "
+            "of each pair out."
+        )
+        findings.append(AuditFinding("likeness", level, text, name_fold(number)))
+    text = "no picture is in both training and test with slightly different pixels, cropped, grey or mirrored"
+    if found.limit < LARGEST_DISTANCE:
+        text += (
+            f"; training pictures are so alike that copies are found up to a distance of {found.limit:.2g} "
+            f"instead of {LARGEST_DISTANCE:g}"
+        )
+    return findings or [AuditFinding("likeness", "ok", f"{text}.")]
 
 
 def hash_images(stimuli: StimulusSet) -> tuple[np.ndarray, int]:

@@ -6,11 +6,12 @@ import pytest
 from braindecode_vis.base import store
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.drawn.images import render_batch
-from braindecode_vis.pipeline.leaks.likeness import check_likeness, find_like_pictures
+from braindecode_vis.pipeline.leaks.likeness import find_like_pictures
 from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import (
     check_copies,
     check_identity,
+    check_likeness,
     check_pixels,
     check_rows,
     check_sides,
