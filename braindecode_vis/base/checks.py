@@ -280,7 +280,8 @@ def refuse_damage(
     what
         File and finding, for example ``x.nii cannot be read as NIfTI``.
     errors
-        Exceptions to catch; by default all, since readers raise many kinds on damaged bytes.
+        Exceptions to catch; by default all, since readers raise many kinds on damaged bytes. A text that is nested
+        without end is always caught.
     hint
         What to do.
 
@@ -289,7 +290,7 @@ def refuse_damage(
     DataError
         In place of the caught exception; errors of this package are not changed.
     """
-    caught = errors or (Exception,)
+    caught: tuple[type[Exception], ...] = (*errors, RecursionError) if errors else (Exception,)
     try:
         yield
     except (BraindecodeVisError, MemoryError):  # the file is well where memory is not

@@ -251,9 +251,10 @@ def test_timing_and_grids_must_agree(tmp_path):
         sidecar.write_text(json.dumps(damaged))
         with pytest.raises(DataError, match="which is not a time in s"):
             prepare(tmp_path)
-    sidecar.write_text("{")
-    with pytest.raises(DataError, match="is not valid JSON"):
-        prepare(tmp_path)
+    for damaged in ("{", '{"a":{' * 3000):  # the second is nested without end
+        sidecar.write_text(damaged)
+        with pytest.raises(DataError, match="is not valid JSON"):
+            prepare(tmp_path)
     sidecar.unlink()
     write_run(tmp_path, "sub-01_task-see_run-02")
     moved = np.eye(4)

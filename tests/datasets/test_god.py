@@ -107,6 +107,17 @@ def test_regions_are_chosen_by_name(tmp_path):
         GodConfig(root=tmp_path, rois=("ROI_V5",)).open_betas()
 
 
+def test_a_region_without_voxels_is_named(tmp_path):
+    """A block of zeros in the table of regions changed the run, and nothing was said."""
+    path, _ = write_subject(tmp_path)
+    assert GodConfig(root=tmp_path).open_betas().notes["warnings"] == []
+    with h5py.File(path, "a") as file:
+        keys = [key.decode() if isinstance(key, bytes) else key for key in file["metaData/key"][:]]
+        file["metaData/value"][keys.index("ROI_FFA")] = 0.0
+    (warning,) = GodConfig(root=tmp_path).open_betas().notes["warnings"]
+    assert warning.startswith("1 region(s) of Subject1.h5 have no voxel, first ROI_FFA")
+
+
 def test_positions_off_a_grid_travel_as_maps(tmp_path):
     xyz = XYZ + np.random.default_rng(0).uniform(-0.4, 0.4, XYZ.shape)
     write_subject(tmp_path, xyz=xyz)

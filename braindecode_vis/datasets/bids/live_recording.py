@@ -28,7 +28,7 @@ def is_live_recording(root: Path) -> bool:
     try:
         described = json.loads((root / "dataset_description.json").read_text())
         return any(entry.get("Name") == GENERATED_BY for entry in described.get("GeneratedBy", []))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

@@ -107,6 +107,16 @@ class BData:
         """Return the keys of regions, in the order of the file."""
         return [key for key in self.metadata if key.startswith("ROI_")]
 
+    def warn_of_rois(self) -> list[str]:
+        """Return a sentence if there are regions without a voxel, as a block of zeros in the file would leave them."""
+        empty = [key for key in self.find_rois() if not (self.metadata[key] == 1).any()]
+        if not empty:
+            return []
+        return [
+            f"{len(empty)} region(s) of {self.path.name} have no voxel, first {empty[0]}; if the authors' file has "
+            "some there, fetch it again."
+        ]
+
 
 def read_bdata(path: Path) -> BData:
     """Open a BData file and check that its parts fit together.

@@ -87,8 +87,10 @@ class DeepreconConfig(PicturedSettings):
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
         first: dict[str, Path] = {}
+        warnings: list[str] = []
         for item in held:
             data = read_bdata(item.path)
+            warnings += data.warn_of_rois()
             trials = read_samples(data, item.subject, item.experiment, names)
             part, own = make_bdata_part(data, trials, np.arange(len(trials)), self.rois)
             known = geometries.setdefault(item.subject, own)
@@ -106,6 +108,7 @@ class DeepreconConfig(PicturedSettings):
         notes = {
             "protocol": f"1200 training pictures; test: {', '.join(self.test)}",
             "rois_kept": list(self.rois),
+            "warnings": warnings,
         }
         return self.join_subjects(parts, geometries, make_stimulus_table(shown), notes)
 

@@ -89,7 +89,11 @@ class GodConfig(PicturedSettings):
             shown = wanted | ({"test"} if "imagery" in wanted else set())
             tables.append(trials[trials["task"].isin(shown)])
         n_train = len({name for t in tables for name in t.loc[t["task"] == "training", "stimulus_id"]})
-        notes = {"protocol": f"{n_train} training pictures; test: {self.test}", "rois_kept": list(self.rois)}
+        notes = {
+            "protocol": f"{n_train} training pictures; test: {self.test}",
+            "rois_kept": list(self.rois),
+            "warnings": [text for data in opened.values() for text in data.warn_of_rois()],
+        }
         parts, _ = self.number_parts(parts)
         return self.join_subjects(parts, geometries, make_stimulus_table(tables), notes)
 
