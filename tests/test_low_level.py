@@ -205,7 +205,8 @@ def test_photographs_keep_their_size_on_the_way_through_the_branch(shared, tmp_p
         "arrays_ridge", ["split={kind: published}", "target={kind: pixels, size: 16}", low], root=root
     )
     run = open_run(config, tmp_path / "run")
-    decoded = decoding.make_low_level(run, 0)
+    drawn = decoding.make_low_level(run, 0)
+    (decoded,) = drawn.make(range(drawn.n_images)).values()
     rows = decoding.retrieve(run).folds[0].predicted.ids
     assert decoded.shape == (3, 512, 512, 3)
     truth = pictures[[ids.index(str(i)) for i in rows]]

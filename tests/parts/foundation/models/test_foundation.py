@@ -389,7 +389,7 @@ def test_scaled_responses_need_a_scale(tmp_path):
 @pytest.mark.slow
 def test_a_run_on_simulated_eeg_trains_and_goes_on_without_the_file(tmp_path, command_line):
     """The 63 electrodes of the cap meet their rows, volts their unit, and retrieval needs the file no more."""
-    path = write_labram(tmp_path / "file.pth", depth=12, width=200, n_heads=10)
+    path = write_labram(tmp_path / "file.pth")
     network = f"{{kind: labram, pretrained: {path}, tuning: probe_then_full}}"
     run, data = tmp_path / "run", tmp_path / "data"
     words = (
