@@ -263,7 +263,8 @@ class LaionFmriConfig(AtlasSettings):
     def _list_sessions(self, root: Path, subject: str) -> list[str]:
         """Return the sessions on disk that the authors opened; files of later ones may be there by hand."""
         there = [labels["session"] for labels in LAYOUT.list_labels(root, "betas", subject=subject)]
-        return [session for session in there if session in self.list_declared(subject)]
+        declared = self.list_declared(subject)
+        return [session for session in there if session in declared]
 
     def _find_ignored(self, root: Path, subject: str) -> list[str]:
         """Return a sentence on the folders of sessions that are never read, if there are some."""

@@ -204,7 +204,7 @@ def _check_imported(
         findings.append(AuditFinding("targets", "leak", text, where))
     if text := describe_responses_in_targets(*_pair_with_responses(run, bank.embeddings)):
         text = (
-            f"of the imported targets, {text}: they tell the response of a test image instead of the image."
+            f"of the imported targets, {text}: they hold the response to a test image instead of the image."
         )
         findings.append(AuditFinding("targets", "leak", text, where))
     trained = any(part.trains_in_processes for part in roles.list_encoders(again.config.encoder))

@@ -595,7 +595,7 @@ def _measure_scaling(vectors: np.ndarray, rows: np.ndarray) -> dict[str, float]:
     found["one distribution of all features holds"] = root((ordered - ordered.mean(axis=1)[:, None]) / spread)
     if 5 <= vectors.shape[1] <= MOST_COMPONENTS:
         found[_UNCORRELATED] = _measure_correlations(vectors, rows)
-    # Last, as what is more than a shift is told first.
+    # Last, as what is more than a shift is reported first.
     found[_CENTRED] = root(mean[varies] / spread)
     found[_ONE_MEAN] = root((mean[varies] - mean[varies].mean()) / spread)
     return found

@@ -258,7 +258,7 @@ def check_likeness(run: AuditedRun) -> list[AuditFinding]:
         digests = dict(zip(run.stimuli.ids.tolist(), hash_images(run.stimuli)[0].tolist(), strict=True))
     for number, fold in enumerate(run.folds):
         train, test = (set(run.responses.stimulus_ids[rows].tolist()) for rows in (fold.train, fold.test))
-        # What is on both sides under one id is told by `check_sides`, equal pixels by `check_pixels`.
+        # `check_sides` reports what is on both sides under one id, `check_pixels` equal pixels.
         shared = [
             (a, b, how) for first, second, how in found.pairs for a, b in ((first, second), (second, first))
             if a in train - test and b in test - train and (digests[a] is None or digests[a] != digests[b])
