@@ -62,6 +62,10 @@ class Tower:
 
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)
+        # In place, the ReLU after a layer would change what was read of that layer.
+        for module in self.network.modules():
+            if hasattr(module, "inplace"):
+                module.inplace = False
 
 
 def check_choice(layer: Layer, pooling: Pooling, project: bool) -> None:

@@ -73,6 +73,12 @@ class TorchvisionConfig(VisionNetworkConfig):
         return get_model_weights(self.architecture)[self.pretrained or "DEFAULT"]
 
     @property
+    def revision(self) -> int:
+        """Number of the reading; of VGG and AlexNet, numbers name layers before a ReLU, too."""
+        plain_row = self.architecture.startswith(("vgg", "alexnet"))
+        return 2 if plain_row and len(self.layers) > 1 else super().revision
+
+    @property
     def family(self) -> str:
         """Library and architecture."""
         return f"torchvision/{self.architecture}"
@@ -146,10 +152,6 @@ def load_weights(network: Any, path: Path, architecture: str) -> None:
 def describe_tower(network: Any, architecture: str) -> Tower:
     """Return what must be known of one of torchvision's networks; its classifier is taken off."""
     remove_classifier(network)
-    # In place, the ReLU after a layer would change what was read of that layer.
-    for module in network.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False
     blocks = [m for m in network.modules() if _BLOCKS.fullmatch(type(m).__name__)]
     if not blocks:  # VGG and AlexNet are one plain row of layers
         blocks = list(network.features)

@@ -109,9 +109,22 @@ class VisionNetworkConfig(WeightedSettings):
         suffix = f"-{hash_json(self.model_args)[:8]}" if self.model_args else ""
         return ("random-0" if path is None else hash_weights(path)) + suffix
 
+    @property
+    def revision(self) -> int:
+        """Number of the reading, raised where the same settings once gave other vectors.
+
+        2 where several layers are read in one pass and one is a module by name: a ReLU behind it worked in place.
+        """
+        return (
+            2
+            if len(self.layers) > 1 and any(isinstance(one, str) and one != OUTPUT for one in self.layers)
+            else 1
+        )
+
     def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields and the digest of the weights."""
-        return {**super().hashed_fields(), "weights_digest": self.digest}
+        """Return the plain fields, the digest of the weights, and the revision from the second on."""
+        fields = {**super().hashed_fields(), "weights_digest": self.digest}
+        return fields if self.revision == 1 else {**fields, "revision": self.revision}
 
 
 class VisionNetworkEncoder(ImageEncoder):
@@ -159,7 +172,8 @@ class VisionNetworkEncoder(ImageEncoder):
             {False: "raw", True: "unit", "class": "class-unit"}[config.normalise],
             self.transform.name,
         ]
-        return "/".join(parts + [config.precision] * (config.precision != "float32"))
+        parts += [config.precision] * (config.precision != "float32")
+        return "/".join(parts + [f"revision={config.revision}"] * (config.revision > 1))
 
     def load(self) -> Tower:
         """Return the network, loaded once and moved to its device."""

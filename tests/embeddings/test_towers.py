@@ -290,6 +290,28 @@ def test_feature_maps_of_vgg_are_tokens(layer, n_places):
     torch.testing.assert_close(second, convolved.relu().mean((2, 3)))
 
 
+@pytest.mark.parametrize("config", [TimmConfig, TorchvisionConfig])
+def test_modules_read_together_keep_their_own_values(config):
+    tower = config(architecture="resnet18", weights="random").make_tower()
+    image, names = torch.rand(1, 3, 64, 64), ["layer1.0.bn1", "layer1.0.conv2"]
+    with torch.no_grad():
+        alone = [read_layers(tower, image, layers=[name], pooling="mean") for name in names]
+        together = read_layers(tower, image, layers=names, pooling="mean")
+    torch.testing.assert_close(together, torch.stack(alone, 1))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer", "again"),
+    [("vgg11", (0, 1), True), ("vgg11", 0, False), ("vgg11", "features.0", False),
+     ("resnet18", (0, 1), False), ("resnet18", ("layer1.0.bn1", "layer1.0.conv2"), True)],
+)  # fmt: skip
+def test_layers_that_a_relu_had_changed_are_embedded_again(architecture, layer, again):
+    """Stored embeddings of several layers in one pass were wrong; those of one layer were right and stay."""
+    config = TorchvisionConfig(architecture=architecture, weights="random", pooling="mean", layer=layer)
+    assert config.build().space.endswith("/revision=2") == again
+    assert config.hashed_fields().get("revision") == (2 if again else None)
+
+
 def test_densenet_files_with_old_names_are_read(tmp_path):
     import torchvision
 
