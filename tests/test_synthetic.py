@@ -16,6 +16,8 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import read_config
 from braindecode_vis.config.models import SyntheticConfig
+from braindecode_vis.embeddings.image_bank import embed_parts, finish_bank, plan_bank
+from braindecode_vis.embeddings.image_sources import open_images
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.foundation.models.universal_encoder import UniversalEncoder
 from braindecode_vis.pipeline import learning, preparing, synthetic
@@ -152,6 +154,29 @@ def test_images_that_were_shown_are_left_out(trained, tmp_path):
         synthesise_into(trained, str(pictures), tmp_path / "none")
     with pytest.raises(DataError, match="every image of the data set that is available was shown"):
         synthesise_into(trained, "unseen", tmp_path / "none")
+
+
+def test_a_bank_gives_other_images_for_those_that_were_shown(trained, tmp_path):
+    """Without noise no image comes twice, and images that were shown leave no gap."""
+    from PIL import Image
+
+    stimuli, encoder = preparing.preprocess(trained).stimuli, preparing.embed_fold(trained, 0).encoder
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in stimuli.ids[:6]:
+        Image.fromarray(stimuli.read_image(name)).save(pictures / f"{name}.png")
+    for place in range(4):
+        noise = np.random.default_rng(place).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(pictures / f"new{place}.png")
+    source = open_images(str(pictures))
+    plan = plan_bank(tmp_path / "bank", source, encoder, dtype="float32")
+    embed_parts(plan, source, encoder, plan.parts)
+    finish_bank(plan)
+    asked = SyntheticConfig(images=str(tmp_path / "bank"), noise="none", share=4 / 64)
+    run = open_run(trained.config.model_copy(update={"synthetic": asked}), tmp_path / "run")
+    made = synthesise_fold(run, 0)
+    assert sorted(made.responses.stimulus_ids) == [f"{PREFIX}new{n}" for n in range(4)]
+    assert store.read_provenance(made.artifact.path / store.PROVENANCE)["left_out"]["shown (embedding)"] == 6
 
 
 def test_inner_folds_test_real_trials_alone():

@@ -108,8 +108,9 @@ class SyntheticConfig(Settings):
     share
         Share of synthetic trials among all training trials.
     noise
-        ``residual`` adds noise with the covariance of the model's residuals on the training trials; ``none`` adds
-        nothing.
+        ``residual`` adds noise with the covariance of the model's residuals on the training trials, and images come
+        again, with other noise, if there are too few. ``none`` adds nothing, and each image is used at most once for
+        a subject.
     features
         Image encoders whose embeddings are the features of the model; empty takes the target.
     model

@@ -230,77 +230,50 @@ def draw_synthetic(
     counts = None if share is None else {w: count_synthetic(int((subjects == w).sum()), share) for w in names}
     seed = derive_seed(run.config.seed, "synthesise", number)
     images = _collect_images(run, number, settings, None if counts is None else max(counts.values()), seed)
+    counts = counts or dict.fromkeys(names, len(images.ids))
+    _check_enough(settings, counts, len(images.ids))
     learnt = _embed_training(run, number, settings, real)
-    owned, parts = count_own_voxels(real), []
-    explained = {}
-    shape = real.data.shape[1:]
+    owned, shape = count_own_voxels(real), real.data.shape[1:]
 
     def measure(who: str) -> tuple[np.ndarray, np.ndarray]:
         rows = np.flatnonzero(subjects == who)
-        own = np.asarray(real.data[rows], np.float32)
-        return rows, own[:, : owned.get(who)].reshape(
-            len(rows), -1
-        )  # all of them where there is no such number
+        own = np.asarray(real.data[rows], np.float32)[
+            :, : owned.get(who)
+        ]  # all where there is no such number
+        return rows, own.reshape(len(rows), -1)
 
     by_network = (
         None
         if settings.by == "ridge"
         else _fit_network(run, names, measure, learnt, derive_seed(seed, "model"), kept)
     )
+    explained, orders, blocks = dict[str, float](), dict[str, np.ndarray](), []
     with run.listener.progress("encoding models", len(names)) as advance:
         for place, who in enumerate(names):
-            n_own = owned.get(who)
-            rows, measured = measure(who)
+            generator, n = make_generator(seed, "trials", place), counts[who]
+            # All images once before any comes again with other noise.
+            turns = [generator.permutation(len(images.ids)) for _ in range(-(-n // len(images.ids)))]
+            order = orders[who] = np.concatenate(turns)[:n]
             if by_network is None:
+                rows, measured = measure(who)
                 model = fit_encoding(
                     {name: Embeddings(one.vectors[rows], one.ids[rows], name) for name, one in learnt.items()},
                     measured, config=settings.model, seed=derive_seed(seed, "model", place),
                     out_of_fold=settings.noise == "residual",
                 )  # fmt: skip
                 explained[who] = float(model.inner_explained.mean())
-            n = len(images.ids) if counts is None else counts[who]
-            if settings.noise == "none" and n > len(images.ids):
-                other = ", or synthetic.noise residual" * (settings.by == "ridge")
-                raise DataError(
-                    f"{settings.images} has {len(images.ids)} images that were not shown, but synthetic.share "
-                    f"{settings.share:g} of the training of subject {who} needs {n} trials, which would "
-                    f"repeat without noise; give more images or a lower share{other}."
-                )
-            generator = make_generator(seed, "trials", place)
-            # All images once before any comes again with other noise.
-            turns = [generator.permutation(len(images.ids)) for _ in range(-(-n // len(images.ids)))]
-            order = np.concatenate(turns)[:n]
-            made = (
-                model.predict({name: images.spaces[name] for name in learnt})
-                if by_network is None
-                else by_network(place, images.spaces[bank.embeddings.space].flat())
-            )[order]
-            if settings.noise == "residual":
-                made += draw_residuals(model, measured, n, generator)
+                made = model.predict({name: images.spaces[name] for name in learnt})[order]
+                if settings.noise == "residual":
+                    made += draw_residuals(model, measured, n, generator)
+            else:
+                made = by_network(place, images.spaces[bank.embeddings.space].flat())[order]
             whole = np.zeros((n, *shape), np.float32)
-            whole[:, :n_own] = made.reshape(n, -1, *shape[1:])
-            parts.append((who, order, whole))
+            whole[:, : owned.get(who)] = made.reshape(n, -1, *shape[1:])
+            blocks.append(whole)
             advance(1)
-    data = np.concatenate([part[2] for part in parts])
-    chosen = np.concatenate([part[1] for part in parts])
-    ids = [PREFIX + images.ids[row] for row in chosen]
-    trials = pd.DataFrame(
-        {
-            "subject": np.repeat([part[0] for part in parts], [len(part[1]) for part in parts]),
-            "session": "synthetic", "run": "synthetic", "stimulus_id": ids,
-            "repetition": np.concatenate([_count_turns(part[1]) for part in parts]), "split": "train",
-            "concept": [PREFIX + name_concept(settings.images, images.ids[row]) for row in chosen], "synthetic": True,
-        }
-    )  # fmt: skip
-    for column in real.trials:  # so that tables have the same columns
-        if column not in trials:
-            values = real.trials[column]
-            trials[column] = values.iloc[0] if column in ("task", "n_averaged") else pd.NA
-    if settings.images == UNSEEN:
-        stimuli = preparing.preprocess(run).stimuli
-        trials["concept"] = stimuli.concepts_of(images.ids[row] for row in chosen)
-    responses = Responses(data, real.dims, trials, real.unit, real.coords)
-    target = images.spaces[bank.embeddings.space]
+    trials = _describe_trials(run, settings, real, images, orders)
+    responses = Responses(np.concatenate(blocks), real.dims, trials, real.unit, real.coords)
+    target, chosen = images.spaces[bank.embeddings.space], np.concatenate(list(orders.values()))
     about = {
         "n_trials": len(trials), "n_real": real.n_trials, "n_images": len(images.ids), "noise": settings.noise,
         "left_out": dict(images.left_out), "inner_explained": explained,
@@ -308,7 +281,45 @@ def draw_synthetic(
         "images": [[name, digest] for name, digest in zip(images.ids, images.digests, strict=True)],
     }  # fmt: skip
     vectors = np.asarray(target.vectors)[chosen]
-    return responses, Embeddings(vectors, ids, target.space), about
+    return responses, Embeddings(vectors, responses.stimulus_ids, target.space), about
+
+
+def _check_enough(settings: SyntheticConfig, counts: Mapping[str, int], n_images: int) -> None:
+    """Raise `DataError` if a subject needs more trials than there are images, and no noise distinguishes them."""
+    who = max(counts, key=lambda name: counts[name])
+    if settings.noise == "none" and counts[who] > n_images:
+        other = ", or synthetic.noise residual" * (settings.by == "ridge")
+        raise DataError(
+            f"{settings.images} has {n_images} images that were not shown, but synthetic.share {settings.share:g} of "
+            f"the training of subject {who} needs {counts[who]} trials, which would repeat without noise; give more "
+            f"images or a lower share{other}."
+        )
+
+
+def _describe_trials(
+    run: Run, settings: SyntheticConfig, real: Responses, images: NewImages, orders: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """Return the table of the trials, with the columns of the real ones; `orders` has the images of each subject."""
+    from braindecode_vis.pipeline import preparing
+
+    names = [images.ids[row] for order in orders.values() for row in order]
+    if settings.images == UNSEEN:
+        concepts = preparing.preprocess(run).stimuli.concepts_of(names)
+    else:
+        concepts = [PREFIX + name_concept(settings.images, name) for name in names]
+    trials = pd.DataFrame(
+        {
+            "subject": np.repeat(list(orders), [len(order) for order in orders.values()]),
+            "session": "synthetic", "run": "synthetic", "stimulus_id": [PREFIX + name for name in names],
+            "repetition": np.concatenate([_count_turns(order) for order in orders.values()]), "split": "train",
+            "concept": concepts, "synthetic": True,
+        }
+    )  # fmt: skip
+    for column in real.trials:
+        if column not in trials:
+            values = real.trials[column]
+            trials[column] = values.iloc[0] if column in ("task", "n_averaged") else pd.NA
+    return trials
 
 
 def _fit_network(
@@ -550,26 +561,30 @@ def _read_bank(
             "synthetic.features; give the images themselves instead."
         )
     digests = np.load(Path(settings.images) / "images.npy", mmap_mode="r", allow_pickle=False)
-    rows = np.arange(len(bank))
-    if n_wanted is not None and n_wanted < len(bank):
-        rows = np.sort(make_generator(seed, "images").permutation(len(bank))[:n_wanted])
-    ids = bank.ids[rows].astype(str).tolist()
+    n_wanted, order = len(bank) if n_wanted is None else n_wanted, np.arange(len(bank))
+    if n_wanted < len(bank):
+        order = make_generator(seed, "images").permutation(len(bank))
     tested = _list_tested_concepts(run, number)
     known = store.read_json(Path(settings.images) / "manifest.json")["request"]["source"]["kind"]
     source = "phantom:" if known == "phantom" else settings.images
-    fits = np.array([name_concept(source, name) not in tested for name in ids])
-    vectors = np.asarray(bank.vectors[rows], np.float32)
-    shown = np.unique(preparing.preprocess(run).responses.stimulus_ids)
-    seen = own.select(list(shown)).flat()
-    new = ~_find_same(vectors.reshape(len(vectors), -1), seen)
-    keep = np.flatnonzero(fits & new)
-    if not len(keep):
+    seen = own.select(list(np.unique(preparing.preprocess(run).responses.stimulus_ids))).flat()
+    left_out = {"of tested concepts": 0, "shown (embedding)": 0}
+    rows, taken = np.empty(0, int), 0
+    while len(some := np.sort(order[taken : taken + n_wanted - len(rows)])):
+        taken += len(some)
+        fits = np.array([name_concept(source, name) not in tested for name in bank.ids[some].astype(str)])
+        new = ~_find_same(np.asarray(bank.vectors[some], np.float32).reshape(len(some), -1), seen)
+        left_out["of tested concepts"] += int((~fits).sum())
+        left_out["shown (embedding)"] += int((~new).sum())
+        rows = np.concatenate([rows, some[fits & new]])
+        if settings.noise != "none":  # as in `_collect_images`
+            break
+    if not len(rows):
         raise DataError(f"the bank {settings.images} holds no image that was not shown; give another.")
-    names = [ids[row] for row in keep]
-    left_out = {"of tested concepts": int((~fits).sum()), "shown (embedding)": int((~new).sum())}
+    names = bank.ids[rows].astype(str).tolist()
     return NewImages(
-        names, [f"{int(digests[rows[row]]):016x}" for row in keep],
-        {own.space: Embeddings(vectors[keep], names, own.space)}, left_out,
+        names, [f"{int(digests[row]):016x}" for row in rows],
+        {own.space: Embeddings(np.asarray(bank.vectors[rows], np.float32), names, own.space)}, left_out,
     )  # fmt: skip
 
 
