@@ -108,14 +108,22 @@ def test_a_data_set_costs_what_the_page_says():
         "parts/audit/test_near_copies",
     )
     assert others == {f"tests/{name}.py" for name in beside}
-    own = [f"v4_photographs{ending}.py" for ending in ("", "_format")] + ["test_v4_photographs.py"]
-    assert (
-        sum(len((ROOT / name).read_text().splitlines()) for name in naming if Path(name).name in own) <= 250
-    )
+    assert _count_lines_of("v4_photographs") <= 250
+    costs = re.findall(r"`(\w+)` (\d{3,4})\b", section[section.index("**What it costs.**") :])
+    assert len(costs) == 4
+    for kind, n in costs:
+        assert abs(_count_lines_of(kind) - int(n)) < 0.1 * int(n), kind
     shared = [name for name in naming & listed if "v4_photographs" not in name]
     # Presets of a phantom are a line for each of four sizes, and one that closes them.
     n_lines = sum(len(re.findall("^.*v4[-_]photographs.*$", texts[name], re.M)) for name in shared) + 5
     assert f"and {n_lines} in the files of steps" in section
+
+
+def _count_lines_of(kind):
+    """Lines of reader, writer of the phantom and tests."""
+    places = ("braindecode_vis/datasets/{}.py", "braindecode_vis/parts/phantom/formats/{}_format.py")
+    files = [ROOT / place.format(kind) for place in (*places, "tests/datasets/test_{}.py")]
+    return sum(len(path.read_text().splitlines()) for path in files)
 
 
 @pytest.mark.further

@@ -131,10 +131,10 @@ class Built(ABC):
     def write(self, folder: Path) -> None:
         """Write the fitted state into `folder` without pickle, unless it is quickly computed again."""
 
-    def read(self, *args: Any, **kwargs: Any) -> Any:
-        """Return this component with the fitted state of a folder; called as ``read(folder)`` on a new one.
+    def read(self, folder: Path) -> Any:
+        """Take over the fitted state of a folder and return this component, which `build` has just made.
 
-        If the settings of a component have their own `read`, that one is called first and its result is used here.
+        If the settings of a component have their own `read`, that one is called instead.
         """
         return self
 
@@ -214,7 +214,7 @@ class FittedImageEncoder(ImageEncoder):
         """Write the fitted state into `folder` without pickle."""
 
     @abstractmethod
-    def read(self, *args: Any, **kwargs: Any) -> Any:
+    def read(self, folder: Path) -> Any:
         """Return this encoder with the fitted state of a folder; see `Built.read`."""
 
     def embed(
@@ -333,7 +333,7 @@ class BrainEncoder(Built):
         """Write the fitted state into `folder` without pickle."""
 
     @abstractmethod
-    def read(self, *args: Any, **kwargs: Any) -> Any:
+    def read(self, folder: Path) -> Any:
         """Return this encoder with the fitted state of a folder; see `Built.read`."""
 
     # --- abilities: None if the encoder does not have them ---
@@ -508,7 +508,7 @@ class CategoryDecoder(Built):
         """Write the fitted state into `folder` without pickle."""
 
     @abstractmethod
-    def read(self, *args: Any, **kwargs: Any) -> Any:
+    def read(self, folder: Path) -> Any:
         """Return this decoder with the fitted state of a folder; see `Built.read`."""
 
     @cached_property

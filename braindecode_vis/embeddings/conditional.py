@@ -84,10 +84,6 @@ class ConditionalConfig(ImageEncoderSettings):
         """Return the unfitted encoder."""
         return ConditionalEncoder(self)
 
-    def read(self, folder: Path) -> ConditionalEncoder:
-        """Return the encoder that was written into `folder`."""
-        return ConditionalEncoder.read(self, folder)
-
 
 @dataclass(frozen=True)
 class Heads:
@@ -128,8 +124,9 @@ class Heads:
 class ConditionalEncoder(FittedImageEncoder):
     """Answers to questions about an image in the place of its embedding."""
 
-    def __init__(self, config: ConditionalConfig, *, fitted: Heads | None = None) -> None:
-        self.config, self.fitted = config, fitted
+    def __init__(self, config: ConditionalConfig) -> None:
+        self.config = config
+        self.fitted: Heads | None = None
         self.base: Any = None if config.base is None else config.base.build()
 
     @property
@@ -209,15 +206,14 @@ class ConditionalEncoder(FittedImageEncoder):
         record = {"values": heads.values, "penalties": list(heads.penalties), "table": heads.table}
         write_json(folder / RECORD, record)
 
-    @classmethod
-    def read(cls, config: ConditionalConfig, folder: Path) -> ConditionalEncoder:
+    def read(self, folder: Path) -> ConditionalEncoder:
         """Read what `write` wrote."""
         tensors, record = load_tensors(folder / FILE), read_json(folder / RECORD)
         values = {name: tuple(own) for name, own in record["values"].items()}
-        heads = Heads(
+        self.fitted = Heads(
             values, tensors["mean"], tensors["weights"], tuple(record["penalties"]), record["table"]
         )
-        return cls(config, fitted=heads)
+        return self
 
 
 def find_trained_values(table: AttributeTable, position: int, codes: np.ndarray) -> np.ndarray:

@@ -70,10 +70,6 @@ class LayersConfig(ImageEncoderSettings):
         """Return the unfitted encoder."""
         return LayersEncoder(self)
 
-    def read(self, folder: Path) -> LayersEncoder:
-        """Return the encoder that was written into `folder`."""
-        return LayersEncoder.read(self, folder)
-
 
 @dataclass(frozen=True)
 class Projection:
@@ -95,8 +91,9 @@ class Projection:
 class LayersEncoder(FittedImageEncoder):
     """Several image encoders whose vectors are stacked."""
 
-    def __init__(self, config: LayersConfig, *, fitted: tuple[Projection, ...] = ()) -> None:
-        self.config, self.fitted = config, fitted
+    def __init__(self, config: LayersConfig) -> None:
+        self.config = config
+        self.fitted: tuple[Projection, ...] = ()
         self.members: list[Any] = [member.build() for member in config.members]
 
     @property
@@ -225,17 +222,12 @@ class LayersEncoder(FittedImageEncoder):
         if tensors:
             write_tensors(folder / FILE, tensors)
 
-    @classmethod
-    def read(cls, config: LayersConfig, folder: Path) -> LayersEncoder:
+    def read(self, folder: Path) -> LayersEncoder:
         """Read what `write` wrote."""
-        if config.size is None:
-            return cls(config)
-        tensors = load_tensors(folder / FILE)
-        numbers = range(len(config.members))
-        return cls(
-            config,
-            fitted=tuple(Projection(tensors[f"{n}.mean"], tensors[f"{n}.components"]) for n in numbers),
-        )
+        if self.config.size is not None:
+            tensors, numbers = load_tensors(folder / FILE), range(len(self.config.members))
+            self.fitted = tuple(Projection(tensors[f"{n}.mean"], tensors[f"{n}.components"]) for n in numbers)
+        return self
 
 
 def _fit_components(vectors: np.ndarray, size: int) -> Projection:

@@ -66,10 +66,6 @@ class PixelsConfig(ImageEncoderSettings):
         """Return the encoder."""
         return PixelEncoder(self)
 
-    def read(self, folder: Path) -> PixelEncoder:
-        """Return the encoder whose image size was written into `folder`."""
-        return PixelEncoder.read(self, folder)
-
 
 #: Of the vectors that are kept in one array.
 _BLOCK_BYTES = 1 << 20
@@ -135,11 +131,11 @@ class PixelEncoder(ImageEncoder):
         """Write the image size."""
         write_json(folder / "pixels.json", {"shape": self.shape})
 
-    @classmethod
-    def read(cls, config: PixelsConfig, folder: Path) -> PixelEncoder:
+    def read(self, folder: Path) -> PixelEncoder:
         """Read what `write` wrote."""
         shape = read_json(folder / "pixels.json")["shape"]
-        return cls(config, shape=(int(shape[0]), int(shape[1]), int(shape[2])))
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        return self
 
 
 def prepare_pixels(image: np.ndarray, size: int | None, colour: bool) -> np.ndarray:
@@ -179,10 +175,6 @@ class PcaConfig(ImageEncoderSettings):
         """Return the unfitted encoder."""
         return PcaEncoder(self)
 
-    def read(self, folder: Path) -> PcaEncoder:
-        """Return the fitted encoder that was written into `folder`."""
-        return PcaEncoder.read(self, folder)
-
 
 @dataclass(frozen=True)
 class PcaFit:
@@ -198,9 +190,9 @@ class PcaEncoder(FittedImageEncoder):
 
     decodes = True
 
-    def __init__(self, config: PcaConfig, *, fitted: PcaFit | None = None) -> None:
+    def __init__(self, config: PcaConfig) -> None:
         self.config = config
-        self.fitted = fitted
+        self.fitted: PcaFit | None = None
 
     def _pixels(self, shape: tuple[int, int, int] | None = None) -> PixelEncoder:
         return PixelEncoder(PixelsConfig(size=self.config.size, colour=self.config.colour), shape=shape)
@@ -268,12 +260,12 @@ class PcaEncoder(FittedImageEncoder):
         }
         write_tensors(folder / "pca.safetensors", tensors)
 
-    @classmethod
-    def read(cls, config: PcaConfig, folder: Path) -> PcaEncoder:
+    def read(self, folder: Path) -> PcaEncoder:
         """Read what `write` wrote."""
         tensors = load_tensors(folder / "pca.safetensors")
         height, width, colours = (int(v) for v in tensors["shape"])
-        return cls(config, fitted=PcaFit(tensors["mean"], tensors["components"], (height, width, colours)))
+        self.fitted = PcaFit(tensors["mean"], tensors["components"], (height, width, colours))
+        return self
 
 
 class EngineeredConfig(ImageEncoderSettings):

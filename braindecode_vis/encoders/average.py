@@ -117,18 +117,14 @@ class AverageConfig(EncoderSettings):
         """Return the unfitted encoder."""
         return AverageEncoder(self, seed=seed)
 
-    def read(self, folder: Path) -> AverageEncoder:
-        """Return the fitted encoder that was written into `folder`."""
-        return AverageEncoder.read(self, folder)
-
 
 class AverageEncoder(BrainEncoder):
     """The brain encoder; see the module."""
 
-    def __init__(self, config: AverageConfig, *, seed: int = 0, members: Any = None) -> None:
+    def __init__(self, config: AverageConfig, *, seed: int = 0) -> None:
         self.config, self.seed = config, seed
         #: The members, fitted or not.
-        self.members: list[Any] = members or [
+        self.members: list[Any] = [
             roles.build(BrainEncoder, member, seed=derive_seed(seed, "average", number))
             for number, member in enumerate(config.members)
         ]
@@ -259,18 +255,13 @@ class AverageEncoder(BrainEncoder):
         np.save(folder / "centre.npy", self.centre)
         write_json(folder / "average.json", {"seed": self.seed, "length": self.length, "space": self.space})
 
-    @classmethod
-    def read(cls, config: AverageConfig, folder: Path) -> AverageEncoder:
+    def read(self, folder: Path) -> AverageEncoder:
         """Read what `write` wrote."""
         about = read_json(folder / "average.json")
-        members = [
+        self.members = [
             roles.read(BrainEncoder, member, folder / f"member{number}")
-            for number, member in enumerate(config.members)
+            for number, member in enumerate(self.config.members)
         ]
-        encoder = cls(config, seed=about["seed"], members=members)
-        encoder.centre, encoder.length, encoder.space = (
-            np.load(folder / "centre.npy"),
-            about["length"],
-            about["space"],
-        )
-        return encoder
+        self.centre = np.load(folder / "centre.npy")
+        self.seed, self.length, self.space = about["seed"], about["length"], about["space"]
+        return self

@@ -59,10 +59,6 @@ class LdaConfig(EncoderSettings):
         """Return the unfitted decoder; nothing in it is random."""
         return LinearCategoryDecoder(self)
 
-    def read(self, folder: Path) -> LinearCategoryDecoder:
-        """Return the fitted decoder that was written into `folder`."""
-        return LinearCategoryDecoder.read(self, folder)
-
 
 class LogisticConfig(EncoderSettings, InnerFoldSettings):
     """Logistic regression with an L2 penalty.
@@ -105,10 +101,6 @@ class LogisticConfig(EncoderSettings, InnerFoldSettings):
         if not self.c:
             raise ConfigError("encoder.c needs at least one value.")
         return LinearCategoryDecoder(self)
-
-    def read(self, folder: Path) -> LinearCategoryDecoder:
-        """Return the fitted decoder that was written into `folder`."""
-        return LinearCategoryDecoder.read(self, folder)
 
 
 @dataclass(frozen=True)
@@ -164,9 +156,9 @@ def read_labels(kind: str, responses: Responses, labels: np.ndarray) -> np.ndarr
 class LinearCategoryDecoder(CategoryDecoder):
     """A linear classifier of trials; see the module for what is learnt and kept."""
 
-    def __init__(self, config: LdaConfig | LogisticConfig, fitted: LinearDecision | None = None) -> None:
+    def __init__(self, config: LdaConfig | LogisticConfig) -> None:
         self.config = config
-        self.fitted = fitted
+        self.fitted: LinearDecision | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -278,8 +270,7 @@ class LinearCategoryDecoder(CategoryDecoder):
         }
         write_json(folder / f"{_FILE}.json", record)
 
-    @classmethod
-    def read(cls, config: LdaConfig | LogisticConfig, folder: Path) -> LinearCategoryDecoder:
+    def read(self, folder: Path) -> LinearCategoryDecoder:
         """Read what `write` wrote.
 
         Raises
@@ -288,13 +279,13 @@ class LinearCategoryDecoder(CategoryDecoder):
             If the folder holds a decoder of another kind.
         """
         record = read_json(folder / f"{_FILE}.json")
-        if record["kind"] != config.kind:
-            raise DataError(f"{folder} holds a decoder of kind {record['kind']!r}, not {config.kind!r}.")
+        if record["kind"] != self.config.kind:
+            raise DataError(f"{folder} holds a decoder of kind {record['kind']!r}, not {self.config.kind!r}.")
         tensors = load_tensors(folder / f"{_FILE}.safetensors")
         window = None if record.get("window") is None else (record["window"][0], record["window"][1])
         classes = tuple(record["classes"])
-        fitted = LinearDecision(classes=classes, choices=record["choices"], window=window, **tensors)
-        return cls(config, fitted)
+        self.fitted = LinearDecision(classes=classes, choices=record["choices"], window=window, **tensors)
+        return self
 
     def _require_fit(self) -> LinearDecision:
         if self.fitted is None:

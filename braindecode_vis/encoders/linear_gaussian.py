@@ -72,10 +72,6 @@ class LinearGaussianConfig(EncoderSettings, InnerFoldSettings):
         """Return the unfitted encoder."""
         return LinearGaussianEncoder(self, seed=seed)
 
-    def read(self, folder: Path) -> LinearGaussianEncoder:
-        """Return the fitted encoder that was written into `folder`."""
-        return LinearGaussianEncoder.read(self, folder)
-
 
 @dataclass(frozen=True)
 class LinearGaussianFit:
@@ -106,10 +102,9 @@ class LinearGaussianFit:
 class LinearGaussianEncoder(BrainEncoder):
     """The brain encoder; see the module for the model."""
 
-    def __init__(
-        self, config: LinearGaussianConfig, *, seed: int = 0, fitted: LinearGaussianFit | None = None
-    ) -> None:
-        self.config, self.seed, self.fitted = config, seed, fitted
+    def __init__(self, config: LinearGaussianConfig, *, seed: int = 0) -> None:
+        self.config, self.seed = config, seed
+        self.fitted: LinearGaussianFit | None = None
 
     def fit(self, responses: Responses, targets: Embeddings) -> LinearGaussianEncoder:
         """Learn map and noise from the training trials.
@@ -346,8 +341,7 @@ class LinearGaussianEncoder(BrainEncoder):
         about = {"space": fit.space, "target_shape": list(fit.target_shape), "seed": self.seed, **fit.about}
         write_json(folder / "linear_gaussian.json", about)
 
-    @classmethod
-    def read(cls, config: LinearGaussianConfig, folder: Path) -> LinearGaussianEncoder:
+    def read(self, folder: Path) -> LinearGaussianEncoder:
         """Read what `write` wrote."""
         meta, held = (
             read_json(folder / "linear_gaussian.json"),
@@ -358,7 +352,7 @@ class LinearGaussianEncoder(BrainEncoder):
             **{name: held[name] for name in ("patterns", "excess") if name in held},
         )  # fmt: skip
         about = {name: float(meta[name]) for name in ("penalty", "missed", "n_components")}
-        fit = LinearGaussianFit(
+        self.fitted = LinearGaussianFit(
             held["response_mean"],
             held["weights"],
             likelihood,
@@ -366,7 +360,8 @@ class LinearGaussianEncoder(BrainEncoder):
             meta["space"],
             about,
         )
-        return cls(config, seed=meta["seed"], fitted=fit)
+        self.seed = meta["seed"]
+        return self
 
 
 def _make_bins(n_times: int, n_bins: int) -> np.ndarray:

@@ -103,10 +103,6 @@ class RidgeConfig(EncoderSettings, DeviceSettings, InnerFoldSettings):
         """Return the unfitted encoder."""
         return RidgeEncoder(self, seed=seed)
 
-    def read(self, folder: Path) -> RidgeEncoder:
-        """Return the fitted encoder that was written into `folder`."""
-        return RidgeEncoder.read(self, folder)
-
 
 @dataclass(frozen=True)
 class RidgeFit:
@@ -511,16 +507,16 @@ class RidgeEncoder(BrainEncoder):
             },
         )  # fmt: skip
 
-    @classmethod
-    def read(cls, config: RidgeConfig, folder: Path) -> RidgeEncoder:
+    def read(self, folder: Path) -> RidgeEncoder:
         """Read what `write` wrote."""
         tensors, meta = load_tensors(folder / "ridge.safetensors"), read_json(folder / "ridge.json")
-        fit = RidgeFit(
+        self.fitted = RidgeFit(
             ZScore(tensors["feature_mean"], tensors["feature_std"]), tensors["kept"], tensors["weights"],
             tensors["target_mean"], tuple(meta["target_shape"]), meta["space"], meta["alpha"], meta["choices"],
-            _read_transform(config, tensors, meta), meta.get("voxels_of", ""),
+            _read_transform(self.config, tensors, meta), meta.get("voxels_of", ""),
         )  # fmt: skip
-        return cls(config, seed=meta.get("seed", 0), fitted=fit)  # earlier versions did not keep it
+        self.seed = meta.get("seed", 0)  # earlier versions did not keep it
+        return self
 
 
 def _read_transform(

@@ -114,28 +114,28 @@ class RefinerGenerator(ImageGenerator):
             write_tensors(folder / f"network{number}.safetensors", state)
         write_json(folder / "refiner.json", {"losses": self.losses, "space": self.encoder.space})
 
-    @classmethod
-    def read(cls, folder: Path, encoder: Any, *, width: int) -> RefinerGenerator:
-        """Read what `write` wrote.
 
-        Parameters
-        ----------
-        folder
-            Holds it.
-        encoder
-            That of the pixels.
-        width
-            Channels of the networks at full resolution.
-        """
-        own = complete(ImageEncoder, encoder)
-        assert own.shape is not None  # nothing else was ever trained
-        losses = read_json(folder / "refiner.json")["losses"]
-        networks: list[nn.Module] = []
-        for number in range(len(losses)):
-            network = RefinerNetwork(own.shape, width)
-            network.load_state_dict(load_tensors(folder / f"network{number}.safetensors", "torch"))
-            networks.append(network.eval().requires_grad_(False))
-        return cls(own, networks, losses)
+def read_refiner(folder: Path, encoder: Any, *, width: int) -> RefinerGenerator:
+    """Read what `RefinerGenerator.write` wrote.
+
+    Parameters
+    ----------
+    folder
+        Holds it.
+    encoder
+        That of the pixels.
+    width
+        Channels of the networks at full resolution.
+    """
+    own = complete(ImageEncoder, encoder)
+    assert own.shape is not None  # nothing else was ever trained
+    losses = read_json(folder / "refiner.json")["losses"]
+    networks: list[nn.Module] = []
+    for number in range(len(losses)):
+        network = RefinerNetwork(own.shape, width)
+        network.load_state_dict(load_tensors(folder / f"network{number}.safetensors", "torch"))
+        networks.append(network.eval().requires_grad_(False))
+    return RefinerGenerator(own, networks, losses)
 
 
 def fit_refiner(data: GeneratorData, recipe: RefinerRecipe) -> RefinerGenerator:

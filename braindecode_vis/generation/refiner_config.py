@@ -64,6 +64,6 @@ class RefinerConfig(GeneratorSettings):
 
     def read(self, folder: Path, data: GeneratorData) -> RefinerGenerator:
         """Return the trained generator that was written into `folder`."""
-        from braindecode_vis.generation.refiner import RefinerGenerator
+        from braindecode_vis.generation.refiner import read_refiner
 
-        return RefinerGenerator.read(folder, data.image_encoder, width=self.width)
+        return read_refiner(folder, data.image_encoder, width=self.width)

@@ -67,10 +67,6 @@ class NetworkCategoriesConfig(NetworkTrainingSettings):
         """Return the unfitted decoder."""
         return NetworkCategoryDecoder(self, seed=seed)
 
-    def read(self, folder: Path) -> NetworkCategoryDecoder:
-        """Return the fitted decoder that was written into `folder`."""
-        return NetworkCategoryDecoder.read(self, folder)
-
 
 class NetworkCategoryDecoder(CategoryDecoder):
     """A classifier of trials by their nearest prototype; see the module for what is learnt."""
@@ -149,8 +145,7 @@ class NetworkCategoryDecoder(CategoryDecoder):
         self._require_fit().write(folder)
         write_json(folder / _FILE, {"kind": self.config.kind, "classes": list(self._classes)})
 
-    @classmethod
-    def read(cls, config: NetworkCategoriesConfig, folder: Path) -> NetworkCategoryDecoder:
+    def read(self, folder: Path) -> NetworkCategoryDecoder:
         """Read what `write` wrote.
 
         Raises
@@ -159,12 +154,11 @@ class NetworkCategoryDecoder(CategoryDecoder):
             If it was written with other settings or is a decoder of another kind.
         """
         record = read_json(folder / _FILE)
-        if record["kind"] != config.kind:
-            raise DataError(f"{folder} holds a decoder of kind {record['kind']!r}, not {config.kind!r}.")
-        decoder = cls(config)
-        decoder.encoder = config.make_training().read(folder)
-        decoder._classes = tuple(record["classes"])
-        return decoder
+        if record["kind"] != self.config.kind:
+            raise DataError(f"{folder} holds a decoder of kind {record['kind']!r}, not {self.config.kind!r}.")
+        self.encoder = self.config.make_training().read(folder)
+        self._classes = tuple(record["classes"])
+        return self
 
     def _require_fit(self) -> NetworkEncoder:
         if self.encoder is None:

@@ -557,12 +557,6 @@ class NetworkEncoderConfig(NetworkTrainingSettings):
 
         return NetworkEncoder(self, seed=seed)
 
-    def read(self, folder: Path) -> NetworkEncoder:
-        """Return the fitted encoder that was written into `folder`."""
-        from braindecode_vis.training.network_encoder import NetworkEncoder
-
-        return NetworkEncoder.read(self, folder)
-
 
 def _hash_table(path: Path, setting: str) -> str:
     columns = {"captions": "id and caption", "attributes": "id or concept"}[setting]

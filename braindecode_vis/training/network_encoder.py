@@ -99,8 +99,9 @@ class NetworkEncoder(BrainEncoder):
         What a reader of the results should know, such as a batch size that was halved.
     """
 
-    def __init__(self, config: Any, *, seed: int = 0, fitted: NetworkFit | None = None) -> None:
-        self.config, self.seed, self.fitted = config, seed, fitted
+    def __init__(self, config: Any, *, seed: int = 0) -> None:
+        self.config, self.seed = config, seed
+        self.fitted: NetworkFit | None = None
         self.workspace: Path | None = None
         self.progress: Callable[[int, int, str], None] | None = None
         self.text_targets: Embeddings | None = None
@@ -732,8 +733,7 @@ class NetworkEncoder(BrainEncoder):
         """Write weights and statistics as safetensors, everything else as JSON."""
         write_fit(folder, self.require_fit(), self.config, seed=self.seed, messages=self.messages)
 
-    @classmethod
-    def read(cls, config: Any, folder: Path) -> NetworkEncoder:
+    def read(self, folder: Path) -> NetworkEncoder:
         """Read what `write` wrote.
 
         Raises
@@ -741,10 +741,8 @@ class NetworkEncoder(BrainEncoder):
         DataError
             If it was written with other settings or is of another architecture.
         """
-        fitted, seed, messages = read_fit(folder, config)
-        encoder = cls(config, seed=seed, fitted=fitted)
-        encoder.messages = messages
-        return encoder
+        self.fitted, self.seed, self.messages = read_fit(folder, self.config)
+        return self
 
 
 @dataclass(frozen=True)

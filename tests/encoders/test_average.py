@@ -127,13 +127,16 @@ def test_words_come_from_the_member_that_has_learnt_them(tmp_path):
         lambda responses, n_beams: [f"{responses.n_trials} {n_beams}"], lambda n_beams: f"mean {n_beams}"
     )
     speaker = SimpleNamespace(predict_sentences=lambda responses: sentences, captions=writer)
-    encoder = AverageEncoder(config, members=[silent, speaker])
+    encoder = AverageEncoder(config)
+    encoder.members = [silent, speaker]
     assert encoder.predict_sentences(responses) is sentences
     assert encoder.describe(responses, 2) == ["120 2"]
     assert encoder.describe_mean(3) == "mean 3"
     mute = AverageConfig.model_validate({"members": MEMBERS})
     assert not mute.writes_captions
-    assert AverageEncoder(mute, members=[silent, silent]).predict_sentences(responses) is None
+    encoder = AverageEncoder(mute)
+    encoder.members = [silent, silent]
+    assert encoder.predict_sentences(responses) is None
     with pytest.raises(ConfigError, match="no member of the average writes captions"):
         AverageEncoder(mute).describe(responses)
 

@@ -12,7 +12,6 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders import category_decoders as categories
 from braindecode_vis.encoders.category_decoders import (
     LdaConfig,
-    LinearCategoryDecoder,
     LogisticConfig,
     find_first_rows,
     find_window,
@@ -233,7 +232,7 @@ def test_misuse_is_told_in_words(tmp_path, monkeypatch):
         decoder.decision(fewer)
     decoder.write(tmp_path)
     with pytest.raises(DataError, match="of kind 'lda', not 'logistic'"):
-        LinearCategoryDecoder.read(LogisticConfig(), tmp_path)
+        LogisticConfig().read(tmp_path)
     monkeypatch.setattr(categories, "_MAX_LDA_FEATURES", 10)
     with pytest.raises(ConfigError, match="to at most 10 features"):
         LdaConfig().build(seed=0).fit(responses, labels)

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.config import RunConfig
-from braindecode_vis.training.category_network import NetworkCategoriesConfig, NetworkCategoryDecoder
+from braindecode_vis.training.category_network import NetworkCategoriesConfig
 from tests.encoders.test_categories import make_trials
 from tests.references import assert_close
 
@@ -86,4 +86,4 @@ def test_a_split_of_categories_takes_it_and_not_a_network_that_finds_images():
 def test_a_decoder_of_another_kind_is_refused(tmp_path):
     (tmp_path / "categories.json").write_text('{"kind": "lda", "classes": ["a", "b"]}')
     with pytest.raises(DataError, match="decoder of kind 'lda'"):
-        NetworkCategoryDecoder.read(make_config(), tmp_path)
+        make_config().read(tmp_path)

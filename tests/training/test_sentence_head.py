@@ -10,7 +10,6 @@ from braindecode_vis.base.contracts import BrainEncoder
 from braindecode_vis.base.roles import complete
 from braindecode_vis.embeddings.sentence_encoder import name_sentence_space
 from braindecode_vis.training import descriptions
-from braindecode_vis.training.network_encoder import NetworkEncoder
 from tests.training.test_descriptions import write_table
 from tests.training.toy_task import make_config, make_task
 
@@ -52,7 +51,7 @@ def test_new_trials_find_their_sentence(said, options, tmp_path):
     assert found > 0.15  # chance 0.025
     (tmp_path / "fit").mkdir()
     encoder.write(tmp_path / "fit")
-    again = NetworkEncoder.read(config, tmp_path / "fit").predict_sentences(new)
+    again = config.read(tmp_path / "fit").predict_sentences(new)
     np.testing.assert_array_equal(again.vectors, predicted.vectors)
     assert again.space == predicted.space
 

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.training.augment import TimeShiftConfig
 from braindecode_vis.training.feed import augment_and_time, augment_trials
-from braindecode_vis.training.network_encoder import NetworkEncoder
 from tests.training.toy_task import assert_same_weights, make_config, make_task
 
 SHIFT = {"kind": "time_shift", "max_shift": 0.03}
@@ -49,7 +48,7 @@ def test_local_outputs_come_to_agree(targets, tmp_path):
     # 16 samples in five windows, at 100 Hz
     assert encoder.fitted.model.sizes.token_step == pytest.approx(32.0)
     encoder.write(tmp_path)
-    assert_same_weights(NetworkEncoder.read(config, tmp_path), encoder)
+    assert_same_weights(config.read(tmp_path), encoder)
 
 
 def test_the_second_view_moves_no_other_draw():

@@ -109,7 +109,7 @@ class BoldSettings(AtlasSettings):
     raw: bool = False
     space: str | None = None
     subjects: tuple[Label, ...] | None = None
-    sessions: tuple[str, ...] | None = None
+    sessions: tuple[Label, ...] | None = None
     skip: tuple[str, ...] = ()
     t_r: float | None = Field(default=None, gt=0)
     images: Path | None = None
@@ -123,12 +123,6 @@ class BoldSettings(AtlasSettings):
     fixed_settings: ClassVar[frozenset[str]] = frozenset({"max_constant"})
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "derivatives", "images", "max_constant"})
-
-    @field_validator("subjects", "sessions", mode="before")
-    @classmethod
-    def _read_labels(cls, value: Any) -> Any:
-        """Take labels that YAML reads as numbers."""
-        return [str(item) for item in value] if isinstance(value, list | tuple) else value
 
     def hashed_fields(self) -> dict[str, Any]:
         """Replace a mask file by the word ``file``: its content is among the inputs."""

@@ -308,16 +308,11 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
     datatype: Literal["auto", "eeg", "meg"] = "auto"
     task: str | None = None
     subjects: tuple[Label, ...] | None = None
-    sessions: tuple[str, ...] | None = None
-    runs: tuple[str, ...] | None = None
+    sessions: tuple[Label, ...] | None = None
+    runs: tuple[Label, ...] | None = None
     sidecars: bool = True
     picks: Literal["auto", "eeg", "mag", "grad"] | tuple[str, ...] = "auto"
     mvnn: Mvnn = "none"
-
-    @field_validator("subjects", "sessions", "runs", mode="before")
-    @classmethod
-    def _as_labels(cls, value: Any) -> Any:
-        return [str(item) for item in value] if isinstance(value, list | tuple) else value
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""

@@ -66,16 +66,12 @@ class MeanPriorConfig(PriorSettings):
         """Return the unfitted prior."""
         return MeanPrior()
 
-    def read(self, folder: Path) -> MeanPrior:
-        """Return the prior that was written into `folder`."""
-        return MeanPrior.read(folder)
-
 
 class MeanPrior(Prior):
     """Returns the training mean, once per draw."""
 
-    def __init__(self, mean: np.ndarray | None = None, space: str = "") -> None:
-        self.mean, self.space = mean, space
+    mean: np.ndarray | None = None
+    space = ""
 
     def fit(
         self, predicted: Embeddings | None, target: Embeddings, *, images: Embeddings | None = None
@@ -107,11 +103,11 @@ class MeanPrior(Prior):
         write_tensors(folder / "prior.safetensors", {"mean": _require_mean("mean", self.mean, self.space)})
         write_json(folder / "prior.json", {"kind": "mean", "space": self.space})
 
-    @classmethod
-    def read(cls, folder: Path) -> MeanPrior:
+    def read(self, folder: Path) -> MeanPrior:
         """Read what `write` wrote."""
-        mean = load_tensors(folder / "prior.safetensors")["mean"]
-        return cls(mean, read_json(folder / "prior.json")["space"])
+        self.mean = load_tensors(folder / "prior.safetensors")["mean"]
+        self.space = read_json(folder / "prior.json")["space"]
+        return self
 
 
 class SpreadPriorConfig(PriorSettings):
@@ -123,16 +119,12 @@ class SpreadPriorConfig(PriorSettings):
         """Return the unfitted prior."""
         return SpreadPrior()
 
-    def read(self, folder: Path) -> SpreadPrior:
-        """Return the prior that was written into `folder`."""
-        return SpreadPrior.read(folder)
-
 
 class SpreadPrior(Prior):
     """The training mean, and the gain about it."""
 
-    def __init__(self, mean: np.ndarray | None = None, gain: float = 1.0, space: str = "") -> None:
-        self.mean, self.gain, self.space = mean, gain, space
+    mean: np.ndarray | None = None
+    gain, space = 1.0, ""
 
     def fit(
         self, predicted: Embeddings, target: Embeddings, *, images: Embeddings | None = None
@@ -184,11 +176,12 @@ class SpreadPrior(Prior):
         write_tensors(folder / "prior.safetensors", {"mean": _require_mean("spread", self.mean, self.space)})
         write_json(folder / "prior.json", {"kind": "spread", "space": self.space, "gain": self.gain})
 
-    @classmethod
-    def read(cls, folder: Path) -> SpreadPrior:
+    def read(self, folder: Path) -> SpreadPrior:
         """Read what `write` wrote."""
         meta = read_json(folder / "prior.json")
-        return cls(load_tensors(folder / "prior.safetensors")["mean"], float(meta["gain"]), meta["space"])
+        self.mean = load_tensors(folder / "prior.safetensors")["mean"]
+        self.gain, self.space = float(meta["gain"]), meta["space"]
+        return self
 
 
 class MomentsPriorConfig(PriorSettings):
@@ -200,26 +193,13 @@ class MomentsPriorConfig(PriorSettings):
         """Return the unfitted prior."""
         return MomentsPrior()
 
-    def read(self, folder: Path) -> MomentsPrior:
-        """Return the prior that was written into `folder`."""
-        return MomentsPrior.read(folder)
-
 
 class MomentsPrior(Prior):
-    """One gain and one offset per feature.
+    """One gain and one offset per feature, of the shape of an embedding: x becomes gain * x + mean."""
 
-    Parameters
-    ----------
-    gain, mean : float arrays of the shape of an embedding, optional
-        A prediction x becomes gain * x + mean.
-    space
-        Of the predictions.
-    """
-
-    def __init__(
-        self, gain: np.ndarray | None = None, mean: np.ndarray | None = None, space: str = ""
-    ) -> None:
-        self.gain, self.mean, self.space = gain, mean, space
+    gain: np.ndarray | None = None
+    mean: np.ndarray | None = None
+    space = ""
 
     def fit(
         self, predicted: Embeddings, target: Embeddings, *, images: Embeddings | None = None
@@ -264,11 +244,12 @@ class MomentsPrior(Prior):
         write_tensors(folder / "prior.safetensors", {"mean": mean, "gain": self.gain})
         write_json(folder / "prior.json", {"kind": "moments", "space": self.space})
 
-    @classmethod
-    def read(cls, folder: Path) -> MomentsPrior:
+    def read(self, folder: Path) -> MomentsPrior:
         """Read what `write` wrote."""
         arrays = load_tensors(folder / "prior.safetensors")
-        return cls(arrays["gain"], arrays["mean"], read_json(folder / "prior.json")["space"])
+        self.gain, self.mean = arrays["gain"], arrays["mean"]
+        self.space = read_json(folder / "prior.json")["space"]
+        return self
 
 
 def _measure_moments(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

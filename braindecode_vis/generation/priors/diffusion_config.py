@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -207,10 +206,6 @@ class DiffusionPriorConfig(ImageSourceSettings, DeviceSettings):
         drawing = Drawing(self.sampler, self.steps, self.guidance, self.select, self.candidates, self.pull)
         return DiffusionPrior(self, make_network, recipe, drawing, seed=seed)
 
-    def read(self, folder: Path) -> DiffusionPrior:
-        """Return the fitted prior that was written into `folder`."""
-        return self.build().read(folder)
-
 
 # --- trained with the brain encoder ----------------------------------------------------------------------------
 # The settings of a diffusion prior that is trained with the brain encoder, as in MindEye2.
@@ -299,7 +294,3 @@ class JointPriorConfig(PriorSettings):
         from braindecode_vis.generation.priors.diffusion import JointPrior
 
         return JointPrior(self)
-
-    def read(self, folder: Path) -> JointPrior:
-        """Return the prior that was written into `folder`."""
-        return self.build().read(folder)

@@ -94,25 +94,15 @@ class NeighboursPriorConfig(ImageSourceSettings):
         """Return the unfitted prior; nothing in it is random."""
         return NeighboursPrior(self)
 
-    def read(self, folder: Path) -> NeighboursPrior:
-        """Return the prior that was written into `folder`."""
-        return NeighboursPrior.read(self, folder)
-
 
 class NeighboursPrior(Prior):
     """The images, and mean and length of the training images; see the module."""
 
-    def __init__(
-        self,
-        config: NeighboursPriorConfig,
-        *,
-        images: Embeddings | None = None,
-        mean: np.ndarray | None = None,
-        length: float = 1.0,
-        likelihood: ImageLikelihood | None = None,
-    ) -> None:
-        self.config, self.images, self.mean, self.length = config, images, mean, length
-        self.likelihood, self.context = likelihood, NOTHING_LENT
+    def __init__(self, config: NeighboursPriorConfig) -> None:
+        self.config, self.length, self.context = config, 1.0, NOTHING_LENT
+        self.images: Embeddings | None = None
+        self.mean: np.ndarray | None = None
+        self.likelihood: ImageLikelihood | None = None
 
     def bind(self, context: Context) -> None:
         """Take the brain encoder, which is asked how likely images are where the settings say so."""
@@ -223,17 +213,15 @@ class NeighboursPrior(Prior):
         about = {"kind": "neighbours", "space": images.space, "length": self.length, "ids": ids}
         write_json(folder / "prior.json", about)
 
-    @classmethod
-    def read(cls, config: NeighboursPriorConfig, folder: Path) -> NeighboursPrior:
+    def read(self, folder: Path) -> NeighboursPrior:
         """Read what `write` wrote."""
         meta, tensors = read_json(folder / "prior.json"), load_tensors(folder / "prior.safetensors")
-        images = Embeddings(tensors["images"], meta["ids"], meta["space"])
         known = {
             name: tensors[f"likelihood_{name}"]
             for name in ImageLikelihood.__annotations__
-            if config.compare == "likelihood" and f"likelihood_{name}" in tensors
+            if self.config.compare == "likelihood" and f"likelihood_{name}" in tensors
         }
-        return cls(
-            config, images=images, mean=tensors["mean"], length=float(meta["length"]),
-            likelihood=ImageLikelihood(**known) if known else None,
-        )  # fmt: skip
+        self.images = Embeddings(tensors["images"], meta["ids"], meta["space"])
+        self.mean, self.length = tensors["mean"], float(meta["length"])
+        self.likelihood = ImageLikelihood(**known) if known else None
+        return self

@@ -19,7 +19,6 @@ from braindecode_vis.scoring.metrics.protocols import compare_bindings
 from braindecode_vis.training import descriptions
 from braindecode_vis.training.model import Batch, build_model, make_scales
 from braindecode_vis.training.network_config import NetworkEncoderConfig
-from braindecode_vis.training.network_encoder import NetworkEncoder
 from braindecode_vis.training.objectives.composition import compute_composition_loss
 from braindecode_vis.training.objectives.objective import Outputs, StepSizes
 from braindecode_vis.training.objectives.objectives_config import CompositionObjectiveConfig
@@ -218,5 +217,5 @@ def test_an_encoder_learns_what_goes_with_what(tmp_path, monkeypatch):
     assert compare_bindings(predicted, true, swapped).mean() > 0.75
     (tmp_path / "fit").mkdir()
     encoder.write(tmp_path / "fit")
-    again = NetworkEncoder.read(config, tmp_path / "fit").predict_sentences(new)
+    again = config.read(tmp_path / "fit").predict_sentences(new)
     np.testing.assert_array_equal(again.vectors, predicted.vectors)

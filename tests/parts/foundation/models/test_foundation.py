@@ -368,7 +368,7 @@ def test_a_fitted_network_needs_the_file_no_more(tmp_path):
     path.unlink()
     settings = type(encoder.config).model_validate(content)
     assert settings.hashed_fields() == encoder.config.hashed_fields()
-    again = NetworkEncoder.read(settings, tmp_path / "fit")
+    again = settings.read(tmp_path / "fit")
     np.testing.assert_array_equal(again.predict(responses).vectors, encoder.predict(responses).vectors)
     with pytest.raises(ConfigError, match="were not found at"):
         NetworkEncoder(settings).fit(responses, targets)

@@ -551,7 +551,7 @@ def test_a_training_starts_from_a_public_file_and_is_read_again(name, make_confi
     (tmp_path / "fit").mkdir()
     encoder.write(tmp_path / "fit")
     path.unlink()
-    again = NetworkEncoder.read(encoder.config, tmp_path / "fit")
+    again = encoder.config.read(tmp_path / "fit")
     np.testing.assert_array_equal(again.predict(responses).vectors, encoder.predict(responses).vectors)
 
 
