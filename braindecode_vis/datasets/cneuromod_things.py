@@ -332,7 +332,10 @@ class CneuromodThingsConfig(AtlasSettings, PicturedSettings):
         """Return the geometry of the kept voxels, and their columns in the file."""
         mask = betas.mask
         chosen = np.ones(int(mask.sum()), bool)
-        rois = {name: self._read_union(subject, name, betas) for name in self.rois}
+        rois = {
+            name: np.any([_read_in_space(path, betas) > 0 for path in self._find_roi(subject, name)], axis=0)
+            for name in self.rois
+        }
         if rois:
             chosen &= np.any([values > 0 for values in rois.values()], axis=0)
         if self.mask_file is not None:
@@ -351,10 +354,6 @@ class CneuromodThingsConfig(AtlasSettings, PicturedSettings):
         regions = {name: Roi(values.astype(np.int16), {1: name}) for name, values in rois.items()}
         geometry = Geometry.from_mask(mask, betas.affine, regions, maps)
         return geometry.select(chosen), np.flatnonzero(chosen)
-
-    def _read_union(self, subject: int, name: str, betas: BetasFile) -> np.ndarray:
-        values = [_read_in_space(path, betas) > 0 for path in self._find_roi(subject, name)]
-        return np.any(values, axis=0)
 
     def _describe(self, shown: pd.DataFrame) -> str:
         counts = shown.groupby("split")["stimulus_id"].nunique()

@@ -212,7 +212,11 @@ class LaionFmriConfig(AtlasSettings):
         read_image = self._open_pictures(root, table["stimulus_id"].tolist()) if self.with_images else None
         notes = {
             "protocol": self._describe(table),
-            "warnings": [*describe_warnings(table, gaps), *self._warn_of_split(), *ignored],
+            "warnings": [
+                *describe_warnings(table, gaps),
+                *([RANDOM_WARNING] if self.pool == "own" and self.split.startswith("random") else []),
+                *ignored,
+            ],
             "nan_voxels": gaps,
         }
         return FmriSource(
@@ -383,9 +387,6 @@ class LaionFmriConfig(AtlasSettings):
             )
 
         return read
-
-    def _warn_of_split(self) -> list[str]:
-        return [RANDOM_WARNING] if self.pool == "own" and self.split.startswith("random") else []
 
     def _describe(self, table: pd.DataFrame) -> str:
         n_test = int((table["split"] == "test").sum())

@@ -399,11 +399,12 @@ def check_level(root: Path, manifest: Manifest) -> None:
     for levels, parent in enumerate(above, start=1):
         if sign := _find_sign(parent, direct):
             raise DataError(
-                f"the root {root} of the data set {manifest.name} is {_count_levels(levels)} too low: "
-                f"{sign.name} is "
-                f"in {parent}; pass --root {parent}."
+                f"the root {root} of the data set {manifest.name} is "
+                f"{'a level' if levels == 1 else f'{levels} levels'} too low: {sign.name} is in {parent}; pass --root "
+                f"{parent}."
             )
-    inside = [folder for folder in _list_folders(root) if _find_sign(folder, manifest.root_holds)]
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    inside = [folder for folder in folders if _find_sign(folder, manifest.root_holds)]
     if inside:
         one = "pass --root" if len(inside) == 1 else "pass one of the folders in it with --root, for example"
         raise DataError(
@@ -421,14 +422,6 @@ def _find_sign(folder: Path, patterns: Sequence[str]) -> Path | None:
         return next(found, None)
     except OSError:  # a folder that may not be read cannot be meant
         return None
-
-
-def _list_folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _count_levels(n: int) -> str:
-    return "a level" if n == 1 else f"{n} levels"
 
 
 def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: str, option: str) -> list[Any]:

@@ -141,7 +141,10 @@ class Vim1Config(BetasSettings):
             BetasPart(own, (path,), len(columns), partial(_read_rows, path, self.subject, split, columns))
             for split, own in zip(SUFFIXES, trials, strict=True)
         ]
-        geometry = Geometry(table.ids[keep], rois={"visual": Roi(table.regions[keep], _named())})
+        geometry = Geometry(
+            table.ids[keep],
+            rois={"visual": Roi(table.regions[keep], {n: name for n, name in ROIS.items() if n})},
+        )
         stimuli = self._read_stimuli(pd.concat(trials, ignore_index=True))
         notes: dict[str, Any] = {
             "protocol": (
@@ -226,10 +229,6 @@ class Vim1Config(BetasSettings):
                 "missing or of another release."
             )
         return StimulusSet.from_pixels(pixels, ids, source=LAYOUT.files["low"].path)
-
-
-def _named() -> dict[int, str]:
-    return {code: name for code, name in ROIS.items() if code}
 
 
 @dataclass(frozen=True)

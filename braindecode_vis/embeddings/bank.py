@@ -49,7 +49,6 @@ def embed_stimuli(
     *,
     cache: Path,
     advance: Callable[[int], None] = lambda n: None,
-    decoders: int = DECODERS,
 ) -> Embeddings:
     """Return one embedding per stimulus; known embeddings are read from the bank.
 
@@ -63,8 +62,6 @@ def embed_stimuli(
         Folder of the banks.
     advance
         Called with the number of images done.
-    decoders
-        Threads that read image files ahead of the encoder; does not change the result.
 
     Returns
     -------
@@ -88,7 +85,7 @@ def embed_stimuli(
         if not missing:
             continue
         ids = [id_of[h] for h in missing]
-        vectors = np.asarray(encoder.encode(iterate_decoded(stimuli, ids, decoders)))
+        vectors = np.asarray(encoder.encode(iterate_decoded(stimuli, ids, DECODERS)))
         _check_vectors(vectors, ids, encoder.space)
         write_segment(folder, missing, vectors)
         advance(len(missing))

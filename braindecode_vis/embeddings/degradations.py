@@ -302,13 +302,6 @@ class UncertaintyRule:
     above the upper tail is easy and gets the first view (less blur), one below the lower tail the last (more blur),
     every other one the middle view; so does an image that was never scored, as in a test gallery.
 
-    Parameters
-    ----------
-    momentum
-        Weight of the newest similarity in the moving average (0.3 in UBP).
-    tail
-        Probability of both tails together (0.05 in UBP).
-
     Examples
     --------
     >>> rule = UncertaintyRule()
@@ -317,8 +310,10 @@ class UncertaintyRule:
     [2, 2, 1]
     """
 
-    def __init__(self, momentum: float = 0.3, tail: float = 0.05) -> None:
-        self.momentum, self.tail = momentum, tail
+    #: As in UBP: weight of the newest similarity in the moving average, and probability of both tails together.
+    momentum, tail = 0.3, 0.05
+
+    def __init__(self) -> None:
         self.average: dict[str, float] = {}
         self.view: dict[str, int] = {}
 

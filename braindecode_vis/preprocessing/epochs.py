@@ -530,16 +530,15 @@ def _make_bands(decim: int, n_taps: int) -> tuple[np.ndarray, np.ndarray]:
     return band[: _TILE * decim].copy(), band[_TILE * decim :].copy()
 
 
-def find_steps(signal: np.ndarray, typical: np.ndarray, *, factor: float = 10.0) -> np.ndarray:
+def find_steps(signal: np.ndarray, typical: np.ndarray) -> np.ndarray:
     """Return the samples at which most channels jump at once: where two recordings were joined.
 
     Parameters
     ----------
     signal : array of shape (n_channels, n_samples)
     typical : array of shape (n_channels,)
-        Usual absolute difference between neighbouring samples.
-    factor
-        A jump is larger than this many usual differences, in more than half of the channels.
+        Usual absolute difference between neighbouring samples; a jump is ten times as large in more than half of the
+        channels.
 
     Returns
     -------
@@ -552,7 +551,7 @@ def find_steps(signal: np.ndarray, typical: np.ndarray, *, factor: float = 10.0)
     array([3])
     """
     # A join moves most channels at once; an electrode that pops moves one.
-    jumps = np.abs(np.diff(signal, axis=1)) > factor * typical[:, None]
+    jumps = np.abs(np.diff(signal, axis=1)) > 10 * typical[:, None]
     return np.flatnonzero(jumps.mean(axis=0) > 0.5) + 1
 
 

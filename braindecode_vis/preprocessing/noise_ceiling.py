@@ -211,11 +211,6 @@ def _correlate_halves(own: Responses, subject: str, n_averaged: float, seed: int
     return ResponseCeiling(subject, share, np.nan, np.nan, source, halves.n_images, n_averaged)
 
 
-def _explainable(ncsnr: np.ndarray, n_averaged: float) -> np.ndarray:
-    """Return the share of variance that is signal when repetitions are averaged, in 0..1."""
-    return ncsnr**2 / (ncsnr**2 + 1 / n_averaged)
-
-
 def _read_published(responses: Responses, subject: str, n_averaged: float) -> np.ndarray:
     several = bool(responses.coords.get("subjects"))
     geometry = read_geometry(responses, subject if several else None)
@@ -224,7 +219,8 @@ def _read_published(responses: Responses, subject: str, n_averaged: float) -> np
             "these responses have no published map ncsnr of their features; estimate the ceiling with ncsnr or "
             "split_half."
         )
-    return _explainable(np.asarray(geometry.maps["ncsnr"], np.float64), n_averaged)
+    ncsnr = np.asarray(geometry.maps["ncsnr"], np.float64)
+    return ncsnr**2 / (ncsnr**2 + 1 / n_averaged)  # share of signal in the variance of a mean
 
 
 @dataclass(frozen=True)

@@ -414,7 +414,6 @@ def plot_decoded(
     names: Sequence[str],
     *,
     seen: Sequence[np.ndarray | None] = (),
-    width: float = 9.0,
 ) -> Figure:
     """Draw one column per trial: the decoded image, then the nearest pictures of the gallery.
 
@@ -427,8 +426,6 @@ def plot_decoded(
         Heading of each column; empty for a trial that does not say what it showed.
     seen
         The true picture of each trial, for a row above; None if it is not known.
-    width
-        In inches.
 
     Returns
     -------
@@ -442,7 +439,7 @@ def plot_decoded(
     n_columns = max(n, 4)  # few trials keep the size of many
     top = 1 if any(image is not None for image in seen) else 0  # rows above the decoded images
     labels = [*["seen"] * top, "decoded", *(f"place {place + 1}" for place in range(n_top))]
-    figure = MatplotlibFigure(figsize=(width, 1.15 * width * len(labels) / n_columns), layout="constrained")
+    figure = MatplotlibFigure(figsize=(9, 1.15 * 9 * len(labels) / n_columns), layout="constrained")
     axes = figure.subplots(len(labels), n_columns, squeeze=False)
     for ax in axes.ravel():
         ax.set_axis_off()

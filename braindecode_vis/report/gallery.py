@@ -56,20 +56,14 @@ def order_rows(names: Iterable[str]) -> list[str]:
     return sorted(names, key=place)
 
 
-def arrange_rows(
-    images: Mapping[str, Images], *, system: str = "decoded", n_draws: int = 3
-) -> dict[str, Images]:
-    """Return the rows of a gallery in order, with few draws of the system and one of every other method.
+def arrange_rows(images: Mapping[str, Images]) -> dict[str, Images]:
+    """Return the rows of a gallery in order, with the first three draws of ``decoded`` and one of every other method.
 
     Parameters
     ----------
     images
         Method to images of shape (n_items, height, width, 3) or (n_items, n_draws, height, width, 3); ``seen`` is left
         out, since a gallery takes it apart.
-    system
-        The method whose draws are worth seeing.
-    n_draws
-        At most this many of them; always the first ones, never the best.
     """
     rows = {}
     for name in order_rows(images):
@@ -78,7 +72,7 @@ def arrange_rows(
             continue
         if stack.ndim == 5:
             # A control needs no second draw to be seen for what it is.
-            stack = stack[:, :n_draws] if name == system else stack[:, 0]
+            stack = stack[:, :3] if name == "decoded" else stack[:, 0]
         rows[name] = stack
     return rows
 

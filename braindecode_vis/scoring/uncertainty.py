@@ -637,14 +637,10 @@ def _keep_draws(
     found = _kept.pop(key, None)
     if found is None:
         found = [drawn.astype(compact) for drawn in draws]
-    while _kept and _count_bytes(found, *_kept.values()) > MOST_KEPT:
+    while _kept and sum(drawn.nbytes for draws in (found, *_kept.values()) for drawn in draws) > MOST_KEPT:
         _kept.popitem(last=False)  # the one that was not used for longest
     _kept[key] = found
     return (drawn.astype(kind) for drawn in found)
-
-
-def _count_bytes(*kept: list[np.ndarray]) -> int:
-    return sum(drawn.nbytes for draws in kept for drawn in draws)
 
 
 def _bootstrap_clusters(

@@ -156,7 +156,9 @@ class Trainer:
                 "raise encoder.batch_size if there are more training trials."
             )
         self._fit_images()
-        self.n_epoch_updates = self._count_batches()
+        self.n_epoch_updates = count_batches(
+            len(self.feed.train), self.batch_size, self.n_ranks, self.settings.last_batch
+        )
         self.n_updates = self.n_epoch_updates * epochs
         self.sharded = is_sharded(accelerator)
         follows = model.needs & {"teacher", "teacher_tokens"}
@@ -315,9 +317,6 @@ class Trainer:
                 "encoder.trials_per_image, or start fewer processes."
             )
         self.batch_size = whole
-
-    def _count_batches(self) -> int:
-        return count_batches(len(self.feed.train), self.batch_size, self.n_ranks, self.settings.last_batch)
 
     def _make_batches(self, epoch: int) -> list[np.ndarray]:
         feed = self.feed

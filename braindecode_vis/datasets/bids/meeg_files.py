@@ -438,8 +438,6 @@ def make_stimuli(
     named: Path | None,
     guesses: Sequence[Path],
     candidates: Callable[[str, str], Sequence[str]],
-    *,
-    option: str = "dataset.images",
 ) -> StimulusSet:
     """Return the stimulus set of the shown images, with the hash of each file if the files are available.
 
@@ -477,7 +475,7 @@ def make_stimuli(
             sought = f" (looked for as {', '.join(places)})" if places != [first_file] else ""
             raise DataError(
                 f"{len(missing)} of {len(pairs)} images are not in {root}, first {first_file}{sought}: "
-                f"the folder is from another release or incomplete; give the right one with --set {option}=DIR."
+                f"the folder is from another release or incomplete; give the right one with --set dataset.images=DIR."
             )
         paths = [str(path) for path in found]
         bring_all(root / path for path in paths)

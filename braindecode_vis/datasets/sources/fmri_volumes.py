@@ -241,13 +241,9 @@ def find_gunzip() -> tuple[str, Callable[[Path], IO[bytes]]]:
     try:
         from isal import igzip_threaded
     except ImportError:
-        return "zlib", _open_with_zlib
+        return "zlib", partial(_open_gzip, gzip.open)
     # One thread decompresses the next part while this one selects voxels.
     return "isal", partial(_open_gzip, partial(igzip_threaded.open, mode="rb", threads=1))
-
-
-def _open_with_zlib(path: Path) -> IO[bytes]:
-    return _open_gzip(gzip.open, path)
 
 
 def _open_gzip(open_it: Callable[[Any], Any], path: Path) -> IO[bytes]:
