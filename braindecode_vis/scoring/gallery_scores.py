@@ -15,7 +15,7 @@ Douze et al. (2024), The Faiss library, arXiv:2401.08281.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -173,23 +173,62 @@ def score_large_gallery(
         + (f"; {same} of the bank left out, which are tested images" if same else "")
         + ("" if config.search == "exact" else f"; by faiss, {config.n_probe} cells, then exactly")
     )
-    common = int(size[0]) if len(set(size.tolist())) == 1 else None
+    every = {f"{name}@{label}": np.concatenate(several) for name, several in values.items()}
+    return score_values(
+        every, subjects=subjects, ids=names, sizes=size, units=units, protocol=words, split=split, seed=seed,
+        n_bootstrap=n_bootstrap, over_folds=over_folds,
+    )  # fmt: skip
+
+
+def score_values(
+    values: Mapping[str, np.ndarray],
+    *,
+    subjects: np.ndarray,
+    ids: np.ndarray,
+    sizes: np.ndarray,
+    protocol: str,
+    split: str,
+    seed: int,
+    n_bootstrap: int,
+    units: Units | None = None,
+    method: str = "decoded",
+    has_chance: bool = True,
+    over_folds: bool = False,
+) -> list[Score]:
+    """Return the rows of metrics of retrieval for each subject, and for all of them if there are several.
+
+    Parameters
+    ----------
+    values
+        Metric with its protocol (``top1@large-gallery``), and one value per query; NaN where it is not known.
+    subjects, ids, sizes : arrays of shape (n_queries,)
+        Subject, stimulus and size of the gallery of each query.
+    protocol, split, seed, n_bootstrap, units, method
+        As in `scoring_task.ScoringTask` and `Score`.
+    has_chance
+        Whether chance follows from the sizes of the galleries.
+    over_folds
+        As in `score_row.make_score`.
+    """
+    common = int(sizes[0]) if len(set(sizes.tolist())) == 1 else None
     scores = []
-    for name, several in values.items():
-        every, metric = np.concatenate(several), find_metric(f"{name}@{label}").metric
+    for name, every in values.items():
+        metric = find_metric(name).metric
         for subject, rows in list_subjects(subjects):
             rows = rows[np.isfinite(every[rows])]  # recall is known of the queries that were searched exactly
             if not len(rows):
                 continue
-            levels = [compute_chance(f"{name}@{label}", gallery_size=int(each)) for each in size[rows]]
+            levels = (
+                [compute_chance(name, gallery_size=int(each)) for each in sizes[rows]] if has_chance else []
+            )
             own_units = (
-                None if units is None else units.select(rows, names[rows] if subject == POOLED else None)
+                None if units is None else units.select(rows, ids[rows] if subject == POOLED else None)
             )
             scores.append(
                 make_score(
-                    every[rows], metric=f"{name}@{label}", method="decoded", protocol=words, subject=subject,
-                    split=split, seed=seed, chance=float(np.mean(levels)), gallery_size=common,
-                    stimulus_ids=names[rows] if own_units is None else own_units.labels,
+                    every[rows], metric=name, method=method, protocol=protocol, subject=subject,
+                    split=split, seed=seed, chance=float(np.mean(levels)) if levels else None, gallery_size=common,
+                    stimulus_ids=ids[rows] if own_units is None else own_units.labels,
                     unit="image" if own_units is None else own_units.unit,
                     subjects=subjects[rows] if subject == POOLED else None,
                     statistic=metric.statistic, n_boot=n_bootstrap, over_folds=over_folds,
