@@ -177,7 +177,7 @@ def _compare_rounds(scored: ScoredGroup, method: str, names: Sequence[str]) -> C
         asked = tuple(name for name in names if _reads_whole(name) == whole)
         if not asked:
             continue
-        known, found = _compare_missing(scored, method, asked, whole, sides), []
+        known, found = _compare_missing(scored, method, asked, whole, sides), list[Any]()
         for rows, columns in sides:
             beside = seen[columns].tolist()
             several = [
@@ -216,10 +216,12 @@ def _compare_missing(
         if pair not in known:
             missing.setdefault(pair, place)
     if missing:
-        shown = [_show_rounds(scored, name, whole) for name in together]
+        shown, wanted = (
+            [_show_rounds(scored, name, whole) for name in together],
+            np.array([*missing.values()]),
+        )
         rounds = [one for several, _ in shown for one in several]
-        distinct = take_rows(shown[0][1], scored.first)
-        found = compare_pairs(asked, rounds, distinct, np.array(list(missing.values())))
+        found = compare_pairs(asked, rounds, take_rows(shown[0][1], scored.first), wanted)
         known |= zip(missing, np.stack(list(found.values()), axis=1), strict=True)
     return known
 
@@ -261,7 +263,7 @@ def _tabulate_rounds(scored: ScoredGroup, method: str, name: str, blocks: np.nda
     kept = scored.task.tabulated if len(scored.task.groups) > 1 else {}
     if (method, name) not in kept:
         kept[method, name] = np.full((len(distinct), len(pictures.shown)), np.nan)
-    known, tables = kept[method, name], []
+    known, tables = kept[method, name], list[np.ndarray]()
     of_rounds = np.searchsorted(distinct, pictures.made[method][:, scored.rows])  # (n_rounds, n_rows)
     for made, places in zip(rounds, of_rounds, strict=True):
         for label in np.unique(blocks):

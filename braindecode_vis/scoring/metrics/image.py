@@ -170,7 +170,7 @@ def compute_metrics_of_pairs(
             held.pop(next(iter(held)))
         return planes
 
-    last, right = None, np.empty(0)
+    last, right = (-1, -1), np.empty(0)
     for place, (number, row, column) in enumerate(pairs.tolist()):
         left = prepare_seen(column)
         if (number, row) != last:

@@ -282,7 +282,8 @@ def compare_pairs(
         for number, made in enumerate(rounds):
             places = np.flatnonzero(pairs[:, 0] == number)
             _, rows, columns = pairs[places].T
-            found[name][places] = compare_items(metric, made[rows], seen[columns]) if len(places) else ()
+            if len(places):
+                found[name][places] = compare_items(metric, made[rows], seen[columns])
     for protocol, plain in by_protocol.items():
         several = image.compute_metrics_of_pairs(
             tuple(plain.values()), seen, rounds, pairs, protocol=protocol
