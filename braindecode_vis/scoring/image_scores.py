@@ -216,12 +216,12 @@ def _compare_missing(
         if pair not in known:
             missing.setdefault(pair, place)
     if missing:
-        shown, wanted = (
-            [_show_rounds(scored, name, whole) for name in together],
-            np.array([*missing.values()]),
+        shown = [_show_rounds(scored, name, whole) for name in together]
+        rounds, distinct = (
+            [one for several, _ in shown for one in several],
+            take_rows(shown[0][1], scored.first),
         )
-        rounds = [one for several, _ in shown for one in several]
-        found = compare_pairs(asked, rounds, take_rows(shown[0][1], scored.first), wanted)
+        found = compare_pairs(asked, rounds, distinct, np.array(list(missing.values())))
         known |= zip(missing, np.stack(list(found.values()), axis=1), strict=True)
     return known
 
