@@ -90,13 +90,13 @@ class _Spread:
     words: str
 
     def half_width(self, alpha: float) -> float:
-        from scipy.stats import norm, t
+        from scipy.special import ndtri, stdtrit  # of scipy.stats, which takes a second to load
 
-        squares = [float(t.isf(alpha / 2, df)) ** 2 * variance for variance, df in self.terms]
+        squares = [float(stdtrit(df, alpha / 2)) ** 2 * variance for variance, df in self.terms]
         if self.residual_df is None:  # 4 at .95, which is 1.96^2 rounded up
-            factor = 4 * (float(norm.isf(alpha / 2)) / float(norm.isf(0.025))) ** 2
+            factor = 4 * (float(ndtri(alpha / 2)) / float(ndtri(0.025))) ** 2
         else:
-            factor = float(t.isf(alpha / 2, self.residual_df)) ** 2
+            factor = float(stdtrit(self.residual_df, alpha / 2)) ** 2
         return float(np.sqrt(max(0.0, *squares, sum(squares) - factor * self.residual)))
 
 
@@ -250,7 +250,7 @@ def images_interval(
     >>> round(found.low, 6), round(found.high, 6), found.resampled
     (0.105116, 0.494884, '4 images (of these 2 subjects)')
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     values = _check_table(table)
     mean, n_columns = _average(values), int(np.isfinite(values).any(axis=0).sum())
@@ -262,7 +262,7 @@ def images_interval(
     # About the mean of each subject: how much an image weighs, by who saw it, is no spread of values.
     effects = sum_images(values - np.nanmean(values, axis=1, keepdims=True))
     variance = n_columns / (n_columns - 1) * float((effects**2).sum())
-    half = float(t.isf((1 - level) / 2, n_columns - 1) * np.sqrt(variance))
+    half = float(-stdtrit(n_columns - 1, (1 - level) / 2) * np.sqrt(variance))
     n_cells = int(np.isfinite(values).sum())
     if proportion and min(n_cells / len(values), mean * n_cells, (1 - mean) * n_cells) <= FEW_HITS:
         return CrossedInterval(mean, *logit_limits(mean, half, n_cells), half, words)
@@ -299,7 +299,7 @@ def groups_interval(
     >>> round(found.low, 6), round(found.high, 6), found.resampled
     (-1.468275, 8.468275, '3 groups (t)')
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     check_option("statistic", statistic, ("mean", "median"))
     rows = _check_finite(values)
@@ -313,7 +313,7 @@ def groups_interval(
         return CrossedInterval(value, None, None, None, f"{NO_INTERVAL}: all values are equal")
     counted = (rows <= value).astype(float) if statistic == "median" else rows
     sums = np.bincount(codes, counted - counted.mean()) / len(rows)
-    half = float(t.isf((1 - level) / 2, n - 1) * np.sqrt(n / (n - 1) * (sums**2).sum()))
+    half = float(-stdtrit(n - 1, (1 - level) / 2) * np.sqrt(n / (n - 1) * (sums**2).sum()))
     if statistic == "median":
         return CrossedInterval(value, *_find_order_statistics(rows, half), half, f"{n} {unit}s (t, Woodruff)")
     if proportion and min(n, value * len(rows), (1 - value) * len(rows)) <= FEW_HITS:
@@ -362,7 +362,7 @@ def bound_draws(
     >>> low.round(3).tolist(), high.round(3).tolist(), words
     ([0.2], [0.8], ['4 runs (t)'])
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     values = np.asarray(values, dtype=np.float64)
     nothing = np.full(len(values), np.nan)
@@ -376,7 +376,7 @@ def bound_draws(
         return nothing, nothing, [words] * len(values)
     else:
         spread = np.nanstd(draws, axis=0)
-        half = float(t.isf(0.025, n_units - 1) * np.sqrt(n_units / (n_units - 1))) * spread
+        half = float(-stdtrit(n_units - 1, 0.025) * np.sqrt(n_units / (n_units - 1))) * spread
         low, high = values - half, values + half
         varies, words = spread > 0, f"{n_units} {unit}s (t)"
     if over_folds:

@@ -24,7 +24,7 @@ from braindecode_vis.scoring.metrics.identification import (
     make_identification_table,
 )
 from braindecode_vis.scoring.metrics.image import ImageTable, make_image_table, split_rounds, tabulate_pixels
-from braindecode_vis.scoring.metrics.metric_registry import compare_rounds, find_metric, tabulate_items
+from braindecode_vis.scoring.metrics.metric_registry import compare_pairs, find_metric, tabulate_items
 from braindecode_vis.scoring.metrics.suite import (
     LPIPS_NETWORKS,
     classify,
@@ -165,49 +165,65 @@ def score_pairs(scored: ScoredGroup, method: str, names: Sequence[str]) -> Itera
 def _compare_rounds(scored: ScoredGroup, method: str, names: Sequence[str]) -> Compared:
     """Return metrics of each image beside its own seen image and, if there is one, of some beside the next.
 
-    By name, each the mean over rounds; of many images, `LEVEL_ROWS` evenly spaced ones are beside the next. Metrics
-    that read images in full find those of all controls at once, so that a seen image is read and resized once for them.
+    By name, each the mean over rounds; of many images, `LEVEL_ROWS` evenly spaced ones are beside the next.
     """
+    truth, pictures = scored.truth, scored.task.pictures
+    made, seen = pictures.made[method][:, scored.rows], pictures.seen[scored.rows[scored.first]]
+    some = np.linspace(0, len(truth) - 1, min(len(truth), LEVEL_ROWS)).astype(np.intp)
+    sides = [(np.arange(len(truth)), truth)]  # rows, and the stimulus beside each
+    sides += [(some, scored.following[truth[some]])] if scored.can_permute else []
     values: Compared = {}
     for whole in (False, True):
         asked = tuple(name for name in names if _reads_whole(name) == whole)
         if not asked:
             continue
-        known = scored.compared.setdefault(asked, {})
-        if method not in known:
-            together = [method] if not whole or method == "decoded" else scored.task.controls
-            known |= _compare_methods(scored, together, asked, whole)
-        values |= known[method]
+        known, found = _compare_missing(scored, method, asked, whole, sides), list[Any]()
+        for rows, columns in sides:
+            beside = seen[columns].tolist()
+            several = [
+                [known[pair] for pair in zip(one, beside, strict=True)] for one in made[:, rows].tolist()
+            ]
+            found.append(np.mean(several, axis=0).T)  # (n_asked, n_rows)
+        others = found[1] if scored.can_permute else [None] * len(asked)
+        values |= dict(zip(asked, zip(found[0], others, strict=True), strict=True))
     return values
 
 
-def _compare_methods(
-    scored: ScoredGroup, methods: Sequence[str], asked: Sequence[str], whole: bool
-) -> dict[str, Compared]:
-    """Return for each method what `_compare_rounds` returns, of metrics that read images of one size."""
-    truth = scored.truth
-    following = scored.following[truth] if scored.can_permute else None
-    sides = [truth] if following is None or len(truth) > LEVEL_ROWS else [truth, following]
-    shown = {method: _show_rounds(scored, method, whole) for method in methods}
-    distinct = take_rows(shown[methods[0]][1], scored.first)
-    rounds = [made for several, _ in shown.values() for made in several]
-    own = compare_rounds(asked, rounds, distinct, sides)
-    others = own
-    if following is not None and len(sides) == 1:
-        some = np.linspace(0, len(truth) - 1, LEVEL_ROWS).astype(np.intp)
-        others = compare_rounds(asked, [made[some] for made in rounds], distinct, [following[some]])
-    values, start = dict[str, Compared](), 0
-    for method, (several, _) in shown.items():
-        draws = slice(start, start + len(several))
-        start = draws.stop
-        values[method] = {
-            name: (
-                own[name][draws, 0].mean(axis=0),
-                None if following is None else others[name][draws, -1].mean(axis=0),
-            )
-            for name in asked
-        }
-    return values
+def _compare_missing(
+    scored: ScoredGroup,
+    method: str,
+    asked: tuple[str, ...],
+    whole: bool,
+    sides: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> dict[tuple[int, int], np.ndarray]:
+    """Return metrics that read images of one size by pair of pictures; compute those that no group has needed yet.
+
+    Metrics that read images in full find those of all controls at once, so that a seen image is read and resized once
+    for them. `sides` are rows of the group with the stimulus beside each.
+    """
+    known, pictures = scored.task.compared.setdefault(asked, {}), scored.task.pictures
+    together = [method] if not whole or method == "decoded" else scored.task.controls
+    made = np.concatenate([pictures.made[name][:, scored.rows] for name in together])  # (n_rounds, n_rows)
+    seen = pictures.seen[scored.rows[scored.first]]
+    rows, columns = (np.concatenate(part) for part in zip(*sides, strict=True))
+    numbers = np.arange(len(made))[:, None]
+    places = np.stack(np.broadcast_arrays(numbers, rows, columns), axis=-1).reshape(-1, 3)
+    # By the seen image: rows that share one follow each other, and so do neighbours.
+    places = places[np.lexsort((places[:, 0], places[:, 1], scored.truth[places[:, 1]]))]
+    pairs = zip(made[places[:, 0], places[:, 1]].tolist(), seen[places[:, 2]].tolist(), strict=True)
+    missing: dict[tuple[int, int], list[int]] = {}
+    for pair, place in zip(pairs, places.tolist(), strict=True):
+        if pair not in known:
+            missing.setdefault(pair, place)
+    if missing:
+        shown = [_show_rounds(scored, name, whole) for name in together]
+        rounds, distinct = (
+            [one for several, _ in shown for one in several],
+            take_rows(shown[0][1], scored.first),
+        )
+        found = compare_pairs(asked, rounds, distinct, np.array(list(missing.values())))
+        known |= zip(missing, np.stack(list(found.values()), axis=1), strict=True)
+    return known
 
 
 def _reads_whole(name: str) -> bool:
@@ -224,25 +240,43 @@ def _show_rounds(scored: ScoredGroup, method: str, whole: bool) -> tuple[Sequenc
 
 
 def _score_pair_table(scored: ScoredGroup, method: str, name: str) -> Iterator[tuple[Score, np.ndarray]]:
-    metric, _, protocol, *_ = find_metric(name)
     rounds, seen = _show_rounds(scored, method, _reads_whole(name))
     n_stimuli = len(scored.columns)
-    n_pixels = 425**2 if protocol.startswith("425") else int(np.prod(seen.shape[1:3]))
+    n_pixels = 425**2 if _reads_whole(name) else int(np.prod(seen.shape[1:3]))
     n_pairs = LARGEST_PAIR_TABLE // (len(rounds) * len(seen) * n_pixels)
     folds = np.zeros(n_stimuli, int) if scored.column_folds is None else scored.column_folds
     blocks = np.empty(n_stimuli, int)
     for fold in np.unique(folds):  # nothing is permuted across folds
         members = np.flatnonzero(folds == fold)
         blocks[members] = n_stimuli * fold + make_blocks(len(members), n_pairs, scored.task.seed)
-    tables = []
-    for made in rounds:
-        table = np.zeros((len(made), n_stimuli))  # 0 outside the blocks, where nothing is permuted
+    yield from scored.score_table(method, name, _tabulate_rounds(scored, method, name, blocks), groups=blocks)
+
+
+def _tabulate_rounds(scored: ScoredGroup, method: str, name: str, blocks: np.ndarray) -> list[np.ndarray]:
+    """Return the table of (n_rows, n_stimuli) of each round, 0 where nothing is permuted: outside the blocks.
+
+    Of pictures that were compared in another group, or in another row, the value is known.
+    """
+    rounds, seen = _show_rounds(scored, method, _reads_whole(name))
+    pictures = scored.task.pictures
+    distinct, columns = np.unique(pictures.made[method]), pictures.column[scored.rows[scored.first]]
+    kept = scored.task.tabulated if len(scored.task.groups) > 1 else {}
+    if (method, name) not in kept:
+        kept[method, name] = np.full((len(distinct), len(pictures.shown)), np.nan)
+    known, tables = kept[method, name], list[np.ndarray]()
+    of_rounds = np.searchsorted(distinct, pictures.made[method][:, scored.rows])  # (n_rounds, n_rows)
+    for made, places in zip(rounds, of_rounds, strict=True):
         for label in np.unique(blocks):
-            columns = np.flatnonzero(blocks == label)
+            inside = np.flatnonzero(blocks == label)
             rows = np.flatnonzero(blocks[scored.truth] == label)
-            table[np.ix_(rows, columns)] = tabulate_items(metric, made[rows], seen[scored.first[columns]])
-        tables.append(table)
-    yield from scored.score_table(method, name, tables, groups=blocks)
+            unknown = np.isnan(known[np.ix_(places[rows], columns[inside])]).any(axis=1)
+            missing, first = np.unique(places[rows[unknown]], return_index=True)
+            if len(missing):
+                known[np.ix_(missing, columns[inside])] = tabulate_items(
+                    find_metric(name).metric, made[rows[unknown][first]], seen[scored.first[inside]]
+                )
+        tables.append(np.nan_to_num(known[np.ix_(places, columns)], copy=False))
+    return tables
 
 
 def make_blocks(n_stimuli: int, size: int, seed: int) -> np.ndarray:

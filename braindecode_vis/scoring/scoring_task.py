@@ -17,7 +17,7 @@ import numpy as np
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.stimuli import LARGEST_IN_MEMORY, ImageRows, Images, find_comparison_size
-from braindecode_vis.scoring.metrics.image import check_stack
+from braindecode_vis.scoring.metrics.image import ImageTable, check_stack, make_image_table
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.refits import Refits
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
@@ -165,6 +165,11 @@ class ScoringTask:
     size: tuple[int, int] | None = None
     _small: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
     _last: dict[tuple[str, bytes], np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    #: What metrics of pairs of images gave, by their names and the pair, and tables of them; see `image_scores`.
+    compared: dict[tuple[str, ...], dict[tuple[int, int], np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    tabulated: dict[tuple[str, str], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         rows = np.concatenate([self.ids[:0], *(predicted.ids for predicted, _, _ in self.retrievals)])
@@ -218,6 +223,11 @@ class ScoringTask:
             return self.size
         height, width = self.seen.shape[1:3]
         return find_comparison_size(height, width)
+
+    @cached_property
+    def pictures(self) -> ImageTable:
+        """Which images are known to be the same: subjects share the seen ones, and those of some controls."""
+        return make_image_table(self.seen, self.images, reads=False)
 
     @property
     def controls(self) -> list[str]:
@@ -325,8 +335,6 @@ class ScoredGroup:
 
     def __init__(self, task: ScoringTask, group: Group) -> None:
         self.task, self.subject, self.rows = task, group.subject, group.rows
-        #: What metrics of pairs of images gave, by their names and the method; see `image_scores`.
-        self.compared: dict[tuple[str, ...], dict[str, Any]] = {}
         self.split = task.split if group.condition is None else f"{task.split}, {group.condition}"
         self.has_ceiling = group.condition is None
         self.ids, self.concepts = task.ids[group.rows], task.concepts[group.rows]

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.report import figures
@@ -41,6 +42,12 @@ def test_rank_histogram_counts_every_query_once():
     ranks = np.array([1, 1, 1.5, 7, 982])
     bars = figures.plot_rank_histogram(ranks, 982).axes[0].patches
     assert sum(bar.get_height() for bar in bars) == len(ranks)
+
+
+def test_the_band_of_a_rank_histogram_holds_what_guessing_gives():
+    (band,) = figures.plot_rank_histogram(np.arange(1, 201), 200).axes[0].collections
+    heights = set(band.get_paths()[0].vertices[:, 1].tolist())
+    assert heights == set(stats.binom.ppf([0.025, 0.975], 200, 5 / 200).tolist())  # five ranks a bar
 
 
 def test_a_tied_rank_counts_against_the_query():

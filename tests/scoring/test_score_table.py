@@ -211,6 +211,39 @@ def test_many_images_are_brought_to_size_by_groups_and_scored_the_same(monkeypat
     assert len(again._last) == 1
 
 
+def test_pictures_that_subjects_share_are_compared_once(monkeypatch):
+    """The row of all subjects compared every image again, and each subject what all have: half of the time."""
+    task = make_task(subjects=("01", "02"), metrics=("ssim@425",))
+    pictures, index = task.seen[:N], np.tile(np.arange(N), 2)
+    shared = {"seen": ImageRows(pictures, index)}
+    shared["images"] = {
+        **task.images,
+        "oracle": shared["seen"],
+        "mean_image": ImageRows(pictures[:1], index * 0),
+    }
+    arrays = {"images": {name: np.asarray(rows) for name, rows in shared["images"].items()}}
+    expected, _ = compute_scores(replace(task, **arrays))
+    calls = {"pairs": [], "table": []}
+    pairs, table = image_scores.compare_pairs, image_scores.tabulate_items
+    monkeypatch.setattr(
+        image_scores,
+        "compare_pairs",
+        lambda names, *a: (calls["pairs"].append((names, len(a[2]))), pairs(names, *a))[1],
+    )
+    monkeypatch.setattr(
+        image_scores,
+        "tabulate_items",
+        lambda *a: (calls["table"].append(len(a[1]) * len(a[2])), table(*a))[1],
+    )
+    scores, _ = compute_scores(replace(task, **shared))
+    # The oracle beside its own and the next images; the mean image, which the first of these is, beside the rest.
+    assert calls["pairs"] == [(("ssim",), 2 * N), (("ssim@425",), 3 * N - 2), (("ssim",), N - 2)]
+    assert calls["table"] == 4 * [N * N]  # of each subject at two sizes
+    for one, other in zip(scores, expected, strict=True):
+        assert one.as_row() == other.as_row() or "ssim" in one.metric
+        assert one.value == pytest.approx(other.value, rel=CLOSE, abs=1e-6)
+
+
 def test_the_level_of_a_control_of_many_images_is_that_of_evenly_spaced_ones(monkeypatch):
     """Each image beside the next stimulus took half of the time of the controls, for the mean of thousands."""
     task = make_task()

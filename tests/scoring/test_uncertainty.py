@@ -231,6 +231,9 @@ def test_wilson_equals_its_formula(n):
         half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         found = unc.wilson_interval(hits, n)
         assert (found.low, found.high) == (pytest.approx(centre - half), pytest.approx(centre + half))
+        assert (found.low, found.high) == pytest.approx(
+            stats.binomtest(hits, n).proportion_ci(method="wilson")
+        )
     assert unc.wilson_interval(0, n).low == 0
     assert unc.wilson_interval(n, n).high == 1
 

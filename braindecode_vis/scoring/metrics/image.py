@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any, Literal, get_args
@@ -42,6 +42,7 @@ CONSTANT_SPREAD = 1e-6
 BATCH_VALUES = 1 << 16  # numbers per batch: half a megabyte in double precision stays in the cache
 SLAB = 16  # rows filtered by one matrix product
 SSIM_ROWS = 104  # of the map of SSIM that are computed at once
+MOST_COPIED = 1000  # images of pairs that are taken from their arrays at once
 HELD = 4  # seen images that are held prepared, 0.8 MB each
 SMALL, LARGE = 256, 425  # pixels: images are resized to the first, then to the second
 #: Products of as many pixels of -128 to 127 add up to 2^24 at most, so that single precision holds every sum exactly.
@@ -114,52 +115,47 @@ def compute_image_metrics(
     return values
 
 
-def compute_metrics_of_rounds(
+def compute_metrics_of_pairs(
     names: Sequence[str],
     seen: Images,
     rounds: Sequence[Images],
-    partners: Sequence[np.ndarray],
+    pairs: np.ndarray,
     *,
     protocol: Protocol = "native",
 ) -> dict[str, np.ndarray]:
-    """Return several metrics of every image of several rounds beside several seen images, each resized once.
+    """Return several metrics of pairs of images of several rounds and seen ones, each resized as seldom as possible.
 
     Parameters
     ----------
     names, protocol
         As for `compute_image_metrics`.
     seen : array of shape (n_seen, height, width[, 1 or 3]), or `ImageRows`
-        A few of them are held prepared, those of one row after another in the order of the first partners.
+        A few of them are held prepared.
     rounds
         Arrays of shape (n_images, height, width[, 1 or 3]), or `ImageRows`: draws of one method, or of several.
-    partners
-        Int arrays of shape (n_images,): which seen image is beside each image, once for each array.
+    pairs : int array of shape (n_pairs, 3)
+        Round, image in it and seen image. Those that share an image should follow each other.
 
     Returns
     -------
     dict
-        Name to a float array of shape (n_rounds, n_partners, n_images), equal to `compute_image_metrics` of each.
+        Name to a float array of shape (n_pairs,), equal to `compute_image_metrics` of each.
 
     Examples
     --------
-    >>> images, own = np.random.default_rng(0).random((3, 28, 28)), np.arange(3)
-    >>> values = compute_metrics_of_rounds(("ssim",), images, [images, 1 - images], [own, own[::-1]])["ssim"]
-    >>> values.shape, values[0, 0].tolist()
-    ((2, 2, 3), [1.0, 1.0, 1.0])
+    >>> images = np.random.default_rng(0).random((3, 28, 28))
+    >>> compute_metrics_of_pairs(("ssim",), images, [1 - images, images], np.array([[1, 0, 0], [1, 2, 2]]))
+    {'ssim': array([1., 1.])}
     """
-    n_images = len(partners[0])
-    values = {name: np.empty((len(rounds), len(partners), n_images)) for name in names}
+    values = {name: np.empty(len(pairs)) for name in names}
     if protocol == "native":  # nothing is resized
-        for places in np.ndindex(len(rounds), len(partners)):
-            found = compute_image_metrics(
-                names, seen[partners[places[1]]], rounds[places[0]], protocol=protocol
-            )
-            for name in names:
-                values[name][places] = found[name]
+        for number, made in enumerate(rounds):
+            own = np.flatnonzero(pairs[:, 0] == number)
+            for places in np.array_split(own, len(own) // MOST_COPIED + 1):
+                _, rows, columns = pairs[places].T
+                for name, found in compute_image_metrics(names, seen[columns], made[rows]).items():
+                    values[name][places] = found
         return values
-    for made in rounds:
-        if len(made) != n_images:
-            raise DataError(f"{n_images} seen images cannot be paired with {len(made)} decoded ones.")
     compares, scratch = {name: _find_comparison(name, protocol) for name in names}, _Scratch()
     dtype, held = _choose_precision(seen, protocol), dict[int, np.ndarray]()
 
@@ -174,15 +170,16 @@ def compute_metrics_of_rounds(
             held.pop(next(iter(held)))
         return planes
 
-    # By the seen image: rows that share one follow each other, and so do neighbours.
-    for row in np.argsort(partners[0], kind="stable"):
-        lefts = [prepare_seen(int(columns[row])) for columns in partners]
-        for number, made in enumerate(rounds):
-            right = _prepare(made[row : row + 1], names, protocol, dtype, scratch, what="decoded images")
-            for place, left in enumerate(lefts):
-                pair = (left, right) if left.shape == right.shape else np.broadcast_arrays(left, right)
-                for name, compare in compares.items():
-                    values[name][number, place, row] = compare(*pair, scratch, True)[0]
+    last, right = (-1, -1), np.empty(0)
+    for place, (number, row, column) in enumerate(pairs.tolist()):
+        left = prepare_seen(column)
+        if (number, row) != last:
+            one = rounds[number][row : row + 1]
+            right = _prepare(one, names, protocol, dtype, scratch, what="decoded images")
+            last = number, row
+        pair = (left, right) if left.shape == right.shape else np.broadcast_arrays(left, right)
+        for name, compare in compares.items():
+            values[name][place] = compare(*pair, scratch, True)[0]
     return values
 
 
@@ -762,7 +759,7 @@ def check_stack(images: Images, seen: Images, method: str) -> None:
         raise DataError(f"images to compare must be uint8, not {images.dtype} ({method!r}) and {seen.dtype}.")
 
 
-def make_image_table(seen: Images, made: Mapping[str, Images]) -> ImageTable:
+def make_image_table(seen: Images, made: Mapping[str, Images], *, reads: bool = True) -> ImageTable:
     """Collect the distinct images of a comparison.
 
     Parameters
@@ -770,13 +767,15 @@ def make_image_table(seen: Images, made: Mapping[str, Images]) -> ImageTable:
     seen : uint8 array of shape (n_rows, height, width, 3), or `ImageRows`
     made
         Method to uint8 images of the same shape, or of shape (n_rows, n_draws, height, width, 3), or `ImageRows`.
+    reads
+        Whether images in files are read to find equal ones; otherwise those of one place in one file are equal.
 
     Raises
     ------
     DataError
         If a shape does not fit.
     """
-    known: dict[bytes, int] = {}
+    known: dict[Hashable, int] = {}
     named: dict[tuple[Any, ...], int] = {}
     pictures: list[tuple[ImageRows, int]] = []
 
@@ -784,11 +783,13 @@ def make_image_table(seen: Images, made: Mapping[str, Images]) -> ImageTable:
         name = rows.name_picture(place)
         if name in named:  # the same place of the same file, which need not be read again
             return named[name]
-        # The content decides and not the place: the same picture is shown to several subjects.
-        image = rows.read(place)
-        digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest() + bytes(
-            str(image.shape), "ascii"
-        )
+        digest: Hashable = name
+        if reads or type(rows.source) is np.ndarray:
+            # The content decides and not the place: the same picture is shown to several subjects.
+            image = rows.read(place)
+            digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest() + bytes(
+                str(image.shape), "ascii"
+            )
         if digest not in known:
             known[digest] = len(known)
             pictures.append((rows, place))
@@ -804,5 +805,5 @@ def make_image_table(seen: Images, made: Mapping[str, Images]) -> ImageTable:
         for method, rows in given.items()
     }
     images = join_pictures(pictures)
-    in_memory = not any(isinstance(stack, ImageRows) for stack in (seen, *made.values()))
+    in_memory = reads and not any(isinstance(stack, ImageRows) for stack in (seen, *made.values()))
     return ImageTable(np.asarray(images) if in_memory else images, column, places)

@@ -259,30 +259,34 @@ def compare_items(metric: Metric, made: Images, true: Images) -> np.ndarray:
     return _check(metric, lambda: metric.compare(made, true), (len(made),))  # type: ignore[misc]
 
 
-def compare_rounds(
-    names: Sequence[str], rounds: Sequence[Images], seen: Images, partners: Sequence[np.ndarray]
+def compare_pairs(
+    names: Sequence[str], rounds: Sequence[Images], seen: Images, pairs: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return what `compare_items` gives of several metrics of images, of several rounds beside several partners.
+    """Return what `compare_items` gives of several metrics for pairs of images of several rounds and seen ones.
 
-    Those of one protocol resize each image once; see `image.compute_metrics_of_rounds`, also for the parameters.
+    Those of one protocol resize each image once; see `image.compute_metrics_of_pairs`, also for the parameters.
 
     Returns
     -------
     dict
-        Name to a float array of shape (n_rounds, n_partners, n_images).
+        Name to a float array of shape (n_pairs,).
     """
-    metrics = {name: find_metric(name).metric for name in names}
-    found, by_protocol = {}, defaultdict[image.Protocol, dict[str, str]](dict)
-    for name, metric in metrics.items():
+    found, by_protocol = dict[str, np.ndarray](), defaultdict[image.Protocol, dict[str, str]](dict)
+    for name in names:
+        metric = find_metric(name).metric
         if isinstance(metric.compare, partial) and metric.compare.func is _compare_images:
             plain, protocol = metric.compare.args
             by_protocol[protocol][name] = plain
-        else:
-            values = [[compare_items(metric, made, seen[one]) for one in partners] for made in rounds]
-            found[name] = np.array(values)
+            continue
+        found[name] = np.empty(len(pairs))
+        for number, made in enumerate(rounds):
+            places = np.flatnonzero(pairs[:, 0] == number)
+            _, rows, columns = pairs[places].T
+            if len(places):
+                found[name][places] = compare_items(metric, made[rows], seen[columns])
     for protocol, plain in by_protocol.items():
-        several = image.compute_metrics_of_rounds(
-            tuple(plain.values()), seen, rounds, partners, protocol=protocol
+        several = image.compute_metrics_of_pairs(
+            tuple(plain.values()), seen, rounds, pairs, protocol=protocol
         )
         found |= {name: several[one] for name, one in plain.items()}
     return {name: found[name] for name in names}

@@ -33,7 +33,7 @@ from braindecode_vis.base.settings import DeviceSettings, NeededWeights
 from braindecode_vis.base.stimuli import Images
 from braindecode_vis.scoring.metrics.identification import make_identification_table
 from braindecode_vis.scoring.metrics.image import ImageTable, make_image_table
-from braindecode_vis.scoring.metrics.metric_registry import compare_rounds
+from braindecode_vis.scoring.metrics.metric_registry import compare_pairs
 
 Network = Literal[
     "alexnet", "inception", "clip", "efficientnet_b1", "swav", "lpips_alexnet", "lpips_vgg16", "dreamsim"
@@ -307,8 +307,9 @@ def compute_suite(truth: Images, decoded: Images, config: MetricSuiteConfig) -> 
     if len(table.shown) < len(truth):
         raise DataError("two seen images of the suite are the same; give each of them once.")
     rounds, own = table.made["decoded"], np.arange(len(truth))
-    pixels = compare_rounds(list_pixel_metrics(config), [table.images[one] for one in rounds], truth, [own])
-    values = {metric: several[:, 0].mean(axis=0) for metric, several in pixels.items()}
+    pairs = np.stack([np.repeat(np.arange(len(rounds)), len(own)), *2 * [np.tile(own, len(rounds))]], axis=1)
+    pixels = compare_pairs(list_pixel_metrics(config), [table.images[one] for one in rounds], truth, pairs)
+    values = {metric: several.reshape(rounds.shape).mean(axis=0) for metric, several in pixels.items()}
     for network in suite.available:
         if network in LPIPS_NETWORKS:
             # (n_rounds * n_images, 2): the seen image and what was made of it, round after round.

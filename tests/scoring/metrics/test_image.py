@@ -200,23 +200,20 @@ def test_a_table_of_pairs_equals_the_pairs(name, protocol):
 
 
 @pytest.mark.parametrize("protocol", ["native", "425"])
-def test_rounds_beside_several_seen_images_equal_the_pairs(protocol, monkeypatch):
+def test_pairs_of_several_rounds_equal_single_comparisons(protocol, monkeypatch):
     seen, rounds = _images(3, 20, 3), [_images(5, 20, 3, seed=1), _images(5, 20, 3, seed=2)]
     own, following = np.array([0, 2, 1, 2, 0]), np.array([1, 0, 2, 0, 1])
     names, calls, prepare = ("pixcorr", "mse", "ssim"), [], image._prepare
     monkeypatch.setattr(image, "_prepare", lambda *a, **k: (calls.append(k["what"]), prepare(*a, **k))[1])
-    values = image.compute_metrics_of_rounds(names, seen, rounds, [own, following], protocol=protocol)
+    monkeypatch.setattr(image, "MOST_COPIED", 4)
+    pairs = np.array([(n, row, side[row]) for row in range(5) for n in range(2) for side in (own, following)])
+    values = image.compute_metrics_of_pairs(names, seen, rounds, pairs, protocol=protocol)
     if protocol == "425":  # each once, however many stand beside it
         assert (calls.count("seen images"), calls.count("decoded images")) == (3, 10)
-    for number, place in np.ndindex(2, 2):
-        expected = image.compute_image_metrics(
-            names, seen[(own, following)[place]], rounds[number], protocol=protocol
-        )
-        for name in names:
-            np.testing.assert_array_equal(values[name][number, place], expected[name])
-    if protocol == "425":
-        with pytest.raises(DataError, match="paired with 4"):
-            image.compute_metrics_of_rounds(names, seen, [rounds[0][:4]], [own], protocol=protocol)
+    made = np.stack([rounds[number][row] for number, row, _ in pairs])
+    expected = image.compute_image_metrics(names, seen[pairs[:, 2]], made, protocol=protocol)
+    for name in names:
+        np.testing.assert_array_equal(values[name], expected[name])
 
 
 @pytest.mark.parametrize("ground", [0, 255])

@@ -108,7 +108,7 @@ def test_tables_agree_with_the_values_of_each_pair():
             )
 
 
-def test_rounds_beside_partners_equal_each_pair_whatever_the_metric(monkeypatch):
+def test_pairs_equal_items_whatever_the_metric(monkeypatch):
     """Metrics of the package share their resized images; one from outside may be a `partial` as well."""
     rng = np.random.default_rng(0)
     rounds = list(rng.integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8))
@@ -123,16 +123,17 @@ def test_rounds_beside_partners_equal_each_pair_whatever_the_metric(monkeypatch)
         "plain": lambda *images: compare(1, *images),
     }.items():
         register_metric(Metric(name, name, "", -1, on="images", compare=function))
-    partners = [np.array([0, 1, 2]), np.array([3, 0, 0])]
+    pairs = np.array([[0, 0, 0], [1, 1, 1], [0, 2, 2], [0, 0, 3], [1, 1, 0]])
     names = ["plain", "ssim", "cubed", "pixcorr@425"]
-    found = registry.compare_rounds(names, rounds, seen, partners)
+    made = np.stack([rounds[number][row] for number, row, _ in pairs])
+    found = registry.compare_pairs(names, rounds, seen, pairs)
     assert list(found) == names
     for name, values in found.items():
-        metric = find_metric(name).metric
-        expected = [[registry.compare_items(metric, made, seen[one]) for one in partners] for made in rounds]
-        np.testing.assert_allclose(
-            values, expected, rtol=1e-5, err_msg=name
-        )  # single precision at 425 pixels
+        expected = registry.compare_items(find_metric(name).metric, made, seen[pairs[:, 2]])
+        # Single precision at 425 pixels.
+        np.testing.assert_allclose(values, expected, rtol=1e-5, err_msg=name)
+    only_second = registry.compare_pairs(names, rounds, seen, pairs[pairs[:, 0] == 1])
+    assert only_second["cubed"].tolist() == found["cubed"][pairs[:, 0] == 1].tolist()
 
 
 @pytest.mark.parametrize(
