@@ -132,7 +132,12 @@ def plan_run(
     tell(f"measuring pictures through every stage, {sum(FIRST_PICTURES)} first")
     later, dims, first = plan_pictures(config, sizes, source, budget, left_out)
     read, loaded = (first.get(name, PieceCost(1.0)) for name in ("read", "train"))
+    held = read_memory("VmRSS")
     trained, predicted = _plan_fit(config, sizes, dims, budget, tell, loaded.held + loaded.memory)
+    kept = max(0.0, read_memory("VmRSS") - held)  # libraries of a network stay in memory
+    later = [
+        one if one.name == "embed" else replace(one, memory=one.memory and one.memory + kept) for one in later
+    ]
     later = [_add_data(step, config, sizes, dims, read, predicted) for step in [trained, *later]]
     if config.uses_pretraining:
         later.insert(0, _plan_pretraining(config, sizes, budget, tell))
@@ -236,7 +241,7 @@ def _plan_preprocess(
             what = "simulated trials, as the data are not here"
         tell("measuring the first trials through preprocessing")
         try:
-            _preprocess_start(source, 2)  # loads libraries
+            loaded = _preprocess_start(source, 2)
             held = read_memory("VmRSS")
             pieces = grow(_list_pieces(source), partial(_preprocess_start, source), budget / 4)
         except BraindecodeVisError as error:
@@ -255,6 +260,8 @@ def _plan_preprocess(
     if not simulated and (block := _count_block(source, sizes.n_stored)):
         blocks = [piece for piece in pieces if piece.size <= block] or pieces[:1]
         step = replace(step, memory=held + extrapolate(blocks, "memory", block))
+    wall, cpu = loaded.seconds - pieces[0].seconds, loaded.cpu_seconds - pieces[0].cpu_seconds
+    step = add_pieces(step, PieceCost(1.0, max(0.0, wall), max(0.0, cpu)), 1.0)  # libraries
     if not simulated and opened is not None:
         step = add_pieces(step, opened, 1.0)
     if sizes.n_repeated:
@@ -280,7 +287,10 @@ def _simulate_source(
     if not forms:
         raise ConfigError(f"{data.kind} has no phantom; give --root with the data")
     tell(f"simulating a small {forms[0]} for preprocessing, about ten seconds, as the data are not here")
-    make_phantom(forms[0], folder / "phantom", size=SIZES[forms[0]]["tiny"], snr=0.1, seed=0)
+    size = SIZES[forms[0]]["tiny"]
+    # Pictures and volumes of about the real size: of small ones, most is what each costs whatever its size.
+    size = size.replace(image_size=sizes.image_px, **({"voxel_mm": 3.0} if size.voxel_mm else {}))
+    make_phantom(forms[0], folder / "phantom", size=size, snr=0.1, seed=0)
     fields = type(data).model_fields
     changes = {name: fields[name].default for name in ("subjects", "subject", "sessions") if name in fields}
     if getattr(data, "atlas", None) is not None:  # that of the phantom, whether the real one is here or not
@@ -321,6 +331,7 @@ def _list_pieces(source: Any) -> list[int]:
         return [n]
     # A few epochs take what a file costs beside them, and nothing is seen of the trials.
     first = TRIALS_OF_A_PIECE // 2 if source.modality == "fmri" else BLOCK_TRIALS
+    first = first if n >= 2 * first else max(1, n // 4)
     sizes = [first * 2**k for k in range(20)]
     return [size for size in sizes if size < n] + [n]
 
@@ -492,7 +503,7 @@ def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: C
         "guide": None,
         "hold_out_by": "trial",
     }
-    held, batch = read_memory("VmRSS"), settings.batch_size
+    batch = settings.batch_size
 
     def fit(number: int) -> PieceCost:
         responses, marks = _make_random(config, sizes, number, shape)[0], Marks()
@@ -525,7 +536,7 @@ def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: C
     factor = find_factor(ratio, pieces[-1].seconds)
     return Step(
         "pretrain", seconds, seconds / factor, seconds * factor, times * epoch.cpu_seconds,
-        held + epoch.memory + 4.0 * n * math.prod(shape), n_folds * epoch.disk,
+        pieces[-1].held + epoch.memory + 4.0 * n * math.prod(shape), n_folds * epoch.disk,
         f"{describe_batches(pieces, batch, ratio)} ({settings.n_epochs} epochs of {n})",
         uses_gpu() and settings.device != "cpu",
     )  # fmt: skip
@@ -537,7 +548,7 @@ def _plan_epochs(
     from braindecode_vis.training.network_encoder import choose_batch_size
 
     settings: Any = config.encoder
-    held, gpu = read_memory("VmRSS"), uses_gpu() and settings.device != "cpu"
+    gpu = uses_gpu() and settings.device != "cpu"
     automatic = not isinstance(settings.batch_size, int)
     batch = min(choose_batch_size(sizes.n_train) if automatic else settings.batch_size, sizes.n_train)
     changes: dict[str, Any] = {"epochs": 2}
@@ -566,7 +577,8 @@ def _plan_epochs(
     if name:  # what the network computes before its training, in part
         taken = [replace(one, size=float(count_steps(one.size)), seconds=one.before) for one in pieces]
         start = extrapolate(taken[-2:], "seconds", n_steps)
-    seconds = sizes.n_folds * (start + settings.epochs * epoch.seconds)
+    loading = max(0.0, pieces[0].before - pieces[-1].before)
+    seconds = loading + sizes.n_folds * (start + settings.epochs * epoch.seconds)
     ratio = sizes.n_train * settings.epochs * sizes.n_folds / pieces[-1].size
     factor = find_factor(ratio, pieces[-1].seconds)
     stops = getattr(selection, "kind", "last") != "last"
@@ -575,8 +587,8 @@ def _plan_epochs(
     trials = min(trials, getattr(settings, "max_device_bytes", trials))
     step = Step(
         "train", seconds, seconds / factor, seconds * factor,
-        sizes.n_folds * (start + settings.epochs * epoch.cpu_seconds),
-        held + epoch.memory + trials, sizes.n_folds * epoch.disk,
+        loading + sizes.n_folds * (start + settings.epochs * epoch.cpu_seconds),
+        pieces[-1].held + epoch.memory + trials, sizes.n_folds * epoch.disk,
         f"{describe_batches(pieces, batch, ratio)} "
         f"({settings.epochs} epochs of {sizes.n_train} trials{'; less if it stops early' if stops else ''})",
         gpu,

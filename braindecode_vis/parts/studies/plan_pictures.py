@@ -104,7 +104,7 @@ def plan_pictures(
         # In the first run each stage loads its libraries, as in the real one.
         held = first[name].held + max(0.0, first[name].memory - pieces[0].memory)
         step = make_step(
-            name, pieces, size, f"{pieces[-1].size:.0f} {counted}", more=held, in_batches=name != "evaluate",
+            name, pieces, size, f"{pieces[-1].size:.0f} {counted}", more=held, in_batches=True,
             on_gpu=name in ("embed", "reconstruct") and uses_gpu(),
             beside=partial(_count_pairs, sizes.image_px) if name == "evaluate" else None,
         )  # fmt: skip

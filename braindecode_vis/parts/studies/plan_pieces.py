@@ -77,7 +77,7 @@ class PieceCost:
     memory, held, disk
         Bytes at the peak beyond those that the process held before, these, and bytes written.
     before
-        Seconds that a training took before its epochs, which are not among `seconds`.
+        Processor seconds that a training took before its epochs, which are not among the others.
     spent
         Processor seconds of measuring it, if more than its own.
     predicted
@@ -116,8 +116,9 @@ class Marks:
         if len(self.times) > 1:
             steps = [self.times[len(self.times) // 2 - 1], self.times[-1]]
         seconds, cpu = (after - before for before, after in zip(*steps, strict=True))
-        before = max(0.0, piece.seconds - 2 * seconds)
-        return replace(piece, seconds=seconds, cpu_seconds=cpu, before=before, spent=piece.count_spent())
+        spent = piece.count_spent()
+        before = max(0.0, spent - 2 * min(seconds, cpu or seconds))
+        return replace(piece, seconds=seconds, cpu_seconds=cpu, before=before, spent=spent)
 
 
 @contextmanager
@@ -261,7 +262,7 @@ def make_step(
         times * extrapolate(pieces, "cpu_seconds", size, power=power, beside=beside),
         more + (
             pieces[-1].memory if in_batches
-            else extrapolate(pieces, "memory", size, power=power and min(power, 2.0), beside=beside)
+            else extrapolate(pieces, "memory", size, power=power and min(power, 2.0))
         ),
         times * extrapolate(pieces, "disk", size, power=None if power is None else 2.0),
         f"measured {what}, {told}", on_gpu,

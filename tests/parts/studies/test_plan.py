@@ -208,7 +208,9 @@ def test_an_epoch_is_distinguished_from_what_comes_before():
     marks(0, 0, "a message")
     assert marks.split(PieceCost(8, 10.0, 6.0)) == PieceCost(8, 5.0, 3.0)  # no progress was shown
     marks.times = [(100.0 + k, 50.0 + k / 2) for k in range(4)]
-    assert marks.split(PieceCost(8, 10.0, 6.0)) == PieceCost(8, 2.0, 1.0, before=6.0)
+    assert marks.split(PieceCost(8, 10.0, 6.0)) == PieceCost(
+        8, 2.0, 1.0, before=4.0
+    )  # of 6 s of the processor
 
 
 @pytest.mark.parametrize(
