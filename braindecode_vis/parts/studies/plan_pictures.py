@@ -101,10 +101,11 @@ def plan_pictures(
             steps.append(Step(name, None, how=f"not measured: {left_out} not here, and images need them"))
             continue
         counted = f"pictures of {sizes.image_px} px" if name == "embed" else "test rows"
+        what = "page and checks of a small run" if name == "report" else f"{pieces[-1].size:.0f} {counted}"
         # In the first run each stage loads its libraries, as in the real one.
         held = first[name].held + max(0.0, first[name].memory - pieces[0].memory)
         step = make_step(
-            name, pieces, size, f"{pieces[-1].size:.0f} {counted}", more=held, in_batches=True,
+            name, pieces, size, what, more=held, in_batches=True,
             on_gpu=name in ("embed", "reconstruct") and uses_gpu(),
             beside=partial(_count_pairs, sizes.image_px) if name == "evaluate" else None,
         )  # fmt: skip
