@@ -286,10 +286,11 @@ def _simulate_source(
     forms = find_manifest(data.kind).phantoms
     if not forms:
         raise ConfigError(f"{data.kind} has no phantom; give --root with the data")
-    tell(f"simulating a small {forms[0]} for preprocessing, about ten seconds, as the data are not here")
+    tell(f"simulating a small {forms[0]} for preprocessing, half a minute, as the data are not here")
     size = SIZES[forms[0]]["tiny"]
-    # Pictures and volumes of about the real size: of small ones, most is what each costs whatever its size.
-    size = size.replace(image_size=sizes.image_px, **({"voxel_mm": 3.0} if size.voxel_mm else {}))
+    # Pictures and volumes of about the real size, or more epochs: of small ones, most is what each file costs.
+    more = {"voxel_mm": 3.0} if size.voxel_mm else {"train_repetitions": 8 * size.train_repetitions}
+    size = size.replace(image_size=sizes.image_px, **more)
     make_phantom(forms[0], folder / "phantom", size=size, snr=0.1, seed=0)
     fields = type(data).model_fields
     changes = {name: fields[name].default for name in ("subjects", "subject", "sessions") if name in fields}
@@ -329,11 +330,10 @@ def _list_pieces(source: Any) -> list[int]:
     n = len(part.trials)
     if source.modality == "fmri" and part.is_computed:  # a series is read as a whole
         return [n]
-    # A few epochs take what a file costs beside them, and nothing is seen of the trials.
+    # Two trials take what a file costs beside them, of which a few epochs more show nothing.
     first = TRIALS_OF_A_PIECE // 2 if source.modality == "fmri" else BLOCK_TRIALS
-    first = first if n >= 2 * first else max(1, n // 4)
-    sizes = [first * 2**k for k in range(20)]
-    return [size for size in sizes if size < n] + [n]
+    first = first if n >= 2 * first else max(3, n // 4)
+    return [2, *(size for k in range(20) if (size := first * 2**k) < n), n] if n > 2 else [n]
 
 
 def _add_data(

@@ -454,9 +454,9 @@ def test_recordings_are_opened_cut_and_given_ceilings_and_a_longer_one_needs_no_
 def test_pieces_of_a_recording_grow_until_they_show_its_time():
     """Thirty and sixty trials take as long as what a session costs beside its trials."""
     part = SimpleNamespace(trials=range(700), is_computed=False)
-    assert plan._list_pieces(SimpleNamespace(modality="eeg", parts=[part])) == [256, 512, 700]
+    assert plan._list_pieces(SimpleNamespace(modality="eeg", parts=[part])) == [2, 256, 512, 700]
     pieces = plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part]))
-    assert pieces == [32, 64, 128, 256, 512, 700]
+    assert pieces == [2, 32, 64, 128, 256, 512, 700]
     assert {type(n) for n in pieces} == {int}  # they cut tables of trials
     part.is_computed = True
     assert plan._list_pieces(SimpleNamespace(modality="fmri", parts=[part])) == [700]
