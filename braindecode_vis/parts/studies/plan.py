@@ -138,6 +138,8 @@ def plan_run(
     later = [
         one if one.name == "embed" else replace(one, memory=one.memory and one.memory + kept) for one in later
     ]
+    if trained.seconds is not None:
+        trained = add_pieces(trained, loaded, 1.0)
     later = [_add_data(step, config, sizes, dims, read, predicted) for step in [trained, *later]]
     if config.uses_pretraining:
         later.insert(0, _plan_pretraining(config, sizes, budget, tell))

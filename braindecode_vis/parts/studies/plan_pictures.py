@@ -260,6 +260,8 @@ def _run_pictures(
         # What a stage does beside its work, such as hashing files and writing records, is part of it.
         for name, work in (stages | {"report": "finish_run"}).items():
             with measure(1.0) as found[name]:
+                if name == "train" and "epochs" in type(config.encoder).model_fields:
+                    import torch  # noqa: F401 (the real fit loads it)
                 getattr(pipeline, work)(run)
         for done, artifact in run.produced:
             found.setdefault(done.split()[0], PieceCost(1.0)).disk += measure_folder(artifact.path)
