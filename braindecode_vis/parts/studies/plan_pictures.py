@@ -74,13 +74,12 @@ def plan_pictures(
         config = config.model_copy(update={"target": PixelsConfig(size=side)})
     try:
         first, dims = _run_pictures(config, sizes, source, *FIRST_PICTURES)  # loads libraries and weights
-        # Of a large network, which takes most of the time, the first pictures are enough.
-        spent = 0.0 if config.decodes_categories or first["embed"].count_spent() <= budget else math.inf
+        spent = 0.0
         for n_train, n_test in ((6, 3), (24, 8), (48, 24), (48, 60)):
-            if records:
+            if records:  # the first run, which also loads, does not tell what a picture takes
                 before, last = records[-1][:2], records[-1][2]
-                spent += last["evaluate"].cpu_seconds * n_test / before[1]
-                spent += last.get("embed", PieceCost(1.0)).seconds * (n_train + n_test) / sum(before)
+                spent += last["evaluate"].count_spent() * n_test / before[1]
+                spent += last.get("embed", PieceCost(1.0)).count_spent() * (n_train + n_test) / sum(before)
             if spent > LONGER * budget:  # a large network
                 break
             records.append((n_train, n_test, _run_pictures(config, sizes, source, n_train, n_test)[0]))
