@@ -86,7 +86,6 @@ def plan_pictures(
     except BraindecodeVisError as error:
         why = f"not measured: {' '.join(str(error).split())[:200]}"
         return [Step(name, None, how=why) for name in names], dims, {}
-    records = records or [(*FIRST_PICTURES, first)]
     for name, size in names.items():
         if name not in first:  # a run of categories, or one without pictures
             continue

@@ -523,7 +523,10 @@ def test_sizes_of_published_data_follow_the_window_and_the_folds():
 
 
 def test_pictures_are_embedded_all_and_other_stages_grow_with_the_test_rows(monkeypatch):
-    """A second takes each stage for 10 pictures or test rows that a small run has."""
+    """A second takes each stage for 10 pictures or test rows that a small run has.
+
+    Loading a network of 6 s was once multiplied by the pictures, so that 9 minutes were planned as 6 hours.
+    """
 
     def run(config, sizes, source, n_train, n_test):
         cost = {"embed": n_train + n_test, **dict.fromkeys(("retrieve", "reconstruct", "evaluate"), n_test)}
@@ -540,9 +543,9 @@ def test_pictures_are_embedded_all_and_other_stages_grow_with_the_test_rows(monk
     assert (dims, first["read"].seconds) == ((7,), 3.0)
     seconds = {step.name: step.seconds for step in steps}
     assert seconds["report"] == pytest.approx(2.0)
-    assert seconds["embed"] == pytest.approx(40.0 + 0.1)
+    assert seconds["embed"] == pytest.approx(40.0 + 49.6)
     for name in ("retrieve", "reconstruct", "evaluate"):
-        assert seconds[name] == pytest.approx(10.0 + 0.4), name
+        assert seconds[name] == pytest.approx(10.0 + 49.9), name
     told = {step.name: step.how for step in steps}
     assert "108 pictures of 16 px" in told["embed"]
     assert "60 test rows" in told["retrieve"]
