@@ -146,8 +146,9 @@ def plan_run(
     order = [START, *STAGES[: STAGES.index("train")], "pretrain", *STAGES[STAGES.index("train") :]]
     steps = sorted([prepared, *later], key=lambda step: order.index(step.name))
     if config.run_analyses:
-        how = "analyses are not measured: each makes new fits; `analyze` reports their time"
-        steps.append(Step("analyze", None, how=how))
+        steps.append(
+            Step("analyze", None, how="not measured: each makes new fits; `analyze` reports their time")
+        )
     if started is not None:
         step = make_step(START, [started], 1.0, "libraries, and digests of what is read and written")
         # What is written is read again at the end.
@@ -243,7 +244,7 @@ def _plan_preprocess(
             what = "simulated trials, as the data are not here"
         tell("measuring the first trials through preprocessing")
         try:
-            loaded = _preprocess_start(source, 2)
+            loaded, again = _preprocess_start(source, 2), _preprocess_start(source, 2)
             held = read_memory("VmRSS")
             pieces = grow(_list_pieces(source), partial(_preprocess_start, source), budget / 4)
         except BraindecodeVisError as error:
@@ -262,7 +263,7 @@ def _plan_preprocess(
     if not simulated and (block := _count_block(source, sizes.n_stored)):
         blocks = [piece for piece in pieces if piece.size <= block] or pieces[:1]
         step = replace(step, memory=held + extrapolate(blocks, "memory", block))
-    wall, cpu = loaded.seconds - pieces[0].seconds, loaded.cpu_seconds - pieces[0].cpu_seconds
+    wall, cpu = loaded.seconds - again.seconds, loaded.cpu_seconds - again.cpu_seconds
     step = add_pieces(step, PieceCost(1.0, max(0.0, wall), max(0.0, cpu)), 1.0)  # libraries
     if not simulated and opened is not None:
         step = add_pieces(step, opened, 1.0)
@@ -332,10 +333,10 @@ def _list_pieces(source: Any) -> list[int]:
     n = len(part.trials)
     if source.modality == "fmri" and part.is_computed:  # a series is read as a whole
         return [n]
-    # Two trials take what a file costs beside them, of which a few epochs more show nothing.
+    # A few epochs take what a file costs beside them, and nothing is seen of the trials.
     first = TRIALS_OF_A_PIECE // 2 if source.modality == "fmri" else BLOCK_TRIALS
-    first = first if n >= 2 * first else max(3, n // 4)
-    return [2, *(size for k in range(20) if (size := first * 2**k) < n), n] if n > 2 else [n]
+    first = first if n >= 2 * first else max(1, n // 4)
+    return [*(size for k in range(20) if (size := first * 2**k) < n), n]
 
 
 def _add_data(

@@ -56,13 +56,8 @@ def plan_pictures(
     steps: list[Step] = []
     records: list[tuple[int, int, dict[str, PieceCost]]] = []
     dims: tuple[int, ...] = (1024,)
-    names = {
-        "embed": sizes.n_images,
-        "retrieve": sizes.n_test,
-        "reconstruct": sizes.n_test,
-        "evaluate": sizes.n_test,
-        "report": 1,
-    }
+    names = {"embed": sizes.n_images, **dict.fromkeys(("retrieve", "reconstruct", "evaluate"), sizes.n_test)}
+    names["report"] = 1
     large = None if config.decodes_categories else _count_network(config.target)
     tera = PieceCost(1.0) if large is None else _measure_tera()
     # By processor time, as a busy machine makes no network large.
