@@ -239,7 +239,12 @@ def _run_pictures(
         store.write_responses(root / "responses", Responses(random, ("trial", "feature"), trials, "z", {}))
         store.write_stimuli(root / "stimuli", stimuli)
         content = config.model_dump(mode="json")
-        changes = {"conditions": [], "brain": None, "noise_ceiling": None, "resample": "image"}
+        changes: dict[str, Any] = {
+            "conditions": [],
+            "brain": None,
+            "noise_ceiling": None,
+            "resample": "image",
+        }
         content |= {
             "dataset": ArraysConfig(root=root).model_dump(mode="json"), "split": {"kind": "published"},
             "encoder": {"kind": "lda"} if categories else {"kind": "ridge", "alphas": [1000.0]},
