@@ -20,6 +20,7 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.contracts import BrainEncoder, Context
 from braindecode_vis.base.devices import count_launched
+from braindecode_vis.base.memory import release_pages
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.galleries import order_by_gallery
@@ -147,6 +148,7 @@ def _fit_fold(run: Run, number: int) -> TrainedFold | categories.TrainedDecoder:
                 if selection is not None:
                     selection.write(folder / "selection")
                 encoder.write(folder)
+        release_pages(prepared.responses.data)  # which the next stages read little of
         return {"n_trials": responses.n_trials, "n_processes": count_launched()}
 
     artifact = run.produce("train", fields, upstream, compute, name_fold(number))

@@ -1,12 +1,11 @@
 """Estimates time, memory, disk and GPU hours of a run or a sweep, from small pieces that are measured on this machine.
 
 Sizes come from the data where they are there (trial tables and headers; samples of one piece alone are read), and
-otherwise from what the manifest says was published. Then three pieces run on this machine: the start of the data
-through preprocessing (and what it takes beside its trials: opening all files, noise ceilings), a tiny run of random
-pictures of the real size through every stage but the encoder, and fits of the encoder on random trials of the real
-shape. Times grow with what drives them: images, trials and epochs in proportion, a fit without epochs by the power that
-smaller copies of the same proportions show. What was measured and what was extrapolated, by how many times, is
-reported of each step.
+otherwise from what the manifest says was published. Then pieces run on this machine: the start of the data through
+preprocessing (and what it takes beside its trials: opening all files, noise ceilings), tiny runs of some pictures
+through every stage, fits of the encoder on random trials of the real shape, and reading and predicting trials. A number
+is the sum of a constant and of parts for each image, trial and epoch; a fit without epochs has parts of two powers.
+What was measured and what was extrapolated, by how many times, is reported of each step.
 
 Nothing has to be here for an estimate. Without the data, a small phantom of their format goes through preprocessing;
 without the weights of an image network, the same network with random weights takes the same time.
@@ -29,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base import roles, store
-from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.arrays import Embeddings, Responses, read_rows
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.base.contracts import (
     BrainEncoder,
@@ -38,10 +37,12 @@ from braindecode_vis.base.contracts import (
     ImageEncoderSettings,
     NetworkSettings,
 )
+from braindecode_vis.base.digests import digest_file
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import RunConfig, list_weights, validate_config
 from braindecode_vis.datasets.manifests import find_manifest
-from braindecode_vis.parts.studies.plan_pictures import FIRST_PICTURES, add_reading, plan_pictures
+from braindecode_vis.generation.inversion import MOST_AVERAGED
+from braindecode_vis.parts.studies.plan_pictures import FIRST_PICTURES, plan_pictures
 from braindecode_vis.parts.studies.plan_pieces import (
     BUDGET_S,
     SMALLEST_BATCH,
@@ -126,40 +127,45 @@ def plan_run(
     tell("looking at the data")
     with measure(1.0) as opened:
         sizes, source = find_sizes(config, every_subject=every_subject)
-    steps = [_plan_preprocess(config, sizes, source, tell, budget, opened)]
-    if config.decodes_categories:
-        return RunPlan(sizes, [*steps, _plan_fit(config, sizes, None, budget, tell)])
+    prepared = _plan_preprocess(config, sizes, source, tell, budget, opened)
     config, left_out = _stand_in(config)
-    tell(
-        f"measuring pictures through embed, reconstruct, evaluate and report, {sum(FIRST_PICTURES)} pictures first"
-    )
-    later, dims, started_cost = plan_pictures(config, sizes, budget, left_out)
-    later = [add_reading(one, config, sizes, source) if one.name == "embed" else one for one in later]
-    fits = [_add_averaging(_plan_fit(config, sizes, dims, budget, tell), config, sizes)]
+    tell(f"measuring pictures through every stage, {sum(FIRST_PICTURES)} first")
+    later, dims, first = plan_pictures(config, sizes, source, budget, left_out)
+    read, loaded = (first.get(name, PieceCost(1.0)) for name in ("read", "train"))
+    held = read_memory("VmRSS")
+    trained, predicted = _plan_fit(config, sizes, dims, budget, tell, loaded.held + loaded.memory)
+    kept = max(0.0, read_memory("VmRSS") - held)  # libraries of a network stay in memory
+    later = [
+        one if one.name == "embed" else replace(one, memory=one.memory and one.memory + kept) for one in later
+    ]
+    if trained.seconds is not None:
+        trained = add_pieces(trained, loaded, 1.0)
+    later = [_add_data(step, config, sizes, dims, read, predicted) for step in [trained, *later]]
     if config.uses_pretraining:
-        fits.insert(0, _plan_pretraining(config, sizes, budget, tell))
-    ordered = sorted([*steps, *later, fits[-1]], key=lambda step: STAGES.index(step.name))
-    place = next(n for n, step in enumerate(ordered) if step.name == "train")
+        later.insert(0, _plan_pretraining(config, sizes, budget, tell))
+    order = [START, *STAGES[: STAGES.index("train")], "pretrain", *STAGES[STAGES.index("train") :]]
+    steps = sorted([prepared, *later], key=lambda step: order.index(step.name))
     if config.run_analyses:
-        ordered.append(
-            Step(
-                "analyze",
-                None,
-                how="analyses are not measured: each makes new fits; `analyze` reports their time",
-            )
+        steps.append(
+            Step("analyze", None, how="not measured: each makes new fits; `analyze` reports their time")
         )
-    steps = [*ordered[:place], *fits[:-1], *ordered[place:]]
-    if started_cost is not None and started is not None:
-        cost = replace(
-            started_cost,
-            seconds=started_cost.seconds + started.seconds,
-            cpu_seconds=started_cost.cpu_seconds + started.cpu_seconds,
-        )
-        steps = [
-            make_step(START, [cost], 1.0, "libraries, files of the run and checks of this command"),
-            *steps,
-        ]
+    if started is not None:
+        step = make_step(START, [started], 1.0, "libraries, and digests of what is read and written")
+        # What is written is read again at the end.
+        written = sum(one.disk or 0.0 for one in steps)
+        n_bytes = (sizes.input_bytes or 0) + sizes.n_images * read.disk + 2 * written
+        steps.insert(0, add_pieces(step, digest := _measure_digest(), n_bytes / digest.size))
     return RunPlan(sizes, steps)
+
+
+def _measure_digest() -> PieceCost:
+    """Measure the digest of a file, of so many bytes."""
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "file"
+        path.write_bytes(bytes(_PIECE_BYTES))
+        with measure(float(_PIECE_BYTES)) as piece:
+            digest_file(path, read=True)
+    return piece
 
 
 def measure_start() -> PieceCost:
@@ -219,14 +225,14 @@ def _plan_preprocess(
     """Measure the first trials of the first part through preprocessing; `opened` is what opening all parts took."""
     kept_pictures = sizes.n_images * 3 * sizes.image_px**2 if getattr(source, "read_image", None) else 0
     disk = float(sizes.n_stored * math.prod(sizes.shape) * sizes.itemsize + kept_pictures)
-    memory = read_memory("VmRSS")
+    held = read_memory("VmRSS")
     if roles.find_source(config.dataset) == "write":
         with tempfile.TemporaryDirectory() as made, measure(1.0) as piece:
             from braindecode_vis.pipeline.preparing import write_dataset
 
             write_dataset(config.dataset, Path(made), seed=config.seed, listener=SilentListener())
         piece.disk = disk
-        return make_step("preprocess", [piece], 1.0, "all of it", more=memory)
+        return make_step("preprocess", [piece], 1.0, "all of it", more=held)
     with tempfile.TemporaryDirectory() as made:
         what, larger, simulated = "trials", 1.0, source is None
         if source is None:
@@ -238,7 +244,8 @@ def _plan_preprocess(
             what = "simulated trials, as the data are not here"
         tell("measuring the first trials through preprocessing")
         try:
-            _preprocess_start(source, 2)  # loads libraries
+            loaded, again = _preprocess_start(source, 2), _preprocess_start(source, 2)
+            held = read_memory("VmRSS")
             pieces = grow(_list_pieces(source), partial(_preprocess_start, source), budget / 4)
         except BraindecodeVisError as error:
             return Step(
@@ -247,18 +254,23 @@ def _plan_preprocess(
         pictures = _preprocess_pictures(source)
     for piece in pieces:
         piece.seconds, piece.cpu_seconds = piece.seconds * larger, piece.cpu_seconds * larger
+    # What a part costs beside its trials comes back with each of them.
+    n_parts = 1 if simulated else len(source.parts)
     step = make_step(
-        "preprocess", pieces[-2:], sizes.n_stored, f"{pieces[-1].size:.0f} {what}", more=memory, in_batches=simulated
+        "preprocess", pieces, sizes.n_stored / n_parts, f"{pieces[-1].size:.0f} {what}", times=n_parts, more=held,
+        in_batches=simulated,
     )  # fmt: skip
     if not simulated and (block := _count_block(source, sizes.n_stored)):
-        blocks = [piece for piece in pieces if piece.size <= block][-2:] or pieces[:1]
-        step = replace(step, memory=memory + extrapolate(blocks, "memory", block))
+        blocks = [piece for piece in pieces if piece.size <= block] or pieces[:1]
+        step = replace(step, memory=held + extrapolate(blocks, "memory", block))
+    wall, cpu = loaded.seconds - again.seconds, loaded.cpu_seconds - again.cpu_seconds
+    step = add_pieces(step, PieceCost(1.0, max(0.0, wall), max(0.0, cpu)), 1.0)  # libraries
     if not simulated and opened is not None:
         step = add_pieces(step, opened, 1.0)
     if sizes.n_repeated:
         ceilings = _measure_ceilings(sizes)
         step = add_pieces(step, ceilings, sizes.n_repeated / ceilings.size)
-        step = replace(step, memory=max(step.memory or 0.0, memory + ceilings.memory))
+        step = replace(step, memory=max(step.memory or 0.0, held + ceilings.memory))
     if pictures is None:
         return replace(step, disk=disk)
     times = sizes.n_images * sizes.image_px**2 / pictures.size
@@ -277,8 +289,12 @@ def _simulate_source(
     forms = find_manifest(data.kind).phantoms
     if not forms:
         raise ConfigError(f"{data.kind} has no phantom; give --root with the data")
-    tell(f"simulating a small {forms[0]} for preprocessing, about ten seconds, as the data are not here")
-    make_phantom(forms[0], folder / "phantom", size=SIZES[forms[0]]["tiny"], snr=0.1, seed=0)
+    tell(f"simulating a small {forms[0]} for preprocessing, half a minute, as the data are not here")
+    size = SIZES[forms[0]]["tiny"]
+    # Pictures and volumes of about the real size, or more epochs: of small ones, most is what each file costs.
+    more = {"voxel_mm": 3.0} if size.voxel_mm else {"train_repetitions": 8 * size.train_repetitions}
+    size = size.replace(image_size=sizes.image_px, **more)
+    make_phantom(forms[0], folder / "phantom", size=size, snr=0.1, seed=0)
     fields = type(data).model_fields
     changes = {name: fields[name].default for name in ("subjects", "subject", "sessions") if name in fields}
     if getattr(data, "atlas", None) is not None:  # that of the phantom, whether the real one is here or not
@@ -319,23 +335,56 @@ def _list_pieces(source: Any) -> list[int]:
         return [n]
     # A few epochs take what a file costs beside them, and nothing is seen of the trials.
     first = TRIALS_OF_A_PIECE // 2 if source.modality == "fmri" else BLOCK_TRIALS
-    sizes = [first * 2**k for k in range(20)]
-    return [size for size in sizes if size < n] + [n]
+    first = first if n >= 2 * first else max(1, n // 4)
+    return [*(size for k in range(20) if (size := first * 2**k) < n), n]
 
 
-def _add_averaging(step: Step, config: RunConfig, sizes: RunSizes) -> Step:
-    """Add to `train` what reading all trials and averaging their repetitions takes."""
-    if step.seconds is None or config.repeats.train != "averaged" or sizes.n_train >= sizes.n_stored:
+def _add_data(
+    step: Step, config: RunConfig, sizes: RunSizes, dims: tuple[int, ...], read: PieceCost, predicted: PieceCost
+) -> Step:  # fmt: skip
+    """Add to a stage what reading and averaging its trials, predicting them and reading its pictures takes.
+
+    `read` is one picture, `predicted` some trials. Trials and embeddings that lie in memory together are counted too.
+    """
+    categories = config.decodes_categories
+    names = ("train", "evaluate" if categories else "retrieve", "reconstruct")
+    if step.seconds is None or step.name not in names:
         return step
+    numbers, memory = math.prod(sizes.shape), 0.0
+    if step.name == "reconstruct":  # the mean image, and those of classes
+        n_averaged = min(MOST_AVERAGED, sizes.n_train_images)
+        n_averaged += sizes.n_train_images if sizes.tests_known_concepts else 0
+        step = add_pieces(step, read, sizes.n_folds * n_averaged)
+        # The nearest image: embeddings before and after they are scaled, and similarities.
+        memory = 4.0 * sizes.n_train_images * (3 * math.prod(dims) + 2 * sizes.n_test / sizes.n_folds)
+    else:
+        is_test = step.name != "train"
+        average = getattr(config.repeats, "test" if is_test else "train") == "averaged" and not categories
+        n_trials = sizes.n_test_trials if is_test else sizes.n_folds * sizes.n_train_trials
+        reading = _measure_trials(sizes, average=average)
+        step = add_pieces(step, reading, n_trials / reading.size)
+        memory = reading.memory
+        if is_test:
+            step = add_pieces(step, predicted, sizes.n_test / predicted.size)
+            n_rows = sizes.n_test / sizes.n_folds
+            memory += max(predicted.memory, 4.0 * n_rows * (2 * numbers + math.prod(dims) + n_rows))
+    return replace(step, memory=(step.memory or 0.0) + memory)
+
+
+def _measure_trials(sizes: RunSizes, *, average: bool) -> PieceCost:
+    """Measure reading trials from a file, where the repetitions of an image lie apart, and averaging them."""
     from braindecode_vis.preprocessing.selection import average_repetitions
 
     responses = _make_repeated(sizes, 4)
     with tempfile.TemporaryDirectory() as made:
         np.save(Path(made) / "data.npy", responses.data)
-        held = replace(responses, data=np.load(Path(made) / "data.npy", mmap_mode="r"))
+        lying = replace(responses, data=np.load(Path(made) / "data.npy", mmap_mode="r"))
         with measure(responses.n_trials) as piece:
-            average_repetitions(held)
-    return add_pieces(step, piece, sizes.n_folds * sizes.n_stored / responses.n_trials)
+            if average:
+                average_repetitions(lying)
+            else:
+                read_rows(lying.data, np.arange(responses.n_trials))
+    return piece
 
 
 def _make_repeated(sizes: RunSizes, n_repetitions: int) -> Responses:
@@ -344,8 +393,8 @@ def _make_repeated(sizes: RunSizes, n_repetitions: int) -> Responses:
     trials = pd.DataFrame(
         {
             "subject": "01", "session": "01", "run": "01", "split": "test",
-            "stimulus_id": [f"image{number // n_repetitions}" for number in range(n)],
-            "repetition": np.arange(n) % n_repetitions,
+            "stimulus_id": [f"image{number % (n // n_repetitions)}" for number in range(n)],
+            "repetition": np.arange(n) // (n // n_repetitions),
         }
     )  # fmt: skip
     data = np.random.default_rng(0).standard_normal((n, *sizes.shape), dtype=np.float32)
@@ -413,18 +462,22 @@ def _preprocess_pictures(source: Any) -> PieceCost | None:
 
 
 def _plan_fit(
-    config: RunConfig,
-    sizes: RunSizes,
-    target: tuple[int, ...] | None,
-    budget: float,
-    tell: Callable[[str], None],
-) -> Step:
-    """Measure fits of the encoder on random trials: fewer of them for a network, a smaller copy for anything else."""
-    plan = _plan_epochs if "epochs" in type(config.encoder).model_fields else _plan_whole_fit
+    config: RunConfig, sizes: RunSizes, target: tuple[int, ...], budget: float, tell: Callable[[str], None],
+    held: float = 0.0,
+) -> tuple[Step, PieceCost]:  # fmt: skip
+    """Measure fits of the encoder on random trials: fewer of them for a network, a smaller copy for anything else.
+
+    Returns what predicting some trials takes beside it. `held` are bytes of memory before a fit without a network.
+    """
     try:
-        return plan(config, sizes, target or (1,), budget, tell)
+        if "epochs" in type(config.encoder).model_fields:
+            step, last = _plan_epochs(config, sizes, target or (1,), budget, tell)
+        else:
+            step, last = _plan_whole_fit(config, sizes, target or (1,), budget, tell)
+            step = replace(step, memory=(step.memory or 0.0) + (held or read_memory("VmRSS")))
     except BraindecodeVisError as error:
-        return Step("train", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
+        return Step("train", None, how=f"not measured: {' '.join(str(error).split())[:200]}"), PieceCost(1.0)
+    return step, last.predicted or PieceCost(1.0)
 
 
 def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: Callable[[str], None]) -> Step:
@@ -453,7 +506,7 @@ def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: C
         "guide": None,
         "hold_out_by": "trial",
     }
-    held, batch = read_memory("VmRSS"), settings.batch_size
+    batch = settings.batch_size
 
     def fit(number: int) -> PieceCost:
         responses, marks = _make_random(config, sizes, number, shape)[0], Marks()
@@ -486,23 +539,19 @@ def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: C
     factor = find_factor(ratio, pieces[-1].seconds)
     return Step(
         "pretrain", seconds, seconds / factor, seconds * factor, times * epoch.cpu_seconds,
-        held + epoch.memory + 4.0 * n * math.prod(shape), n_folds * epoch.disk,
+        pieces[-1].held + epoch.memory + 4.0 * n * math.prod(shape), n_folds * epoch.disk,
         f"{describe_batches(pieces, batch, ratio)} ({settings.n_epochs} epochs of {n})",
         uses_gpu() and settings.device != "cpu",
     )  # fmt: skip
 
 
 def _plan_epochs(
-    config: RunConfig,
-    sizes: RunSizes,
-    target: tuple[int, ...],
-    budget: float,
-    tell: Callable[[str], None],
-) -> Step:
+    config: RunConfig, sizes: RunSizes, target: tuple[int, ...], budget: float, tell: Callable[[str], None]
+) -> tuple[Step, PieceCost]:
     from braindecode_vis.training.network_encoder import choose_batch_size
 
     settings: Any = config.encoder
-    held, gpu = read_memory("VmRSS"), uses_gpu() and settings.device != "cpu"
+    gpu = uses_gpu() and settings.device != "cpu"
     automatic = not isinstance(settings.batch_size, int)
     batch = min(choose_batch_size(sizes.n_train) if automatic else settings.batch_size, sizes.n_train)
     changes: dict[str, Any] = {"epochs": 2}
@@ -531,57 +580,57 @@ def _plan_epochs(
     if name:  # what the network computes before its training, in part
         taken = [replace(one, size=float(count_steps(one.size)), seconds=one.before) for one in pieces]
         start = extrapolate(taken[-2:], "seconds", n_steps)
-    seconds = sizes.n_folds * (start + settings.epochs * epoch.seconds)
+    loading = max(0.0, pieces[0].before - pieces[-1].before)
+    seconds = loading + sizes.n_folds * (start + settings.epochs * epoch.seconds)
     ratio = sizes.n_train * settings.epochs * sizes.n_folds / pieces[-1].size
     factor = find_factor(ratio, pieces[-1].seconds)
     stops = getattr(selection, "kind", "last") != "last"
     # Batches need the same memory however many there are; the trials lie in memory as a whole, or else in their file.
     trials = 4.0 * sizes.n_train * math.prod(sizes.shape)
     trials = min(trials, getattr(settings, "max_device_bytes", trials))
-    return Step(
+    step = Step(
         "train", seconds, seconds / factor, seconds * factor,
-        sizes.n_folds * (start + settings.epochs * epoch.cpu_seconds),
-        held + epoch.memory + trials, sizes.n_folds * epoch.disk,
+        loading + sizes.n_folds * (start + settings.epochs * epoch.cpu_seconds),
+        pieces[-1].held + epoch.memory + trials, sizes.n_folds * epoch.disk,
         f"{describe_batches(pieces, batch, ratio)} "
         f"({settings.epochs} epochs of {sizes.n_train} trials{'; less if it stops early' if stops else ''})",
         gpu,
     )  # fmt: skip
+    return step, pieces[-1]
 
 
 def _plan_whole_fit(
-    config: RunConfig,
-    sizes: RunSizes,
-    target: tuple[int, ...],
-    budget: float,
-    tell: Callable[[str], None],
-) -> Step:
-    held = read_memory("VmRSS")
+    config: RunConfig, sizes: RunSizes, target: tuple[int, ...], budget: float, tell: Callable[[str], None]
+) -> tuple[Step, PieceCost]:
+    # With trials and targets, which lie in memory beside the fit.
+    data = 4.0 * sizes.n_train * (math.prod(sizes.shape) + math.prod(target))
     scales = [s for s in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0) if s * sizes.n_train >= 50] or [1.0]
     # Grams of trials and features together grow by the third power.
     power = roles.complete(EncoderSettings, config.encoder).growth
+    fit = partial(_fit_scaled, config, sizes, target)
     tell("measuring smaller copies of the fit")
-    _fit_scaled(config, sizes, scales[0], target)
-    pieces = grow(
-        scales,
-        lambda s: _fit_scaled(config, sizes, s, target),
-        budget,
-        power=power,
-        wanted=SURE_PART,
-        tell=tell,
-    )
+    fit(scales[0])
+    pieces = grow(scales, fit, budget, power=power, wanted=SURE_PART, tell=tell)
     part = pieces[-1].size
     what = f"a fit of 1/{1 / part:.0f} of the trials and features" if part < 1 else "a whole fit"
-    return make_step("train", pieces, 1.0, what, times=sizes.n_folds, power=power, more=held)
+    step = make_step("train", pieces, 1.0, what, times=sizes.n_folds, power=power, more=data)
+    return step, pieces[-1]
 
 
-def _fit_scaled(config: RunConfig, sizes: RunSizes, scale: float, target: tuple[int, ...]) -> PieceCost:
+def _fit_scaled(config: RunConfig, sizes: RunSizes, target: tuple[int, ...], scale: float) -> PieceCost:
     settings: Any = config.encoder
     shape = (max(2, round(scale * sizes.shape[0])), *sizes.shape[1:])
-    if "n_features" in type(settings).model_fields:
+    fields = type(settings).model_fields
+    if "n_features" in fields:
         features = tuple(None if n is None else max(1, round(n * scale)) for n in settings.n_features)
         settings = settings.model_copy(update={"n_features": features})
+    if "alphas" in fields:  # as large beside the eigenvalues as in the whole, which decides on the precision
+        settings = settings.model_copy(update={"alphas": tuple(a * scale**2 for a in settings.alphas)})
     piece = _fit_random(config, settings, sizes, max(10, round(scale * sizes.n_train)), shape, target)
-    return replace(piece, size=scale)
+    predicted = piece.predicted
+    if predicted is not None:  # of as many features less
+        predicted = replace(predicted, size=predicted.size * scale)
+    return replace(piece, size=scale, predicted=predicted)
 
 
 def _make_random(
@@ -601,6 +650,8 @@ def _make_random(
         }
     )  # fmt: skip
     data = rng.standard_normal((n, *shape), dtype=np.float32)
+    # Features go together, so that the largest eigenvalues are those of a recording.
+    data += 0.5 * rng.standard_normal((n, *[1] * len(shape)), dtype=np.float32)
     dims: tuple[str, ...] = ("trial", "voxel")
     coords: dict[str, Any] = {}
     if len(shape) == 2:
@@ -621,7 +672,7 @@ def _fit_random(
     config: RunConfig, settings: Any, sizes: RunSizes, n: int, shape: tuple[int, ...], target: tuple[int, ...],
     progress: Callable[[int, int, str], None] | None = None,
 ) -> PieceCost:  # fmt: skip
-    """Fit an encoder on `n` random trials, and return what the fit took."""
+    """Fit an encoder on `n` random trials, predict some, and return what both took."""
     responses, shown, n_images = _make_random(config, sizes, n, shape)
     trials, ids, rng = responses.trials, responses.stimulus_ids, np.random.default_rng(1)
     vectors = rng.standard_normal((n_images, *target), dtype=np.float32)
@@ -631,6 +682,7 @@ def _fit_random(
                 roles.find_encoder_role(roles.complete(EncoderSettings, settings)), settings, seed=0
             )
             decoder.bind(Context(progress=progress))
+            predict = decoder.decision
             with measure(n) as piece:
                 decoder.fit(responses, trials["concept"].to_numpy(dtype=object))
         else:
@@ -641,11 +693,14 @@ def _fit_random(
                 drawn = rng.standard_normal((len(different), target[-1]), dtype=np.float32)
                 texts = Embeddings(drawn, different, "random texts")
             decoder.bind(Context(texts=texts, device=config.retrieval.device, progress=progress))
-            targets = Embeddings(vectors[shown], ids, "random")
+            targets, predict = Embeddings(vectors[shown], ids, "random"), decoder.predict
             with measure(n) as piece:
                 decoder.fit(responses, targets)
         decoder.write(Path(made))
         piece.disk = measure_folder(Path(made))
+    few = responses.select(np.arange(min(n, TRIALS_OF_A_PIECE)))
+    with measure(few.n_trials) as piece.predicted:
+        predict(few)
     return piece
 
 

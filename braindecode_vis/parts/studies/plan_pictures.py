@@ -1,4 +1,4 @@
-"""Estimates what pictures take: random ones go through every stage but the encoder, a large network is counted."""
+"""Estimates what pictures take: some go through every stage with a small ridge, a large network is counted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import BraindecodeVisError
-from braindecode_vis.base.contracts import ImageEncoderSettings
 from braindecode_vis.base.stimuli import StimulusSet, find_comparison_size
 from braindecode_vis.config import RunConfig, validate_config
 from braindecode_vis.embeddings.pixels import PixelsConfig
@@ -26,15 +25,11 @@ from braindecode_vis.parts.studies.plan_pieces import (
     BUDGET_S,
     LARGEST_FACTOR,
     LONGER,
-    START,
-    TRIALS_OF_A_PIECE,
     PieceCost,
     Step,
     add_pieces,
-    count_seconds,
     make_step,
     measure,
-    read_memory,
     uses_gpu,
 )
 from braindecode_vis.parts.studies.run_sizes import RunSizes, measure_folder
@@ -44,9 +39,9 @@ FIRST_PICTURES = (3, 2)
 
 
 def plan_pictures(
-    config: RunConfig, sizes: RunSizes, budget: float = BUDGET_S, left_out: str = ""
-) -> tuple[list[Step], tuple[int, ...], PieceCost | None]:
-    """Run random pictures through every stage but the encoder.
+    config: RunConfig, sizes: RunSizes, source: Any = None, budget: float = BUDGET_S, left_out: str = ""
+) -> tuple[list[Step], tuple[int, ...], dict[str, PieceCost]]:
+    """Run the first pictures of the data, or random ones, through every stage.
 
     Returns
     -------
@@ -54,94 +49,66 @@ def plan_pictures(
         Those after training, and `embed`.
     dims
         The size of an embedding.
-    start
-        What the first of these runs took beside its stages, and more than the next one; None if nothing was measured.
+    first
+        What each stage of the first of these runs took, and under `read` what reading one picture takes, with the bytes
+        of its file; empty if nothing was measured.
     """
-    held, steps = read_memory("VmRSS"), list[Step]()
+    steps: list[Step] = []
     records: list[tuple[int, int, dict[str, PieceCost]]] = []
     dims: tuple[int, ...] = (1024,)
-    names = {
-        "embed": sizes.n_images,
-        "retrieve": sizes.n_test,
-        "reconstruct": sizes.n_test,
-        "evaluate": sizes.n_test,
-    }
-    large = _count_network(config.target)
+    names = {"embed": sizes.n_images, **dict.fromkeys(("retrieve", "reconstruct", "evaluate"), sizes.n_test)}
+    names["report"] = 1
+    large = None if config.decodes_categories else _count_network(config.target)
     tera = PieceCost(1.0) if large is None else _measure_tera()
     # By processor time, as a busy machine makes no network large.
-    if large is not None and sum(FIRST_PICTURES) * large.tera_operations * tera.cpu_seconds > budget / 2:
-        dims, done = large.shape, sizes.n_images * large.tera_operations
-        seconds = done * tera.seconds
-        how = (
-            f"computed from {1000 * large.tera_operations:.0f} billion operations for a picture, "
-            f"{1000 / tera.seconds:.0f} billion a second"
-        )
-        steps.append(Step(
-            "embed", seconds, seconds / LARGEST_FACTOR, seconds * LARGEST_FACTOR, done * tera.cpu_seconds,
-            held + 2.0 * large.n_bytes,  # the network and its file
-            4.0 * sizes.n_images * math.prod(dims), how,
-        ))  # fmt: skip
-        del names["embed"]
-        # Values as many as those of an embedding, for the other stages.
-        side = max(2, round(math.sqrt(math.prod(dims))))
+    if large is None or sum(FIRST_PICTURES) * large.tera_operations * tera.cpu_seconds <= budget / 2:
+        large = None
+    else:
+        # Values as many as those of an embedding, for the other stages; `embed` reads the pictures.
+        side = max(2, round(math.sqrt(math.prod(large.shape))))
         config = config.model_copy(update={"target": PixelsConfig(size=side)})
     try:
-        first, shape = _run_pictures(config, sizes, *FIRST_PICTURES)  # loads libraries and weights
-        dims = dims if steps else shape
-        # The first run also loads libraries, which says nothing of the time of a picture. Of a large network, which
-        # takes most of it, the first pictures are enough.
-        spent = 0.0 if count_seconds(first["embed"]) <= budget else math.inf
+        first, dims = _run_pictures(config, sizes, source, *FIRST_PICTURES)  # loads libraries and weights
+        spent = 0.0
         for n_train, n_test in ((6, 3), (24, 8), (48, 24), (48, 60)):
-            if records:
+            if records:  # the first run, which also loads, does not tell what a picture takes
                 before, last = records[-1][:2], records[-1][2]
-                spent += last["embed"].seconds * (n_train + n_test) / sum(before)
-                spent += last["evaluate"].cpu_seconds * n_test / before[1]
+                spent += last["evaluate"].count_spent() * n_test / before[1]
+                spent += last.get("embed", PieceCost(1.0)).count_spent() * (n_train + n_test) / sum(before)
             if spent > LONGER * budget:  # a large network
                 break
-            found = _run_pictures(config, sizes, n_train, n_test)[0]
-            records.append((n_train, n_test, found))
+            records.append((n_train, n_test, _run_pictures(config, sizes, source, n_train, n_test)[0]))
     except BraindecodeVisError as error:
         why = f"not measured: {' '.join(str(error).split())[:200]}"
-        return [*steps, *(Step(name, None, how=why) for name in (*names, "report"))], dims, None
-    start = first.get(START, PieceCost(1.0))
-    for name, piece in first.items() if records else ():
-        if name != START and name in records[0][2]:
-            warm = records[0][2][name]
-            start.seconds += max(0.0, piece.seconds - warm.seconds)
-            start.cpu_seconds += max(0.0, piece.cpu_seconds - warm.cpu_seconds)
-    records = records or [(*FIRST_PICTURES, first)]
-    gpu = uses_gpu()
+        return [Step(name, None, how=why) for name in names], dims, {}
     for name, size in names.items():
+        if name not in first:  # a run of categories, or one without pictures
+            continue
         pieces = [
             replace(found[name], size=n_train + n_test if name == "embed" else n_test)
             for n_train, n_test, found in records
-            if name in found
         ]
+        if name == "report":  # page, hints and check for leaks, which few rows show as well
+            pieces = [replace(pieces[-1], size=1.0)]
         if name == "reconstruct" and left_out:
             steps.append(Step(name, None, how=f"not measured: {left_out} not here, and images need them"))
-        elif pieces:
-            what = (
-                f"{pieces[-1].size:.0f} pictures of {sizes.image_px} px"
-                if name == "embed"
-                else f"{pieces[-1].size:.0f} test rows"
-            )
-            steps.append(
-                make_step(
-                    name,
-                    pieces,
-                    size,
-                    what,
-                    more=held,
-                    in_batches=True,
-                    on_gpu=gpu and name in ("embed", "reconstruct"),
-                    beside=partial(_count_pairs, sizes.image_px) if name == "evaluate" else None,
-                )
-            )
-    report = records[-1][2]["report"]
-    steps.append(
-        make_step("report", [replace(report, size=1.0)], 1.0, "page and checks of a small run", more=held)
-    )
-    return steps, dims, start
+            continue
+        counted = f"pictures of {sizes.image_px} px" if name == "embed" else "test rows"
+        what = "page and checks of a small run" if name == "report" else f"{pieces[-1].size:.0f} {counted}"
+        # In the first run each stage loads its libraries, as in the real one.
+        held = first[name].held + max(0.0, first[name].memory - pieces[0].memory)
+        step = make_step(
+            name, pieces, size, what, more=held, in_batches=True,
+            on_gpu=name in ("embed", "reconstruct") and uses_gpu(),
+            beside=partial(_count_pairs, sizes.image_px) if name == "evaluate" else None,
+        )  # fmt: skip
+        # The first run also loads libraries and weights, which says nothing of the time of a picture.
+        wall, cpu = first[name].seconds - pieces[0].seconds, first[name].cpu_seconds - pieces[0].cpu_seconds
+        steps.append(add_pieces(step, PieceCost(1.0, max(0.0, wall), max(0.0, cpu)), 1.0))
+    if large is not None:
+        dims = large.shape
+        steps[0] = _add_network(steps[0], large, tera, sizes.n_images)
+    return steps, dims, first | {"read": records[-1][2]["read"]}
 
 
 @dataclass(frozen=True)
@@ -179,6 +146,21 @@ def _count_network(target: Any) -> _CountedNetwork | None:
     return _CountedNetwork(tuple(found.shape[1:]), counted.get_total_flops() / 1e12, float(n_bytes))
 
 
+def _add_network(step: Step, large: _CountedNetwork, tera: PieceCost, n_images: int) -> Step:
+    """Return `embed` with the operations of a large network beside reading the pictures."""
+    done = n_images * large.tera_operations
+    seconds, read = done * tera.seconds, step.seconds or 0.0
+    return replace(
+        step, seconds=read + seconds, low=(step.low or 0.0) + seconds / LARGEST_FACTOR,
+        high=(step.high or 0.0) + seconds * LARGEST_FACTOR,
+        cpu_seconds=(step.cpu_seconds or 0.0) + done * tera.cpu_seconds,
+        memory=(step.memory or 0.0) + 2.0 * large.n_bytes,  # the network and its file
+        disk=4.0 * n_images * math.prod(large.shape),
+        how=f"computed from {1000 * large.tera_operations:.0f} billion operations for a picture, "
+        f"{1000 / tera.seconds:.0f} billion a second; reading: {step.how}",
+    )  # fmt: skip
+
+
 def _measure_tera() -> PieceCost:
     """Measure what 10^12 operations take here, by products of matrices as large as those of an image network."""
     import torch
@@ -202,37 +184,62 @@ def _count_pairs(image_px: int, n_test: float) -> float:
     return float(sum(min(n_test**2 * side**2, LARGEST_PAIR_TABLE) for side in sides))
 
 
-def _run_pictures(
-    config: RunConfig, sizes: RunSizes, n_train: int, n_test: int
-) -> tuple[dict[str, PieceCost], tuple[int, ...]]:
-    """Decode random pictures by a small ridge, and return what each stage took and the size of an embedding."""
-    from braindecode_vis.datasets.array_folder import ArraysConfig
-    from braindecode_vis.pipeline import embed, evaluate, finish_run
-    from braindecode_vis.pipeline.runs import open_run
-
-    rng = np.random.default_rng(0)
-    n = n_train + n_test
+def _take_pictures(config: RunConfig, sizes: RunSizes, source: Any, n: int, folder: Path) -> StimulusSet:
+    """Return the first pictures of the data where they stay in their files, or random ones."""
+    concepts = [f"concept{number % 2 if sizes.tests_known_concepts else number // 2}" for number in range(n)]
+    if source is not None and getattr(source, "read_image", None) is None:
+        found = source.stimuli.select_pictured()
+        if len(found) >= n and found.has_pixels and found.pixels is None:
+            few = found.select(found.ids[:n])
+            return replace(few, table=few.table.assign(concept=concepts))
     # Smooth, as photographs are: noise would be slower to write and to compress.
-    coarse = rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+    coarse = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
     scale = -(-sizes.image_px // 8)
     pictures = coarse.repeat(scale, axis=1).repeat(scale, axis=2)[:, : sizes.image_px, : sizes.image_px]
-    names = [f"image{number}" for number in range(n)]
-    trials = pd.DataFrame(
-        {
-            "subject": "01", "session": "01", "run": "01", "stimulus_id": names, "repetition": 0,
-            "split": ["train"] * n_train + ["test"] * n_test,
-        }
-    )  # fmt: skip
-    random = rng.standard_normal((n, 20), dtype=np.float32)
+    made = StimulusSet.from_pixels(
+        pictures, [f"image{number}" for number in range(n)], concepts, source="random"
+    )
+    if source is not None or roles.find_source(config.dataset) != "open_epochs":
+        return made
+    from PIL import Image
+
+    names = [f"{name}.jpg" for name in made.ids]  # as published pictures are
+    folder.mkdir()
+    for name, picture in zip(names, pictures, strict=True):
+        Image.fromarray(picture).save(folder / name, quality=90)
+    return StimulusSet(made.table.assign(path=names), folder)
+
+
+def _run_pictures(
+    config: RunConfig, sizes: RunSizes, source: Any, n_train: int, n_test: int
+) -> tuple[dict[str, PieceCost], tuple[int, ...]]:
+    """Decode pictures by a small ridge, and return what each stage took and the size of an embedding.
+
+    Categories of as many trials are decoded by a linear discriminant, eight trials to each picture.
+    """
+    from braindecode_vis import pipeline
+    from braindecode_vis.datasets.array_folder import ArraysConfig
+    from braindecode_vis.pipeline.runs import open_run
+
+    categories, n = config.decodes_categories, n_train + n_test
     with tempfile.TemporaryDirectory() as made, _use_cache(Path(made) / "cache"):
         root = Path(made) / "data"
+        stimuli = _take_pictures(config, sizes, source, n, Path(made) / "images")
+        shown = np.repeat(np.arange(n), 8 if categories else 1)
+        trials = pd.DataFrame(
+            {
+                "subject": "01", "session": "01", "run": "01", "stimulus_id": stimuli.ids[shown],
+                "repetition": np.arange(len(shown)) % 8 if categories else 0,
+                "split": np.where(shown < n_train, "train", "test"),
+            }
+        )  # fmt: skip
+        if categories:
+            trials["concept"] = [f"class{row % 2}" for row in shown]
+        random = np.random.default_rng(0).standard_normal((len(trials), 20), dtype=np.float32)
         store.write_responses(root / "responses", Responses(random, ("trial", "feature"), trials, "z", {}))
-        concepts = [f"concept{number // 2}" for number in range(n)]
-        store.write_stimuli(
-            root / "stimuli", StimulusSet.from_pixels(pictures, names, concepts, source="random")
-        )
+        store.write_stimuli(root / "stimuli", stimuli)
         content = config.model_dump(mode="json")
-        evaluation = content["evaluation"] | {
+        changes: dict[str, Any] = {
             "conditions": [],
             "brain": None,
             "noise_ceiling": None,
@@ -240,33 +247,32 @@ def _run_pictures(
         }
         content |= {
             "dataset": ArraysConfig(root=root).model_dump(mode="json"), "split": {"kind": "published"},
-            "encoder": {"kind": "ridge", "alphas": [1000.0]}, "selection": {}, "analyses": [], "pretrain": None,
-            "synthetic": None, "evaluation": evaluation,
+            "encoder": {"kind": "lda"} if categories else {"kind": "ridge", "alphas": [1000.0]},
+            "selection": {}, "analyses": [], "pretrain": None, "synthetic": None,
+            "evaluation": content["evaluation"] | changes,
         }  # fmt: skip
-        small = validate_config(content, where="the small run of plan")
-        run = open_run(small, Path(made) / "run")
-        with measure(1.0) as whole:
-            evaluate(run)
-        with measure(1.0) as paged:
-            finish_run(run)  # the page, hints, and the quick check for leaks
-        found = {"report": paged}
-        for record, artifact in (
-            (store.read_provenance(a.path / store.PROVENANCE), a) for _, a in run.produced
-        ):
-            profile = record.get("profile", {})
-            piece = found.setdefault(record["stage"], PieceCost(1.0))
-            piece.seconds += float(record["seconds"])
-            piece.cpu_seconds += float(profile.get("cpu_seconds", 0))
-            piece.memory = max(piece.memory, whole.memory)
-            piece.disk += measure_folder(artifact.path)
-        paged.disk = (Path(made) / "run" / "report.html").stat().st_size
-        # What a run does between its stages: reading settings, hashing files, writing records.
-        staged = [piece for name, piece in found.items() if name != "report"]
-        found[START] = PieceCost(
-            1.0, max(0.0, whole.seconds - sum(piece.seconds for piece in staged)),
-            max(0.0, whole.cpu_seconds - sum(piece.cpu_seconds for piece in staged)),
-        )  # fmt: skip
-        shape = embed(run)[0].embeddings.vectors.shape[1:]
+        run = open_run(validate_config(content, where="the small run of plan"), Path(made) / "run")
+        found: dict[str, PieceCost] = {}
+        left_out = ("embed", "retrieve", "reconstruct") if categories else ()
+        stages = {name: name for name in pipeline.STAGES[:-1] if name not in left_out}
+        # What a stage does beside its work, such as hashing files and writing records, is part of it.
+        for name, work in (stages | {"report": "finish_run"}).items():
+            with measure(1.0) as found[name]:
+                if name == "train" and "epochs" in type(config.encoder).model_fields:
+                    import torch  # noqa: F401 (the real fit loads it)
+                getattr(pipeline, work)(run)
+        for done, artifact in run.produced:
+            found.setdefault(done.split()[0], PieceCost(1.0)).disk += measure_folder(artifact.path)
+        found["report"].disk = (Path(made) / "run" / "report.html").stat().st_size
+        pictures = pipeline.preprocess(run).stimuli
+        with measure(1.0) as read:  # for a mean image
+            total = np.zeros((sizes.image_px, sizes.image_px, 3), dtype=np.int64)
+            for image in pictures.iterate_images():
+                total[: len(image), : image.shape[1]] += image[: len(total), : len(total)]
+        files = [] if stimuli.root is None else [stimuli.root / path for path in stimuli.table["path"]]
+        n_bytes = sum(file.stat().st_size for file in files)
+        found["read"] = PieceCost(1.0, read.seconds / n, read.cpu_seconds / n, disk=n_bytes / n)  # of one
+        shape = () if categories else pipeline.embed(run)[0].embeddings.vectors.shape[1:]
     return found, shape
 
 
@@ -283,21 +289,3 @@ def _use_cache(folder: Path) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-def add_reading(step: Step, config: RunConfig, sizes: RunSizes, source: Any) -> Step:
-    """Add to `embed` what reading and decoding the pictures takes, where they stay in their files."""
-    of_texts = roles.complete(ImageEncoderSettings, config.target).of_texts
-    if step.seconds is None or source is None or of_texts or getattr(source, "read_image", None) is not None:
-        return step
-    pictured = source.stimuli.select_pictured()
-    if not len(pictured) or not pictured.has_pixels or pictured.pixels is not None:
-        return step
-    n = min(TRIALS_OF_A_PIECE, len(pictured))
-    with suppress(BraindecodeVisError, OSError):  # `embed` says what is wrong with a picture
-        pictured.read_image(str(pictured.ids[0]))  # loads the library
-        with measure(n) as piece:
-            for _ in pictured.iterate_images(pictured.ids[:n]):
-                pass
-        return add_pieces(step, piece, sizes.n_images / n)
-    return step

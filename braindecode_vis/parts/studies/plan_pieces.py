@@ -7,8 +7,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,14 +66,37 @@ class Step:
 
 @dataclass
 class PieceCost:
-    """What one piece took: seconds, processor seconds, bytes of memory beyond the process before, and bytes written."""
+    """What one piece took.
+
+    Parameters
+    ----------
+    size
+        In trials, pictures or shares of the whole.
+    seconds, cpu_seconds
+        Wall time, and processor time of all threads.
+    memory, held, disk
+        Bytes at the peak beyond those that the process held before, these, and bytes written.
+    before
+        Processor seconds that a training took before its epochs, which are not among the others.
+    spent
+        Processor seconds of measuring it, if more than its own.
+    predicted
+        What the fitted encoder took to predict some trials.
+    """
 
     size: float
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     memory: float = 0.0
     disk: float = 0.0
-    before: float = 0.0  # seconds that a training took before its epochs, which are not among `seconds`
+    before: float = 0.0
+    held: float = 0.0
+    spent: float = field(default=0.0, compare=False)
+    predicted: PieceCost | None = None
+
+    def count_spent(self) -> float:
+        """Return what measuring it took, without waiting for other programs, which would end the measuring early."""
+        return self.spent or min(self.seconds, self.cpu_seconds or self.seconds)
 
 
 class Marks:
@@ -92,7 +116,9 @@ class Marks:
         if len(self.times) > 1:
             steps = [self.times[len(self.times) // 2 - 1], self.times[-1]]
         seconds, cpu = (after - before for before, after in zip(*steps, strict=True))
-        return replace(piece, seconds=seconds, cpu_seconds=cpu, before=max(0.0, piece.seconds - 2 * seconds))
+        spent = piece.count_spent()
+        before = max(0.0, spent - 2 * min(seconds, cpu or seconds))
+        return replace(piece, seconds=seconds, cpu_seconds=cpu, before=before, spent=spent)
 
 
 @contextmanager
@@ -101,10 +127,10 @@ def measure(size: float) -> Iterator[PieceCost]:
     piece = PieceCost(size)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
-    held, cpu, started = read_memory("VmRSS"), time.process_time(), time.perf_counter()
+    piece.held, cpu, started = read_memory("VmRSS"), time.process_time(), time.perf_counter()
     yield piece
     piece.seconds, piece.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
-    piece.memory = max(0.0, read_memory("VmHWM") - held)
+    piece.memory = max(0.0, read_memory("VmHWM") - piece.held)
 
 
 def read_memory(name: str) -> float:
@@ -115,33 +141,40 @@ def read_memory(name: str) -> float:
     return 0.0
 
 
-def count_seconds(piece: PieceCost) -> float:
-    """Return the time of a piece without waiting for other programs, which would end the measuring too early."""
-    return min(piece.seconds, piece.cpu_seconds or piece.seconds)
-
-
 def grow(
-    sizes: Sequence[float], run: Callable[[float], PieceCost], budget: float, *, power: float = 1.0,
+    sizes: Sequence[float], run: Callable[[Any], PieceCost], budget: float, *, power: float = 1.0,
     wanted: float = 0.0, tell: Callable[[str], None] = lambda words: None,
 ) -> list[PieceCost]:  # fmt: skip
     """Run pieces of growing size, the time of which grows by a power, while the next one should fit; at least two.
 
-    Up to the `wanted` size, pieces may take a few times the budget, which is announced.
+    Up to the `wanted` size, pieces may take a few times the budget, which is announced. First pieces that are too small
+    to be run are left out.
+
+    Raises
+    ------
+    BraindecodeVisError
+        If none could be run.
     """
     pieces: list[PieceCost] = []
-    for size in sizes:
+    for number, size in enumerate(sizes):
         if len(pieces) > 1:
             small, large = pieces[-2:]
-            before, last = count_seconds(small), count_seconds(large)
+            before, last = small.count_spent(), large.count_spent()
             larger, enough = size / large.size, large.size >= wanted
-            if sum(map(count_seconds, pieces)) + last * larger**power > budget * (1.0 if enough else LONGER):
+            if sum(p.count_spent() for p in pieces) + last * larger**power > budget * (
+                1.0 if enough else LONGER
+            ):
                 break
             # Small pieces are mostly fixed costs; a power that was seen foretells the next one better than the largest.
             grown = math.log(max(last, 1e-6) / max(before, 1e-6)) / math.log(large.size / small.size)
             next_one = last * larger ** min(power, max(power - 1, grown))
             if next_one > budget / 4:
                 tell(f"measuring a larger piece, about {next_one:.0f} s")
-        pieces.append(run(size))
+        try:
+            pieces.append(run(size))
+        except BraindecodeVisError:
+            if pieces or number == len(sizes) - 1:
+                raise
     return pieces
 
 
@@ -149,7 +182,9 @@ def extrapolate(
     pieces: Sequence[PieceCost], name: str, size: float, *, power: float | None = None,
     beside: Callable[[float], float] | None = None,
 ) -> float:  # fmt: skip
-    """Return a number of the pieces at another size: in proportion beyond the last two, or by a power.
+    """Return a number of the pieces at another size: the sum of a constant and of parts that grow, as in all pieces.
+
+    The largest piece, which errs least, is met exactly.
 
     Parameters
     ----------
@@ -160,14 +195,13 @@ def extrapolate(
     size
         Of the real one.
     power
-        Largest power that is believed, and one less the smallest; None grows in proportion.
+        One part grows by this power, one by the power below it; None is one part in proportion.
     beside
-        Work of a size that does not grow in proportion. With three pieces or more, the number is the sum of a constant,
-        of a part in proportion, and of a part that follows this work.
+        Work of a size that another part follows.
 
     Examples
     --------
-    >>> extrapolate([PieceCost(10, 3.0), PieceCost(20, 5.0)], "seconds", 100)
+    >>> round(extrapolate([PieceCost(10, 3.0), PieceCost(20, 5.0)], "seconds", 100), 3)
     21.0
     >>> round(extrapolate([PieceCost(0.25, 1.0), PieceCost(0.5, 8.0)], "seconds", 1.0, power=3))
     64
@@ -175,27 +209,26 @@ def extrapolate(
     >>> round(extrapolate(pieces, "seconds", 100, beside=lambda n: min(n, 50) ** 2))
     352
     """
-    last = pieces[-1]
-    value = float(getattr(last, name))
-    if beside is not None and len(pieces) > 2 and value > 0:
-        from scipy.optimize import nnls
+    from scipy.optimize import nnls
 
-        terms = np.array([[1.0, piece.size, beside(piece.size)] for piece in pieces])
-        values = np.array([max(getattr(piece, name), 1e-9) for piece in pieces])
-        weights = nnls(terms / values[:, None], np.ones(len(values)))[0]  # errors are shares of each value
-        return max(value if size > last.size else 0.0, float(weights @ (1.0, size, beside(size))))
-    if len(pieces) == 1 or last.size == size:
-        return value * (size / last.size if len(pieces) == 1 else 1.0)
-    before = pieces[-2]
-    earlier = float(getattr(before, name))
-    if power is not None:
-        found = power
-        if value > 0 and earlier > 0:
-            found = math.log(value / earlier) / math.log(last.size / before.size)
-        # Small copies are mostly fixed costs, which would foretell too little of a large one.
-        return value * (size / last.size) ** min(power, max(power - 1, found))
-    slope = max(0.0, (value - earlier) / (last.size - before.size))
-    return max(value if size > last.size else 0.0, value + slope * (size - last.size))
+    powers = (1.0,) if power is None else (power - 1, power)
+    last, value = pieces[-1].size, float(getattr(pieces[-1], name))
+
+    def count(n: float) -> list[float]:
+        return [
+            float(len(pieces) > 1),
+            *(n**each for each in powers),
+            *([] if beside is None else [beside(n)]),
+        ]
+
+    values = np.array([max(getattr(piece, name), 1e-3 * value, 1e-12) for piece in pieces])
+    terms = (
+        np.array([count(piece.size) for piece in pieces]) / values[:, None]
+    )  # errors are shares of each value
+    scale = terms.max(axis=0)
+    weights = nnls(terms / np.where(scale > 0, scale, 1.0), np.ones(len(values)))[0]
+    weights /= np.where(scale > 0, scale, 1.0)
+    return value * float(weights @ count(size)) / float(weights @ count(last))
 
 
 def find_factor(ratio: float, seconds: float) -> float:
@@ -223,14 +256,13 @@ def make_step(
         # Which of the two powers a fit of the real size grows by is not known from smaller ones.
         bounds = [times * pieces[-1].seconds * (size / last) ** each for each in (power - 1, power)]
         sure = find_factor(1.0, pieces[-1].seconds)
-        low, high = bounds[0] / sure, bounds[1] * sure
-        seconds = min(max(seconds, low), high)
+        low, high = min(seconds, bounds[0]) / sure, bounds[1] * sure
     return Step(
         name, seconds, low, high,
         times * extrapolate(pieces, "cpu_seconds", size, power=power, beside=beside),
         more + (
             pieces[-1].memory if in_batches
-            else extrapolate(pieces, "memory", size, power=None if power is None else min(power, 2.0))
+            else extrapolate(pieces, "memory", size, power=power and min(power, 2.0))
         ),
         times * extrapolate(pieces, "disk", size, power=None if power is None else 2.0),
         f"measured {what}, {told}", on_gpu,
@@ -267,19 +299,7 @@ def measure_training(
     batch = min(batch, n)
     small = [few for k in range(20) if (few := SMALLEST_BATCH * _LARGER**k) < batch]
     sizes = [*small, *(k * batch for k in (1, 2, 4, 8, 16, 32) if k == 1 or k * batch <= n)]
-    pieces: list[PieceCost] = []
-    spent = 0.0
-    for size, larger in zip(sizes, [*sizes[1:], math.inf], strict=True):
-        try:
-            pieces.append(fit(size))
-        except BraindecodeVisError:
-            if larger == math.inf or pieces:
-                raise
-            continue
-        last = pieces[-1]
-        spent += last.before + 2 * last.seconds
-        if len(pieces) > 1 and spent + last.before + 2 * last.seconds * larger / size > budget:
-            break
+    pieces = grow(sizes, fit, budget)
     whole = [piece for piece in pieces if piece.size >= batch]
     known, size = (whole[-2:], float(n)) if whole else (pieces[-2:], float(batch))
     times = n / size

@@ -50,6 +50,10 @@ class RunSizes:
         Of the files that are read; None if nobody knows.
     n_repeated
         Trials that give the noise ceilings of EEG and MEG, which preprocessing computes.
+    n_train_trials, n_test_trials
+        Single trials behind `n_train` and `n_test`.
+    tests_known_concepts
+        Whether the concepts of the test pictures are trained on, so that there are mean images of classes.
     """
 
     origin: str
@@ -65,6 +69,9 @@ class RunSizes:
     subjects: tuple[str, ...]
     input_bytes: int | None = None
     n_repeated: int = 0
+    n_train_trials: int = 0
+    n_test_trials: int = 0
+    tests_known_concepts: bool = False
 
     @property
     def is_there(self) -> bool:
@@ -126,15 +133,18 @@ def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
     ids = trials[["subject", "stimulus_id"]].astype(str).agg("/".join, axis=1).to_numpy()
 
     def count(rows: np.ndarray, repeats: str) -> int:
-        return len(set(ids[rows])) if repeats == "averaged" else len(rows)
+        # Categories are decoded trial by trial.
+        return len(set(ids[rows])) if repeats == "averaged" and not config.decodes_categories else len(rows)
 
     first = split.folds[0].train
+    known = all(set(concepts[fold.test]) <= set(concepts[fold.train]) for fold in split.folds)
     return RunSizes(
         "the data on disk", len(trials), tuple(shape), itemsize, n_images, px, len(split.folds),
         count(first, config.repeats.train), len(set(trials["stimulus_id"].iloc[first])),
         sum(count(fold.test, config.repeats.test) for fold in split.folds),
         tuple(dict.fromkeys(trials["subject"].astype(str))), read,
         count_ceiling_trials(trials) if getattr(source, "modality", "") in ("eeg", "meg") else 0,
+        len(first), sum(len(fold.test) for fold in split.folds), known,
     ), source  # fmt: skip
 
 
@@ -210,26 +220,31 @@ def _read_published(config: RunConfig, every_subject: bool) -> RunSizes | None:
             # A network of parcels on all voxels would be no run at all.
             n_features, assumed = ASSUMED_REGIONS, f"; {ASSUMED_REGIONS} regions, as the atlas is not here"
         shape = ((size.n_voxels or 0) if n_features is None else n_features,)
-    train = size.n_train_images * (1 if config.repeats.train == "averaged" else size.train_repetitions)
-    test = size.n_test_images * (1 if config.repeats.test == "averaged" else size.test_repetitions)
-    stored = size.n_train_images * size.train_repetitions + size.n_test_images * size.test_repetitions
+    train_trials, test_trials = (
+        size.n_train_images * size.train_repetitions, size.n_test_images * size.test_repetitions
+    )  # fmt: skip
+    averages = not config.decodes_categories
+    train = size.n_train_images if averages and config.repeats.train == "averaged" else train_trials
+    test = size.n_test_images if averages and config.repeats.test == "averaged" else test_trials
     n_folds = (
         n if config.split.kind == "leave_one_subject_out" else getattr(config.split, "n_folds", None) or 1
     )
+    n_taught = n - 1 if config.split.kind == "leave_one_subject_out" else n
+    stored = n * (train_trials + test_trials)
     shared = size.images_are_shared
     return RunSizes(
-        f"published facts of {manifest.title} (the data are not here{assumed})", n * stored, shape,
+        f"published facts of {manifest.title} (the data are not here{assumed})", stored, shape,
         np.dtype(getattr(data, "dtype", None) or "float32").itemsize,
         (size.n_train_images * (1 if shared else n)) + size.n_test_images,
         getattr(data, "image_size", None) or size.image_px, n_folds,
-        n * train if n_folds == 1 else (n - 1) * train, size.n_train_images * (1 if shared else n), n * test,
+        n_taught * train, size.n_train_images * (1 if shared else n), n * test,
         subjects, None if size.gigabytes is None else round(size.gigabytes * 1e9 * n),
         0 if size.n_channels is None else n * sum(
             min(images, MAX_IMAGES) * shown
             for images, shown in (
                 (size.n_train_images, size.train_repetitions), (size.n_test_images, size.test_repetitions)
             ) if shown > 1
-        ),
+        ), n_taught * train_trials, n * test_trials,
     )  # fmt: skip
 
 

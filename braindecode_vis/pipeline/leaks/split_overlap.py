@@ -290,7 +290,8 @@ def hash_images(stimuli: StimulusSet) -> tuple[np.ndarray, int]:
     told = stimuli.table["sha256"].to_numpy(dtype=object)
     if stimuli.pixels is None or stimuli.pixels.nbytes > LARGEST_HASHED:
         return told, 0
-    found = np.array([hash_pixels(image) for image in stimuli.pixels], dtype=object)
+    # Read one by one: pages of a map would stay in memory.
+    found = np.array([hash_pixels(image) for image in stimuli.iterate_images()], dtype=object)
     wrong = found != told
     return found, 0 if wrong.all() else int(wrong.sum())  # all: the table has digests of files
 
