@@ -8,8 +8,8 @@ were shown (`subject_alignment`), the alignment is learnt anew in every inner fo
 
 All of it comes from one Gram matrix, trials by trials or features by features, whichever is smaller: that of an inner
 fold is a part of it or what a subtraction leaves, one eigendecomposition of it serves all penalties and all targets
-(or, for few penalties, one factor a penalty serves all folds), and the final weights are a Cholesky solution. Trials and
-targets stay in single precision and are summed in double.
+(or, for few penalties, one factor a penalty serves all folds), and the final weights are a Cholesky solution. Trials
+and targets stay in single precision and are summed in double.
 Where there is nothing to choose and the penalty is large (`solve_ridge`), sums are in single precision too, as in
 scikit-learn.
 
