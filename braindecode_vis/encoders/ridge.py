@@ -8,8 +8,8 @@ were shown (`subject_alignment`), the alignment is learnt anew in every inner fo
 
 All of it comes from one Gram matrix, trials by trials or features by features, whichever is smaller: that of an inner
 fold is a part of it or what a subtraction leaves, one eigendecomposition of it serves all penalties and all targets
-(or, for few trials and penalties, one inverse a penalty), and the final weights are a Cholesky solution. Trials and
-targets stay in single precision and are summed in double.
+(or, for few penalties, one factor a penalty serves all folds), and the final weights are a Cholesky solution. Trials
+and targets stay in single precision and are summed in double.
 Where there is nothing to choose and the penalty is large (`solve_ridge`), sums are in single precision too, as in
 scikit-learn.
 
@@ -201,8 +201,8 @@ class RidgeEncoder(BrainEncoder):
                 n_kept, alpha, choices = self._choose(whole, responses, sizes)
             kept = _select_features(scaled, values, n_kept)
             is_all = len(kept) == data.shape[1]
-            self._tell(self.config.n_inner_folds, "weights")
             if whole is None:
+                self._tell(0, "weights", 0)
                 weights = solve_ridge(scaled if is_all else scaled[:, kept], centred, alpha, backend)
             else:
                 weights = (whole if is_all else whole.keep(kept)).solve(alpha)
@@ -259,7 +259,7 @@ class RidgeEncoder(BrainEncoder):
             scaled = fit_zscore(data).apply(data)
             whole = make_gram(scaled, values, backend)
             for number, fold in enumerate(folds):
-                self._tell(number, f"out of fold, {number + 1} of {len(folds)}")
+                self._tell(number, f"out of fold, {number + 1} of {len(folds)}", len(folds))
                 gram = self._make_fold_gram(whole, responses, fold)
                 if len(fit.kept) < data.shape[1]:
                     chosen = _select_features(gram.data[fold.train], values[fold.train], len(fit.kept))
@@ -282,21 +282,22 @@ class RidgeEncoder(BrainEncoder):
             always=responses.is_synthetic,
         )
         alphas = self.config.alphas
-        inverts = sizes == [None] and not self._uses_images() and is_inverted(whole, folds, alphas)
-        invert = cache(partial(compute_inverse_errors, whole, folds, alphas))  # of all folds at once
-
-        def compute(number: int) -> np.ndarray:
-            if inverts:
-                return invert()[number][None]
-            gram = self._make_fold_gram(whole, responses, folds[number])
-            return compute_fold_errors(gram, folds[number], sizes, alphas)
-
-        shape = (len(sizes), len(alphas))
         # Folds weigh alike, whatever the number of their trials.
-        errors = np.mean(
-            [self._look_at_fold(number, partial(compute, number), shape) for number in range(len(folds))],
-            axis=0,
-        )
+        if sizes == [None] and not self._uses_images() and is_inverted(whole, folds, alphas):
+            centre = cache(whole.centre)  # of all penalties
+
+            def invert(number: int) -> np.ndarray:
+                return compute_inverse_errors(whole, folds, alphas[number], centre())
+
+            errors = self._look_at("penalty", invert, len(alphas), (len(folds),)).mean(axis=1)[None]
+        else:
+
+            def compute(number: int) -> np.ndarray:
+                gram = self._make_fold_gram(whole, responses, folds[number])
+                return compute_fold_errors(gram, folds[number], sizes, alphas)
+
+            shape = len(sizes), len(alphas)
+            errors = self._look_at("inner_fold", compute, len(folds), shape).mean(axis=0)
         best = np.unravel_index(int(np.argmin(errors)), errors.shape)
         choices = [
             {"n_features": size, "alpha": alpha, "mse": float(errors[i, j])}
@@ -305,15 +306,22 @@ class RidgeEncoder(BrainEncoder):
         ]
         return sizes[best[0]], alphas[best[1]], choices
 
-    def _look_at_fold(
-        self, number: int, compute: Callable[[], np.ndarray], shape: tuple[int, int]
+    def _look_at(
+        self, what: str, compute: Callable[[int], np.ndarray], n: int, shape: tuple[int, ...]
     ) -> np.ndarray:
-        """Return the errors of an inner fold; a fit that was killed finds those that it had."""
-        self._tell(number, f"inner fold {number + 1} of {self.config.n_inner_folds}")
+        """Return the errors of each inner fold or penalty; a fit that was killed finds those that it had."""
+        found = []
+        for number in range(n):
+            self._tell(number, f"{what.replace('_', ' ')} {number + 1} of {n}", n)
+            found.append(self._keep(f"{what}{number}.npy", partial(compute, number), shape))
+        self._tell(n, "weights", n)
+        return np.stack(found)
+
+    def _keep(self, name: str, compute: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         folder = self.context.checkpoints
         if folder is None:
             return compute()
-        path = folder / f"inner_fold{number}.npy"
+        path = folder / name
         with suppress(OSError, ValueError, EOFError):  # none yet, or cut short
             if (found := np.load(path)).shape == shape:
                 return np.asarray(found)
@@ -323,9 +331,9 @@ class RidgeEncoder(BrainEncoder):
             np.save(temporary, errors)
         return errors
 
-    def _tell(self, done: int, text: str) -> None:
+    def _tell(self, done: int, text: str, n: int) -> None:
         if self.context.progress is not None:
-            self.context.progress(done, self.config.n_inner_folds + 1, text)
+            self.context.progress(done, n + 1, text)
 
     def predict(self, responses: Responses) -> Embeddings:
         """Return one predicted embedding per trial, in the target space."""
@@ -696,24 +704,23 @@ class Gram:
         """Sum of each target over all trials."""
         return self.backend.take(self.values.sum(axis=0, dtype=np.float64))
 
-    def centre(self) -> Any:
-        """Return the matrix of trials, centred over all of them."""
-        by_trial = self.matrix.mean(0)
-        centred = self.matrix - by_trial
-        centred -= by_trial[:, None] - by_trial.mean()
-        return centred
+    def centre(self) -> tuple[Any, Any]:
+        """Return the matrix, and what its inverse is multiplied with, both centred over all trials."""
+        n_trials = len(self.data)
+        if self.products is None:
+            by_trial = self.matrix.mean(0)
+            centred = self.matrix - by_trial
+            centred -= by_trial[:, None] - by_trial.mean()
+            return centred, self.backend.take(self.values) - self.target_sums / n_trials
+        mean = self.feature_sums / n_trials
+        centred = mean[:, None] * (-n_trials * mean)
+        centred += self.matrix
+        return centred, self.products - mean[:, None] * self.target_sums
 
     @cached_property
     def spectrum(self) -> tuple[Any, Any, Any]:
         """Eigenvalues and eigenvectors of the matrix, and the targets along these, both centred over all trials."""
-        n_trials = len(self.data)
-        if self.products is None:
-            centred = self.centre()
-            right = self.backend.take(self.values) - self.target_sums / n_trials
-        else:
-            mean = self.feature_sums / n_trials
-            centred = self.matrix - n_trials * mean[:, None] * mean
-            right = self.products - mean[:, None] * self.target_sums
+        centred, right = self.centre()
         eigenvalues, vectors = self.backend.xp.linalg.eigh(centred)
         return eigenvalues, vectors, vectors.T @ right
 
@@ -879,40 +886,61 @@ def _compute_residual_errors(gram: Gram, fold: Fold, alphas: Sequence[float]) ->
 
 def is_inverted(gram: Gram, folds: Sequence[Fold], alphas: Sequence[float]) -> bool:
     """Say whether `compute_inverse_errors` is quicker than eigendecompositions and precise enough."""
-    n_trials = len(gram.data)
-    cubes = min(n_trials**3, sum(len(fold.train) ** 3 for fold in folds))  # of all trials, or of each fold
-    return (
-        gram.products is None
-        and gram.backend.device == "cpu"
-        and len(alphas) * n_trials**3 <= _INVERTED * cubes
-        and gram.bound_condition(min(alphas)) <= DOUBLE_CONDITION
-    )
+    n, n_trials, n_targets = len(gram.matrix), len(gram.data), gram.values.shape[1]
+    held = np.array([len(fold.test) for fold in folds], float)
+    if gram.products is None:
+        cubes = min(
+            n_trials**3, sum(len(fold.train) ** 3 for fold in folds)
+        )  # of all trials, or of each fold
+        quicker = len(alphas) * n_trials**3 <= _INVERTED * cubes
+    else:
+        # Multiplications: half of a product for a triangle, a sixth of a cube for a factor.
+        each = n**3 / 6 + n**2 * n_trials / 2 + float((held**2 * (n / 2 + held / 6 + n_targets)).sum())
+        products = len(alphas) * float((held * (n + held) * (held + 2 * n_targets)).sum())
+        spectra = _EIGH * n**3 * len(folds), _EIGH * n**3 + n**2 * n_trials + products
+        quicker = len(alphas) * each < min(spectra)
+    return quicker and gram.backend.device == "cpu" and gram.bound_condition(min(alphas)) <= DOUBLE_CONDITION
 
 
-def compute_inverse_errors(gram: Gram, folds: Sequence[Fold], alphas: Sequence[float]) -> np.ndarray:
-    """Return the mean squared error of every penalty on every inner fold, shape (n_folds, n_alphas).
+def compute_inverse_errors(
+    gram: Gram, folds: Sequence[Fold], alpha: float, centred: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Return the mean squared error of a penalty on every inner fold, shape (n_folds,).
 
-    As `_compute_residual_errors`, for a matrix of trials: S is computed once for each penalty and all folds. As in
-    `solve_ridge`, single precision is enough for large penalties.
+    As `_compute_residual_errors`, from one Cholesky factor for all folds: of a matrix of trials, S is the square of its
+    inverse; of a matrix of features, Z S Z' is the square of what it leaves of Z. As in `solve_ridge`, single
+    precision is enough for large penalties.
+
+    Parameters
+    ----------
+    centred
+        What `Gram.centre` returns.
     """
-    from scipy.linalg import cho_solve, cholesky, get_lapack_funcs
+    from scipy.linalg import cho_solve, cholesky, get_lapack_funcs, solve_triangular
 
-    n_trials, errors = len(gram.data), np.empty((len(folds), len(alphas)))
-    diagonal, right = np.arange(n_trials), gram.values - gram.target_sums / n_trials
-    centred, largest = gram.centre(), gram.bound_condition(1.0)
-    for column, alpha in enumerate(alphas):
-        matrix = centred.astype(np.float32 if largest <= SINGLE_CONDITION * alpha else np.float64)
-        matrix[diagonal, diagonal] += alpha
-        # Transposed, as LAPACK has it: a symmetric matrix is then not copied.
-        factor = cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False)
-        along = cho_solve((factor, True), right.astype(factor.dtype, copy=False), check_finite=False)
+    n_trials, errors = len(gram.data), np.empty(len(folds))
+    is_single = gram.bound_condition(alpha) <= SINGLE_CONDITION
+    matrix, diagonal = centred[0].astype(np.float32 if is_single else np.float64), np.arange(len(centred[0]))
+    matrix[diagonal, diagonal] += alpha
+    # Transposed, as LAPACK has it: a symmetric matrix is then not copied.
+    factor = cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False)
+    right = centred[1].astype(factor.dtype, copy=False)
+    if gram.products is None:
+        along = cho_solve((factor, True), right, check_finite=False)
         (invert,) = get_lapack_funcs(("trtri",), (factor,))
         inverse, _ = invert(factor, lower=1, overwrite_c=1)
-        for row, fold in enumerate(folds):
-            held = inverse[:, fold.test]  # S is its square
-            block = held.T @ held - 1 / (alpha * n_trials)
-            residual = gram._solve(block, along[fold.test], 0.0)
-            errors[row, column] = (residual**2).mean(dtype=np.float64)
+    else:
+        along = solve_triangular(factor, right, lower=True, check_finite=False)
+    for number, fold in enumerate(folds):
+        if gram.products is None:
+            held = inverse[:, fold.test]
+            residual = gram._solve(held.T @ held - 1 / (alpha * n_trials), along[fold.test], 0.0)
+        else:
+            rows = (gram.data[fold.test] - gram.feature_sums / n_trials).astype(factor.dtype, copy=False)
+            held = solve_triangular(factor, rows.T, lower=True, overwrite_b=True, check_finite=False)
+            rest = gram.values[fold.test] - gram.target_sums / n_trials - held.T @ along
+            residual = gram._solve(-(held.T @ held) - 1 / n_trials, rest, 1.0)
+        errors[number] = (residual**2).mean(dtype=np.float64)
     return errors
 
 

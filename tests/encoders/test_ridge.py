@@ -16,7 +16,6 @@ from braindecode_vis.encoders.ridge import (
     RidgeConfig,
     compute_fold_errors,
     compute_inverse_errors,
-    is_inverted,
     make_gram,
     score_features,
     solve_ridge,
@@ -88,13 +87,11 @@ def test_errors_of_inner_folds_equal_a_plain_loop(n_features, n_targets):
     folds = make_inner_folds(responses.stimulus_ids, n_folds=4, generator=np.random.default_rng(0))
     sizes, alphas = [15, 150, None], [1.0, 100.0, 1e4]
     gram = make_gram(scaled.astype(np.float32), values.astype(np.float32), Backend(np))
-    # Where trials are fewer than features, also from an inverse for each penalty, for all folds at once.
-    inverted = compute_inverse_errors(gram, folds, alphas) if is_inverted(gram, folds, alphas) else None
-    assert (inverted is None) == (n_features == 20)
+    # With few penalties, from one Cholesky factor for each of them, for all folds at once.
+    inverted = np.stack([compute_inverse_errors(gram, folds, a, gram.centre()) for a in alphas], axis=1)
     for number, fold in enumerate(folds):
         errors = compute_fold_errors(gram, fold, sizes, alphas)
-        if inverted is not None:
-            np.testing.assert_allclose(inverted[number], errors[-1], rtol=1e-5)
+        np.testing.assert_allclose(inverted[number], errors[-1], rtol=1e-5)
         for row, size in enumerate(sizes):
             order = np.argsort(-score_features(scaled[fold.train], values[fold.train]), kind="stable")
             kept = slice(None) if size is None else order[:size]
@@ -176,27 +173,35 @@ def test_a_penalty_below_rounding_leaves_out_what_carries_nothing():
     np.testing.assert_allclose(tiny, targets.vectors, atol=1e-3)
 
 
-def test_a_killed_fit_finds_the_inner_folds_that_it_had_and_tells_how_far_it_is(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("part", "function", "config"),
+    [
+        ("inner_fold", "compute_fold_errors", RidgeConfig(n_features=(10, None))),
+        ("penalty", "compute_inverse_errors", RidgeConfig(alphas=(1, 10, 100, 1e3, 1e4))),
+    ],
+    ids=["fold by fold", "penalty by penalty"],
+)
+def test_a_killed_fit_finds_the_errors_that_it_had_and_tells_how_far_it_is(
+    part, function, config, tmp_path, monkeypatch
+):
     """A full-size fit took 13 minutes without a sign of life and began anew after a kill."""
     responses, targets = make_task(n_features=20)
     told = []
     context = Context(checkpoints=tmp_path / "new" / "work", progress=lambda *what: told.append(what))
-    whole = RidgeConfig().build(seed=0).fit(responses, targets)
+    whole = config.build(seed=0).fit(responses, targets)
 
     def stop(done, total, text):
         if done == 3:
             raise KeyboardInterrupt
 
-    killed = RidgeConfig().build(seed=0)
+    killed = config.build(seed=0)
     killed.bind(replace(context, progress=stop))
     with pytest.raises(KeyboardInterrupt):
         killed.fit(responses, targets)
-    computed, compute = [], ridge.compute_fold_errors
-    monkeypatch.setattr(
-        ridge, "compute_fold_errors", lambda *args: computed.append(args[1]) or compute(*args)
-    )
-    (tmp_path / "new/work/inner_fold1.npy").write_bytes(b"cut")
-    again = RidgeConfig().build(seed=0)
+    computed, compute = [], getattr(ridge, function)
+    monkeypatch.setattr(ridge, function, lambda *args: computed.append(args[1]) or compute(*args))
+    (tmp_path / f"new/work/{part}1.npy").write_bytes(b"cut")
+    again = config.build(seed=0)
     again.bind(context)
     again.fit(responses, targets)
     assert len(computed) == 3
