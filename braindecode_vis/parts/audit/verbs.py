@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,7 +45,8 @@ def audit(
     from braindecode_vis.pipeline.leaks.run_files import list_sweep
 
     several = list_sweep(run)
-    audits, wrong = [], []
+    audits: list[dict[str, Any]] = []
+    wrong: list[str] = []
     for folder in several or [run]:
         try:
             found = audit_run(folder, refit=refit)
