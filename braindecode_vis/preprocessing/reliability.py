@@ -25,6 +25,8 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.preprocessing.splits import make_inner_folds
 
 _BLOCK_BYTES = 64 << 20
+#: Rows of a memory map that are read before its pages are given back: what is touched of a row may map 64 KiB of it.
+_ROWS = 1024
 _SMALL_BLOCK_BYTES = 1 << 20  # of the share of signal, which holds some copies of a block
 _FEWEST_LEFT_OUT = 4  # images: of three, the mean of 1 / F is infinite
 Measure = Literal["ncsnr", "split_half"]
@@ -411,8 +413,11 @@ def _iterate_voxels(
     data = responses.data
     flat = data if data.ndim == 2 else data.reshape(len(data), -1)
     for start in range(0, flat.shape[1], n_read):
-        read = np.asarray(flat[index, start : start + n_read])
-        release_pages(data)
+        parts = []
+        for rows in range(0, len(index), _ROWS):
+            parts.append(flat[index[rows : rows + _ROWS], start : start + n_read])
+            release_pages(data)
+        read = np.concatenate(parts)
         for first in range(0, read.shape[1], width):
             place = start + first
             yield slice(place, place + width), read[:, first : first + width].astype(np.float64)

@@ -188,3 +188,18 @@ def test_small_blocks_of_a_file_are_cut_from_large_ones(tmp_path, monkeypatch):
         found.append(rel.compute_signal_share(one))
     np.testing.assert_array_equal(found[0].share, found[1].share)
     np.testing.assert_array_equal(found[0].left_out, found[1].left_out)
+
+
+def test_few_rows_of_a_file_are_mapped_at_a_time(tmp_path, monkeypatch):
+    """All 16 000 test trials of a subject were: a gigabyte of pages, which counted as memory of the run."""
+    responses, _ = make_responses(60)
+    np.save(tmp_path / "data.npy", responses.data)
+    held = np.load(tmp_path / "data.npy", mmap_mode="r")
+    monkeypatch.setattr(rel, "_ROWS", 50)
+    released = []
+    monkeypatch.setattr(rel, "release_pages", lambda array: released.append(array is held))
+    one = Responses.from_checked(held, ("trial", "voxel"), responses.trials, "z", {})
+    index = np.arange(0, 180, 2)[::-1]
+    blocks = [block for _, block in rel._iterate_voxels(one, index)]
+    assert released == [True, True]  # 90 rows
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), responses.data[index].astype(np.float64))

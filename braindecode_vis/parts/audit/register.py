@@ -10,7 +10,7 @@ PART = Part(
         "audit": Verb(
             "verbs:audit",
             group="Ask",
-            examples=("audit runs/sub-08", "audit runs/sub-08 --refit"),
+            examples=("audit runs/sub-08", "audit runs/sub-08 --refit", "audit runs/sweep"),
             starts_anew=True,
         ),
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ _STYLES = {"ok": "green", "transductive": "yellow", "warning": "yellow", "leak":
 
 @takes()
 def audit(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a sweep: each of its runs.")],
     refit: Annotated[
         bool,
         typer.Option(
@@ -42,14 +42,29 @@ def audit(
     """
     from braindecode_vis.base.checks import DataError
     from braindecode_vis.parts.audit.run import audit_run
+    from braindecode_vis.pipeline.leaks.run_files import list_sweep
 
-    found = audit_run(run, refit=refit)
+    several = list_sweep(run)
+    audits: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    for folder in several or [run]:
+        try:
+            found = audit_run(folder, refit=refit)
+        except DataError as error:
+            if not several:
+                raise
+            wrong.append(str(error))
+            continue
+        audits.append(found.as_json())
+        if not as_json:
+            _print_findings(found)
+        if found.leaks:
+            wrong.append(found.summarise_leaks())
     if as_json:
-        print_json(found.as_json())
-    else:
-        _print_findings(found)
-    if found.leaks:
-        raise DataError(found.summarise_leaks())
+        print_json(audits if several else audits[0])
+    if wrong:
+        of = f"{len(wrong)} of {len(several)} runs have leaks or could not be audited. " if several else ""
+        raise DataError(of + " ".join(wrong))
 
 
 def _print_findings(found: Audit) -> None:

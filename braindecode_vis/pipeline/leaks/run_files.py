@@ -241,6 +241,14 @@ def list_first(values: Iterable[Any], n: int = 3) -> str:
 # --- opening ----------------------------------------------------------------------------------------------
 
 
+def list_sweep(folder: Path) -> list[Path]:
+    """Return the runs of a sweep, which share one store of artifacts; none for the folder of a run."""
+    folder = folder.expanduser().absolute()
+    if (folder / "config.yaml").is_file():
+        return []
+    return sorted(path.parent for path in folder.glob("*/config.yaml"))
+
+
 def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: bool = True) -> AuditedRun:
     """Open a run folder for reading; the options are those of `AuditedRun`.
 
@@ -249,9 +257,12 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     Raises
     ------
     DataError
-        If the folder holds no preprocessed data, or a file that every check needs is damaged.
+        If the folder holds no preprocessed data or several runs, if an unfinished run shares its stages with others,
+        or a file that every check needs is damaged.
     """
     folder = folder.expanduser().absolute()
+    if several := list_sweep(folder):
+        raise DataError(f"{folder} holds {len(several)} runs; give one of them, such as {several[0]}.")
     stages = (
         "preprocess",
         "embed",
@@ -272,6 +283,10 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     missing: list[str] = []
     path = folder / "scores.json"
     rows = store.read_json(path) if path.is_file() else []
+    if not rows and (folder / "stages").is_symlink():  # the newest artifact may belong to another run
+        raise DataError(
+            f"{folder} has no scores yet, and shares its stages with other runs of a sweep; run the sweep again first."
+        )
     # The scores name the artifact that they are a copy of; without them, the newest one is judged.
     first = rows[0] if isinstance(rows, list) and rows else {}
     wanted = str(first.get("fingerprint", "")) if isinstance(first, Mapping) else ""
