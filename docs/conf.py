@@ -48,7 +48,8 @@ nb_execution_mode = "off" if os.environ.get("BRAINDECODE_VIS_DOCS_NOTEBOOKS") ==
 if nb_execution_mode == "cache":
     kernel.offer_kernel()  # which imports once for all notebooks
 nb_execution_cache_path = str(generate.make_cache(HERE / "generated" / "notebooks"))
-nb_execution_timeout = 900
+# Seconds of a cell; against a hang alone, since a machine with other work may take long.
+nb_execution_timeout = 3600
 nb_execution_raise_on_error = True
 nb_execution_excludepatterns = generate.list_without_recordings()
 nb_merge_streams = True
