@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +37,7 @@ from braindecode_vis.base.store import (
 )
 from braindecode_vis.embeddings.transforms import map_ahead
 
+T = TypeVar("T")
 DESCRIPTION = "bank.json"
 CHUNK = 512  # images computed at a time: what a killed process loses at most
 DECODERS = 2  # threads that read image files
@@ -192,22 +194,24 @@ def open_bank(cache: Path, space: str, encoder: Mapping[str, Any] | None = None)
 
 def list_banks(cache: Path) -> list[BankSummary]:
     """Return every bank below a cache folder, by the name of its space."""
-    found = []
-    for description in sorted((cache / "embeddings").glob(f"*/{DESCRIPTION}")):
-        content, folder = read_json(description), description.parent
-        segments = list_segments(folder)
-        shape = segments[0].map().shape[1:] if segments else ()
-        found.append(
-            BankSummary(
-                folder=folder,
-                space=content["space"],
-                n_images=len({h for segment in segments for h in segment.hashes}),
-                shape=tuple(int(n) for n in shape),
-                n_bytes=sum(segment.path.stat().st_size for segment in segments),
-                created=content["created"],
-            )
-        )
-    return sorted(found, key=lambda bank: bank.space)
+    found = [
+        _use_segments(description.parent, partial(_summarise, description))
+        for description in (cache / "embeddings").glob(f"*/{DESCRIPTION}")
+    ]
+    return sorted(found, key=lambda bank: (bank.space, bank.folder))
+
+
+def _summarise(description: Path, segments: list[Segment]) -> BankSummary:
+    content = read_json(description)
+    shape = segments[0].map().shape[1:] if segments else ()
+    return BankSummary(
+        folder=description.parent,
+        space=content["space"],
+        n_images=len({h for segment in segments for h in segment.hashes}),
+        shape=tuple(int(n) for n in shape),
+        n_bytes=sum(segment.path.stat().st_size for segment in segments),
+        created=content["created"],
+    )
 
 
 def list_segments(folder: Path) -> list[Segment]:
@@ -278,7 +282,21 @@ def merge_segments(folder: Path, order: Sequence[str]) -> None:
     order
         Unique hashes in the order that the rows should have; rows of other images follow.
     """
-    segments = list_segments(folder)
+    _use_segments(folder, partial(_merge, folder, order))
+
+
+def _use_segments(folder: Path, use: Callable[[list[Segment]], T]) -> T:
+    """Call `use` with the segments of a bank, again if another process has merged some of them meanwhile."""
+    while True:
+        segments = list_segments(folder)
+        try:
+            return use(segments)
+        except (DataError, FileNotFoundError):
+            if list_segments(folder) == segments:
+                raise
+
+
+def _merge(folder: Path, order: Sequence[str], segments: list[Segment]) -> None:
     if len(segments) < 2:
         return
     largest = max(len(segment.hashes) for segment in segments)
@@ -342,8 +360,10 @@ def read_rows(folder: Path, hashes: Sequence[str]) -> np.ndarray:
     DataError
         If an image is not in the bank.
     """
-    segments = list_segments(folder)
-    wanted = tuple(hashes)
+    return _use_segments(folder, partial(_read_rows, folder, tuple(hashes)))
+
+
+def _read_rows(folder: Path, wanted: tuple[str, ...], segments: list[Segment]) -> np.ndarray:
     for segment in segments:
         if segment.hashes == wanted:
             return segment.open()

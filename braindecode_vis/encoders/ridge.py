@@ -920,8 +920,8 @@ def compute_inverse_errors(
 
     n_trials, errors = len(gram.data), np.empty(len(folds))
     is_single = gram.bound_condition(alpha) <= SINGLE_CONDITION
-    matrix, diagonal = centred[0].astype(np.float32 if is_single else np.float64), np.arange(len(centred[0]))
-    matrix[diagonal, diagonal] += alpha
+    matrix: np.ndarray = centred[0].astype(np.float32 if is_single else np.float64)
+    matrix[np.diag_indices(len(matrix))] += alpha
     # Transposed, as LAPACK has it: a symmetric matrix is then not copied.
     factor = cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False)
     right = centred[1].astype(factor.dtype, copy=False)

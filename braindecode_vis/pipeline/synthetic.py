@@ -304,7 +304,7 @@ def _describe_trials(
 
     names = [images.ids[row] for order in orders.values() for row in order]
     if settings.images == UNSEEN:
-        concepts = preparing.preprocess(run).stimuli.concepts_of(names)
+        concepts = list(preparing.preprocess(run).stimuli.concepts_of(names))
     else:
         concepts = [PREFIX + name_concept(settings.images, name) for name in names]
     trials = pd.DataFrame(

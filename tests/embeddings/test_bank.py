@@ -197,6 +197,30 @@ def test_damage_is_named(tmp_path):
         bank.read_rows(folder, ["absent"])
 
 
+@pytest.mark.parametrize("use", ["read", "merge", "list"])
+def test_another_process_may_merge_what_was_just_listed(tmp_path, monkeypatch, use):
+    """Jobs of a sweep share the bank: after one has listed its segments, another may merge them."""
+    folder, rows = bank.open_bank(tmp_path, "mean"), np.arange(12, dtype=np.float32).reshape(4, 3)
+    bank.write_segment(folder, ["a", "b"], rows[:2])
+    bank.write_segment(folder, ["c", "d"], rows[2:])
+    plain, calls = bank.list_segments, []
+
+    def list_and_be_overtaken(folder):
+        found = plain(folder)
+        calls.append(folder)
+        if len(calls) == 1:
+            bank.merge_segments(folder, ["d", "c", "b", "a"])
+        return found
+
+    monkeypatch.setattr(bank, "list_segments", list_and_be_overtaken)
+    if use == "merge":
+        bank.merge_segments(folder, ["a", "b", "c", "d"])
+    elif use == "list":
+        assert [summary.n_images for summary in list_banks(tmp_path)] == [4]
+    np.testing.assert_array_equal(bank.read_rows(folder, ["a", "b", "c", "d"]), rows)
+    assert len(plain(folder)) == 1
+
+
 def test_files_are_decoded_in_order_by_threads(tmp_path):
     rows = []
     for i, image in enumerate(PIXELS):
