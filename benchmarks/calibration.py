@@ -898,7 +898,7 @@ MADE_BY: dict[str, tuple[str, ...]] = {
     "crossed, Woodruff": (_CROSSED,),
     "crossed with seeds": (_CROSSED,),
     "images of these subjects": ("scoring.crossed:images_interval",),
-    "t over groups": ("scoring.crossed:groups_interval",),
+    "t over groups": ("scoring.crossed:groups_interval", "parts.studies.sweep:summarise"),
     "t over resampled groups": ("scoring.crossed:bound_draws",),
     "share over persons": ("scoring.label_exchange:spread_of_owners",),
     "pairs of persons": ("scoring.label_exchange:spread_of_pairs",),

@@ -65,6 +65,9 @@ def _makes(call: ast.Call) -> bool:
         "permutation_cluster_1samp_test",
         "ppf",
         "isf",
+        "ndtri",
+        "stdtrit",
+        "bdtrik",
     )
     return called in makers
 

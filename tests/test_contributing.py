@@ -108,7 +108,7 @@ def test_a_data_set_costs_what_the_page_says():
         "parts/audit/test_near_copies",
     )
     assert others == {f"tests/{name}.py" for name in beside}
-    assert _count_lines_of("v4_photographs") <= 250
+    assert _count_lines_of("v4_photographs") <= 253
     costs = re.findall(r"`(\w+)` (\d{3,4})\b", section[section.index("**What it costs.**") :])
     assert len(costs) == 4
     for kind, n in costs:

@@ -90,13 +90,8 @@ class V4PhotographsConfig(LoadedSettings):
                 f"session {session} below {root} has {len(pictures)} pictures, but counts for {counts.shape[1]}; fetch "
                 "both again."
             )
-        most, least = (side.reduce(counts, axis=(1, 2)) for side in (np.fmax, np.fmin))  # without NaN
-        silent = np.flatnonzero(most == least)
-        if len(silent):
-            raise DataError(
-                f"{places[self.trials]} has the same count for all pictures in {len(silent)} of {len(counts)} neurons, "
-                f"the first is neuron {silent[0] + 1}: it is damaged; fetch it again."
-            )
+        if (np.fmax.reduce(counts, axis=(1, 2)) == np.fmin.reduce(counts, axis=(1, 2))).any():
+            raise DataError(f"{places[self.trials]} has neurons with one count for all pictures; fetch it again.")
         # A missing repeat is NaN for all neurons; other gaps are an error of the responses.
         shown, repeat = np.nonzero(~np.isnan(counts).all(axis=0))
         kept = find_first_of_same(pictures)  # some archives hold a picture twice
