@@ -427,8 +427,8 @@ def print_profile(run: Run) -> None:
     make_console(stderr=False).print(table)
 
 
-def print_json(value: dict[str, Any] | list[dict[str, Any]]) -> None:
-    """Print a JSON object, or a list of them, on standard output."""
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on standard output."""
     sys.stdout.write(json.dumps(value) + "\n")
 
 

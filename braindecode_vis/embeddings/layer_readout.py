@@ -62,10 +62,6 @@ class Tower:
 
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)
-        # In place, the ReLU after a layer would change what was read of that layer.
-        for module in self.network.modules():
-            if hasattr(module, "inplace"):
-                module.inplace = False
 
 
 def check_choice(layer: Layer, pooling: Pooling, project: bool) -> None:
@@ -140,7 +136,9 @@ def _watch(modules: Sequence[Any]) -> Iterator[dict[int, Any]]:
 
     def keep(module: Any, _: Any, output: Any) -> None:
         # Blocks of some libraries return attention weights beside the tokens.
-        seen[id(module)] = output[0] if isinstance(output, tuple | list) else output
+        found = output[0] if isinstance(output, tuple | list) else output
+        # Until a later layer is read, a ReLU that works in place may change it.
+        seen[id(module)] = found.clone() if len(wanted) > 1 else found
         if len(seen) == len(wanted):  # a middle layer costs as much as the blocks before it
             raise _EnoughError
 

@@ -36,6 +36,7 @@ from braindecode_vis.scoring.metrics.suite import (
 )
 from braindecode_vis.scoring.score_row import POOLED
 from braindecode_vis.scoring.scoring_task import (
+    LARGEST_TABLE,
     Group,
     ScoredGroup,
     ScoringTask,
@@ -217,10 +218,8 @@ def _compare_missing(
             missing.setdefault(pair, place)
     if missing:
         shown = [_show_rounds(scored, name, whole) for name in together]
-        rounds, distinct = (
-            [one for several, _ in shown for one in several],
-            take_rows(shown[0][1], scored.first),
-        )
+        rounds = [one for several, _ in shown for one in several]
+        distinct = take_rows(shown[0][1], scored.first)
         found = compare_pairs(asked, rounds, distinct, np.array(list(missing.values())))
         known |= zip(missing, np.stack(list(found.values()), axis=1), strict=True)
     return known
@@ -258,11 +257,17 @@ def _tabulate_rounds(scored: ScoredGroup, method: str, name: str, blocks: np.nda
     Of pictures that were compared in another group, or in another row, the value is known.
     """
     rounds, seen = _show_rounds(scored, method, _reads_whole(name))
-    pictures = scored.task.pictures
-    distinct, columns = np.unique(pictures.made[method]), pictures.column[scored.rows[scored.first]]
-    kept = scored.task.tabulated if len(scored.task.groups) > 1 else {}
+    task, pictures = scored.task, scored.task.pictures
+    taken, kept = scored.rows, dict[tuple[str, str], np.ndarray]()
+    if len(task.groups) > 1 and pictures.made[method].size * len(pictures.shown) <= LARGEST_TABLE:
+        taken, kept = (
+            np.arange(len(pictures.seen)),
+            task.tabulated,
+        )  # a larger table is not kept for other groups
+    distinct, shown = np.unique(pictures.made[method][:, taken]), np.unique(pictures.seen[taken])
+    columns = np.searchsorted(shown, pictures.seen[scored.rows[scored.first]])
     if (method, name) not in kept:
-        kept[method, name] = np.full((len(distinct), len(pictures.shown)), np.nan)
+        kept[method, name] = np.full((len(distinct), len(shown)), np.nan)
     known, tables = kept[method, name], list[np.ndarray]()
     of_rounds = np.searchsorted(distinct, pictures.made[method][:, scored.rows])  # (n_rounds, n_rows)
     for made, places in zip(rounds, of_rounds, strict=True):

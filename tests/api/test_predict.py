@@ -689,7 +689,8 @@ def test_the_first_trials_are_predicted_as_among_all(run, folded):
     X, shown = pick_test(X, shown)
     every, first = run.predict(X, shown=shown), run.predict(X, shown=shown, limit=3)
     assert len(every) > len(first) == 3
-    np.testing.assert_array_equal(first.embeddings.vectors, every.embeddings.vectors[:3])
+    # Processors may add up products of three rows in another order than those of all.
+    np.testing.assert_allclose(first.embeddings.vectors, every.embeddings.vectors[:3], rtol=0, atol=1e-6)
     pd.testing.assert_frame_equal(first.retrieved, every.retrieved[every.retrieved["trial"] < 3])
     pd.testing.assert_frame_equal(first.ranks, every.ranks[every.ranks["trial"] < 3])
     np.testing.assert_array_equal(first.reconstructions, np.asarray(every.reconstructions)[:3])

@@ -376,7 +376,7 @@ class BidsFmriConfig(BoldSettings):
     kind: Literal["bids_fmri"] = "bids_fmri"
     task: str | None = None
     acq: str | None = None
-    runs: tuple[str, ...] | None = None
+    runs: tuple[Label, ...] | None = None
     stimulus_column: str = "stim_file"
     concept_column: str | None = None
     concept_pattern: str | None = None

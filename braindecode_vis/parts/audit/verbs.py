@@ -61,7 +61,7 @@ def audit(
         if found.leaks:
             wrong.append(found.summarise_leaks())
     if as_json:
-        print_json(audits if several else audits[0])
+        print_json({"run_folder": str(run), "scores": [], "audits": audits} if several else audits[0])
     if wrong:
         of = f"{len(wrong)} of {len(several)} runs have leaks or could not be audited. " if several else ""
         raise DataError(of + " ".join(wrong))

@@ -56,8 +56,8 @@ def plan_pictures(
     steps: list[Step] = []
     records: list[tuple[int, int, dict[str, PieceCost]]] = []
     dims: tuple[int, ...] = (1024,)
-    names = {"embed": sizes.n_images, **dict.fromkeys(("retrieve", "reconstruct", "evaluate"), sizes.n_test)}
-    names["report"] = 1
+    names = {"embed": sizes.n_images, "retrieve": sizes.n_test, "reconstruct": sizes.n_test}
+    names = ({} if config.decodes_categories else names) | {"evaluate": sizes.n_test, "report": 1}
     large = None if config.decodes_categories else _count_network(config.target)
     tera = PieceCost(1.0) if large is None else _measure_tera()
     # By processor time, as a busy machine makes no network large.
@@ -80,7 +80,7 @@ def plan_pictures(
             records.append((n_train, n_test, _run_pictures(config, sizes, source, n_train, n_test)[0]))
     except BraindecodeVisError as error:
         why = f"not measured: {' '.join(str(error).split())[:200]}"
-        return [Step(name, None, how=why) for name in names], dims, {}
+        return [Step(name, None, how=why) for name in names], dims if large is None else large.shape, {}
     for name, size in names.items():
         if name not in first:  # a run of categories, or one without pictures
             continue

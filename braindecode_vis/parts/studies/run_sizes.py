@@ -229,7 +229,7 @@ def _read_published(config: RunConfig, every_subject: bool) -> RunSizes | None:
     n_folds = (
         n if config.split.kind == "leave_one_subject_out" else getattr(config.split, "n_folds", None) or 1
     )
-    n_taught = n - 1 if config.split.kind == "leave_one_subject_out" else n
+    n_taught = max(1, n - 1) if config.split.kind == "leave_one_subject_out" else n
     stored = n * (train_trials + test_trials)
     shared = size.images_are_shared
     return RunSizes(

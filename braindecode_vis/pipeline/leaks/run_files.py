@@ -283,14 +283,15 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     missing: list[str] = []
     path = folder / "scores.json"
     rows = store.read_json(path) if path.is_file() else []
-    if not rows and (folder / "stages").is_symlink():  # the newest artifact may belong to another run
-        raise DataError(
-            f"{folder} has no scores yet, and shares its stages with other runs of a sweep; run the sweep again first."
-        )
     # The scores name the artifact that they are a copy of; without them, the newest one is judged.
     first = rows[0] if isinstance(rows, list) and rows else {}
     wanted = str(first.get("fingerprint", "")) if isinstance(first, Mapping) else ""
     named = [record for record in records["evaluate"] if _is_named(record, wanted)]
+    if not named and (folder / "stages").is_symlink():  # the newest artifact may belong to another run
+        raise DataError(
+            f"{folder} shares its stages with other runs of a sweep, and its scores name no artifact there; run the "
+            "sweep again first."
+        )
     candidates = named or records["evaluate"]
     evaluated = candidates[-1] if candidates else None
     retrieved = _follow(evaluated, "retrieve", records["retrieve"], missing)

@@ -307,9 +307,10 @@ def compute_suite(truth: Images, decoded: Images, config: MetricSuiteConfig) -> 
     if len(table.shown) < len(truth):
         raise DataError("two seen images of the suite are the same; give each of them once.")
     rounds, own = table.made["decoded"], np.arange(len(truth))
-    pairs = np.stack([np.repeat(np.arange(len(rounds)), len(own)), *2 * [np.tile(own, len(rounds))]], axis=1)
+    # Image by image, so that each seen one is resized once.
+    pairs = np.stack([np.tile(np.arange(len(rounds)), len(own)), *2 * [np.repeat(own, len(rounds))]], axis=1)
     pixels = compare_pairs(list_pixel_metrics(config), [table.images[one] for one in rounds], truth, pairs)
-    values = {metric: several.reshape(rounds.shape).mean(axis=0) for metric, several in pixels.items()}
+    values = {metric: several.reshape(len(own), -1).mean(axis=1) for metric, several in pixels.items()}
     for network in suite.available:
         if network in LPIPS_NETWORKS:
             # (n_rounds * n_images, 2): the seen image and what was made of it, round after round.

@@ -115,24 +115,6 @@ def test_the_command_exits_with_2_after_the_findings(clean, copied):
     assert "test_top1" in runner.invoke(app, ["audit", str(copied)], env={"COLUMNS": "200"}).stdout
 
 
-def test_each_run_of_a_sweep_is_audited_and_one_without_scores_is_not_taken_for_another(copied, tmp_path):
-    sweep = tmp_path / "sweep"
-    for name in ("first", "second", "unfinished"):
-        (sweep / name).mkdir(parents=True)
-        shutil.copy(copied / "config.yaml", sweep / name)
-        (sweep / name / "stages").symlink_to("../stages")
-        if name != "unfinished":
-            (sweep / name / "scores.json").write_text('[{"fingerprint": ""}]')
-    (copied / "stages").rename(sweep / "stages")
-    done = CliRunner().invoke(app, ["audit", str(sweep), "--json"])
-    assert [Path(found["run_folder"]).name for found in json.loads(done.stdout)] == ["first", "second"]
-    told = str(done.exception)
-    assert told.startswith("1 of 3 runs")
-    assert "unfinished has no scores yet" in told
-    with pytest.raises(DataError, match="holds 3 runs; give one of them"):
-        audit_run(sweep)
-
-
 # --- what no small run of the tests beside this one has -----------------------------------------------------
 
 

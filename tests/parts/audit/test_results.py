@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from braindecode_vis import pipeline
 from braindecode_vis.base import store
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.cli import app
 from braindecode_vis.config import read_config
 from braindecode_vis.embeddings.conditional import ConditionalEncoder
 from braindecode_vis.parts.audit.choices import check_epochs
@@ -73,6 +76,30 @@ def reseal(folder):
     if (folder / "report.html").exists():
         with store.record_results(folder, "scores.json", "scores.parquet", "report.html"):
             pass
+
+
+def test_each_run_of_a_sweep_is_audited_and_one_without_scores_is_not_taken_for_another(copied, tmp_path):
+    sweep, evaluated = tmp_path / "sweep", find_artifact(copied, "evaluate")
+    rows = [
+        {**row, "fingerprint": evaluated.name} for row in json.loads((evaluated / "scores.json").read_text())
+    ]
+    for name in ("first", "second", "unfinished"):
+        (sweep / name).mkdir(parents=True)
+        shutil.copy(copied / "config.yaml", sweep / name)
+        (sweep / name / "stages").symlink_to("../stages")
+        if name != "unfinished":
+            (sweep / name / "scores.json").write_text(json.dumps(rows))
+    (copied / "stages").rename(sweep / "stages")
+    done = CliRunner().invoke(app, ["audit", str(sweep), "--json"])
+    assert [Path(found["run_folder"]).name for found in json.loads(done.stdout)["audits"]] == [
+        "first",
+        "second",
+    ]
+    told = str(done.exception)
+    assert told.startswith("1 of 3 runs")
+    assert "unfinished shares its stages" in told
+    with pytest.raises(DataError, match="holds 3 runs; give one of them"):
+        audit_run(sweep)
 
 
 def change_array(path, change):
