@@ -91,9 +91,7 @@ class V4PhotographsConfig(LoadedSettings):
                 "both again."
             )
         if (np.fmax.reduce(counts, axis=(1, 2)) == np.fmin.reduce(counts, axis=(1, 2))).any():
-            raise DataError(
-                f"{places[self.trials]} has neurons with one count for all pictures; fetch it again."
-            )
+            raise DataError(f"{places[self.trials]} has neurons whose count never changes; fetch it again.")
         # A missing repeat is NaN for all neurons; other gaps are an error of the responses.
         shown, repeat = np.nonzero(~np.isnan(counts).all(axis=0))
         kept = find_first_of_same(pictures)  # some archives hold a picture twice

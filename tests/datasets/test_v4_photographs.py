@@ -57,10 +57,8 @@ def test_what_does_not_fit_is_named(tmp_path):
     refuse(DataError, "fetch both")
     refuse(ConfigError, "did you mean '201025'", session="201024")
     assert not all(finding.ok for finding in V4PhotographsConfig(root=tmp_path).check())
-    write(
-        tmp_path, "201025", np.zeros((2, 1, 1)), np.zeros((1, 4, 4, 3), np.uint8)
-    )  # a block of zeros in a file
-    refuse(DataError, "one count for all pictures")
+    write(tmp_path, "201025", np.zeros((2, 1, 1)), np.zeros((1, 4, 4, 3), np.uint8))
+    refuse(DataError, "neurons whose count never changes")
 
 
 @pytest.mark.shared
