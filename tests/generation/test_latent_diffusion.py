@@ -13,6 +13,7 @@ from braindecode_vis.base.store import hash_file
 from braindecode_vis.datasets.drawn.images import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.datasets.drawn.render import TEXTURES
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+from braindecode_vis.generation import latent_diffusion
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.latent_diffusion_config import (
     PACKAGED_TARGET,
@@ -627,15 +628,26 @@ def test_images_depend_on_seed_and_row_alone(generator, config):
     assert np.abs(difference).max() <= 1  # sums in another order
 
 
-@pytest.mark.parametrize(
-    "change", [{"guidance": 1.0}, {"guidance": 4.0}, {"sampler": "ddim"}, {"precision": "bfloat16"}]
-)
+@pytest.mark.parametrize("change", [{"guidance": 1.0}, {"guidance": 4.0}, {"sampler": "ddim"}])
 def test_every_setting_changes_the_images(generator, change, config):
     vectors = np.random.default_rng(0).normal(3, 2, (3, 7)).astype(np.float32)
     embeddings = Embeddings(vectors, list("abc"), SPACE)
     other = config.model_copy(update=change).build()
     assert (other.generate(embeddings, seed=0) != generator.generate(embeddings, seed=0)).any()
     assert config.model_copy(update=change).hashed_fields() != config.hashed_fields()
+
+
+def test_the_denoiser_computes_in_the_precision_that_was_asked_for(config, monkeypatch):
+    """Whether the images of so small a network change by it depends on the processor."""
+    asked, autocast = [], latent_diffusion.autocast
+    monkeypatch.setattr(
+        latent_diffusion, "autocast", lambda *given: asked.append(given[1]) or autocast(*given)
+    )
+    vectors = np.random.default_rng(0).normal(3, 2, (3, 7)).astype(np.float32)
+    half = config.model_copy(update={"precision": "bfloat16"})
+    half.build().generate(Embeddings(vectors, list("abc"), SPACE), seed=0)
+    assert set(asked) == {torch.bfloat16}
+    assert half.hashed_fields() != config.hashed_fields()
 
 
 def test_no_guidance_equals_one_pass(generator, config):
