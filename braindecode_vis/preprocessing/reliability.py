@@ -413,11 +413,10 @@ def _iterate_voxels(
     data = responses.data
     flat = data if data.ndim == 2 else data.reshape(len(data), -1)
     for start in range(0, flat.shape[1], n_read):
-        parts = []
+        read = np.empty((len(index), min(n_read, flat.shape[1] - start)), flat.dtype)
         for rows in range(0, len(index), _ROWS):
-            parts.append(flat[index[rows : rows + _ROWS], start : start + n_read])
+            read[rows : rows + _ROWS] = flat[index[rows : rows + _ROWS], start : start + n_read]
             release_pages(data)
-        read = np.concatenate(parts)
         for first in range(0, read.shape[1], width):
             place = start + first
             yield slice(place, place + width), read[:, first : first + width].astype(np.float64)
