@@ -21,7 +21,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 #: What `numpy.load` raises for damaged content: it parses headers as Python, and archives as zip files.
-NUMPY_ERRORS = (ValueError, TypeError, EOFError, SyntaxError, TokenError, RecursionError, BadZipFile)
+NUMPY_ERRORS = (
+    ValueError, TypeError, EOFError, SyntaxError, TokenError, RecursionError, BadZipFile, NotImplementedError
+)  # fmt: skip
 
 
 class BraindecodeVisError(Exception):
