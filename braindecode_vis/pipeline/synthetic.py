@@ -237,9 +237,7 @@ def draw_synthetic(
 
     def measure(who: str) -> tuple[np.ndarray, np.ndarray]:
         rows = np.flatnonzero(subjects == who)
-        own = np.asarray(real.data[rows], np.float32)[
-            :, : owned.get(who)
-        ]  # all where there is no such number
+        own = np.asarray(real.data[rows], np.float32)[:, : owned.get(who)]  # or all
         return rows, own.reshape(len(rows), -1)
 
     by_network = (

@@ -260,10 +260,8 @@ def _tabulate_rounds(scored: ScoredGroup, method: str, name: str, blocks: np.nda
     task, pictures = scored.task, scored.task.pictures
     taken, kept = scored.rows, dict[tuple[str, str], np.ndarray]()
     if len(task.groups) > 1 and pictures.made[method].size * len(pictures.shown) <= LARGEST_TABLE:
-        taken, kept = (
-            np.arange(len(pictures.seen)),
-            task.tabulated,
-        )  # a larger table is not kept for other groups
+        # A larger table is not kept for other groups.
+        taken, kept = np.arange(len(pictures.seen)), task.tabulated
     distinct, shown = np.unique(pictures.made[method][:, taken]), np.unique(pictures.seen[taken])
     columns = np.searchsorted(shown, pictures.seen[scored.rows[scored.first]])
     if (method, name) not in kept:

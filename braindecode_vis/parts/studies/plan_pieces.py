@@ -161,9 +161,8 @@ def grow(
             small, large = pieces[-2:]
             before, last = small.count_spent(), large.count_spent()
             larger, enough = size / large.size, large.size >= wanted
-            if sum(p.count_spent() for p in pieces) + last * larger**power > budget * (
-                1.0 if enough else LONGER
-            ):
+            spent = sum(piece.count_spent() for piece in pieces)
+            if spent + last * larger**power > (budget if enough else LONGER * budget):
                 break
             # Small pieces are mostly fixed costs; a power that was seen foretells the next one better than the largest.
             grown = math.log(max(last, 1e-6) / max(before, 1e-6)) / math.log(large.size / small.size)
@@ -222,12 +221,10 @@ def extrapolate(
         ]
 
     values = np.array([max(getattr(piece, name), 1e-3 * value, 1e-12) for piece in pieces])
-    terms = (
-        np.array([count(piece.size) for piece in pieces]) / values[:, None]
-    )  # errors are shares of each value
-    scale = terms.max(axis=0)
-    weights = nnls(terms / np.where(scale > 0, scale, 1.0), np.ones(len(values)))[0]
-    weights /= np.where(scale > 0, scale, 1.0)
+    # Errors are shares of each value.
+    terms = np.array([count(piece.size) for piece in pieces]) / values[:, None]
+    scale = np.where((largest := terms.max(axis=0)) > 0, largest, 1.0)
+    weights = nnls(terms / scale, np.ones(len(values)))[0] / scale
     return value * float(weights @ count(size)) / float(weights @ count(last))
 
 
