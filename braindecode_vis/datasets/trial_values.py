@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from braindecode_vis.base.checks import DataError, check_finite
+from braindecode_vis.base.memory import ROWS_OF_A_MAP, release_pages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -231,6 +232,8 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
     picked = np.sort(np.random.default_rng(0).permutation(size)[:_N_PROBES])
     probes = np.full((n, len(picked)), np.nan, np.float32)
     for row in range(n):
+        if row % ROWS_OF_A_MAP == 0:
+            release_pages(X)
         if np.ptp(X[row]) == 0:
             continue  # without a value that varies, nothing was copied
         probes[row] = np.asarray(X[row]).reshape(-1)[picked]
@@ -262,9 +265,10 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
         return sorted(pairs)
     # Correlations are estimated in a few random directions, and those near 1 are computed exactly.
     directions = np.random.default_rng(0).normal(size=(size, min(size, 64))).astype(np.float32)
-    sketch = np.concatenate(
-        [_sketch(centre(slice(start, start + 512)), strong, directions) for start in range(0, n, 512)]
-    )
+    sketch = np.empty((n, directions.shape[1]), np.float32)
+    for start in range(0, n, 512):
+        sketch[start : start + 512] = _sketch(centre(slice(start, start + 512)), strong, directions)
+        release_pages(X)
     known, near = set(pairs), 1 - max(gap, 4e-6)  # single precision has 1e-7, and products of it a few
     n_asked = 0
     for start in range(0, len(others), 1024):  # a block of correlations at a time

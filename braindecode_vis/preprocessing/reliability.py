@@ -20,13 +20,11 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.memory import release_pages
+from braindecode_vis.base.memory import ROWS_OF_A_MAP, release_pages
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.preprocessing.splits import make_inner_folds
 
 _BLOCK_BYTES = 64 << 20
-#: Rows of a memory map that are read before its pages are given back: what is touched of a row may map 64 KiB of it.
-_ROWS = 1024
 _SMALL_BLOCK_BYTES = 1 << 20  # of the share of signal, which holds some copies of a block
 _FEWEST_LEFT_OUT = 4  # images: of three, the mean of 1 / F is infinite
 Measure = Literal["ncsnr", "split_half"]
@@ -414,8 +412,8 @@ def _iterate_voxels(
     flat = data if data.ndim == 2 else data.reshape(len(data), -1)
     for start in range(0, flat.shape[1], n_read):
         read = np.empty((len(index), min(n_read, flat.shape[1] - start)), flat.dtype)
-        for rows in range(0, len(index), _ROWS):
-            read[rows : rows + _ROWS] = flat[index[rows : rows + _ROWS], start : start + n_read]
+        for rows in range(0, len(index), ROWS_OF_A_MAP):
+            read[rows : rows + ROWS_OF_A_MAP] = flat[index[rows : rows + _ROWS], start : start + n_read]
             release_pages(data)
         for first in range(0, read.shape[1], width):
             place = start + first
