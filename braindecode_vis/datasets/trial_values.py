@@ -28,6 +28,7 @@ MAX_CORRELATED = 20_000
 LARGEST_GAP = 0.1
 #: Values of each trial by which copies of a half of it are looked for, and how many of them must be equal.
 _N_PROBES, _N_EQUAL, _LEAST_SHARE = 64, 12, 0.3
+_BLOCK_BYTES = 16 << 20  # of trials that are looked at together, and of some copies of them
 #: No more pairs of copies than this are listed.
 MAX_COPIES = 10_000
 #: Squares of values beyond these leave the range of float32 (1.2e-38 to 3.4e38), in which decoders compute.
@@ -265,9 +266,12 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
         return sorted(pairs)
     # Correlations are estimated in a few random directions, and those near 1 are computed exactly.
     directions = np.random.default_rng(0).normal(size=(size, min(size, 64))).astype(np.float32)
-    sketch = np.empty((n, directions.shape[1]), np.float32)
-    for start in range(0, n, 512):
-        sketch[start : start + 512] = _sketch(centre(slice(start, start + 512)), strong, directions)
+    sketch, n_rows = (
+        np.empty((n, directions.shape[1]), np.float32),
+        max(1, min(512, _BLOCK_BYTES // (4 * size))),
+    )
+    for start in range(0, n, n_rows):
+        sketch[start : start + n_rows] = _sketch(centre(slice(start, start + n_rows)), strong, directions)
         release_pages(X)
     known, near = set(pairs), 1 - max(gap, 4e-6)  # single precision has 1e-7, and products of it a few
     n_asked = 0
