@@ -47,7 +47,7 @@ def test_each_picture_is_read_once_whatever_rows_show_it(monkeypatch):
     content, read = make_noise_gallery(20), []
     pictures = np.random.default_rng(0).integers(0, 256, (20, 60, 60, 3), dtype=np.uint8)
     seen = ImageRows.of(pictures)
-    shuffled = ImageRows(pictures, np.arange(20)[::-1])
+    shuffled = replace(seen, index=seen.index[::-1])
     plain = ImageRows.read
     monkeypatch.setattr(ImageRows, "read", lambda rows, place: read.append(place) or plain(rows, place))
     shown = replace(content, seen=seen, rows={"decoded": seen, "shuffled": shuffled}, metrics={})

@@ -134,7 +134,8 @@ def plan_run(
     read, loaded = (first.get(name, PieceCost(1.0)) for name in ("read", "train"))
     held = read_memory("VmRSS")
     trained, predicted = _plan_fit(config, sizes, dims, budget, tell, loaded.held + loaded.memory)
-    kept = max(0.0, read_memory("VmRSS") - held)  # libraries of a network stay in memory
+    # Libraries of a network stay in memory, and so does each fit, which is read back from its file.
+    kept = max(0.0, read_memory("VmRSS") - held) + 2.0 * (trained.disk or 0.0)
     later = [
         one if one.name == "embed" else replace(one, memory=one.memory and one.memory + kept) for one in later
     ]
@@ -417,7 +418,8 @@ def _measure_trials(sizes: RunSizes, *, average: bool) -> PieceCost:
 
 def _make_repeated(sizes: RunSizes, n_repetitions: int) -> Responses:
     """Return random trials of images that are shown as often as that."""
-    n = max(5, _PIECE_BYTES // (4 * math.prod(sizes.shape) * n_repetitions)) * n_repetitions
+    n = min(sizes.n_stored, _PIECE_BYTES // (4 * math.prod(sizes.shape)))
+    n = max(5, n // n_repetitions) * n_repetitions
     trials = pd.DataFrame(
         {
             "subject": "01", "session": "01", "run": "01", "split": "test",
