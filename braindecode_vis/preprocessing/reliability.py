@@ -111,24 +111,24 @@ class SignalShare:
 
     def bound_mean(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Return the jackknife interval of `mean`, not clipped; NaN for fewer than five images."""
-        from scipy.stats import t
+        from scipy.special import stdtrit  # of scipy.stats, which takes a second to load
 
         n = self.n_images
         if n < _FEWEST_LEFT_OUT + 1:  # without one image, too few are left for a share
             nothing = np.full(self.mean.shape, np.nan)
             return nothing, nothing
         error = np.sqrt((n - 1) / n * ((self.left_out - self.left_out.mean(axis=0)) ** 2).sum(axis=0))
-        half = t.ppf(0.5 + level / 2, n - 1) * error
+        half = stdtrit(n - 1, 0.5 + level / 2) * error
         return self.mean - half, self.mean + half
 
     def bound_features(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Return the interval of each feature's share by the F distribution, not clipped."""
-        from scipy.stats import f
+        from scipy.special import fdtri
 
         factor = self.n_repetitions / self.n_averaged
         whole = _average_more(self.share, 1 / factor)  # the share of all repetitions, to which F belongs
         ratio = (self.n_images - 3) / (self.n_images - 1) / np.maximum(1 - whole, 1e-12)
-        quantiles = f.ppf([0.5 + level / 2, 0.5 - level / 2], self.n_images - 1, self.n_freedom)
+        quantiles = fdtri(self.n_images - 1, self.n_freedom, [0.5 + level / 2, 0.5 - level / 2])
         low, high = (_average_more(1 - quantile / ratio, factor) for quantile in quantiles)
         return low, high
 
