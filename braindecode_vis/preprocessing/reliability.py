@@ -413,7 +413,9 @@ def _iterate_voxels(
     for start in range(0, flat.shape[1], n_read):
         read = np.empty((len(index), min(n_read, flat.shape[1] - start)), flat.dtype)
         for rows in range(0, len(index), ROWS_OF_A_MAP):
-            read[rows : rows + ROWS_OF_A_MAP] = flat[index[rows : rows + ROWS_OF_A_MAP], start : start + n_read]
+            read[rows : rows + ROWS_OF_A_MAP] = flat[
+                index[rows : rows + ROWS_OF_A_MAP], start : start + n_read
+            ]
             release_pages(data)
         for first in range(0, read.shape[1], width):
             place = start + first

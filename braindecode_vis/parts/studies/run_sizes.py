@@ -159,7 +159,7 @@ def _open_others(
     """Return the sizes of a run whose other sessions will be fetched, from those that are there."""
     data: Any = config.dataset.model_copy(update={"sessions": there})
     sizes, source = _open_sizes(config.model_copy(update={"dataset": data}))
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for name in (
         "n_stored",
         "n_images",
