@@ -35,6 +35,8 @@ TIGHT = 0.8
 _TABLES_BYTES, _COMPUTING_BYTES = 500_000_000, 1_600_000_000
 #: Of every further core: one 32 MiB buffer in each of two OpenBLAS, and the stacks of three pools of threads.
 _CORE_BYTES = 90_000_000
+#: Rows of a memory map that are read before its pages are given back: what is touched of a row may map 64 KiB of it.
+ROWS_OF_A_MAP = 1024
 _CACHE = ("inactive_file", "active_file")
 _V1_UNLIMITED = 1 << 60  # version 1 of control groups writes a huge number for "no limit"
 

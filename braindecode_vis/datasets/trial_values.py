@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from braindecode_vis.base.checks import DataError, check_finite
+from braindecode_vis.base.memory import ROWS_OF_A_MAP, release_pages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,7 @@ MAX_CORRELATED = 20_000
 LARGEST_GAP = 0.1
 #: Values of each trial by which copies of a half of it are looked for, and how many of them must be equal.
 _N_PROBES, _N_EQUAL, _LEAST_SHARE = 64, 12, 0.3
+_BLOCK_BYTES = 16 << 20  # of trials that are looked at together, and of some copies of them
 #: No more pairs of copies than this are listed.
 MAX_COPIES = 10_000
 #: Squares of values beyond these leave the range of float32 (1.2e-38 to 3.4e38), in which decoders compute.
@@ -231,6 +233,8 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
     picked = np.sort(np.random.default_rng(0).permutation(size)[:_N_PROBES])
     probes = np.full((n, len(picked)), np.nan, np.float32)
     for row in range(n):
+        if row % ROWS_OF_A_MAP == 0:
+            release_pages(X)
         if np.ptp(X[row]) == 0:
             continue  # without a value that varies, nothing was copied
         probes[row] = np.asarray(X[row]).reshape(-1)[picked]
@@ -262,9 +266,13 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
         return sorted(pairs)
     # Correlations are estimated in a few random directions, and those near 1 are computed exactly.
     directions = np.random.default_rng(0).normal(size=(size, min(size, 64))).astype(np.float32)
-    sketch = np.concatenate(
-        [_sketch(centre(slice(start, start + 512)), strong, directions) for start in range(0, n, 512)]
+    sketch, n_rows = (
+        np.empty((n, directions.shape[1]), np.float32),
+        max(1, min(512, _BLOCK_BYTES // (4 * size))),
     )
+    for start in range(0, n, n_rows):
+        sketch[start : start + n_rows] = _sketch(centre(slice(start, start + n_rows)), strong, directions)
+        release_pages(X)
     known, near = set(pairs), 1 - max(gap, 4e-6)  # single precision has 1e-7, and products of it a few
     n_asked = 0
     for start in range(0, len(others), 1024):  # a block of correlations at a time

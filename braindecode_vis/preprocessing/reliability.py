@@ -20,13 +20,11 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.memory import release_pages
+from braindecode_vis.base.memory import ROWS_OF_A_MAP, release_pages
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.preprocessing.splits import make_inner_folds
 
 _BLOCK_BYTES = 64 << 20
-#: Rows of a memory map that are read before its pages are given back: what is touched of a row may map 64 KiB of it.
-_ROWS = 1024
 _SMALL_BLOCK_BYTES = 1 << 20  # of the share of signal, which holds some copies of a block
 _FEWEST_LEFT_OUT = 4  # images: of three, the mean of 1 / F is infinite
 Measure = Literal["ncsnr", "split_half"]
@@ -113,24 +111,24 @@ class SignalShare:
 
     def bound_mean(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Return the jackknife interval of `mean`, not clipped; NaN for fewer than five images."""
-        from scipy.stats import t
+        from scipy.special import stdtrit  # of scipy.stats, which takes a second to load
 
         n = self.n_images
         if n < _FEWEST_LEFT_OUT + 1:  # without one image, too few are left for a share
             nothing = np.full(self.mean.shape, np.nan)
             return nothing, nothing
         error = np.sqrt((n - 1) / n * ((self.left_out - self.left_out.mean(axis=0)) ** 2).sum(axis=0))
-        half = t.ppf(0.5 + level / 2, n - 1) * error
+        half = stdtrit(n - 1, 0.5 + level / 2) * error
         return self.mean - half, self.mean + half
 
     def bound_features(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Return the interval of each feature's share by the F distribution, not clipped."""
-        from scipy.stats import f
+        from scipy.special import fdtri
 
         factor = self.n_repetitions / self.n_averaged
         whole = _average_more(self.share, 1 / factor)  # the share of all repetitions, to which F belongs
         ratio = (self.n_images - 3) / (self.n_images - 1) / np.maximum(1 - whole, 1e-12)
-        quantiles = f.ppf([0.5 + level / 2, 0.5 - level / 2], self.n_images - 1, self.n_freedom)
+        quantiles = fdtri(self.n_images - 1, self.n_freedom, [0.5 + level / 2, 0.5 - level / 2])
         low, high = (_average_more(1 - quantile / ratio, factor) for quantile in quantiles)
         return low, high
 
@@ -414,8 +412,10 @@ def _iterate_voxels(
     flat = data if data.ndim == 2 else data.reshape(len(data), -1)
     for start in range(0, flat.shape[1], n_read):
         read = np.empty((len(index), min(n_read, flat.shape[1] - start)), flat.dtype)
-        for rows in range(0, len(index), _ROWS):
-            read[rows : rows + _ROWS] = flat[index[rows : rows + _ROWS], start : start + n_read]
+        for rows in range(0, len(index), ROWS_OF_A_MAP):
+            read[rows : rows + ROWS_OF_A_MAP] = flat[
+                index[rows : rows + ROWS_OF_A_MAP], start : start + n_read
+            ]
             release_pages(data)
         for first in range(0, read.shape[1], width):
             place = start + first

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.base.stimuli import Images
+from braindecode_vis.base.stimuli import ImageRows, Images, is_grey
 from braindecode_vis.report.gallery import SEEN, GalleryContent, describe_rule
 from braindecode_vis.report.words import (
     count_decimals,
@@ -152,7 +152,7 @@ def _view_metric(gallery: GalleryContent, metric: str) -> dict[str, Any]:
 PIXELATED_BELOW = 96  # images smaller than this are enlarged in crisp squares, not blurred
 EXACT_BELOW = 48  # images smaller than this are kept without loss
 SHRINKS = (1.0, 0.75, 0.5, 0.4)
-MOST_FULL = 2000  # images in full size beside a page: about 200 MB at 512 pixels
+MOST_FULL = 2000  # images in full size beside a page: about 100 MB at 512 pixels
 
 
 def encode_thumbnail(image: np.ndarray, max_px: int = 256) -> str:
@@ -173,7 +173,7 @@ def encode_thumbnail(image: np.ndarray, max_px: int = 256) -> str:
     from PIL import Image
 
     pixels = np.ascontiguousarray(image)
-    grey = bool((pixels[..., :1] == pixels).all())  # a third of the bytes, and the same picture
+    grey = is_grey(pixels)  # a third of the bytes, and the same picture
     picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if grey else pixels)
     buffer = io.BytesIO()
     if max(picture.size) < EXACT_BELOW:
@@ -243,7 +243,7 @@ def make_thumbnails(
     sample = gallery.spread_items(16)  # how large thumbnails are is found out from a few
     for shrink in SHRINKS:
         encoded: dict[tuple[int, int], str] = {}
-        known: dict[bytes, str] = {}
+        known: dict[Any, tuple[str, bool]] = {}
         large: set[tuple[int, int]] = set()
         side = round(max_px * shrink)
         fits = int(max_bytes / (_encode(rows, sample, side, encoded, known, large) / len(sample)))
@@ -294,7 +294,7 @@ def write_full_images(folder: Path, gallery: GalleryContent, thumbnails: Gallery
     rows = list(gallery.all_rows().values())
     for number, (item, row) in thumbnails.full.items():
         picture = Image.fromarray(np.ascontiguousarray(rows[row][item]))
-        picture.save(folder / _name_file(number), "JPEG", quality=92, subsampling=0)
+        picture.save(folder / _name_file(number), "JPEG", quality=85)
 
 
 def _name_file(number: int) -> str:
@@ -306,23 +306,27 @@ def _encode(
     items: np.ndarray,
     max_px: int,
     encoded: dict[tuple[int, int], str],
-    known: dict[bytes, str],
+    known: dict[Any, tuple[str, bool]],
     large: set[tuple[int, int]],
 ) -> int:
     """Fill `encoded` for these items and return the bytes of their distinct images.
 
-    `known` are those by digest; `large` are the cells whose image is larger than its thumbnail.
+    `known` are those by what tells pictures apart; `large` are the cells whose image is larger than its thumbnail.
     """
     for item in map(int, items):
         for number, images in enumerate(rows):
             if (item, number) in encoded:
                 continue
-            # Controls show the same picture in many cells, and each is compressed once.
-            image = np.ascontiguousarray(images[item])
-            digest = hashlib.sha1(image.data, usedforsecurity=False).digest() + str(image.shape).encode()
-            if digest not in known:
-                known[digest] = encode_thumbnail(image, max_px)
-            encoded[item, number] = known[digest]
-            if max(image.shape[:2]) > max_px:
+            # Controls show the same picture in many cells, and each is read and compressed once.
+            if isinstance(images, ImageRows):
+                key: Any = images.name_picture(int(images.index[item]))
+            else:
+                image = np.ascontiguousarray(images[item])
+                key = (hashlib.sha1(image.data, usedforsecurity=False).digest(), image.shape)
+            if key not in known:
+                image = images[item]
+                known[key] = (encode_thumbnail(image, max_px), max(image.shape[:2]) > max_px)
+            encoded[item, number], is_large = known[key]
+            if is_large:
                 large.add((item, number))
     return sum(map(len, {encoded[int(item), number] for item in items for number in range(len(rows))}))

@@ -195,7 +195,7 @@ def test_few_rows_of_a_file_are_mapped_at_a_time(tmp_path, monkeypatch):
     responses, _ = make_responses(60)
     np.save(tmp_path / "data.npy", responses.data)
     held = np.load(tmp_path / "data.npy", mmap_mode="r")
-    monkeypatch.setattr(rel, "_ROWS", 50)
+    monkeypatch.setattr(rel, "ROWS_OF_A_MAP", 50)
     released = []
     monkeypatch.setattr(rel, "release_pages", lambda array: released.append(array is held))
     one = Responses.from_checked(held, ("trial", "voxel"), responses.trials, "z", {})

@@ -2,11 +2,13 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from braindecode_vis.base.stimuli import ImageRows
 from braindecode_vis.report import page_gallery as t
 from braindecode_vis.report.page import render_report
 from tests.report.material import make_content, make_gallery, make_noise_gallery
@@ -38,6 +40,22 @@ def test_every_item_is_carried_where_it_fits_and_equal_images_once():
     )  # the reconstructions are the seen, reversed
     for at in (0, 7, 19):
         assert (decode(thumbnails.images[thumbnails.cells[at, 0]]) == content.seen[at]).all()
+
+
+def test_each_picture_is_read_once_whatever_rows_show_it(monkeypatch):
+    """Controls show the pictures of others: a page of 600 items read 5000 and compressed 1400."""
+    content, read = make_noise_gallery(20), []
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 60, 60, 3), dtype=np.uint8)
+    seen = ImageRows.of(pictures)
+    shuffled = replace(seen, index=seen.index[::-1])
+    plain = ImageRows.read
+    monkeypatch.setattr(ImageRows, "read", lambda rows, place: read.append(place) or plain(rows, place))
+    shown = replace(content, seen=seen, rows={"decoded": seen, "shuffled": shuffled}, metrics={})
+    read.clear()
+    thumbnails = t.make_thumbnails(shown)
+    assert sorted(read) == list(range(20))
+    assert len(thumbnails.images) == 20
+    assert (thumbnails.cells[:, 2] == thumbnails.cells[::-1, 0]).all()
 
 
 @pytest.mark.parametrize("bound", [{"max_thumbnails": 90}, {"max_bytes": 20_000}])

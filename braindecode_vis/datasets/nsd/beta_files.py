@@ -79,6 +79,14 @@ class SessionFile:
     form: Literal["nifti", "hdf5", "mgh"]
 
 
+class MissingSessionsError(DataError):
+    """Files of some sessions are missing; `there` are the numbers of the others, `n_asked` counts all."""
+
+    def __init__(self, words: str, there: tuple[int, ...] = (), n_asked: int = 0) -> None:
+        super().__init__(words)
+        self.there, self.n_asked = there, n_asked
+
+
 def find_beta_folder(root: Path, subject: int, space: Space, version: str) -> Path:
     """Return the folder of one subject's betas.
 
@@ -108,7 +116,7 @@ def find_sessions(folder: Path, sessions: list[int], space: Space) -> list[Sessi
 
     Raises
     ------
-    DataError
+    MissingSessionsError
         If some are missing; all of them are named.
     """
     found, missing = [], []
@@ -120,9 +128,11 @@ def find_sessions(folder: Path, sessions: list[int], space: Space) -> list[Sessi
             found.append(item)
     # All are named at once, so that a user need not fetch one session after the other.
     if missing:
-        raise DataError(
+        raise MissingSessionsError(
             f"{len(missing)} of {len(sessions)} sessions are missing in {folder}: {', '.join(missing)}. Fetch them, "
-            "or list the sessions to use with --set dataset.sessions=[...] (or a number, for the first ones)."
+            "or list the sessions to use with --set dataset.sessions=[...] (or a number, for the first ones).",
+            tuple(item.session for item in found),
+            len(sessions),
         )
     return found
 

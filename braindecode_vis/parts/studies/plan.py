@@ -17,8 +17,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -134,13 +134,17 @@ def plan_run(
     read, loaded = (first.get(name, PieceCost(1.0)) for name in ("read", "train"))
     held = read_memory("VmRSS")
     trained, predicted = _plan_fit(config, sizes, dims, budget, tell, loaded.held + loaded.memory)
-    kept = max(0.0, read_memory("VmRSS") - held)  # libraries of a network stay in memory
+    # Libraries of a network stay in memory, and so does each fit, which is read back from its file.
+    kept = max(0.0, read_memory("VmRSS") - held) + 2.0 * (trained.disk or 0.0)
     later = [
         one if one.name == "embed" else replace(one, memory=one.memory and one.memory + kept) for one in later
     ]
     if trained.seconds is not None:
         trained = add_pieces(trained, loaded, 1.0)
     later = [_add_data(step, config, sizes, dims, read, predicted) for step in [trained, *later]]
+    digest, trials = _measure_digest(), float(sizes.n_stored * math.prod(sizes.shape) * sizes.itemsize)
+    pictures = max(0.0, (prepared.disk or 0.0) - trials)
+    later = [_add_leaks(step, sizes, trials, pictures, digest) for step in later]
     if config.uses_pretraining:
         later.insert(0, _plan_pretraining(config, sizes, budget, tell))
     order = [START, *STAGES[: STAGES.index("train")], "pretrain", *STAGES[STAGES.index("train") :]]
@@ -154,7 +158,7 @@ def plan_run(
         # What is written is read again at the end.
         written = sum(one.disk or 0.0 for one in steps)
         n_bytes = (sizes.input_bytes or 0) + sizes.n_images * read.disk + 2 * written
-        steps.insert(0, add_pieces(step, digest := _measure_digest(), n_bytes / digest.size))
+        steps.insert(0, add_pieces(step, digest, n_bytes / digest.size))
     return RunPlan(sizes, steps)
 
 
@@ -223,15 +227,16 @@ def _plan_preprocess(
     opened: PieceCost | None = None,
 ) -> Step:  # fmt: skip
     """Measure the first trials of the first part through preprocessing; `opened` is what opening all parts took."""
-    kept_pictures = sizes.n_images * 3 * sizes.image_px**2 if getattr(source, "read_image", None) else 0
-    disk = float(sizes.n_stored * math.prod(sizes.shape) * sizes.itemsize + kept_pictures)
+    trials = float(sizes.n_stored * math.prod(sizes.shape) * sizes.itemsize)
+    kept = 3.0 * sizes.n_images * sizes.image_px**2  # pictures that become part of the run
+    disk = trials + kept if getattr(source, "read_image", None) else trials
     held = read_memory("VmRSS")
     if roles.find_source(config.dataset) == "write":
         with tempfile.TemporaryDirectory() as made, measure(1.0) as piece:
             from braindecode_vis.pipeline.preparing import write_dataset
 
             write_dataset(config.dataset, Path(made), seed=config.seed, listener=SilentListener())
-        piece.disk = disk
+            piece.disk = measure_folder(Path(made))
         return make_step("preprocess", [piece], 1.0, "all of it", more=held)
     with tempfile.TemporaryDirectory() as made:
         what, larger, simulated = "trials", 1.0, source is None
@@ -244,14 +249,17 @@ def _plan_preprocess(
             what = "simulated trials, as the data are not here"
         tell("measuring the first trials through preprocessing")
         try:
-            loaded, again = _preprocess_start(source, 2), _preprocess_start(source, 2)
+            counts = _list_pieces(source)
+            loaded = _preprocess_start(source, counts[0])
             held = read_memory("VmRSS")
-            pieces = grow(_list_pieces(source), partial(_preprocess_start, source), budget / 4)
+            pieces = grow(counts, partial(_preprocess_start, source), budget / 2)
         except BraindecodeVisError as error:
             return Step(
                 "preprocess", None, disk=disk, how=f"the first trials could not be read alone ({error})"
             )
         pictures = _preprocess_pictures(source)
+    # Libraries that the first call loads.
+    wall, cpu = loaded.seconds - pieces[0].seconds, loaded.cpu_seconds - pieces[0].cpu_seconds
     for piece in pieces:
         piece.seconds, piece.cpu_seconds = piece.seconds * larger, piece.cpu_seconds * larger
     # What a part costs beside its trials comes back with each of them.
@@ -263,8 +271,7 @@ def _plan_preprocess(
     if not simulated and (block := _count_block(source, sizes.n_stored)):
         blocks = [piece for piece in pieces if piece.size <= block] or pieces[:1]
         step = replace(step, memory=held + extrapolate(blocks, "memory", block))
-    wall, cpu = loaded.seconds - again.seconds, loaded.cpu_seconds - again.cpu_seconds
-    step = add_pieces(step, PieceCost(1.0, max(0.0, wall), max(0.0, cpu)), 1.0)  # libraries
+    step = add_pieces(step, PieceCost(1.0, max(0.0, wall), max(0.0, cpu)), 1.0)
     if not simulated and opened is not None:
         step = add_pieces(step, opened, 1.0)
     if sizes.n_repeated:
@@ -275,7 +282,9 @@ def _plan_preprocess(
         return replace(step, disk=disk)
     times = sizes.n_images * sizes.image_px**2 / pictures.size
     step = add_pieces(step, pictures, times)
-    return replace(step, disk=disk, how=f"{step.how}; and the first pictures, extrapolated {times:.3g} times")
+    return replace(
+        step, disk=trials + kept, how=f"{step.how}; and the first pictures, extrapolated {times:.3g} times"
+    )
 
 
 def _simulate_source(
@@ -371,25 +380,46 @@ def _add_data(
     return replace(step, memory=(step.memory or 0.0) + memory)
 
 
+def _add_leaks(step: Step, sizes: RunSizes, trials: float, pictures: float, digest: PieceCost) -> Step:
+    """Add to `report` its check for leaks: copies among the trials, and digests of pictures; both in bytes."""
+    from braindecode_vis.datasets.trial_values import MAX_CORRELATED, find_copied_trials
+    from braindecode_vis.pipeline.leaks.split_overlap import LARGEST_CORRELATED, LARGEST_HASHED, find_copies
+
+    if step.name != "report" or step.seconds is None:
+        return step
+    with _lay_down(_make_repeated(sizes, 4)) as lying, measure(lying.n_trials) as piece:
+        find_copies(lying.data)
+        if trials <= LARGEST_CORRELATED and sizes.n_stored <= MAX_CORRELATED:
+            find_copied_trials(lying.data)
+    step = add_pieces(step, piece, sizes.n_stored / piece.size)
+    step = replace(step, memory=(step.memory or 0.0) + piece.memory)
+    return add_pieces(step, digest, pictures / digest.size) if pictures <= LARGEST_HASHED else step
+
+
+@contextmanager
+def _lay_down(responses: Responses) -> Iterator[Responses]:
+    """Yield trials that lie in a file."""
+    with tempfile.TemporaryDirectory() as made:
+        np.save(Path(made) / "data.npy", responses.data)
+        yield replace(responses, data=np.load(Path(made) / "data.npy", mmap_mode="r"))
+
+
 def _measure_trials(sizes: RunSizes, *, average: bool) -> PieceCost:
     """Measure reading trials from a file, where the repetitions of an image lie apart, and averaging them."""
     from braindecode_vis.preprocessing.selection import average_repetitions
 
-    responses = _make_repeated(sizes, 4)
-    with tempfile.TemporaryDirectory() as made:
-        np.save(Path(made) / "data.npy", responses.data)
-        lying = replace(responses, data=np.load(Path(made) / "data.npy", mmap_mode="r"))
-        with measure(responses.n_trials) as piece:
-            if average:
-                average_repetitions(lying)
-            else:
-                read_rows(lying.data, np.arange(responses.n_trials))
+    with _lay_down(_make_repeated(sizes, 4)) as lying, measure(lying.n_trials) as piece:
+        if average:
+            average_repetitions(lying)
+        else:
+            read_rows(lying.data, np.arange(lying.n_trials))
     return piece
 
 
 def _make_repeated(sizes: RunSizes, n_repetitions: int) -> Responses:
     """Return random trials of images that are shown as often as that."""
-    n = max(5, _PIECE_BYTES // (4 * math.prod(sizes.shape) * n_repetitions)) * n_repetitions
+    n = min(sizes.n_stored, _PIECE_BYTES // (4 * math.prod(sizes.shape)))
+    n = max(5, n // n_repetitions) * n_repetitions
     trials = pd.DataFrame(
         {
             "subject": "01", "session": "01", "run": "01", "split": "test",

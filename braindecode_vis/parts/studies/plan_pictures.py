@@ -33,6 +33,7 @@ from braindecode_vis.parts.studies.plan_pieces import (
     uses_gpu,
 )
 from braindecode_vis.parts.studies.run_sizes import RunSizes, measure_folder
+from braindecode_vis.report.page_gallery import MOST_FULL
 
 #: Pictures of training and of test that are measured first.
 FIRST_PICTURES = (3, 2)
@@ -57,7 +58,9 @@ def plan_pictures(
     records: list[tuple[int, int, dict[str, PieceCost]]] = []
     dims: tuple[int, ...] = (1024,)
     names = {"embed": sizes.n_images, "retrieve": sizes.n_test, "reconstruct": sizes.n_test}
-    names = ({} if config.decodes_categories else names) | {"evaluate": sizes.n_test, "report": 1}
+    # A page carries no more items, nor larger images beside it.
+    names = ({} if config.decodes_categories else names) | {"evaluate": sizes.n_test}
+    names["report"] = min(sizes.n_test, MOST_FULL // 2)
     large = None if config.decodes_categories else _count_network(config.target)
     tera = PieceCost(1.0) if large is None else _measure_tera()
     # By processor time, as a busy machine makes no network large.
@@ -80,7 +83,10 @@ def plan_pictures(
             records.append((n_train, n_test, _run_pictures(config, sizes, source, n_train, n_test)[0]))
     except BraindecodeVisError as error:
         why = f"not measured: {' '.join(str(error).split())[:200]}"
-        return [Step(name, None, how=why) for name in names], dims if large is None else large.shape, {}
+        steps = [Step(name, None, how=why) for name in names]
+        if large is None:
+            return steps, dims, {}
+        return [_add_network(steps[0], large, tera, sizes.n_images), *steps[1:]], large.shape, {}
     for name, size in names.items():
         if name not in first:  # a run of categories, or one without pictures
             continue
@@ -88,13 +94,11 @@ def plan_pictures(
             replace(found[name], size=n_train + n_test if name == "embed" else n_test)
             for n_train, n_test, found in records
         ]
-        if name == "report":  # page, hints and check for leaks, which few rows show as well
-            pieces = [replace(pieces[-1], size=1.0)]
         if name == "reconstruct" and left_out:
             steps.append(Step(name, None, how=f"not measured: {left_out} not here, and images need them"))
             continue
         counted = f"pictures of {sizes.image_px} px" if name == "embed" else "test rows"
-        what = "page and checks of a small run" if name == "report" else f"{pieces[-1].size:.0f} {counted}"
+        what = f"{pieces[-1].size:.0f} {counted}"
         # In the first run each stage loads its libraries, as in the real one.
         held = first[name].held + max(0.0, first[name].memory - pieces[0].memory)
         step = make_step(
@@ -192,10 +196,13 @@ def _take_pictures(config: RunConfig, sizes: RunSizes, source: Any, n: int, fold
         if len(found) >= n and found.has_pixels and found.pixels is None:
             few = found.select(found.ids[:n])
             return replace(few, table=few.table.assign(concept=concepts))
-    # Smooth, as photographs are: noise would be slower to write and to compress.
-    coarse = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
-    scale = -(-sizes.image_px // 8)
-    pictures = coarse.repeat(scale, axis=1).repeat(scale, axis=2)[:, : sizes.image_px, : sizes.image_px]
+    if source is not None and getattr(source, "read_image", None) is not None and len(source.stimuli) >= n:
+        pictures = np.stack([source.read_image(row) for row in range(n)])
+    else:
+        # Smooth, as photographs are: noise would be slower to write and to compress.
+        coarse = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+        scale = -(-sizes.image_px // 8)
+        pictures = coarse.repeat(scale, axis=1).repeat(scale, axis=2)[:, : sizes.image_px, : sizes.image_px]
     made = StimulusSet.from_pixels(
         pictures, [f"image{number}" for number in range(n)], concepts, source="random"
     )
@@ -263,7 +270,10 @@ def _run_pictures(
                 getattr(pipeline, work)(run)
         for done, artifact in run.produced:
             found.setdefault(done.split()[0], PieceCost(1.0)).disk += measure_folder(artifact.path)
-        found["report"].disk = (Path(made) / "run" / "report.html").stat().st_size
+        found["report"].disk = sum(
+            measure_folder(path) if path.is_dir() else path.stat().st_size
+            for path in (Path(made) / "run").glob("report*")
+        )
         pictures = pipeline.preprocess(run).stimuli
         with measure(1.0) as read:  # for a mean image
             total = np.zeros((sizes.image_px, sizes.image_px, 3), dtype=np.int64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,15 @@ def find_sizes(config: RunConfig, *, every_subject: bool = False) -> tuple[RunSi
     ConfigError
         If the data are not there, and their manifest does not say their sizes.
     """
+    from braindecode_vis.datasets.nsd.beta_files import MissingSessionsError
+
     try:
         return _open_sizes(config)
     except BraindecodeVisError as error:
         published = _read_published(config, every_subject)
+        if isinstance(error, MissingSessionsError) and error.there:
+            with suppress(BraindecodeVisError):
+                return _open_others(config, error.there, error.n_asked, published)
         if published is None:
             raise ConfigError(
                 f"the data set {config.dataset.kind} cannot be opened ({str(error).rstrip('.')}), and its manifest "
@@ -146,6 +151,30 @@ def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
         count_ceiling_trials(trials) if getattr(source, "modality", "") in ("eeg", "meg") else 0,
         len(first), sum(len(fold.test) for fold in split.folds), known,
     ), source  # fmt: skip
+
+
+def _open_others(
+    config: RunConfig, there: tuple[int, ...], n_asked: int, published: RunSizes | None
+) -> tuple[RunSizes, Any]:
+    """Return the sizes of a run whose other sessions will be fetched, from those that are there."""
+    data: Any = config.dataset.model_copy(update={"sessions": there})
+    sizes, source = _open_sizes(config.model_copy(update={"dataset": data}))
+    numbers: dict[str, Any] = {}
+    for name in (
+        "n_stored",
+        "n_images",
+        "n_train",
+        "n_train_images",
+        "n_test",
+        "n_train_trials",
+        "n_test_trials",
+    ):
+        numbers[name] = round(getattr(sizes, name) * n_asked / len(there))
+        if published is not None:  # sessions repeat the pictures of others
+            numbers[name] = max(getattr(sizes, name), min(numbers[name], getattr(published, name)))
+    read = None if sizes.input_bytes is None else round(sizes.input_bytes * n_asked / len(there))
+    origin = f"the {len(there)} sessions on disk, of {n_asked}; fetch the others before the run"
+    return replace(sizes, origin=origin, input_bytes=read, **numbers), source
 
 
 def open_source(dataset: Any, kind: str, made: Path) -> Any:

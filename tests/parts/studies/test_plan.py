@@ -12,6 +12,7 @@ import pytest
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.cli import main
 from braindecode_vis.config import read_config
+from braindecode_vis.datasets import trial_values
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.parts.studies import plan, plan_pictures, plan_pieces
 from braindecode_vis.parts.studies.plan import RunPlan, plan_runs
@@ -478,8 +479,9 @@ def test_pictures_of_the_data_stay_in_their_files_and_repetitions_are_read_and_a
     published = take(None, "published")  # drawn, and as files too
     assert published.pixels is None
     assert published.read_image("image3").shape == (32, 32, 3)
-    copied = SimpleNamespace(read_image=lambda number: None)  # by preprocessing, into one array
-    assert take(copied, "copied").pixels.shape == (4, 32, 32, 3)
+    rows = source.stimuli.select_pictured()  # copied by preprocessing, into one array
+    copied = SimpleNamespace(read_image=lambda row: rows.read_image(rows.ids[row]), stimuli=rows)
+    assert (take(copied, "copied").pixels[3] == rows.read_image(rows.ids[3])).all()
 
     read, predicted = PieceCost(1.0, 10.0, 5.0), PieceCost(2.0, 6.0, 4.0, 1e9)
     added = {
@@ -496,6 +498,49 @@ def test_pictures_of_the_data_stay_in_their_files_and_repetitions_are_read_and_a
         Step("reconstruct", 1.0, 0.5, 2.0, 1.0, 7e6), config, classes, (5,), read, predicted
     )
     assert step.cpu_seconds == 1.0 + 5.0 * 2 * sizes.n_train_images
+
+
+def test_the_check_for_leaks_reads_all_trials_and_pictures_up_to_a_bound(monkeypatch):
+    """`report` of NSD was planned at 1.7 s, as if a page of a few items and its checks were all."""
+    sizes = RunSizes("here", 3000, (40,), 4, 400, 16, 1, 300, 300, 100, ("01",))
+    step, digest, asked = Step("report", 1.0, 0.5, 2.0, 1.0, 7e6), PieceCost(1e6, 2.0, 1.0), []
+    monkeypatch.setattr(trial_values, "find_copied_trials", lambda data: asked.append(len(data)) or [])
+    bare = plan._add_leaks(step, sizes, 480e3, 0.0, digest)
+    assert len(asked) == 1
+    assert bare.seconds > 1.0
+    hashed = plan._add_leaks(step, sizes, 3e9, 5e6, digest)  # many trials are compared by equality alone
+    assert len(asked) == 1
+    assert hashed.cpu_seconds > 1.0 + 5 * 1.0
+    assert plan._add_leaks(step, sizes, 3e9, 5e9, digest).cpu_seconds < 1.0 + 5 * 1.0
+    assert plan._add_leaks(replace(step, name="train"), sizes, 3e9, 5e6, digest).seconds == 1.0
+
+
+def test_sessions_that_are_there_stand_for_those_that_are_not(tmp_path):
+    """With 2 of 40 files missing, a phantom was measured, and 18 times the truth was planned."""
+    config = read_config("nsd_ridge", root=make_tiny("nsd", tmp_path / "nsd"))
+    whole, source = find_sizes(config)
+    source.parts[-1].files[0].unlink()
+    part, rest = find_sizes(config)
+    assert part.is_there
+    assert len(rest.parts) == len(source.parts) - 1
+    assert f"{len(rest.parts)} sessions on disk, of {len(source.parts)}" in part.origin
+    assert (part.n_stored, part.shape) == (whole.n_stored, whole.shape)
+    assert whole.n_images <= part.n_images <= 2 * whole.n_images  # sessions repeat pictures of others
+
+
+def test_a_counted_network_has_an_estimate_where_its_small_run_fails(monkeypatch):
+    def fail(*given):
+        raise DataError("this run needs more pictures")
+
+    network = plan_pictures._CountedNetwork((8,), 100.0, 1e9)
+    monkeypatch.setattr(plan_pictures, "_run_pictures", fail)
+    monkeypatch.setattr(plan_pictures, "_count_network", lambda target: network)
+    monkeypatch.setattr(plan_pictures, "_measure_tera", lambda: PieceCost(1.0, 2.0, 1.0))
+    sizes = RunSizes("here", 500, (3,), 4, 400, 16, 1, 300, 300, 100, ("01",))
+    steps, dims, _ = plan_pictures.plan_pictures(read_config("synthetic_digits", QUICK), sizes)
+    assert (steps[0].name, steps[0].seconds, dims) == ("embed", 400 * 100 * 2.0, (8,))
+    assert "reading: not measured: this run needs more pictures" in steps[0].how
+    assert all(step.seconds is None for step in steps[1:])
 
 
 def test_categories_are_planned_trial_by_trial_and_with_their_scores():

@@ -5,7 +5,10 @@ import pytest
 
 from braindecode_vis.base import store
 from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.datasets import trial_values
 from braindecode_vis.datasets.drawn.images import render_batch
+from braindecode_vis.datasets.trial_values import find_copied_trials
+from braindecode_vis.pipeline.leaks import split_overlap
 from braindecode_vis.pipeline.leaks.likeness import find_like_pictures
 from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import (
@@ -175,6 +178,18 @@ def test_a_trial_in_two_rows_is_a_leak_where_the_rows_are_on_both_sides(open_sma
     (found,) = check_copies(open_small(data=data))
     assert found.level == ("leak" if words else "ok")
     assert words.replace("3 trial(s)", "2 trial(s)") in found.message  # rows 3, 20 and 21 are one trial
+
+
+def test_few_trials_of_a_file_are_mapped_at_a_time(tmp_path, monkeypatch):
+    """The check of 30 000 trials of NSD mapped 1.5 GB, which counted as memory of the run."""
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((90, 40), dtype=np.float32))
+    held = np.load(tmp_path / "data.npy", mmap_mode="r")
+    for module, find, n_blocks in ((split_overlap, find_copies, 0), (trial_values, find_copied_trials, 1)):
+        released = []
+        monkeypatch.setattr(module, "ROWS_OF_A_MAP", 50)
+        monkeypatch.setattr(module, "release_pages", lambda array, seen=released: seen.append(array is held))
+        find(held)
+        assert released == [True] * (2 + n_blocks)
 
 
 def test_copies_are_found_as_by_comparing_all_pairs():
