@@ -617,7 +617,7 @@ def _plan_epochs(
     stops = getattr(selection, "kind", "last") != "last"
     # Batches need the same memory however many there are; the trials lie in memory as a whole, or else in their file.
     trials = 4.0 * sizes.n_train * math.prod(sizes.shape)
-    trials = min(trials, getattr(settings, "max_device_bytes", trials))
+    trials = 0.0 if trials > getattr(settings, "max_device_bytes", trials) else trials
     step = Step(
         "train", seconds, seconds / factor, seconds * factor,
         loading + sizes.n_folds * (start + settings.epochs * epoch.cpu_seconds),
