@@ -995,7 +995,8 @@ def _compute_solved_errors(gram: Gram, fold: Fold, alphas: Sequence[float]) -> n
     matrix, right, left, mean = gram.split(fold)
     backend, power = gram.backend, gram.bound_condition(1.0)
     truth = backend.take(gram.values[fold.test]) - backend.take(mean)
-    problems, errors = {}, []
+    problems: dict[bool, list[Any]] = {}
+    errors = []
     for alpha in alphas:
         is_single = power <= SINGLE_CONDITION * alpha
         if is_single not in problems:
