@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -708,5 +708,4 @@ class Score:
 
     def as_row(self) -> dict[str, Any]:
         """Return the plain row that `scores.json` holds."""
-        row = asdict(self)
-        return {key: row[key] for key in SCORE_KEYS}
+        return {key: getattr(self, key) for key in SCORE_KEYS}

@@ -29,7 +29,7 @@ from braindecode_vis.base.remote import RemotePath, bring_all, refuse_address
 if TYPE_CHECKING:
     import pandas as pd
 
-_TOGETHER = 256  # images of a server that are brought side by side
+_TOGETHER = 256  # images that are read, or brought from a server, together
 REQUIRED_COLUMNS = ("stimulus_id", "concept", "path", "sha256")
 
 #: Pixels of the longer side up to which images are compared as they are; see `find_comparison_size`.
@@ -418,6 +418,15 @@ class ImageRows:
                 out = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
         flat, places = out.reshape(-1, height, width, 3), self.index.ravel()
         order = np.argsort(places, kind="stable")
+        pixels = self.source.pixels if isinstance(self.source, StimulusSet) else self.source
+        if isinstance(pixels, TrialRows):
+            pixels, places = pixels.data, pixels.rows[places]
+        is_plain = isinstance(pixels, np.ndarray) and self.grey_at is None
+        if is_plain and pixels.shape[1:3] == (height, width) and (not self.square or height == width):
+            for part in np.array_split(order, len(order) // _TOGETHER + 1):
+                distinct, inverse = np.unique(places[part], return_inverse=True)
+                flat[part] = read_rows(pixels, distinct)[inverse]
+            return out
         for number, row in enumerate(order):
             known = order[number - 1] if number and places[order[number - 1]] == places[row] else None
             flat[row] = (

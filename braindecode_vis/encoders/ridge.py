@@ -24,7 +24,7 @@ Hoerl and Kennard (1970), Ridge regression, doi:10.1080/00401706.1970.10488634.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -68,6 +68,8 @@ _EIGH = 9  # n cubed multiplications of a product take as long as the eigendecom
 _INVERTED = 12  # matrices that are inverted in the time of the eigendecomposition of one
 #: The same of an inverse in double precision, which holds six digits then.
 DOUBLE_CONDITION = 1e9
+#: What computes the errors of penalties on an inner fold: `_compute_path_errors` and others.
+FoldErrors = Callable[["Gram", Fold, Sequence[float]], np.ndarray]
 _BLOCK_BYTES = 128 * 1024**2  # of a matrix in double precision that is held for one product
 
 
@@ -848,12 +850,25 @@ def compute_fold_errors(
             if order is None:
                 order = _order_features(whole.data[fold.train], whole.values[fold.train])
             gram = whole.keep(order[:size])
-        n, n_held = len(gram.matrix), len(fold.test)
-        # Either each penalty costs products with what is held out, or each fold an eigendecomposition.
-        products = len(alphas) * n_held * (n + n_held) * (n_held + 2 * gram.values.shape[1])
-        by_residuals = gram is whole and products < _EIGH * min(n, len(fold.train)) ** 3
-        errors[row] = (_compute_residual_errors if by_residuals else _compute_path_errors)(gram, fold, alphas)
+        costs = _count_multiplications(gram, fold, len(alphas))
+        if gram is not whole:  # the eigendecomposition of all trials would serve one fold
+            del costs[_compute_residual_errors]
+        errors[row] = min(costs, key=lambda compute: costs[compute])(gram, fold, alphas)
     return errors
+
+
+def _count_multiplications(gram: Gram, fold: Fold, n_alphas: int) -> dict[FoldErrors, float]:
+    """Return about how many multiplications of a product each way takes for an inner fold, beyond what folds share."""
+    n_held, n_targets = len(fold.test), gram.values.shape[1]
+    n_all = len(gram.matrix)
+    n = n_all if gram.products is not None else len(fold.train)
+    predict = n * n_held * n_targets
+    paths = min(n_alphas * predict, predict + n**2 * (n_held + n_targets) / 2)
+    return {
+        _compute_residual_errors: n_alphas * float(n_held) * (n_all + n_held) * (n_held + 2 * n_targets),
+        _compute_path_errors: _EIGH * float(n) ** 3 + n**2 * (n_held + n_targets) + paths,
+        _compute_solved_errors: n_alphas * (n**3 / 6 + n**2 * n_targets + predict),
+    }
 
 
 def _compute_residual_errors(gram: Gram, fold: Fold, alphas: Sequence[float]) -> np.ndarray:
@@ -897,8 +912,10 @@ def is_inverted(gram: Gram, folds: Sequence[Fold], alphas: Sequence[float]) -> b
         # Multiplications: half of a product for a triangle, a sixth of a cube for a factor.
         each = n**3 / 6 + n**2 * n_trials / 2 + float((held**2 * (n / 2 + held / 6 + n_targets)).sum())
         products = len(alphas) * float((held * (n + held) * (held + 2 * n_targets)).sum())
-        spectra = _EIGH * n**3 * len(folds), _EIGH * n**3 + n**2 * n_trials + products
-        quicker = len(alphas) * each < min(spectra)
+        solved = sum(_count_multiplications(gram, f, len(alphas))[_compute_solved_errors] for f in folds)
+        # The factors of folds are smaller, and taking each fold's matrix costs a product.
+        others = _EIGH * n**3 * len(folds), _EIGH * n**3 + n**2 * n_trials + products, 1.5 * solved
+        quicker = len(alphas) * each < min(others)
     return quicker and gram.backend.device == "cpu" and gram.bound_condition(min(alphas)) <= DOUBLE_CONDITION
 
 
@@ -970,11 +987,41 @@ def _compute_path_errors(gram: Gram, fold: Fold, alphas: Sequence[float]) -> np.
     return np.maximum(sums, 0) / (n_held * n_targets)
 
 
+def _compute_solved_errors(gram: Gram, fold: Fold, alphas: Sequence[float]) -> np.ndarray:
+    """Return the error of each penalty on one inner fold, from a Cholesky factor of its training part for each.
+
+    As in `solve_ridge`, single precision is enough for large penalties.
+    """
+    matrix, right, left, mean = gram.split(fold)
+    backend, power = gram.backend, gram.bound_condition(1.0)
+    truth = backend.take(gram.values[fold.test]) - backend.take(mean)
+    problems: dict[bool, list[Any]] = {}
+    errors = []
+    for alpha in alphas:
+        is_single = power <= SINGLE_CONDITION * alpha
+        if is_single not in problems:
+            here = replace(backend, precision="float32") if is_single else backend
+            problems[is_single] = [here.take(part) for part in (matrix, right, left, truth)]
+        penalised, products, held, wanted = problems[is_single]
+        error = held @ gram._solve(penalised, products, alpha) - wanted
+        errors.append(float((error**2).mean()))
+    return np.array(errors)
+
+
 def _invert(eigenvalues: Any, alpha: float) -> Any:
     """Return 1 / (eigenvalue + alpha), and 0 where that is less than rounding leaves of an eigenvalue of 0."""
     least = float(eigenvalues.max()) * len(eigenvalues) * 2.2e-16
     penalised = eigenvalues.clip(0) + alpha
     return (penalised > least) / penalised.clip(least)
+
+
+@cache
+def _find_pools() -> Any:
+    """Return the threads of the linear algebra; to look for them anew took a third of a small fit."""
+    import scipy.linalg  # noqa: F401  # with its own BLAS, which is found only once it is loaded
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 @contextmanager
@@ -983,12 +1030,10 @@ def use_backend(device: Device, n_values: int) -> Iterator[Backend]:
 
     Its products take less time than waking a second thread or a GPU does.
     """
-    from threadpoolctl import threadpool_limits
-
     small = n_values < SMALL_PROBLEM
     # Asked only where it matters: a small problem on the CPU never waits for torch to be imported.
     asks = device == "cuda" or (device == "auto" and not small)
-    with threadpool_limits(limits=1 if small else None):
+    with _find_pools().limit(limits=1) if small else nullcontext():
         if asks and (chosen := choose_device(device, setting="encoder.device")) != "cpu":
             import torch
 

@@ -221,7 +221,7 @@ def make_score(
     elif subjects is None:
         value = float(values.mean())
     else:
-        value = float(pd.Series(values).groupby([str(s) for s in subjects]).mean().mean())
+        value = float(pd.Series(values).groupby(np.array([str(s) for s in subjects], object)).mean().mean())
     # An error that is 0 for every item is no proportion, so the name decides and not the values alone.
     counts_hits = statistic == "mean" and not differs and find_metric(metric).metric.counts_hits
     proportion = counts_hits and bool(((values >= 0) & (values <= 1)).all())

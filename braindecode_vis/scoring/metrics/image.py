@@ -563,7 +563,7 @@ def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     squares[1] += np.float32(SSIM_C1)
     table, scratch = np.empty((len(right), len(left))), _Scratch()
     # Means and variances are those of single images; only the products are filtered pair by pair.
-    step = max(1, 2 * BATCH_VALUES // left[0].size)
+    step, ones = max(1, 2 * BATCH_VALUES // left[0].size), np.ones(means[0].shape[2], np.float32)
     for column in range(len(left)):
         doubled, twice_mean, twice_level = (2 * x[column] for x in (left, means[0], levels[0]))
         for start in range(0, len(right), step):
@@ -579,8 +579,8 @@ def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
             numerator *= covariance
             numerator /= np.add(squares[1][rows], squares[0][column], out=covariance)
             numerator /= np.add(variances[1][rows], variances[0][column], out=covariance)
-            table[rows, column] = numerator.mean(axis=(1, 2), dtype=np.float64)
-    return table
+            table[rows, column] = (numerator @ ones).sum(axis=1, dtype=np.float64)
+    return table / math.prod(numerator.shape[1:])
 
 
 def _blur(images: np.ndarray, axes: tuple[int, ...], scratch: _Scratch | None = None) -> np.ndarray:
