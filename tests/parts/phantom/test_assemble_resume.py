@@ -68,13 +68,11 @@ def test_same_call_gives_the_same_bytes(tmp_path):
 )
 def test_several_processes_write_the_same_bytes(tmp_path, name, n_test):
     """All have units that read what others wrote: epochs are cut from raw runs, tables from volumes."""
-    few = {"n_sessions": 4, "test_repetitions": 4, "n_raw_sessions": 1} if name == "things-meg" else {}
-    size = SIZES[name]["tiny"].replace(**few)
-    arguments = {"size": size, "config": CONFIG, "embed": embed}
+    arguments = {"size": SIZES[name]["tiny"], "config": CONFIG, "embed": embed}
     told = []
     make_phantom(name, tmp_path / "one", **arguments)
     make_phantom(name, tmp_path / "two", **arguments, jobs=2, advance=told.append)
-    assert sum(told) == estimate_phantom(name, size).n_steps
+    assert sum(told) == estimate_phantom(name, SIZES[name]["tiny"]).n_steps
     first, second = list_files(tmp_path / "one"), list_files(tmp_path / "two")
     assert first.keys() == second.keys()
     for file, path in first.items():
