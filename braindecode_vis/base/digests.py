@@ -129,8 +129,10 @@ def hash_anew(anew: bool = True) -> Iterator[None]:
     if not anew:
         yield
         return
-    for kept in (_KNOWN, _USED, _REMOTE, _SOUND):
-        kept.clear()  # type: ignore[attr-defined]
+    _KNOWN.clear()
+    _USED.clear()
+    _REMOTE.clear()
+    _SOUND.clear()
     forget_listings()
     token = _ANEW.set(True)
     try:
