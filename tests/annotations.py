@@ -46,7 +46,7 @@ class _Loader(SourceFileLoader):
     def get_code(self, fullname):
         tree = ast.parse(self.get_data(self.path), self.path)
         _decorate(tree.body)
-        return compile(ast.fix_missing_locations(tree), self.path, "exec", dont_inherit=True)
+        return compile(tree, self.path, "exec", dont_inherit=True)
 
     def exec_module(self, module):
         vars(module)["__enforced__"] = _enforce_one

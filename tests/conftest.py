@@ -136,10 +136,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: _RANKS.get(item.path, len(_RANKS)))
 
 
-def pytest_collection_finish():
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
     """Spare the garbage collector what stays to the end: most of its time went into imported modules."""
-    gc.collect()
-    gc.freeze()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -228,7 +234,9 @@ def bucket(s3_server, tmp_path, monkeypatch):
 def _same_draws(request):
     """Seed torch's global generator by the test's name, so that a test draws the same numbers in any order."""
     if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(zlib.crc32(request.node.name.encode()))
+        from braindecode_vis.base.devices import seed_device
+
+        seed_device("cpu", zlib.crc32(request.node.name.encode()))
 
 
 @pytest.fixture

@@ -110,6 +110,7 @@ def _count(n: int) -> str:
 _KNOWN: dict[str, _Known] = {}
 _USED: dict[str, tuple[int, bool]] = {}
 _REMOTE: set[str] = set()  # addresses whose version was asked for
+_SOUND: dict[str, dict[str, FileIdentity]] = {}  # by folder: files that were found as its record says
 #: Shows progress of one long reading: is given words, and returns a context as `Listener.watch` does.
 Watch = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
 _WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
@@ -131,6 +132,7 @@ def hash_anew(anew: bool = True) -> Iterator[None]:
     _KNOWN.clear()
     _USED.clear()
     _REMOTE.clear()
+    _SOUND.clear()
     forget_listings()
     token = _ANEW.set(True)
     try:
@@ -379,6 +381,30 @@ def identify_file(path: Path | str) -> FileIdentity:
     raise DataError(f"{path} does not exist; correct the setting that names it, or fetch it.")
 
 
+def identify_settled(paths: Iterable[Path]) -> dict[str, FileIdentity] | None:
+    """Return the identity of each file by its path; None if a write now could leave the times of one unchanged."""
+    now_ns, found = time.time_ns(), {}
+    for path in paths:
+        about = path.stat()
+        if _count_unsettled(about, now_ns) > 0:
+            return None
+        found[str(path)] = identify_file(str(path))
+    return found
+
+
+def keep_sound(folder: Path, files: Mapping[str, FileIdentity]) -> None:
+    """Remember that a folder is as its record says while its files have these identities, taken before the check."""
+    _SOUND[str(folder)] = dict(files)
+
+
+def is_sound(folder: Path) -> bool:
+    """Say whether all files that `keep_sound` was given for a folder have the same size, times and inode."""
+    files = _SOUND.get(str(folder))
+    with suppress(DataError):
+        return files is not None and all(identify_file(place) == then for place, then in files.items())
+    return False
+
+
 def count_verified() -> VerifiedFiles:
     """Return the files that this process has verified so far, each counted once."""
     used = list(_USED.values())
@@ -528,8 +554,8 @@ def _write_caches(places: Mapping[str, str], *, keep: Container[str] = ()) -> No
 def bound_cache(folder: Path, n_most: int) -> None:
     """Remove the oldest files of a cache folder if there are more than `n_most`."""
     with suppress(OSError):
-        kept = list(folder.iterdir())
-        if len(kept) > n_most:
-            kept.sort(key=lambda path: path.stat().st_mtime)
+        names = os.listdir(folder)  # noqa: PTH208 (speed)
+        if len(names) > n_most:
+            kept = sorted((folder / name for name in names), key=lambda path: path.stat().st_mtime)
             for path in kept[: n_most // 2]:
                 path.unlink(missing_ok=True)

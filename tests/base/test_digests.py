@@ -502,6 +502,24 @@ def test_decode_computes_again_what_verify_finds(tmp_path):
     assert told.reasons["preprocess"].endswith("was missing or changed")
 
 
+@pytest.mark.parametrize("name", ["provenance.json", "data"])
+def test_a_folder_that_was_found_sound_is_read_again_once_a_file_has_changed(tmp_path, monkeypatch, name):
+    (tmp_path / "data").write_text("1.0")
+    store.write_provenance(
+        tmp_path / "provenance.json", {"created": "now", "files": store.describe_files(tmp_path)}
+    )
+    time.sleep(0.1)  # until a later write shows in the times
+    assert store.find_damage(tmp_path) == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_parse_record", None)
+        assert store.find_damage(tmp_path) == ""  # by size, times and inode alone
+    path = tmp_path / name
+    before = path.stat()
+    path.write_text(path.read_text().replace("1.0", "2.0").replace("now", "new"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert f"its {'file ' * (name == 'data')}{name} was" in store.find_damage(tmp_path)
+
+
 def test_files_of_earlier_versions_are_known_by_what_was_recorded_of_them(copied):
     artifact = find_artifact(copied, "train")
     record = store.read_json(artifact / store.PROVENANCE)
