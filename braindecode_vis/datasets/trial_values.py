@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from braindecode_vis.base.checks import DataError, check_finite
+from braindecode_vis.base.memory import release_pages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -238,6 +239,8 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
         first = seen.setdefault(digest, row)
         if first != row:
             pairs.append((first, row))
+        if row % 1024 == 0:
+            release_pages(X)
     asked = np.ones(n, bool) if tested is None else np.isin(np.arange(n), tested)
     pairs += [pair for pair in _find_half_copies(X, probes, asked) if pair not in pairs]
     if (tested is None and n > MAX_CORRELATED) or size < 4:
@@ -246,6 +249,7 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
     def centre(rows: Any, dtype: Any = np.float32) -> np.ndarray:
         flat = np.asarray(X[rows], dtype=dtype).reshape(-1, size)
         flat = flat - flat.mean(axis=1, keepdims=True)
+        release_pages(X)
         return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20))
 
     spread = np.linspace(0, n - 1, min(n, 150)).astype(int)

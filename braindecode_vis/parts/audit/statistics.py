@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.memory import release_pages
 from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first, name_fold
 from braindecode_vis.preprocessing.scaling import fit_robust_scaler
@@ -92,6 +93,7 @@ def iterate_rows(data: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarra
         chunk = rows[start : start + size]
         block = np.asarray(data[chunk], dtype=np.float64)
         yield chunk, block.reshape(len(chunk), data.shape[1], -1)
+        release_pages(data)
 
 
 def fit_standardised(data: np.ndarray, groups: np.ndarray, is_train: np.ndarray, grouping: str) -> Fit | None:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
+from braindecode_vis.base.memory import release_pages
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.base.store import read_json
@@ -397,6 +398,8 @@ def find_copies(data: np.ndarray) -> np.ndarray:
     for row in range(len(data)):
         trial = np.asarray(data[row]).reshape(-1)
         quick.setdefault(trial[picked].tobytes(), []).append(row)
+        if row % 1024 == 0:
+            release_pages(data)
     codes = np.arange(len(data))
     for rows in quick.values():
         seen: dict[bytes, int] = {}
