@@ -250,6 +250,7 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
     def centre(rows: Any, dtype: Any = np.float32) -> np.ndarray:
         flat = np.asarray(X[rows], dtype=dtype).reshape(-1, size)
         flat = flat - flat.mean(axis=1, keepdims=True)
+        release_pages(X)
         return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20))
 
     spread = np.linspace(0, n - 1, min(n, 150)).astype(int)

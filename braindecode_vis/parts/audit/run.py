@@ -112,8 +112,8 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     folder
         A run folder, finished or not; stages that are missing are reported.
     refit
-        Also preprocess the recordings again, and fit every fold twice, on clean and on poisoned test trials; see
-        `check_prepared` and `check_refit`.
+        Also preprocess the recordings again, and fit every fold again with poisoned test trials; see `check_prepared`
+        and `check_refit`.
     seed
         Of the permutations of the design check.
 

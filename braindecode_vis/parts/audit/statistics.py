@@ -250,7 +250,7 @@ def _find_finest(fits: list[Fit | None]) -> Fit | None:
 def _find_calibrated(run: AuditedRun, groups: np.ndarray) -> int | None:
     """Return the first fold whose test trials are scaled by trials that the fold itself does not learn from."""
     for number, fold in enumerate(run.folds):
-        foreign = run.is_training & np.isin(groups, groups[fold.test])
+        foreign = run.is_training & pd.Series(groups).isin(groups[fold.test]).to_numpy()
         foreign[fold.train] = False
         if foreign.any():
             return number

@@ -106,6 +106,8 @@ class AuditedRun:
         Whether the bytes of every file are read, whatever is remembered of unchanged ones.
     verified
         What checks say of how they verified it; see `state`.
+    refitted
+        Artifacts of fits that were found again to the last bit.
     """
 
     folder: Path
@@ -129,6 +131,7 @@ class AuditedRun:
     seed: int = 0
     reads: bool = True
     verified: list[Verified] = field(default_factory=list)
+    refitted: set[Path] = field(default_factory=set)
 
     def state(self, part: Part, how: How, what: str, reason: str = "") -> None:
         """Say how a part of the run was verified; every check that verifies one calls this, whatever it finds.

@@ -1,5 +1,7 @@
 """What rounding may change is forgiven between stored and computed values, and nothing else."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -119,6 +121,31 @@ def test_files_of_an_artifact_are_compared_by_their_kind(tmp_path, name, factor,
     (tmp_path / "stored" / "fold00" / name).unlink()
     missing = compare_files(tmp_path / "stored", tmp_path / "made", 1e-3)
     assert missing == ("" if name.endswith("png") else f"fold00/{name} is missing")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "row", "value", "same"),
+    [
+        (np.uint8, 99, 3, True), (np.uint8, 0, 4, False), (np.uint8, 99, 4, False),
+        (np.float32, 99, 3, True), (np.float32, 0, 4, False), (np.float32, 50, np.nan, False),
+    ],
+)  # fmt: skip
+def test_large_arrays_are_compared_block_by_block(tmp_path, monkeypatch, dtype, row, value, same):
+    """Pictures of a data set were compared by one array of truth values of their size, after both were read."""
+    monkeypatch.setattr("braindecode_vis.base.arrays.BLOCK_BYTES", 8 * 10_000)
+    made = np.full((100, 10_000), 3, dtype)
+    for name in ("stored", "made"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "pixels.npy", made)
+    stored = np.load(tmp_path / "stored" / "pixels.npy", mmap_mode="r+")
+    stored[row, 7] = value
+    del stored
+    tracemalloc.start()
+    found = compare_files(tmp_path / "stored", tmp_path / "made", 1e-3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == ("" if same else "pixels.npy: it is not what is computed")
+    assert peak < 500_000
 
 
 def test_vectors_are_compared_in_units_of_their_spread():

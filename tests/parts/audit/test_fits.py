@@ -265,24 +265,53 @@ def test_an_average_that_reads_a_table_is_trained_again_by_those_who_know_where_
     assert fits.check_refit(SimpleNamespace(trained=[record])) == []
 
 
-def test_the_second_fit_alone_is_given_poison_and_in_every_trial_that_is_not_learnt_from(
-    tmp_path, prepared, monkeypatch
+@pytest.mark.parametrize(("change", "n_fits"), [(0.0, 1), (1e-6, 2)])
+def test_one_fit_alone_is_given_poison_and_in_every_trial_that_is_not_learnt_from(
+    tmp_path, prepared, monkeypatch, change, n_fits
 ):
-    """Were the clean fit poisoned too, both would agree on what they learnt from the test."""
+    """Were the clean fit poisoned too, both would agree on what they learnt from the test.
+
+    It is needed only where the poisoned one is not that of the run to the last bit.
+    """
     write_trained(tmp_path, prepared, write_bank(tmp_path, prepared, IMAGES, VECTORS), write=write_fit())
     seen = []
-    monkeypatch.setattr(
-        fits, "_fit_encoder",
-        lambda run, record, number, responses, folder, *, poison: seen.append((np.array(responses.data), poison)),
-    )  # fmt: skip
-    monkeypatch.setattr(fits, "_compare_fits", lambda *_: [])
-    (found,) = fits.check_refit(open_audited(tmp_path))
-    assert found.level == "ok"
-    (clean, first), (poisoned, second) = seen
-    assert (first, second) == (False, True)
-    np.testing.assert_array_equal(clean, DATA)
+
+    def fit(run, record, number, responses, folder, *, poison):
+        folder.mkdir()
+        write_fit(shift=change)(folder)
+        seen.append((np.array(responses.data), poison))
+
+    monkeypatch.setattr(fits, "_fit_encoder", fit)
+    run = open_audited(tmp_path)
+    (found,) = fits.check_refit(run)
+    assert (found.level, len(seen), len(run.refitted)) == ("ok", n_fits, 2 - n_fits)
+    poisoned, first = seen[0]
     np.testing.assert_array_equal(poisoned[TRAIN], DATA[TRAIN])
+    assert first
     assert np.abs(poisoned[TEST]).min() >= fits.POISON
+    for clean, second in seen[1:]:
+        np.testing.assert_array_equal(clean, DATA)
+        assert not second
+
+
+@pytest.mark.parametrize("kept", ["stored", "made"])
+def test_a_file_that_only_one_of_two_fits_has_is_no_equal_fit(tmp_path, prepared, monkeypatch, kept):
+    def write(path, which):
+        write_fit()(path)
+        if which == kept:
+            np.save(path / "more.npy", DATA)
+
+    bank = write_bank(tmp_path, prepared, IMAGES, VECTORS)
+    write_trained(tmp_path, prepared, bank, write=lambda path: write(path, "stored"))
+
+    def fit(run, record, number, responses, folder, *, poison):
+        folder.mkdir()
+        write(folder, "made")
+
+    monkeypatch.setattr(fits, "_fit_encoder", fit)
+    run = open_audited(tmp_path)
+    fits.check_refit(run)
+    assert run.refitted == set()
 
 
 @pytest.mark.parametrize(

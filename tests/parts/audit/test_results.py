@@ -18,8 +18,9 @@ from braindecode_vis.cli import app
 from braindecode_vis.config import read_config
 from braindecode_vis.embeddings.conditional import ConditionalEncoder
 from braindecode_vis.parts.audit.choices import check_epochs
+from braindecode_vis.parts.audit.fits import check_refit
 from braindecode_vis.parts.audit.material import check_captions
-from braindecode_vis.parts.audit.recompute import open_recomputed
+from braindecode_vis.parts.audit.recompute import RecomputedRun, open_recomputed
 from braindecode_vis.parts.audit.results import (
     check_embedded,
     check_fits,
@@ -124,6 +125,18 @@ def test_every_part_of_a_clean_run_is_verified_by_recomputing(clean):
     assert not [item for item in audit.findings if "again" in item.message and item.level == "warning"]
     assert {item.part: item.how for item in audit.list_status()} == QUICKLY
     assert {path: path.stat().st_mtime_ns for path in clean.rglob("*")} == before
+
+
+def test_a_fit_that_poisoned_trials_gave_to_the_last_bit_is_not_made_once_more(clean, monkeypatch):
+    monkeypatch.setattr(RecomputedRun, "compute", None)
+    run = open_audited(clean, thorough=True)
+    assert [item.level for item in check_refit(run)] == ["ok"]
+    with tempfile.TemporaryDirectory() as temporary:
+        assert check_fits(run, open_recomputed(run, Path(temporary))) == []
+    assert {(item.part, item.how) for item in run.verified} == {
+        ("fit", "recomputed"),
+        ("choice", "recomputed"),
+    }
 
 
 @pytest.mark.parametrize("part, step", STEPS, ids=[step.__name__ for _, step in STEPS])
