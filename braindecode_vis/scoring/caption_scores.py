@@ -35,7 +35,7 @@ from braindecode_vis.scoring.metrics.caption_metrics import compute_caption_metr
 from braindecode_vis.scoring.metrics.image import make_image_table
 from braindecode_vis.scoring.score_row import POOLED, make_score
 from braindecode_vis.scoring.scoring_task import average, list_subjects
-from braindecode_vis.scoring.uncertainty import PermutationResult, permutation_test, widen_null
+from braindecode_vis.scoring.uncertainty import PermutationResult, move_null, permutation_test, widen_null
 from braindecode_vis.scoring.units import Units
 
 NEAREST = "nearest-caption"
@@ -358,14 +358,20 @@ class CaptionNull:
         tables = {name: table[rows] for name, table in self.tables.items()}
         return replace(self, tables=tables, truth=self.truth[rows])
 
-    def permute(self, metric: str, seed: int) -> PermutationResult:
-        """Return a metric under all permutations."""
-        return permutation_test(
+    def permute(self, metric: str, seed: int, *, over_folds: bool) -> PermutationResult:
+        """Return a metric under all permutations; after folds, p is of a wider null."""
+        found = permutation_test(
             self.tables[metric],
             truth=self.truth,
             groups=self.blocks,
             n_permutations=self.n_permutations,
             seed=seed,
+        )
+        found = widen_null(found) if over_folds else found
+        return (
+            found
+            if self.blocks is None
+            else move_null(found, self.tables[metric], self.truth, self.blocks, None)
         )
 
 
@@ -410,8 +416,7 @@ def score_captions(
     p_values: dict[str, float | None] = dict.fromkeys(values)
     if len(distinct) > 1 and null is not None:
         for name in values:
-            found = null.permute(name, seed)
-            found = widen_null(found) if over_folds else found
+            found = null.permute(name, seed, over_folds=over_folds)
             level[name], p_values[name] = found.null_mean, found.p_value
     elif len(distinct) > 1:
         following = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))

@@ -136,8 +136,8 @@ def score_pairs(scored: ScoredGroup, method: str, names: Sequence[str]) -> Itera
 
     Pairs are dear, so only the system under test gets a permutation null, and only of as many pairs as
     `LARGEST_PAIR_TABLE` allows: beyond that, stimuli are permuted within random blocks of equal size, which is as valid
-    as permuting all of them and a little less sensitive. The chance level of a control is its mean against the next
-    stimulus, as is that of a metric that is too slow for all pairs.
+    as permuting all of them and a little less sensitive; chance is that of all. The chance level of a control is its
+    mean against the next stimulus, as is that of a metric that is too slow for all pairs.
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ def _score_pair_table(scored: ScoredGroup, method: str, name: str) -> Iterator[t
     for fold in np.unique(folds):  # nothing is permuted across folds
         members = np.flatnonzero(folds == fold)
         blocks[members] = n_stimuli * fold + make_blocks(len(members), n_pairs, scored.task.seed)
-    yield from scored.score_table(method, name, _tabulate_rounds(scored, method, name, blocks), groups=blocks)
+    yield from scored.score_table(method, name, _tabulate_rounds(scored, method, name, blocks), blocks=blocks)
 
 
 def _tabulate_rounds(scored: ScoredGroup, method: str, name: str, blocks: np.ndarray) -> list[np.ndarray]:

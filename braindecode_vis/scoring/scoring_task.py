@@ -22,7 +22,7 @@ from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.refits import Refits
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
 from braindecode_vis.scoring.score_row import POOLED, make_score
-from braindecode_vis.scoring.uncertainty import PermutationResult, permutation_test, widen_null
+from braindecode_vis.scoring.uncertainty import PermutationResult, move_null, permutation_test, widen_null
 from braindecode_vis.scoring.units import Units, find_exchangeable
 
 if TYPE_CHECKING:
@@ -462,16 +462,24 @@ class ScoredGroup:
                 }  # fmt: skip
 
     def permute(
-        self, table: np.ndarray, *, groups: Any = None, alternative: Any = "greater"
+        self, table: np.ndarray, *, groups: Any = None, blocks: Any = None, alternative: Any = "greater"
     ) -> PermutationResult:
-        """Test a table of rows by distinct stimuli; after folds within each, by a wider null."""
+        """Test a table of rows by distinct stimuli; after folds within each, by a wider null.
+
+        With `blocks`, chosen at random, the table holds only the pairs within them; see `move_null`.
+        """
         if self.column_folds is not None:
             groups = cross_labels(groups, self.column_folds)
+        classes = self.find_classes(self.columns, groups)
+        within = classes
+        if blocks is not None:
+            within = blocks if classes is None else cross_labels(blocks, classes)
         found = permutation_test(
-            table, truth=self.truth, groups=self.find_classes(self.columns, groups), alternative=alternative,
+            table, truth=self.truth, groups=within, alternative=alternative,
             n_permutations=self.task.n_permutations, seed=self.task.seed,
         )  # fmt: skip
-        return widen_null(found) if self.over_folds else found
+        found = widen_null(found) if self.over_folds else found
+        return found if blocks is None else move_null(found, table, self.truth, within, classes)
 
     def score_table(
         self,
@@ -479,7 +487,7 @@ class ScoredGroup:
         metric: str,
         tables: Sequence[np.ndarray],
         *,
-        groups: Any = None,
+        blocks: Any = None,
     ) -> Iterator[tuple[Score, np.ndarray]]:
         """Yield the scores of a metric known for all pairs of images and stimuli, chance from its permutation null.
 
@@ -489,22 +497,28 @@ class ScoredGroup:
             As in `Score`.
         tables
             For each round an array of shape (n_rows, n_stimuli): the value if that stimulus were the row's own.
-        groups : sequence of length n_stimuli, optional
-            Stimuli are permuted within their group.
+        blocks : sequence of length n_stimuli, optional
+            Random blocks, outside of which nothing is known.
         """
         several = self.can_permute
         table = average(tables)
         alternative = find_metric(metric).metric.alternative
-        null = self.permute(table, groups=groups, alternative=alternative) if several else None
+        null = self.permute(table, blocks=blocks, alternative=alternative) if several else None
         level, p_value = (None, None) if null is None else (null.null_mean, null.p_value)
         yield self.score(self.own(table), metric, method, chance=level, p_value=p_value), self.own(table)
         if method == "decoded" and null is not None:
             yield self.score_shuffled(null, metric, len(table)), self.own(table)
         if several:
-            yield from self.score_best(method, metric, tables, groups=groups)
+            yield from self.score_best(method, metric, tables, blocks=blocks)
 
     def score_best(
-        self, method: str, metric: str, tables: Sequence[np.ndarray], *, groups: Any = None
+        self,
+        method: str,
+        metric: str,
+        tables: Sequence[np.ndarray],
+        *,
+        groups: Any = None,
+        blocks: Any = None,
     ) -> Iterator[tuple[Score, np.ndarray]]:
         """Yield the score of the best of several draws, if that is asked for."""
         if not self.task.best_of or method != "decoded" or len(tables) < 2:
@@ -512,7 +526,7 @@ class ScoredGroup:
         alternative = find_metric(metric).metric.alternative
         # Of each pair of image and stimulus the best draw: then the null chooses as freely as the score does.
         best = np.max(tables, axis=0) if alternative == "greater" else np.min(tables, axis=0)
-        null = self.permute(best, alternative=alternative, groups=groups)
+        null = self.permute(best, alternative=alternative, groups=groups, blocks=blocks)
         yield (
             self.score(
                 self.own(best), f"best_of_{len(tables)}_{metric}", method,

@@ -482,6 +482,44 @@ def permutation_test(
     )  # fmt: skip
 
 
+def move_null(
+    found: PermutationResult, table: np.ndarray, truth: np.ndarray, blocks: Labels, classes: Labels | None
+) -> PermutationResult:
+    """Move a null of permutations within random blocks to the mean that all permutations within classes have.
+
+    In a block of n, a permutation leaves one stimulus in n beside its own prediction, so that a null of small blocks
+    is nearer to the observed value than one of all stimuli. Its p-value is valid and stays.
+
+    Parameters
+    ----------
+    found
+        From `permutation_test` with the blocks as groups.
+    table, truth
+        As for `permutation_test`; of the table only what lies within blocks is read.
+    blocks, classes : sequences of length n_stimuli
+        Block and class of each column, blocks within classes; None is one class.
+    """
+    labels, of_class = (
+        np.unique(np.asarray(part).astype(str), return_inverse=True)[1]
+        for part in (blocks, np.zeros(len(blocks)) if classes is None else classes)
+    )
+    shown = np.isin(np.arange(len(labels)), truth)  # the other columns take no part in the permutation
+    sizes = np.bincount(of_class[shown], minlength=of_class.max() + 1)[of_class[truth]]
+    own, beside = table[np.arange(len(table)), truth], (labels[truth][:, None] == labels) & shown
+    beside[np.arange(len(table)), truth] = False
+    n_others = beside.sum(axis=1)
+    others = np.where(n_others > 0, np.where(beside, table, 0).sum(axis=1) / np.maximum(n_others, 1), own)
+    level = float((own / sizes + others * (1 - 1 / sizes)).mean())
+    by = level - found.null_mean
+    return replace(
+        found,
+        null=found.null + by,
+        null_mean=level,
+        null_low=found.null_low + by,
+        null_high=found.null_high + by,
+    )
+
+
 def permutation_test_folds(
     tables: Sequence[np.ndarray],
     truths: Sequence[np.ndarray],

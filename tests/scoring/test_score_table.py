@@ -188,7 +188,12 @@ def test_pairs_beyond_the_limit_are_permuted_within_blocks(monkeypatch):
     assert whole.p_value == 1 / 201
     assert 1 / 201 <= parted.p_value < 0.02  # (4!)^2 permutations
     monkeypatch.setattr(image_scores, "LARGEST_PAIR_TABLE", 0)
-    assert find(compute_scores(task)[0], "ssim").p_value == pytest.approx(1 / 2**4, abs=0.06)
+    scores = compute_scores(task)[0]
+    assert find(scores, "ssim").p_value == pytest.approx(1 / 2**4, abs=0.06)
+    # A pair that keeps its places is half of such a null, and was half of the chance that was printed.
+    halfway = (whole.value + whole.chance) / 2
+    for method in ("decoded", "shuffled"):
+        assert abs(find(scores, "ssim", method).chance - whole.chance) < 0.2 * abs(halfway - whole.chance)
 
 
 @pytest.mark.parametrize("n_draws", [None, 2])
