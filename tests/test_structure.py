@@ -36,7 +36,7 @@ FIGURES = {
     "files of part live": 24,
     "lines of part phantom": 14000,
     "files of part phantom": 48,
-    "lines of part studies": 9000,
+    "lines of part studies": 9250,
     "files of part studies": 28,
     "imports from the core into parts": 0,
     "names of parts in strings of the core": 0,

@@ -418,7 +418,7 @@ class ImageRows:
                 out = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
         flat, places = out.reshape(-1, height, width, 3), self.index.ravel()
         order = np.argsort(places, kind="stable")
-        pixels = self.source.pixels if isinstance(self.source, StimulusSet) else self.source
+        pixels: Any = self.source.pixels if isinstance(self.source, StimulusSet) else self.source
         if isinstance(pixels, TrialRows):
             pixels, places = pixels.data, pixels.rows[places]
         is_plain = isinstance(pixels, np.ndarray) and self.grey_at is None

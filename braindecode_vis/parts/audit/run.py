@@ -16,7 +16,7 @@ from pathlib import Path
 
 from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.base.consent import ConsentError
-from braindecode_vis.parts.audit.choices import check_epochs
+from braindecode_vis.parts.audit.choices import check_epochs, check_held_out, check_logs, check_penalties
 from braindecode_vis.parts.audit.design import check_design
 from braindecode_vis.parts.audit.fits import (
     check_features,
@@ -49,10 +49,7 @@ from braindecode_vis.parts.audit.synthetic_trials import check_synthetic, check_
 from braindecode_vis.pipeline.leaks.findings import LEVELS, Audit, AuditFinding, Part, PartStatus
 from braindecode_vis.pipeline.leaks.quick import FIRST, make_checks
 from braindecode_vis.pipeline.leaks.records import (
-    check_held_out,
-    check_logs,
     check_options,
-    check_penalties,
     check_pretraining,
     check_recordings,
     check_warnings,

@@ -1,17 +1,13 @@
-"""Checks of what the artifacts of a run recorded: names and digests, choices, and settings that use the test set.
+"""Checks of what the artifacts of a run recorded: names and digests, and settings that use the test set.
 
 An artifact is named after its settings and the names of what it was made of, so that none can be changed, or exchanged
-for another one, without breaking the chain that ends in the scores. Penalties and epochs must have been chosen by inner
-folds and held-out training images. A setting that uses unlabelled test trials, or trials of the test subject, is
-transductive: a number that comes from one belongs in a column of its own.
+for another one, without breaking the chain that ends in the scores. A setting that uses unlabelled test trials, or
+trials of the test subject, is transductive: a number that comes from one belongs in a column of its own.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +22,6 @@ from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, Record, list_first, name_fold
 from braindecode_vis.pipeline.preparing import find_shared_subjects, list_earlier, name_sources
 from braindecode_vis.preprocessing.common_space import name_alignment
-from braindecode_vis.training.auto import FILE as CHOICE
-from braindecode_vis.training.auto import find_winner
-
-#: A word of its own: ``test_top1`` and ``tested``, but neither ``latest`` nor ``testimony``.
-_TEST_SCORE = re.compile(r"(^|[^a-z])(test|tested)([^a-z]|$)")
-_TEXT_FILES = (".json", ".jsonl", ".csv", ".log", ".txt")
 
 #: Words in the name of a retrieval or reconstruction setting, or in its value, and what they mean.
 TRANSDUCTIVE = {
@@ -202,159 +192,6 @@ def _check_config(run: AuditedRun) -> list[AuditFinding]:
         return []
     text = f"config.yaml has other settings of {', '.join(changed)} than the results were made with."
     return [AuditFinding("chain", "warning", text, "config.yaml")]
-
-
-# --- what penalties and epochs were chosen by ---------------------------------------------------------------
-
-
-def check_penalties(run: AuditedRun) -> list[AuditFinding]:
-    """Compare encoder, penalty and number of features in use with the best of the recorded inner folds."""
-    findings, n, choice = [], 0, ""
-    for number, record in enumerate(run.trained):
-        if (record.path / CHOICE).is_file():
-            content = read_json(record.path / CHOICE)
-            tried, used, best = content["candidates"], content["chosen"], find_winner(content["candidates"])
-            choice = "encoders and "
-            if used != best:
-                kinds = [f"candidate {place + 1} ({tried[place]['kind']})" for place in (used, best)]
-                text = f"{kinds[0]} is in use, but the inner folds chose {kinds[1]}."
-                findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
-        path = record.path / "ridge.json"
-        content = read_json(path) if path.is_file() else {}
-        if not content.get("choices"):
-            continue
-        n += 1
-        best = min(content["choices"], key=lambda choice: choice["mse"])
-        size = best.get("n_features")
-        # Whatever else chose it, the training trials did not.
-        if best["alpha"] != content["alpha"]:
-            text = f"the penalty {content['alpha']:g} is used, but the inner folds chose {best['alpha']:g}."
-            findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
-        elif size is not None and size != content["n_kept"]:
-            text = f"{content['n_kept']} features are used, but the inner folds chose {size}."
-            findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
-    text = (
-        f"{choice}penalties are the best ones in inner folds of training trials."
-        if n or choice
-        else "no penalty was chosen by ridge."
-    )
-    return findings or [AuditFinding("choices", "ok", text)]
-
-
-def check_logs(run: AuditedRun) -> list[AuditFinding]:
-    """Search what training left behind for scores of the test."""
-    findings = []
-    folders = [record.path for record in run.trained]
-    extra = [run.folder / name for name in ("work", "logs", "checkpoints")]
-    for folder in [*folders, *extra]:
-        for path, key in _iterate_keys(folder):
-            where = path.relative_to(run.folder).as_posix()
-            text = f"the training log contains {key!r}: with test scores available, an epoch can be chosen by them."
-            findings.append(AuditFinding("model-selection", "leak", text, where))
-    if (run.folder.parent / "sweep.csv").is_file():
-        text = (
-            "this run is part of a sweep; do not report only the run with the best test score, since "
-            "this selects on the test set."
-        )
-        findings.append(AuditFinding("model-selection", "warning", text, "../sweep.csv"))
-    text = "no training log holds a test score."
-    return findings or [AuditFinding("model-selection", "ok", text)]
-
-
-def _iterate_keys(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the first key that names a test score in each log below a folder."""
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
-        if path.suffix not in _TEXT_FILES or path.name == "provenance.json" or not path.is_file():
-            continue
-        text = path.read_text(errors="replace")
-        # JSON is one value over many lines, logs have one a line.
-        lines = [text] if path.suffix == ".json" else text.splitlines()
-        keys: list[str] = []
-        for line in lines:
-            try:
-                keys += _list_keys(json.loads(line))
-            except json.JSONDecodeError:
-                keys += [part.split(":")[0].split("=")[0] for part in re.split(r"[,;\s]+", line)]
-        found = next((key for key in keys if _TEST_SCORE.search(key.lower())), None)
-        if found is not None:
-            yield path, found
-
-
-def _list_keys(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [*map(str, value), *(key for item in value.values() for key in _list_keys(item))]
-    if isinstance(value, list):
-        return [key for item in value for key in _list_keys(item)]
-    return []
-
-
-def check_held_out(run: AuditedRun) -> list[AuditFinding]:
-    """Compare the validation images of a network with its training images, and its epochs with what chose them."""
-    findings, n = [], 0
-    ids, concepts = run.responses.stimulus_ids.astype(str), run.concepts.astype(str)
-    for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
-        path, where = record.path / "network.json", name_fold(number)
-        if not path.is_file():
-            continue
-        n += 1
-        # Networks of categories keep the last epoch, and have no such setting.
-        content, settings = read_json(path), record.encoder.get("selection", {"kind": "last"})
-        # (n_trials,)
-        held = np.isin(ids, content["held_out"])
-        foreign = set(content["held_out"]) - set(ids[fold.train].tolist())
-        if foreign:
-            text = f"{len(foreign)} validation image(s) are not training images, first {list_first(foreign)}."
-            findings.append(AuditFinding("validation", "leak", text, where))
-        both = set(concepts[held].tolist()) & set(concepts[fold.test].tolist())
-        if both and "concept" in run.declared:
-            text = f"{len(both)} concept(s) are in both validation and test, first {list_first(both)}."
-            findings.append(AuditFinding("validation", "leak", text, where))
-        learns = np.isin(np.arange(len(ids)), fold.train) & ~held
-        split = set(concepts[held].tolist()) & set(concepts[learns].tolist())
-        if split and content["held_out_by"] == "concept":
-            text = f"{len(split)} validation concept(s) are also in training, first {list_first(split)}."
-            findings.append(AuditFinding("validation", "leak", text, where))
-        findings += _check_epochs(content["history"], record.encoder, settings, where)
-    text = "validation images are held-out training images." if n else "no network was trained."
-    return findings or [AuditFinding("validation", "ok", text)]
-
-
-def _check_epochs(
-    history: list[dict[str, Any]], encoder: Mapping[str, Any], settings: dict[str, Any], where: str
-) -> list[AuditFinding]:
-    """Compare the number of epochs with the one that was fixed, or that the validation curve explains."""
-    n, planned = len(history), int(encoder["epochs"])
-    if settings["kind"] == "last":
-        if n == planned:
-            return []
-        text = f"the last of {planned} epochs should be kept, but {n} are in the history: the training was stopped."
-        return [AuditFinding("model-selection", "warning", text, where)]
-    if settings["kind"] == "training_loss":
-        best, lowest = 0, np.inf
-        for epoch, entry in enumerate(history):
-            if entry["loss"] < lowest - float(settings["min_delta"]):
-                best, lowest = epoch, float(entry["loss"])
-        if n < planned and n - 1 - best != int(settings["patience"]):
-            text = (
-                f"the training stopped after epoch {n - 1}, but its loss is lowest in {best}, which does "
-                "not explain the stop."
-            )
-            return [AuditFinding("model-selection", "warning", text, where)]
-        return []
-    name = "validation_loss" if settings["monitor"] == "loss" else "validation_top"
-    curve = [
-        next((-v if "loss" in k else v for k, v in e.items() if k.startswith(name)), None) for e in history
-    ]
-    if any(value is None for value in curve):
-        return [AuditFinding("model-selection", "warning", "early stopping left no validation curve.", where)]
-    best = int(np.argmax(np.array(curve, dtype=float))) if curve else 0
-    if n < planned and n - 1 - best != int(settings["patience"]):
-        text = (
-            f"the training stopped after epoch {n - 1}, but the validation curve is best in {best}, "
-            "which does not explain the stop."
-        )
-        return [AuditFinding("model-selection", "warning", text, where)]
-    return []
 
 
 # --- transductive settings ----------------------------------------------------------------------------------

@@ -5,15 +5,12 @@ import pytest
 
 from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.parts.audit.choices import _check_epochs, check_held_out, check_logs, check_penalties
 from braindecode_vis.pipeline.leaks.records import (
     _check_centre,
-    _check_epochs,
     _find_tampering,
     check_chain,
-    check_held_out,
-    check_logs,
     check_options,
-    check_penalties,
 )
 from braindecode_vis.pipeline.leaks.run_files import Record, open_audited
 from tests.parts.audit.small_runs import read_name, write_artifact, write_bank, write_prepared, write_trained
