@@ -192,7 +192,7 @@ def iterate_blocks(data: Any, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np
     rows = np.sort(rows)
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]
-        yield chunk, np.asarray(data[chunk])
+        yield chunk, read_rows(data, chunk) if isinstance(data, np.ndarray) else np.asarray(data[chunk])
 
 
 class MappedRows:

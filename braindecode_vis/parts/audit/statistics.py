@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from braindecode_vis.base.arrays import read_rows
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.memory import release_pages
 from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first, name_fold
 from braindecode_vis.preprocessing.scaling import fit_robust_scaler
@@ -91,8 +91,7 @@ def iterate_rows(data: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarra
     size = max(1, _BLOCK_BYTES // max(1, 8 * int(np.prod(data.shape[1:]))))
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]
-        block = np.asarray(data[chunk], dtype=np.float64)
-        release_pages(data)  # responses may be larger than the memory
+        block = np.asarray(read_rows(data, chunk), dtype=np.float64)
         yield chunk, block.reshape(len(chunk), data.shape[1], -1)
 
 
@@ -221,10 +220,12 @@ def check_standardised(run: AuditedRun) -> list[AuditFinding]:
     groupings = _list_groupings(run)
     fits = [fit_standardised(data, groups, is_training, name) for name, groups in groupings.items()]
     plan = run.meta.get("provenance", {}).get("plan", {})
-    claimed = run.responses.unit == "z" and plan.get("zscore") != "none"  # else of volumes, not of trials
+    scaling = _read_cleaning(run).get("scaling")
+    of_baseline = "baseline" in plan and scaling is None  # as THINGS-MEG's authors divided each epoch
+    # Else of volumes, not of trials.
+    claimed = run.responses.unit == "z" and plan.get("zscore") != "none" and not of_baseline
     best = _find_finest(fits)
     if best is None or best.verdict == "none":
-        scaling = _read_cleaning(run).get("scaling")
         # Clamped values have another spread than the one they were divided by.
         is_clamped = isinstance(scaling, dict) and scaling.get("clamp") is not None
         if claimed and not is_clamped:
