@@ -143,7 +143,8 @@ def test_trials_that_are_called_z_scores_and_are_none_are_a_warning(check):
 
 
 @pytest.mark.parametrize(
-    "notes", [{"plan": {"zscore": "none"}}, {"plan": {"baseline": [None, 0.0]}, "cleaning": {"scaling": None}}]
+    "notes",
+    [{"plan": {"zscore": "none"}}, {"plan": {"baseline": [None, 0.0]}, "cleaning": {"scaling": None}}],
 )
 def test_z_scores_of_volumes_or_of_a_baseline_need_no_trials_of_that_kind(check, notes):
     """THINGS-MEG's published epochs are in units of their own baselines; each audit of them had a warning."""
