@@ -68,6 +68,7 @@ def _makes(call: ast.Call) -> bool:
         "ndtri",
         "stdtrit",
         "bdtrik",
+        "fdtri",
     )
     return called in makers
 

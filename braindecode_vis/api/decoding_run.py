@@ -211,7 +211,8 @@ class DecodingRun:
         Parameters
         ----------
         refit
-            Also fit every fold twice, on clean and on poisoned test trials.
+            Also preprocess the recordings and fit every fold again, on poisoned test trials; it takes about as long as
+            the run did.
 
         Returns
         -------

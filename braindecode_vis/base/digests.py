@@ -376,31 +376,44 @@ def identify_file(path: Path | str) -> FileIdentity:
     with suppress(OSError, ValueError):
         about = os.stat(path)  # noqa: PTH116 (speed)
         if stat.S_ISREG(about.st_mode):
-            return FileIdentity(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
+            return _identify(about)
     Path(path).is_file()  # raises what says more, such as that the folder may not be entered
     raise DataError(f"{path} does not exist; correct the setting that names it, or fetch it.")
+
+
+def _identify(about: os.stat_result) -> FileIdentity:
+    return FileIdentity(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
 
 
 def identify_settled(paths: Iterable[Path]) -> dict[str, FileIdentity] | None:
     """Return the identity of each file by its path; None if a write now could leave the times of one unchanged."""
     now_ns, found = time.time_ns(), {}
     for path in paths:
-        about = path.stat()
+        try:
+            about = path.stat()
+        except OSError:
+            return None
         if _count_unsettled(about, now_ns) > 0:
             return None
-        found[str(path)] = identify_file(str(path))
+        found[str(path)] = _identify(about)
     return found
 
 
-def keep_sound(folder: Path, files: Mapping[str, FileIdentity]) -> None:
-    """Remember that a folder is as its record says while its files have these identities, taken before the check."""
-    _SOUND[str(folder)] = dict(files)
+def keep_sound(folder: Path, files: Mapping[str, FileIdentity] | None) -> None:
+    """Remember that a folder is as its record says while its files have these identities, taken before the check.
+
+    None forgets it. Windows has no time of change that an edit could not set back, so nothing is remembered there.
+    """
+    if files is None:
+        _SOUND.pop(str(folder), None)
+    elif os.name != "nt":
+        _SOUND[str(folder)] = dict(files)
 
 
 def is_sound(folder: Path) -> bool:
     """Say whether all files that `keep_sound` was given for a folder have the same size, times and inode."""
     files = _SOUND.get(str(folder))
-    with suppress(DataError):
+    with suppress(DataError, OSError):
         return files is not None and all(identify_file(place) == then for place, then in files.items())
     return False
 

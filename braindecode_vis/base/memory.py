@@ -81,11 +81,11 @@ def release_pages(array: Any) -> None:
     Parameters
     ----------
     array
-        Any array. Nothing happens to one that is in memory, or that may be written.
+        Trials of any kind. Nothing happens to what is in memory, may be written, or is read on demand.
     """
-    if array.flags.writeable:
-        return
-    while hasattr(array, "base"):
+    while hasattr(array, "flags"):
+        if array.flags.writeable:  # and so may its base be, of a private map
+            return
         array = array.base
     if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         array.madvise(mmap.MADV_DONTNEED)

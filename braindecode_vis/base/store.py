@@ -485,6 +485,7 @@ def find_damage(final: Path, *, read: bool = False) -> str:
     """
     if not read and digests.is_sound(final):  # stages ask hundreds of times
         return ""
+    digests.keep_sound(final, None)
     place = final / PROVENANCE
     try:
         told = digests.identify_settled([place])
@@ -682,7 +683,9 @@ def write_json(path: Path, value: Any) -> None:
     try:
         # With an indent, Python's slow encoder writes: scores take eight times as long.
         text = (
-            "[\n" + ",\n".join(map(dump, value)) + "\n]" if isinstance(value, list) else dump(value, indent=1)
+            "[\n" + ",\n".join(map(dump, value)) + "\n]"
+            if value and isinstance(value, list)
+            else dump(value, indent=1)
         )
     except ValueError as error:
         raise DataError(

@@ -232,8 +232,9 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
     pairs = []
     picked = np.sort(np.random.default_rng(0).permutation(size)[:_N_PROBES])
     probes = np.full((n, len(picked)), np.nan, np.float32)
+    step = min(ROWS_OF_A_MAP, max(1, (256 << 20) // (4 * max(1, size))))  # a trial may have a million values
     for row in range(n):
-        if row % ROWS_OF_A_MAP == 0:
+        if row % step == 0:
             release_pages(X)
         if np.ptp(X[row]) == 0:
             continue  # without a value that varies, nothing was copied

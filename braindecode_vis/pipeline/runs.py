@@ -36,7 +36,7 @@ from braindecode_vis.config import RunConfig, dump_config, read_config
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
     "preprocess": 2, "pretrain": 1, "embed": 1, "synthesise": 2, "train": 4, "out_of_fold": 1, "retrieve": 2,
-    "reconstruct": 7, "evaluate": 10, "analyze": 7,
+    "reconstruct": 7, "evaluate": 11, "analyze": 7,
 }  # fmt: skip
 #: In the environment of a job: `digest_config` of what it was sent with, which the first configuration read must have.
 SENT_WITH = "BRAINDECODE_VIS_SENT_WITH"

@@ -136,8 +136,9 @@ def score_pairs(scored: ScoredGroup, method: str, names: Sequence[str]) -> Itera
 
     Pairs are dear, so only the system under test gets a permutation null, and only of as many pairs as
     `LARGEST_PAIR_TABLE` allows: beyond that, stimuli are permuted within random blocks of equal size, which is as valid
-    as permuting all of them and a little less sensitive; chance is that of all. The chance level of a control is its
-    mean against the next stimulus, as is that of a metric that is too slow for all pairs.
+    as permuting all of them and less sensitive. Then chance is estimated from pairs within blocks, and there is no
+    shuffled brain. The chance level of a control is its mean against the next stimulus, as is that of a metric that is
+    too slow for all pairs.
 
     Parameters
     ----------
@@ -243,12 +244,16 @@ def _score_pair_table(scored: ScoredGroup, method: str, name: str) -> Iterator[t
     n_stimuli = len(scored.columns)
     n_pixels = 425**2 if _reads_whole(name) else int(np.prod(seen.shape[1:3]))
     n_pairs = LARGEST_PAIR_TABLE // (len(rounds) * len(seen) * n_pixels)
-    folds = np.zeros(n_stimuli, int) if scored.column_folds is None else scored.column_folds
-    blocks = np.empty(n_stimuli, int)
-    for fold in np.unique(folds):  # nothing is permuted across folds
-        members = np.flatnonzero(folds == fold)
-        blocks[members] = n_stimuli * fold + make_blocks(len(members), n_pairs, scored.task.seed)
-    yield from scored.score_table(method, name, _tabulate_rounds(scored, method, name, blocks), blocks=blocks)
+    classes = scored.find_classes(scored.columns, scored.column_folds)  # nothing is permuted across them
+    of_class = np.unique(
+        np.zeros(n_stimuli) if classes is None else np.asarray(classes, str), return_inverse=True
+    )[1]
+    labels = np.empty(n_stimuli, int)
+    for number in np.unique(of_class):
+        members = np.flatnonzero(of_class == number)
+        labels[members] = n_stimuli * number + make_blocks(len(members), n_pairs, scored.task.seed)
+    blocks = None if len(np.unique(labels)) == len(np.unique(of_class)) else labels
+    yield from scored.score_table(method, name, _tabulate_rounds(scored, method, name, labels), blocks=blocks)
 
 
 def _tabulate_rounds(scored: ScoredGroup, method: str, name: str, blocks: np.ndarray) -> list[np.ndarray]:

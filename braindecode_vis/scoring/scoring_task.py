@@ -466,20 +466,18 @@ class ScoredGroup:
     ) -> PermutationResult:
         """Test a table of rows by distinct stimuli; after folds within each, by a wider null.
 
-        With `blocks`, chosen at random, the table holds only the pairs within them; see `move_null`.
+        With `blocks`, chosen at random within what may change places, the table holds only the pairs within them; see
+        `move_null`.
         """
         if self.column_folds is not None:
             groups = cross_labels(groups, self.column_folds)
         classes = self.find_classes(self.columns, groups)
-        within = classes
-        if blocks is not None:
-            within = blocks if classes is None else cross_labels(blocks, classes)
         found = permutation_test(
-            table, truth=self.truth, groups=within, alternative=alternative,
+            table, truth=self.truth, groups=classes if blocks is None else blocks, alternative=alternative,
             n_permutations=self.task.n_permutations, seed=self.task.seed,
         )  # fmt: skip
         found = widen_null(found) if self.over_folds else found
-        return found if blocks is None else move_null(found, table, self.truth, within, classes)
+        return found if blocks is None else move_null(found, table, self.truth, blocks, classes)
 
     def score_table(
         self,
@@ -506,7 +504,9 @@ class ScoredGroup:
         null = self.permute(table, blocks=blocks, alternative=alternative) if several else None
         level, p_value = (None, None) if null is None else (null.null_mean, null.p_value)
         yield self.score(self.own(table), metric, method, chance=level, p_value=p_value), self.own(table)
-        if method == "decoded" and null is not None:
+        if (
+            method == "decoded" and null is not None and blocks is None
+        ):  # shuffles of blocks keep too many in place
             yield self.score_shuffled(null, metric, len(table)), self.own(table)
         if several:
             yield from self.score_best(method, metric, tables, blocks=blocks)

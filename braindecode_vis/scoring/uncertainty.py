@@ -71,7 +71,7 @@ class PermutationResult:
         Mean (or median) over predictions under the true assignment.
     null_mean
         Exact mean over all admissible assignments: the chance level of this statistic on these data. Of a median, the
-        mean of the null.
+        mean of the null; after `move_null`, an estimate.
     null_low, null_high
         2.5 and 97.5 percentiles of the null.
     p_value
@@ -485,10 +485,11 @@ def permutation_test(
 def move_null(
     found: PermutationResult, table: np.ndarray, truth: np.ndarray, blocks: Labels, classes: Labels | None
 ) -> PermutationResult:
-    """Move a null of permutations within random blocks to the mean that all permutations within classes have.
+    """Move a null of permutations within random blocks to the mean that permutations within classes have.
 
     In a block of n, a permutation leaves one stimulus in n beside its own prediction, so that a null of small blocks
-    is nearer to the observed value than one of all stimuli. Its p-value is valid and stays.
+    is nearer to the observed value than one of all stimuli. The mean is estimated from the pairs within blocks; the
+    p-value is valid and stays, and so does the spread, which is that of the blocks.
 
     Parameters
     ----------
@@ -505,10 +506,13 @@ def move_null(
     )
     shown = np.isin(np.arange(len(labels)), truth)  # the other columns take no part in the permutation
     sizes = np.bincount(of_class[shown], minlength=of_class.max() + 1)[of_class[truth]]
-    own, beside = table[np.arange(len(table)), truth], (labels[truth][:, None] == labels) & shown
-    beside[np.arange(len(table)), truth] = False
-    n_others = beside.sum(axis=1)
-    others = np.where(n_others > 0, np.where(beside, table, 0).sum(axis=1) / np.maximum(n_others, 1), own)
+    own, others = table[np.arange(len(table)), truth], np.full(len(table), np.nan)
+    for label in np.unique(labels[shown]):
+        rows, columns = np.flatnonzero(labels[truth] == label), np.flatnonzero((labels == label) & shown)
+        if len(columns) > 1:
+            others[rows] = (table[np.ix_(rows, columns)].sum(axis=1) - own[rows]) / (len(columns) - 1)
+    # A stimulus that is alone in its block, as a subject's may be, has no pair: others stand for it.
+    others = np.where(np.isnan(others), own if np.isnan(others).all() else np.nanmean(others), others)
     level = float((own / sizes + others * (1 - 1 / sizes)).mean())
     by = level - found.null_mean
     return replace(

@@ -44,6 +44,7 @@ def _new_process(monkeypatch, tmp_path):
 def forget():
     digests._KNOWN.clear()
     digests._USED.clear()
+    digests._SOUND.clear()
 
 
 def write_old(path, content):

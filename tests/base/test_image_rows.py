@@ -8,7 +8,7 @@ from PIL import Image
 
 import braindecode_vis as bdv
 from braindecode_vis import pipeline
-from braindecode_vis.base import stimuli, store
+from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError, Notice
 from braindecode_vis.base.stimuli import (
     ImageRows,
@@ -68,29 +68,6 @@ def test_rows_name_pictures_of_any_size(tmp_path):
     assert table.made["decoded"].tolist() == [[0, 1], [0, 0]]
     assert table.made["copies"].tolist() == [[0, 0]]
     assert (find_comparison_size(90, 128), find_comparison_size(90, 129)) == ((90, 128), (128, 128))
-
-
-def test_pictures_that_have_the_size_are_read_together(tmp_path, monkeypatch):
-    """Of an array, of a memory map and of some rows of one; draws may repeat a picture, and a square is cropped."""
-    monkeypatch.setattr(stimuli, "_TOGETHER", 3)
-    pixels, ids = make_images(9, 20, 16), [f"image{n}" for n in range(9)]
-    np.save(tmp_path / "pixels.npy", pixels)
-    mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
-    table = StimulusSet.from_pixels(pixels, ids).table
-    whole = StimulusSet(table, pixels=mapped)
-    index = np.array([[7, 2], [2, 2], [8, 0], [5, 7]])
-    turned = [8, 7, 6, 5, 4, 3, 2, 1, 0]
-    monkeypatch.setattr(ImageRows, "read", None)
-    for source, places in [
-        (mapped, index),
-        (whole, index),
-        (whole.select(ids[::-1]), np.array(turned)[index]),
-    ]:
-        np.testing.assert_array_equal(ImageRows(source, places).resize(20, 16), pixels[index])
-    monkeypatch.undo()
-    cropped = ImageRows(mapped, index).crop()
-    np.testing.assert_array_equal(cropped.resize(16, 16), pixels[index][:, :, 2:18])
-    np.testing.assert_array_equal(cropped.resize(20, 16)[0, 0], resize_image(pixels[7, 2:18], 20, 16))
 
 
 @pytest.mark.parametrize("name", ["pixcorr", "ssim"])

@@ -415,3 +415,25 @@ def test_a_wider_null_keeps_its_side(alternative):
     assert found.p_value == unc.widen_null(found).p_value == 0.005
     worst = unc.permutation_test(1 - table, alternative=alternative, n_permutations=199)
     assert unc.widen_null(worst).p_value > 0.5
+
+
+@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("kind", ["one class", "classes", "some shown, two rows each"])
+def test_a_null_of_small_blocks_is_moved_to_the_mean_of_all_permutations(size, kind):
+    """Blocks of two left half of the images beside themselves: chance was half-way to the score.
+
+    Every stimulus is .6 beside its own prediction and .2 beside any other, so that the estimate has no error.
+    """
+    n = 40
+    truth = np.repeat(np.flatnonzero(np.arange(n) % 3), 2) if "shown" in kind else np.arange(n)
+    table = np.where(truth[:, None] == np.arange(n), 0.6, 0.2)
+    classes = np.arange(n) // 20 if kind == "classes" else None
+    blocks = np.arange(n) // size
+    whole = unc.permutation_test(table, truth=truth, groups=classes, n_permutations=500)
+    parted = unc.permutation_test(table, truth=truth, groups=blocks, n_permutations=500)
+    moved = unc.move_null(
+        parted, np.where(blocks[truth][:, None] == blocks, table, 9.0), truth, blocks, classes
+    )
+    assert moved.null_mean == pytest.approx(whole.null_mean)
+    assert moved.p_value == parted.p_value
+    assert moved.null_low - parted.null_low == pytest.approx(moved.null_mean - parted.null_mean)

@@ -91,7 +91,8 @@ def iterate_rows(data: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarra
     size = max(1, _BLOCK_BYTES // max(1, 8 * int(np.prod(data.shape[1:]))))
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]
-        block = np.asarray(read_rows(data, chunk), dtype=np.float64)
+        read = read_rows(data, chunk) if isinstance(data, np.ndarray) else data[chunk]
+        block = np.asarray(read, dtype=np.float64)
         yield chunk, block.reshape(len(chunk), data.shape[1], -1)
 
 
