@@ -407,6 +407,8 @@ def find_copies(data: np.ndarray) -> np.ndarray:
             trial = np.ascontiguousarray(data[row])
             if trial.min() < trial.max():
                 codes[row] = seen.setdefault(hashlib.sha256(trial.tobytes()).digest(), row)
+        if len(rows) > 1:
+            release_pages(data)
     return codes
 
 
