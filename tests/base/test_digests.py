@@ -521,6 +521,31 @@ def test_a_folder_that_was_found_sound_is_read_again_once_a_file_has_changed(tmp
     assert f"its {'file ' * (name == 'data')}{name} was" in store.find_damage(tmp_path)
 
 
+def test_damage_that_reading_found_is_not_forgotten(tmp_path, monkeypatch):
+    """What a disk lost changes neither size nor times; nor is a folder that may no longer be entered a traceback."""
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    (folder / "data").write_text("1.0")
+    store.write_provenance(
+        folder / "provenance.json", {"created": "now", "files": store.describe_files(folder)}
+    )
+    time.sleep(0.1)
+    assert store.find_damage(folder) == ""
+    flip_bit(folder / "data")
+    digests.keep_sound(folder, digests.identify_settled([folder / "provenance.json"]))
+    assert store.find_damage(folder) == ""
+    assert "data was missing or changed" in store.find_damage(folder, read=True)
+    assert "data was missing or changed" in store.find_damage(folder)
+    digests.keep_sound(folder, digests.identify_settled([folder / "provenance.json"]))
+    monkeypatch.setattr(digests, "identify_file", _refuse)
+    monkeypatch.setattr(store.Path, "read_bytes", _refuse)
+    assert store.find_damage(folder) == "its provenance.json was missing or damaged"
+
+
+def _refuse(*_):
+    raise PermissionError(13, "Permission denied")
+
+
 def test_files_of_earlier_versions_are_known_by_what_was_recorded_of_them(copied):
     artifact = find_artifact(copied, "train")
     record = store.read_json(artifact / store.PROVENANCE)

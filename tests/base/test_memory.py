@@ -359,6 +359,8 @@ def test_pages_of_a_map_are_given_back_and_their_values_stay(tmp_path):
         if mode != "r":
             array[0, 0] = -1
         before = array.reshape(30, -1).sum()
-        release_pages(array.reshape(30, -1))
+        view = array.reshape(30, -1)
+        view.flags.writeable = False  # of a private map, too: what was written is nowhere else
+        release_pages(view)
         assert array.sum() == before
     release_pages(wanted)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from braindecode_vis.base.arrays import TrialRows
 from braindecode_vis.parts.audit import statistics
 from braindecode_vis.parts.audit.statistics import (
     check_codes,
@@ -96,9 +97,10 @@ def test_sums_that_do_not_fit_into_memory_are_not_made(monkeypatch):
 def test_moments_are_those_of_the_chosen_trials(monkeypatch):
     monkeypatch.setattr(statistics, "_BLOCK_BYTES", 7 * 8 * 12)
     data, rows = draw(4, 3) + 1e4, np.arange(0, 100, 3)
-    mean, std = compute_moments(data, rows)
-    np.testing.assert_allclose(mean, data[rows].mean(axis=0).ravel(), rtol=1e-12)
-    np.testing.assert_allclose(std, data[rows].std(axis=0).ravel(), rtol=1e-9)
+    for held in (data, TrialRows(data, np.arange(len(data)))):  # the latter is read on demand
+        mean, std = compute_moments(held, rows)
+        np.testing.assert_allclose(mean, data[rows].mean(axis=0).ravel(), rtol=1e-12)
+        np.testing.assert_allclose(std, data[rows].std(axis=0).ravel(), rtol=1e-9)
 
 
 @pytest.mark.parametrize(
