@@ -616,8 +616,8 @@ class Backend:
     device: str = "cpu"
     precision: Literal["float64", "float32"] = "float64"
 
-    def take(self, array: np.ndarray) -> Any:
-        """Return the array in the precision of the sums, where this computes."""
+    def take(self, array: Any) -> Any:
+        """Return an array, of numpy or of this backend, in the precision of the sums, where this computes."""
         if self.device == "cpu":
             return np.asarray(array, dtype=self.precision)
         return self.xp.as_tensor(array, device=self.device).to(getattr(self.xp, self.precision))
