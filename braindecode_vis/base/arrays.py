@@ -184,10 +184,10 @@ def read_rows(data: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return out
 
 
-def iterate_blocks(data: Any, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield row numbers and trials in bounded memory; rows are read in ascending order."""
+def iterate_blocks(data: Any, rows: np.ndarray, n_bytes: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield row numbers and trials, about `n_bytes` in float64 at a time; rows are read in ascending order."""
     trial_bytes = 8 * max(1, int(np.prod(data.shape[1:])))
-    size = max(1, BLOCK_BYTES // trial_bytes)
+    size = max(1, (n_bytes or BLOCK_BYTES) // trial_bytes)
     # Ascending, as a memory map is read fastest.
     rows = np.sort(rows)
     for start in range(0, len(rows), size):

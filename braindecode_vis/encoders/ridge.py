@@ -904,15 +904,16 @@ def is_inverted(gram: Gram, folds: Sequence[Fold], alphas: Sequence[float]) -> b
     n, n_trials, n_targets = len(gram.matrix), len(gram.data), gram.values.shape[1]
     held = np.array([len(fold.test) for fold in folds], float)
     if gram.products is None:
-        cubes = min(
-            n_trials**3, sum(len(fold.train) ** 3 for fold in folds)
-        )  # of all trials, or of each fold
+        # Of all trials, or of each fold.
+        cubes = min(n_trials**3, sum(len(fold.train) ** 3 for fold in folds))
         quicker = len(alphas) * n_trials**3 <= _INVERTED * cubes
     else:
         # Multiplications: half of a product for a triangle, a sixth of a cube for a factor.
         each = n**3 / 6 + n**2 * n_trials / 2 + float((held**2 * (n / 2 + held / 6 + n_targets)).sum())
-        products = len(alphas) * float((held * (n + held) * (held + 2 * n_targets)).sum())
-        solved = sum(_count_multiplications(gram, f, len(alphas))[_compute_solved_errors] for f in folds)
+        costs = [_count_multiplications(gram, fold, len(alphas)) for fold in folds]
+        products, solved = (
+            sum(cost[way] for cost in costs) for way in (_compute_residual_errors, _compute_solved_errors)
+        )
         # The factors of folds are smaller, and taking each fold's matrix costs a product.
         others = _EIGH * n**3 * len(folds), _EIGH * n**3 + n**2 * n_trials + products, 1.5 * solved
         quicker = len(alphas) * each < min(others)

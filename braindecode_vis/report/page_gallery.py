@@ -311,7 +311,8 @@ def _encode(
 ) -> int:
     """Fill `encoded` for these items and return the bytes of their distinct images.
 
-    `known` are those by what tells pictures apart; `large` are the cells whose image is larger than its thumbnail.
+    `known` holds the thumbnail of each distinct picture, by its name or digest, and whether the picture is larger;
+    `large` holds the cells of such pictures.
     """
     for item in map(int, items):
         for number, images in enumerate(rows):

@@ -245,14 +245,12 @@ def _score_pair_table(scored: ScoredGroup, method: str, name: str) -> Iterator[t
     n_pixels = 425**2 if _reads_whole(name) else int(np.prod(seen.shape[1:3]))
     n_pairs = LARGEST_PAIR_TABLE // (len(rounds) * len(seen) * n_pixels)
     classes = scored.find_classes(scored.columns, scored.column_folds)  # nothing is permuted across them
-    of_class = np.unique(
-        np.zeros(n_stimuli) if classes is None else np.asarray(classes, str), return_inverse=True
-    )[1]
+    names = np.zeros(n_stimuli, str) if classes is None else np.asarray(classes, str)
     labels = np.empty(n_stimuli, int)
-    for number in np.unique(of_class):
-        members = np.flatnonzero(of_class == number)
+    for number, name_of_class in enumerate(known := np.unique(names)):
+        members = np.flatnonzero(names == name_of_class)
         labels[members] = n_stimuli * number + make_blocks(len(members), n_pairs, scored.task.seed)
-    blocks = None if len(np.unique(labels)) == len(np.unique(of_class)) else labels
+    blocks = None if len(np.unique(labels)) == len(known) else labels
     yield from scored.score_table(method, name, _tabulate_rounds(scored, method, name, labels), blocks=blocks)
 
 

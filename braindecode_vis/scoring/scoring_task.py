@@ -504,9 +504,8 @@ class ScoredGroup:
         null = self.permute(table, blocks=blocks, alternative=alternative) if several else None
         level, p_value = (None, None) if null is None else (null.null_mean, null.p_value)
         yield self.score(self.own(table), metric, method, chance=level, p_value=p_value), self.own(table)
-        if (
-            method == "decoded" and null is not None and blocks is None
-        ):  # shuffles of blocks keep too many in place
+        # Shuffles of blocks keep too many in place.
+        if method == "decoded" and null is not None and blocks is None:
             yield self.score_shuffled(null, metric, len(table)), self.own(table)
         if several:
             yield from self.score_best(method, metric, tables, blocks=blocks)

@@ -500,17 +500,17 @@ def move_null(
     blocks, classes : sequences of length n_stimuli
         Block and class of each column, blocks within classes; None is one class.
     """
-    labels, of_class = (
-        np.unique(np.asarray(part).astype(str), return_inverse=True)[1]
-        for part in (blocks, np.zeros(len(blocks)) if classes is None else classes)
-    )
-    shown = np.isin(np.arange(len(labels)), truth)  # the other columns take no part in the permutation
-    sizes = np.bincount(of_class[shown], minlength=of_class.max() + 1)[of_class[truth]]
-    own, others = table[np.arange(len(table)), truth], np.full(len(table), np.nan)
-    for label in np.unique(labels[shown]):
-        rows, columns = np.flatnonzero(labels[truth] == label), np.flatnonzero((labels == label) & shown)
-        if len(columns) > 1:
-            others[rows] = (table[np.ix_(rows, columns)].sum(axis=1) - own[rows]) / (len(columns) - 1)
+    part, whole = (_Permuted.make(table, truth, groups) for groups in (blocks, classes))
+    own = part.own
+    others, sizes = np.full(len(own), np.nan), np.ones(len(own))
+    for block in part.blocks:
+        rows = np.flatnonzero(np.isin(part.slot, block))
+        if len(block) > 1:
+            others[rows] = (part.table[np.ix_(rows, part.shown[block])].sum(axis=1) - own[rows]) / (
+                len(block) - 1
+            )
+    for block in whole.blocks:
+        sizes[np.isin(whole.slot, block)] = len(block)
     # A stimulus that is alone in its block, as a subject's may be, has no pair: others stand for it.
     others = np.where(np.isnan(others), own if np.isnan(others).all() else np.nanmean(others), others)
     level = float((own / sizes + others * (1 - 1 / sizes)).mean())

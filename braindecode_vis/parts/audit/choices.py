@@ -412,24 +412,19 @@ def _check_epochs(
         for epoch, entry in enumerate(history):
             if entry["loss"] < lowest - float(settings["min_delta"]):
                 best, lowest = epoch, float(entry["loss"])
-        if n < planned and n - 1 - best != int(settings["patience"]):
-            text = (
-                f"the training stopped after epoch {n - 1}, but its loss is lowest in {best}, which does "
-                "not explain the stop."
-            )
+        found = f"its loss is lowest in {best}"
+    else:
+        name = "validation_loss" if settings["monitor"] == "loss" else "validation_top"
+        curve = [
+            next((-v if "loss" in k else v for k, v in e.items() if k.startswith(name)), None)
+            for e in history
+        ]
+        if any(value is None for value in curve):
+            text = "early stopping left no validation curve."
             return [AuditFinding("model-selection", "warning", text, where)]
-        return []
-    name = "validation_loss" if settings["monitor"] == "loss" else "validation_top"
-    curve = [
-        next((-v if "loss" in k else v for k, v in e.items() if k.startswith(name)), None) for e in history
-    ]
-    if any(value is None for value in curve):
-        return [AuditFinding("model-selection", "warning", "early stopping left no validation curve.", where)]
-    best = int(np.argmax(np.array(curve, dtype=float))) if curve else 0
+        best = int(np.argmax(np.array(curve, dtype=float))) if curve else 0
+        found = f"the validation curve is best in {best}"
     if n < planned and n - 1 - best != int(settings["patience"]):
-        text = (
-            f"the training stopped after epoch {n - 1}, but the validation curve is best in {best}, "
-            "which does not explain the stop."
-        )
+        text = f"the training stopped after epoch {n - 1}, but {found}, which does not explain the stop."
         return [AuditFinding("model-selection", "warning", text, where)]
     return []

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.arrays import iterate_blocks
-from braindecode_vis.base.memory import release_pages
+from braindecode_vis.base.arrays import iterate_blocks, read_rows
 from braindecode_vis.base.stimuli import Images
 from braindecode_vis.base.store import PROVENANCE, load_tensors, read_json
 from braindecode_vis.parts.audit.statistics import compute_moments, iterate_rows
@@ -88,7 +87,7 @@ def compare_responses(made: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray,
     different, largest = [np.zeros(0, dtype=np.int64)], 0.0
     for chunk, block in iterate_rows(made, np.arange(len(made))):
         values = block.reshape(len(chunk), -1)
-        off = np.abs(np.asarray(stored[chunk], dtype=np.float64).reshape(values.shape) - values)
+        off = np.abs(np.asarray(read_rows(stored, chunk), dtype=np.float64).reshape(values.shape) - values)
         off = np.where(np.isnan(off), np.inf, off)
         allowed = RESPONSE_TOLERANCE * np.maximum(spread, np.abs(values - mean)) + step * np.abs(values)
         is_other = off > (0.0 if is_whole else allowed)
@@ -263,7 +262,7 @@ def _compare_values(stored: np.ndarray, made: np.ndarray, tolerance: float) -> b
     stored, made = (array if array.ndim else array.reshape(1) for array in (stored, made))
     off, largest = np.zeros(2)
     for rows, block in iterate_blocks(made, np.arange(len(made))):
-        beside = np.asarray(stored[rows])
+        beside = read_rows(stored, rows)
         if made.dtype.kind != "f":
             if not np.array_equal(beside, block):
                 return False
@@ -273,8 +272,6 @@ def _compare_values(stored: np.ndarray, made: np.ndarray, tolerance: float) -> b
                 np.maximum(off, np.abs(beside - block).max()),
                 np.maximum(largest, np.abs(block).max()),
             )
-        release_pages(made)
-        release_pages(stored)
     return bool(off <= tolerance * largest)
 
 

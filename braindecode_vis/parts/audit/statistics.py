@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.arrays import read_rows
+from braindecode_vis.base.arrays import iterate_blocks
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first, name_fold
@@ -87,13 +87,8 @@ class Fit:
 
 def iterate_rows(data: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield ascending row numbers and their trials, float64 of shape (n, n_features, n_samples)."""
-    rows = np.sort(rows)
-    size = max(1, _BLOCK_BYTES // max(1, 8 * int(np.prod(data.shape[1:]))))
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
-        read = read_rows(data, chunk) if isinstance(data, np.ndarray) else data[chunk]
-        block = np.asarray(read, dtype=np.float64)
-        yield chunk, block.reshape(len(chunk), data.shape[1], -1)
+    for chunk, block in iterate_blocks(data, rows, _BLOCK_BYTES):
+        yield chunk, np.asarray(block, dtype=np.float64).reshape(len(chunk), data.shape[1], -1)
 
 
 def fit_standardised(data: np.ndarray, groups: np.ndarray, is_train: np.ndarray, grouping: str) -> Fit | None:
